@@ -1,0 +1,81 @@
+package engine
+
+import (
+	"context"
+	"io"
+
+	"escale.dev/escale/internal/container"
+	"escale.dev/escale/internal/events"
+	"escale.dev/escale/internal/image"
+	"escale.dev/escale/internal/logs"
+	"github.com/moby/moby/api/types/system"
+)
+
+// Containers is what the container and exec routes need. ref is a name, a full
+// id or a unique prefix of one. Errors carry a kind of containerd/errdefs and
+// Docker's words.
+type Containers interface {
+	Create(ctx context.Context, c container.Create) (container.CreateResult, error)
+	Start(ctx context.Context, ref string) error // NotModified (container.ErrNotModified) when it runs already
+	Stop(ctx context.Context, ref string, s container.Stop) error
+	Restart(ctx context.Context, ref string, s container.Stop) error
+	Kill(ctx context.Context, ref string, signal string) error
+	Pause(ctx context.Context, ref string) error
+	Unpause(ctx context.Context, ref string) error
+	Wait(ctx context.Context, ref string, condition string) (<-chan container.WaitResult, error)
+	Remove(ctx context.Context, ref string, r container.Remove) error
+	Rename(ctx context.Context, ref, name string) error
+	Resize(ctx context.Context, ref string, rows, cols uint16) error
+	Get(ref string) (container.View, error)
+	List() []container.View // newest first
+	Size(ctx context.Context, ref string) (rw, rootfs int64, err error)
+	// Attach blocks until the client detaches or the process ends. open is
+	// called once everything is in order and returns the client's side: the
+	// reader is its standard input (nil when not wanted), the writer gets raw
+	// bytes for a terminal, else Docker's multiplexed frames. Before open an
+	// error can still be answered with a status.
+	Attach(ctx context.Context, ref string, a container.Attach, open func(terminal bool) (io.ReadWriteCloser, error)) error
+	// Logs opens the container's log; the caller closes it. terminal tells that
+	// lines go out raw.
+	Logs(ctx context.Context, ref string, o logs.ReadOptions) (r logs.Reader, terminal bool, err error)
+
+	ExecCreate(ctx context.Context, ref string, c container.ExecConfig) (string, error)
+	// ExecStart runs an exec. open nil: detached, returns once it runs; else it
+	// blocks like Attach.
+	ExecStart(ctx context.Context, id string, consoleSize [2]uint16, open func(terminal bool) (io.ReadWriteCloser, error)) error
+	ExecResize(ctx context.Context, id string, rows, cols uint16) error
+	ExecGet(id string) (container.Exec, error)
+}
+
+// Images is what the image routes need.
+type Images interface {
+	List(ctx context.Context) ([]image.Image, error)
+	Get(ctx context.Context, ref string) (image.Image, error)
+	Import(ctx context.Context, r io.Reader, o image.ImportOptions) (image.Image, error)
+	Load(ctx context.Context, r io.Reader, o image.LoadOptions) error
+	Save(ctx context.Context, w io.Writer, refs []string) error
+	Tag(ctx context.Context, ref, target string) error
+	Remove(ctx context.Context, ref string, o image.RemoveOptions) ([]image.Deleted, error)
+	Prune(ctx context.Context, o image.PruneOptions) (image.Pruned, error)
+	History(ctx context.Context, ref string) ([]image.HistoryItem, error)
+}
+
+// System answers for the engine as a whole.
+type System interface {
+	Info(ctx context.Context) (*system.Info, error)
+	Version(ctx context.Context) system.VersionResponse
+	Ping() PingInfo
+}
+
+// Events is what the events route needs.
+type Events interface {
+	Subscribe(ctx context.Context, s events.Subscription) (*events.Stream, error)
+}
+
+// PingInfo feeds the headers of /_ping.
+type PingInfo struct {
+	OSType         string
+	Experimental   bool
+	BuilderVersion string // "1" until BuildKit is served
+	SwarmState     string // "inactive"
+}

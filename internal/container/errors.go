@@ -1,0 +1,30 @@
+package container
+
+import (
+	"fmt"
+
+	"github.com/containerd/errdefs"
+)
+
+// ErrNotModified tells that a container already is as asked (HTTP 304).
+var ErrNotModified = fmt.Errorf("not modified")
+
+// errNoSuch is Docker's answer for an unknown container.
+func errNoSuch(ref string) error {
+	return &statusError{kind: errdefs.ErrNotFound, msg: "No such container: " + ref}
+}
+
+// statusError carries Docker's exact words together with an error kind, whose
+// own words are not shown.
+type statusError struct {
+	kind error
+	msg  string
+}
+
+func (e *statusError) Error() string { return e.msg }
+func (e *statusError) Unwrap() error { return e.kind }
+
+// kindf makes an error of kind with exactly the words given.
+func kindf(kind error, format string, args ...any) error {
+	return &statusError{kind: kind, msg: fmt.Sprintf(format, args...)}
+}

@@ -1,0 +1,173 @@
+package container
+
+import (
+	"time"
+
+	"escale.dev/escale/internal/network"
+	"github.com/moby/moby/api/types/container"
+	apinetwork "github.com/moby/moby/api/types/network"
+)
+
+// ID is a container's identity: 64 hexadecimal digits.
+type ID string
+
+// Short is the form people see: the first 12 digits.
+func (id ID) Short() string {
+	if len(id) > 12 {
+		return string(id[:12])
+	}
+	return string(id)
+}
+
+// RecordFormat is the version of Record on disk (docs/formats.md).
+const RecordFormat = 1
+
+// Record is all that is kept of a container: containers/<id>/container.json.
+// What a client asked for stays as it was sent (Config, HostConfig,
+// Networking); what the engine decided or saw stands beside it.
+type Record struct {
+	Format  int
+	ID      ID
+	Name    string // without a leading slash
+	Created time.Time
+
+	ImageID  string // config digest, "sha256:…"; Config.Image holds the name as asked
+	Platform string // "linux"
+	Path     string // the command that runs: entrypoint and command joined
+	Args     []string
+
+	Config     *container.Config
+	HostConfig *container.HostConfig
+	Networking map[string]*apinetwork.EndpointSettings // as asked, by network name
+
+	Mounts    []Mount
+	Endpoints []network.Endpoint // of the last start; empty when not running
+	LogPath   string             // empty when the driver keeps no file here
+
+	State           State
+	RestartCount    int
+	ManuallyStopped bool // a client stopped it: restart policies rest
+	AppArmorProfile string
+}
+
+// Mount is a resolved mount point of a container.
+type Mount = container.MountPoint
+
+// Status is where a container stands in its life.
+type Status string
+
+// The states of a container; see the table of legal moves in state.go.
+const (
+	Created    Status = "created"
+	Starting   Status = "starting" // intent of a start, on disk before the kernel is touched; shown as created or exited
+	Running    Status = "running"
+	Paused     Status = "paused"
+	Restarting Status = "restarting"
+	Exited     Status = "exited"
+	Removing   Status = "removing"
+	Dead       Status = "dead"
+)
+
+// State is what a container does now and how its last run ended.
+type State struct {
+	Status     Status
+	Generation uint64 // counts starts
+	Pid        int
+	PidStart   uint64 // start time of Pid in clock ticks since boot (proc(5) stat field 22)
+	BootID     string // boot during which Pid lived
+	Monitor    int    // pid of the monitor
+	StartedAt  time.Time
+	FinishedAt time.Time
+	ExitCode   int
+	Error      string
+	OOMKilled  bool
+	Health     *Health // nil without a health check
+}
+
+// Health is the state of a container's health check.
+type Health struct {
+	Status        string // starting, healthy, unhealthy
+	FailingStreak int
+	Log           []*container.HealthcheckResult // the last five
+}
+
+// Running reports whether a process is there, paused or not.
+func (s State) Running() bool { return s.Status == Running || s.Status == Paused }
+
+// View is a Record as a reader gets it, with what only the running engine knows.
+type View struct {
+	Record
+	ExecIDs []string
+}
+
+// Exec is an exec instance as a reader gets it.
+type Exec struct {
+	ID          string
+	Container   ID
+	Config      ExecConfig
+	Running     bool
+	ExitCode    *int // nil until it has ended
+	Pid         int
+	CanRemove   bool
+	DetachKeys  string
+	Entrypoint  string
+	Arguments   []string
+	ConsoleSize [2]uint16
+}
+
+// ExecConfig is what a client asked of an exec.
+type ExecConfig struct {
+	Cmd          []string
+	Env          []string
+	WorkingDir   string
+	User         string
+	Tty          bool
+	AttachStdin  bool
+	AttachStdout bool
+	AttachStderr bool
+	Privileged   bool
+	DetachKeys   string
+	ConsoleSize  [2]uint16 // rows, columns
+}
+
+// Create is what a client asks of a new container.
+type Create struct {
+	Name       string // empty: one is made up
+	Config     *container.Config
+	HostConfig *container.HostConfig
+	Networking *apinetwork.NetworkingConfig
+	Platform   string
+}
+
+// CreateResult is the answer to Create.
+type CreateResult struct {
+	ID       ID
+	Warnings []string
+}
+
+// Stop says how to stop a container. Signal "" is the container's own, Timeout
+// nil the container's own (10 s by default), negative: wait for ever; in seconds.
+type Stop struct {
+	Signal  string
+	Timeout *int
+}
+
+// Remove says what may go with a container.
+type Remove struct {
+	Force   bool // kill it first
+	Volumes bool // its anonymous volumes too
+}
+
+// WaitResult is how a wait ended.
+type WaitResult struct {
+	ExitCode int
+	Err      error
+}
+
+// Attach says how a client attaches.
+type Attach struct {
+	Stdin, Stdout, Stderr bool
+	Stream                bool   // follow live
+	Logs                  bool   // first replay the log
+	DetachKeys            string // "" is ctrl-p,ctrl-q
+}
