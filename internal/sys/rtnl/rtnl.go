@@ -1,0 +1,142 @@
+// Package rtnl sends several rtnetlink requests in one system call.
+//
+// It adds to github.com/vishvananda/netlink, which sends one request a time and
+// needs several for what the kernel can do in one message. See rtnetlink(7).
+package rtnl
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"syscall"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// skipStats is RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h.
+const skipStats = 1 << 3
+
+// Conn is a socket to the kernel's routing tables and links, of the network
+// namespace of the thread that called Dial. Not for use by several goroutines
+// at once.
+type Conn struct {
+	fd  int
+	seq uint32
+	buf []byte
+}
+
+// Dial opens a Conn in the network namespace of the calling thread.
+func Dial() (*Conn, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	// Acknowledgements without a copy of the request keep the answers small.
+	if err := unix.SetsockoptInt(fd, unix.SOL_NETLINK, unix.NETLINK_CAP_ACK, 1); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("setsockopt", err)
+	}
+	return &Conn{fd: fd, buf: make([]byte, 16<<10)}, nil
+}
+
+// Close closes the socket.
+func (c *Conn) Close() error { return unix.Close(c.fd) }
+
+// Error tells which request of a batch the kernel refused.
+type Error struct {
+	Index int // of the request in the batch
+	Errno syscall.Errno
+}
+
+func (e *Error) Error() string { return fmt.Sprintf("request %d: %s", e.Index, e.Errno) }
+
+// Unwrap gives the errno.
+func (e *Error) Unwrap() error { return e.Errno }
+
+// Do sends the requests in one message and waits for the kernel's answer to
+// each. The kernel works through all of them, also after one has failed. The
+// first failure is returned, as *Error.
+func (c *Conn) Do(reqs ...*nl.NetlinkRequest) error {
+	_, err := c.exchange(reqs)
+	return err
+}
+
+// Index returns the index of the link called name; ENODEV when there is none.
+func (c *Conn) Index(name string) (int, error) {
+	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	// Without statistics and per-family data the answer is a few hundred bytes.
+	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)))
+	answers, err := c.exchange([]*nl.NetlinkRequest{req})
+	if err != nil {
+		return 0, err
+	}
+	for _, m := range answers {
+		if m.Header.Type == unix.RTM_NEWLINK && len(m.Data) >= unix.SizeofIfInfomsg {
+			return int(nl.DeserializeIfInfomsg(m.Data).Index), nil
+		}
+	}
+	return 0, &Error{Errno: unix.ENODEV}
+}
+
+// exchange sends requests and collects what the kernel says until each has its
+// acknowledgement.
+func (c *Conn) exchange(reqs []*nl.NetlinkRequest) ([]syscall.NetlinkMessage, error) {
+	if len(reqs) == 0 {
+		return nil, nil
+	}
+	first := c.seq + 1
+	var out []byte
+	for _, r := range reqs {
+		c.seq++
+		r.Seq = c.seq
+		r.Flags |= unix.NLM_F_REQUEST | unix.NLM_F_ACK
+		out = append(out, r.Serialize()...)
+	}
+	if err := unix.Sendto(c.fd, out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return nil, os.NewSyscallError("sendto", err)
+	}
+	var answers []syscall.NetlinkMessage
+	var failed error
+	for acks := 0; acks < len(reqs); {
+		msgs, err := c.receive()
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range msgs {
+			index := int(m.Header.Seq - first)
+			if index < 0 || index >= len(reqs) {
+				continue // the answer to an earlier exchange that was given up
+			}
+			if m.Header.Type != unix.NLMSG_ERROR {
+				answers = append(answers, m)
+				continue
+			}
+			if len(m.Data) < 4 {
+				return nil, errors.New("short answer from the kernel")
+			}
+			acks++
+			errno := int32(nl.NativeEndian().Uint32(m.Data))
+			if errno != 0 && failed == nil {
+				failed = &Error{Index: index, Errno: syscall.Errno(-errno)}
+			}
+		}
+	}
+	return answers, failed
+}
+
+func (c *Conn) receive() ([]syscall.NetlinkMessage, error) {
+	for {
+		n, _, err := unix.Recvfrom(c.fd, c.buf, 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return nil, os.NewSyscallError("recvfrom", err)
+		}
+		// ParseNetlinkMessage keeps slices of what it is given.
+		return syscall.ParseNetlinkMessage(append([]byte(nil), c.buf[:n]...))
+	}
+}
