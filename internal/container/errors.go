@@ -2,6 +2,9 @@ package container
 
 import (
 	"fmt"
+	"strconv"
+
+	"escale.dev/escale/internal/runtime"
 
 	"github.com/containerd/errdefs"
 )
@@ -28,3 +31,15 @@ func (e *statusError) Unwrap() error { return e.kind }
 func kindf(kind error, format string, args ...any) error {
 	return &statusError{kind: kind, msg: fmt.Sprintf(format, args...)}
 }
+
+var (
+	errInvalid        = errdefs.ErrInvalidArgument
+	errConflict       = errdefs.ErrConflict
+	errNotFound       = errdefs.ErrNotFound
+	errNotImplemented = errdefs.ErrNotImplemented
+)
+
+// errMonitorLost is the runtime's word for a monitor that is gone.
+var errMonitorLost = runtime.ErrMonitorLost
+
+func uitoa(n uint64) string { return strconv.FormatUint(n, 10) }

@@ -47,6 +47,7 @@ type Record struct {
 	State           State
 	RestartCount    int
 	ManuallyStopped bool // a client stopped it: restart policies rest
+	RemoveVolumes   bool // its anonymous volumes go with it, once removal began
 	AppArmorProfile string
 }
 

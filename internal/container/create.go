@@ -1,0 +1,341 @@
+package container
+
+import (
+	"context"
+	"os"
+
+	"escale.dev/escale/internal/image"
+	"github.com/moby/moby/api/types/container"
+	apievents "github.com/moby/moby/api/types/events"
+	apinetwork "github.com/moby/moby/api/types/network"
+)
+
+// Create makes a container: its record, its root file system and its volumes.
+// Killed anywhere before the record is on disk, the next Open collects the rest.
+func (m *Manager) Create(ctx context.Context, c Create) (CreateResult, error) {
+	if c.Config == nil {
+		return CreateResult{}, kindf(errInvalid, "config cannot be empty in order to create a container")
+	}
+	if c.HostConfig == nil {
+		c.HostConfig = &container.HostConfig{}
+	}
+	img, err := m.cfg.Images.Get(ctx, c.Config.Image)
+	if err != nil {
+		return CreateResult{}, err
+	}
+	rec := Record{Format: RecordFormat, ID: newID(), Created: now(), ImageID: img.ID, Platform: "linux"}
+	rec.Config, rec.HostConfig = copyConfig(c.Config), copyHostConfig(c.HostConfig)
+	if c.Networking != nil {
+		rec.Networking = c.Networking.EndpointsConfig
+	}
+	rec.State.Status = Created
+	warnings, err := m.complete(&rec, img)
+	if err != nil {
+		return CreateResult{}, err
+	}
+	if rec.Name, err = m.chooseName(c.Name, rec.ID); err != nil {
+		return CreateResult{}, err
+	}
+	e, err := m.build(ctx, rec)
+	if err != nil {
+		m.store.release(rec.Name, rec.ID)
+		return CreateResult{}, err
+	}
+	m.publish(e, apievents.ActionCreate, nil)
+	return CreateResult{ID: rec.ID, Warnings: warnings}, nil
+}
+
+func (m *Manager) chooseName(name string, id ID) (string, error) {
+	if name == "" {
+		return m.inventName(id)
+	}
+	name, err := validName(name)
+	if err != nil {
+		return "", err
+	}
+	return name, m.store.reserve(name, id)
+}
+
+// build makes what a container has on disk, its record last; what was made is
+// undone when a later step fails.
+func (m *Manager) build(ctx context.Context, rec Record) (_ *entry, err error) {
+	var undo undoStack
+	defer func() {
+		if err != nil {
+			undo.run()
+		}
+	}()
+	dir := m.store.path(rec.ID)
+	if err := os.Mkdir(dir, 0o710); err != nil {
+		return nil, err
+	}
+	undo.add(func() { os.RemoveAll(dir) })
+	if err := m.cfg.Rootfs.Prepare(ctx, string(rec.ID), rec.ImageID); err != nil {
+		return nil, err
+	}
+	undo.add(func() { m.cfg.Rootfs.Remove(m.ctx, string(rec.ID)) })
+	if err := m.resolveMounts(ctx, &rec); err != nil {
+		m.releaseVolumes(&rec)
+		return nil, err
+	}
+	undo.add(func() { m.releaseVolumes(&rec); m.removeAnonymous(&rec) })
+	e := newEntry(rec)
+	if err := m.store.save(&e.rec, true); err != nil {
+		return nil, err
+	}
+	m.store.add(e)
+	return e, nil
+}
+
+// complete fills in what the client left open, from the image and the engine's
+// defaults, and refuses what cannot be.
+func (m *Manager) complete(rec *Record, img image.Image) ([]string, error) {
+	c, h := rec.Config, rec.HostConfig
+	mergeImage(c, &img.Config)
+	if err := checkHealth(c.Healthcheck); err != nil {
+		return nil, err
+	}
+	argv := append(append([]string{}, c.Entrypoint...), c.Cmd...)
+	if len(argv) == 0 || (len(argv) == 1 && argv[0] == "") {
+		return nil, kindf(errInvalid, "no command specified")
+	}
+	rec.Path, rec.Args = argv[0], argv[1:]
+	if err := m.hostDefaults(rec); err != nil {
+		return nil, err
+	}
+	if h.NetworkMode.IsHost() || h.UTSMode.IsHost() {
+		if c.Hostname == "" {
+			c.Hostname, _ = os.Hostname()
+		}
+	}
+	if c.Hostname == "" {
+		c.Hostname = rec.ID.Short()
+	}
+	if c.Labels == nil {
+		c.Labels = map[string]string{}
+	}
+	if h.LogConfig.Type == "json-file" {
+		rec.LogPath = m.logPath(rec.ID)
+	}
+	return m.cfg.Specs.Validate(c, h)
+}
+
+// hostDefaults completes the host configuration by Docker's rules.
+func (m *Manager) hostDefaults(rec *Record) error {
+	h, d := rec.HostConfig, &m.cfg.Defaults
+	if h.NetworkMode == "" || h.NetworkMode.IsDefault() {
+		h.NetworkMode = apinetwork.NetworkBridge
+	}
+	if err := m.checkNetwork(rec); err != nil {
+		return err
+	}
+	if h.RestartPolicy.Name == "" {
+		h.RestartPolicy.Name = container.RestartPolicyDisabled
+	}
+	if err := container.ValidateRestartPolicy(h.RestartPolicy); err != nil {
+		return kindf(errInvalid, "%s", err)
+	}
+	if h.AutoRemove && !h.RestartPolicy.IsNone() {
+		return kindf(errInvalid, "can't create 'AutoRemove' container with restart policy")
+	}
+	if err := m.logDefaults(h); err != nil {
+		return err
+	}
+	if h.ShmSize == 0 {
+		h.ShmSize = 64 << 20
+	}
+	if h.IpcMode == "" {
+		h.IpcMode = container.IPCModePrivate
+	}
+	if h.CgroupnsMode == "" {
+		h.CgroupnsMode = container.CgroupnsModePrivate
+		if d.CgroupnsHost || h.Privileged {
+			h.CgroupnsMode = container.CgroupnsModeHost
+		}
+	}
+	if h.Memory > 0 && h.MemorySwap == 0 {
+		h.MemorySwap = 2 * h.Memory
+	}
+	if h.Runtime == "" {
+		h.Runtime = d.Runtime
+	}
+	if _, ok := d.Runtimes[h.Runtime]; !ok {
+		return kindf(errInvalid, "unknown or invalid runtime name: %s", h.Runtime)
+	}
+	if h.Init == nil && d.Init {
+		yes := true
+		h.Init = &yes
+	}
+	if h.OomKillDisable == nil {
+		no := false
+		h.OomKillDisable = &no
+	}
+	if h.PortBindings == nil {
+		h.PortBindings = apinetwork.PortMap{}
+	}
+	return nil
+}
+
+// checkNetwork refuses network modes that cannot be, in Docker's words.
+func (m *Manager) checkNetwork(rec *Record) error {
+	h, c := rec.HostConfig, rec.Config
+	mode := h.NetworkMode
+	switch {
+	case mode.IsContainer():
+		other, err := m.store.find(mode.ConnectedContainer())
+		if err != nil {
+			return err
+		}
+		if c.Hostname != "" {
+			return kindf(errInvalid, "conflicting options: hostname and the network mode")
+		}
+		if len(h.PortBindings) > 0 || h.PublishAllPorts {
+			return kindf(errInvalid, "conflicting options: port publishing and the container type network mode")
+		}
+		h.NetworkMode = container.NetworkMode("container:" + string(other.id))
+	case mode.IsHost(), mode.IsNone():
+	case !m.cfg.Networks.Has(string(mode)):
+		return kindf(errNotFound, "network %s not found", mode)
+	}
+	for name := range rec.Networking {
+		if name != string(mode) && name != apinetwork.NetworkDefault && !m.cfg.Networks.Has(name) {
+			return kindf(errNotFound, "network %s not found", name)
+		}
+	}
+	return nil
+}
+
+// mergeImage puts what the image says where the client said nothing.
+func mergeImage(c *container.Config, img *image.Config) {
+	from := &img.Config
+	if c.User == "" {
+		c.User = from.User
+	}
+	for port := range from.ExposedPorts {
+		if p, err := apinetwork.ParsePort(port); err == nil {
+			if c.ExposedPorts == nil {
+				c.ExposedPorts = apinetwork.PortSet{}
+			}
+			c.ExposedPorts[p] = struct{}{}
+		}
+	}
+	c.Env = mergeEnv(from.Env, c.Env)
+	for k, v := range from.Labels {
+		if _, ok := c.Labels[k]; !ok {
+			if c.Labels == nil {
+				c.Labels = map[string]string{}
+			}
+			c.Labels[k] = v
+		}
+	}
+	if len(c.Entrypoint) == 0 {
+		if len(c.Cmd) == 0 {
+			c.Cmd = from.Cmd
+			c.ArgsEscaped = from.ArgsEscaped //nolint:staticcheck // carried over as the image has it
+		}
+		if c.Entrypoint == nil {
+			c.Entrypoint = from.Entrypoint
+		}
+	}
+	if len(c.Entrypoint) == 1 && c.Entrypoint[0] == "" {
+		c.Entrypoint = nil
+	}
+	if c.WorkingDir == "" {
+		c.WorkingDir = from.WorkingDir
+	}
+	for v := range from.Volumes {
+		if c.Volumes == nil {
+			c.Volumes = map[string]struct{}{}
+		}
+		c.Volumes[v] = struct{}{}
+	}
+	if c.StopSignal == "" {
+		c.StopSignal = from.StopSignal
+	}
+	if len(c.Shell) == 0 {
+		c.Shell = from.Shell
+	}
+	mergeHealth(c, from.Healthcheck)
+}
+
+// mergeEnv puts the image's variables first and leaves out those the client sets.
+func mergeEnv(img, own []string) []string {
+	set := make(map[string]bool, len(own))
+	for _, kv := range own {
+		set[envName(kv)] = true
+	}
+	out := make([]string, 0, len(img)+len(own))
+	for _, kv := range img {
+		if !set[envName(kv)] {
+			out = append(out, kv)
+		}
+	}
+	return append(out, own...)
+}
+
+func envName(kv string) string {
+	for i := range len(kv) {
+		if kv[i] == '=' {
+			return kv[:i]
+		}
+	}
+	return kv
+}
+
+// mergeHealth completes the client's health check by the image's.
+func mergeHealth(c *container.Config, img *container.HealthConfig) {
+	if img == nil {
+		return
+	}
+	if c.Healthcheck == nil {
+		c.Healthcheck = img
+		return
+	}
+	h := *c.Healthcheck
+	if len(h.Test) == 0 {
+		h.Test = img.Test
+	}
+	if h.Interval == 0 {
+		h.Interval = img.Interval
+	}
+	if h.Timeout == 0 {
+		h.Timeout = img.Timeout
+	}
+	if h.StartPeriod == 0 {
+		h.StartPeriod = img.StartPeriod
+	}
+	if h.StartInterval == 0 {
+		h.StartInterval = img.StartInterval
+	}
+	if h.Retries == 0 {
+		h.Retries = img.Retries
+	}
+	c.Healthcheck = &h
+}
+
+// copyConfig and copyHostConfig copy what completion changes, so that a
+// caller's value stays as it was.
+func copyConfig(c *container.Config) *container.Config {
+	out := *c
+	out.Labels = cloneMap(c.Labels)
+	out.ExposedPorts = cloneMap(c.ExposedPorts)
+	out.Volumes = cloneMap(c.Volumes)
+	return &out
+}
+
+func copyHostConfig(h *container.HostConfig) *container.HostConfig {
+	out := *h
+	out.LogConfig.Config = cloneMap(h.LogConfig.Config)
+	return &out
+}
+
+func cloneMap[K comparable, V any](in map[K]V) map[K]V {
+	if in == nil {
+		return nil
+	}
+	out := make(map[K]V, len(in))
+	for k, v := range in {
+		out[k] = v
+	}
+	return out
+}

@@ -1,0 +1,114 @@
+package container
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"escale.dev/escale/internal/runtime"
+)
+
+// entry is a container in memory. Two locks, always taken in this order:
+// op serialises what clients and loops do to the container (start, stop,
+// remove, …) and may be held for seconds; mu guards the fields and is never
+// held across anything that blocks on the kernel or another process.
+type entry struct {
+	id      ID
+	created time.Time
+
+	op opLock
+
+	mu          sync.Mutex
+	rec         Record
+	run         *run // the present or last run; nil before the first
+	waiters     []*waiter
+	early       []*earlyAttach // clients that attached before the start
+	execs       map[string]*exec
+	probing     context.CancelFunc // ends the health check of this run
+	restart     restartState
+	removed     bool
+	adopted     bool // the run was taken up from an earlier engine
+	stopping    bool // a client's stop or kill is under way: the exit is intended
+	holdRemoval bool // a restart is under way: --rm does not act
+}
+
+// run is one start of a container, until the kernel holds nothing of it.
+type run struct {
+	generation uint64
+	task       runtime.Task
+	started    time.Time
+	ended      chan struct{} // closed when the exit is recorded
+	reaped     chan struct{} // closed when mounts, network and cgroup are gone
+}
+
+func newEntry(rec Record) *entry {
+	return &entry{id: rec.ID, created: rec.Created, rec: rec, op: newOpLock(), execs: map[string]*exec{}}
+}
+
+// view is a copy of the record for readers. What Config, HostConfig and the
+// other pointers lead to is never changed in place.
+func (e *entry) view() View {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	v := View{Record: e.rec}
+	if v.State.Health != nil {
+		h := *v.State.Health
+		v.State.Health = &h
+	}
+	for id := range e.execs {
+		v.ExecIDs = append(v.ExecIDs, id)
+	}
+	return v
+}
+
+// state is a copy of the present state.
+func (e *entry) state() State {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.rec.State
+}
+
+// live returns the task of a running container, nil otherwise.
+func (e *entry) live() runtime.Task {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.run == nil || !e.rec.State.Running() {
+		return nil
+	}
+	return e.run.task
+}
+
+// opLock is a mutex whose waiting a context can end.
+type opLock chan struct{}
+
+func newOpLock() opLock { return make(opLock, 1) }
+
+func (l opLock) lock(ctx context.Context) error {
+	select {
+	case l <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (l opLock) unlock() { <-l }
+
+// waiter is a client that waits for a condition.
+type waiter struct {
+	removed bool // wait for removal; otherwise for the next exit
+	ch      chan WaitResult
+}
+
+// notify wakes the waiters of an exit, or of a removal. Called with mu held.
+func (e *entry) notify(removed bool, r WaitResult) {
+	keep := e.waiters[:0]
+	for _, w := range e.waiters {
+		if w.removed && !removed {
+			keep = append(keep, w)
+			continue
+		}
+		w.ch <- r // buffered: one result a waiter
+	}
+	e.waiters = keep
+}

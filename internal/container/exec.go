@@ -1,0 +1,303 @@
+package container
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"strconv"
+	"strings"
+	"sync"
+
+	"escale.dev/escale/internal/runtime"
+	"escale.dev/escale/internal/runtime/oci"
+	apievents "github.com/moby/moby/api/types/events"
+)
+
+// exec is one more process in a container, from its creation until the
+// container is removed.
+type exec struct {
+	id   string
+	e    *entry
+	conf ExecConfig
+
+	mu      sync.Mutex
+	started bool
+	running bool
+	pid     int
+	code    *int
+	done    chan struct{} // closed when it has ended
+}
+
+// maxExecs bounds the ended execs that are remembered for a container.
+const maxExecs = 256
+
+// ExecCreate prepares an exec in a running container and returns its id.
+func (m *Manager) ExecCreate(_ context.Context, ref string, c ExecConfig) (string, error) {
+	e, err := m.store.find(ref)
+	if err != nil {
+		return "", err
+	}
+	if len(c.Cmd) == 0 {
+		return "", kindf(errInvalid, "No exec command specified")
+	}
+	if _, err := detachSequence(c.DetachKeys); err != nil {
+		return "", err
+	}
+	if err := canExec(e); err != nil {
+		return "", err
+	}
+	x := &exec{id: string(newID()), e: e, conf: c, done: make(chan struct{})}
+	m.execMu.Lock()
+	m.execs[x.id] = x
+	m.execMu.Unlock()
+	e.mu.Lock()
+	e.execs[x.id] = x
+	old := e.oldestEnded()
+	e.mu.Unlock()
+	if old != nil {
+		m.forgetExec(old)
+	}
+	m.publish(e, apievents.Action("exec_create: "+strings.Join(c.Cmd, " ")), map[string]string{"execID": x.id})
+	return x.id, nil
+}
+
+func canExec(e *entry) error {
+	switch st := e.state(); {
+	case st.Status == Paused:
+		return kindf(errConflict, "container %s is paused, unpause the container before exec", e.id)
+	case st.Status == Restarting:
+		return kindf(errConflict, "container %s is restarting, wait until the container is running", e.id)
+	case !st.Running():
+		return kindf(errConflict, "container %s is not running", e.id)
+	}
+	return nil
+}
+
+// oldestEnded returns an ended exec to forget when there are too many. Called with mu held.
+func (e *entry) oldestEnded() *exec {
+	if len(e.execs) <= maxExecs {
+		return nil
+	}
+	for _, x := range e.execs {
+		select {
+		case <-x.done:
+			return x
+		default:
+		}
+	}
+	return nil
+}
+
+func (m *Manager) forgetExec(x *exec) {
+	m.execMu.Lock()
+	delete(m.execs, x.id)
+	m.execMu.Unlock()
+	x.e.mu.Lock()
+	delete(x.e.execs, x.id)
+	x.e.mu.Unlock()
+}
+
+// dropExecs forgets all execs of a removed container.
+func (m *Manager) dropExecs(e *entry) {
+	e.mu.Lock()
+	all := e.execs
+	e.execs = map[string]*exec{}
+	e.mu.Unlock()
+	m.execMu.Lock()
+	defer m.execMu.Unlock()
+	for id := range all {
+		delete(m.execs, id)
+	}
+}
+
+func (m *Manager) findExec(id string) (*exec, error) {
+	m.execMu.Lock()
+	defer m.execMu.Unlock()
+	x, ok := m.execs[id]
+	if !ok {
+		return nil, kindf(errNotFound, "No such exec instance: %s", id)
+	}
+	return x, nil
+}
+
+// ExecStart runs an exec. open nil: detached, returns once it runs; else blocks
+// until the process' output has ended or the client is gone.
+func (m *Manager) ExecStart(ctx context.Context, id string, size [2]uint16, open func(terminal bool) (io.ReadWriteCloser, error)) error {
+	x, err := m.findExec(id)
+	if err != nil {
+		return err
+	}
+	if err := canExec(x.e); err != nil {
+		return err
+	}
+	x.mu.Lock()
+	if x.started {
+		x.mu.Unlock()
+		select {
+		case <-x.done:
+			return kindf(errConflict, "exec command has already run")
+		default:
+			return kindf(errConflict, "Error: Exec command %s is already running", id)
+		}
+	}
+	x.started = true
+	x.mu.Unlock()
+	if size == [2]uint16{} {
+		size = x.conf.ConsoleSize
+	}
+	var conn io.ReadWriteCloser
+	var stream runtime.Stream
+	if open != nil {
+		if stream, err = m.execAttach(ctx, x); err == nil {
+			defer stream.Close()
+			conn, err = open(x.conf.Tty)
+		}
+		if err != nil {
+			x.end(126)
+			return err
+		}
+		defer conn.Close()
+	}
+	if err := m.execRun(context.WithoutCancel(ctx), x, size); err != nil {
+		return err
+	}
+	if open == nil {
+		return nil
+	}
+	keys, _ := detachSequence(x.conf.DetachKeys) // checked at create
+	switch pump(ctx, conn, stream, x.conf.AttachStdin, keys) {
+	case pumpDetached:
+		m.publish(x.e, apievents.ActionExecDetach, map[string]string{"execID": x.id})
+	case pumpEnded:
+		// The client asks for the exit code next: let it be there.
+		select {
+		case <-x.done:
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+func (m *Manager) execAttach(ctx context.Context, x *exec) (runtime.Stream, error) {
+	task := x.e.live()
+	if task == nil {
+		return nil, kindf(errConflict, "container %s is not running", x.e.id)
+	}
+	return task.Attach(ctx, x.id, runtime.Attach{Stdin: x.conf.AttachStdin, Stdout: x.conf.AttachStdout || x.conf.Tty, Stderr: x.conf.AttachStderr && !x.conf.Tty})
+}
+
+// execRun starts the process and watches for its end.
+func (m *Manager) execRun(ctx context.Context, x *exec, size [2]uint16) error {
+	task := x.e.live()
+	if task == nil {
+		x.end(126)
+		return kindf(errConflict, "container %s is not running", x.e.id)
+	}
+	process, err := m.execProcess(x, size)
+	if err != nil {
+		x.end(126)
+		return err
+	}
+	m.publish(x.e, apievents.Action("exec_start: "+strings.Join(x.conf.Cmd, " ")), map[string]string{"execID": x.id})
+	pid, err := task.Exec(ctx, runtime.Exec{
+		ID: x.id, Process: process, Terminal: x.conf.Tty, Rows: size[0], Cols: size[1], Stdin: x.conf.AttachStdin,
+	})
+	if err != nil {
+		code := 126
+		var se *runtime.StartError
+		if errors.As(err, &se) {
+			code = se.Code
+		}
+		x.end(code)
+		return startError(x.e, err)
+	}
+	x.mu.Lock()
+	x.running, x.pid = true, pid
+	x.mu.Unlock()
+	m.background(func(bg context.Context) {
+		exit, err := task.Wait(bg, x.id)
+		if bg.Err() != nil {
+			return
+		}
+		if err != nil {
+			exit.Code = 137
+		}
+		x.end(exit.Code)
+		m.publish(x.e, apievents.ActionExecDie, map[string]string{"execID": x.id, "exitCode": strconv.Itoa(exit.Code)})
+	})
+	return nil
+}
+
+// execProcess is the OCI process of an exec.
+func (m *Manager) execProcess(x *exec, size [2]uint16) ([]byte, error) {
+	x.e.mu.Lock()
+	generation := x.e.rec.State.Generation
+	x.e.mu.Unlock()
+	dir := m.runDir(x.e.id, generation)
+	spec, err := oci.Load(dir + "/config.json")
+	if err != nil {
+		return nil, err
+	}
+	p, err := m.cfg.Specs.Process(spec, dir+"/rootfs", oci.ExecOptions{
+		Args: x.conf.Cmd, Env: x.conf.Env, WorkingDir: x.conf.WorkingDir, User: x.conf.User,
+		Terminal: x.conf.Tty, Privileged: x.conf.Privileged, Rows: uint(size[0]), Cols: uint(size[1]),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(p)
+}
+
+// end records the end of an exec, once.
+func (x *exec) end(code int) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.code != nil {
+		return
+	}
+	x.code, x.running = &code, false
+	close(x.done)
+}
+
+// endExecs ends what was still running when the container did. Called with mu held.
+func (e *entry) endExecs() {
+	for _, x := range e.execs {
+		if x.isRunning() {
+			x.end(137)
+		}
+	}
+}
+
+func (x *exec) isRunning() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.running
+}
+
+// ExecResize sets the size of an exec's terminal.
+func (m *Manager) ExecResize(ctx context.Context, id string, rows, cols uint16) error {
+	x, err := m.findExec(id)
+	if err != nil {
+		return err
+	}
+	task := x.e.live()
+	if task == nil || !x.isRunning() {
+		return kindf(errConflict, "exec %s is not running", id)
+	}
+	return task.Resize(ctx, id, rows, cols)
+}
+
+// ExecGet returns an exec by its id.
+func (m *Manager) ExecGet(id string) (Exec, error) {
+	x, err := m.findExec(id)
+	if err != nil {
+		return Exec{}, err
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return Exec{
+		ID: id, Container: x.e.id, Config: x.conf, Running: x.running, ExitCode: x.code, Pid: x.pid,
+		DetachKeys: x.conf.DetachKeys, Entrypoint: x.conf.Cmd[0], Arguments: x.conf.Cmd[1:], ConsoleSize: x.conf.ConsoleSize,
+	}, nil
+}

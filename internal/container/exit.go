@@ -1,0 +1,148 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"time"
+
+	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/runtime"
+	"github.com/moby/moby/api/types/container"
+	apievents "github.com/moby/moby/api/types/events"
+)
+
+// watch waits for the end of a run and handles it.
+func (m *Manager) watch(e *entry, r *run) {
+	m.background(func(ctx context.Context) {
+		exit, err := r.task.Wait(ctx, "")
+		if ctx.Err() != nil {
+			return // the engine stops; the container goes on
+		}
+		if errors.Is(err, runtime.ErrMonitorLost) {
+			exit, err = m.monitorLost(e, r)
+		}
+		if err != nil {
+			m.log.Error("waiting for container", "container", e.id.Short(), "error", err)
+			exit = runtime.Exit{Code: 137, At: now()}
+		}
+		m.exited(e, r, exit, err)
+	})
+}
+
+// monitorLost handles a monitor that died: what it last recorded counts, else
+// its container goes with it.
+func (m *Manager) monitorLost(e *entry, r *run) (runtime.Exit, error) {
+	if exit, err := m.cfg.Runtime.LastExit(m.store.path(e.id), r.generation); err == nil {
+		return exit, nil
+	}
+	v := e.view()
+	if err := m.cfg.Runtime.Cleanup(m.ctx, m.cleanup(&v.Record, r.generation)); err != nil {
+		m.log.Error("ending container without monitor", "container", e.id.Short(), "error", err)
+	}
+	return runtime.Exit{Code: 137, At: now()}, runtime.ErrMonitorLost
+}
+
+// exited records the end of a run, tells who waits, and decides what comes next.
+func (m *Manager) exited(e *entry, r *run, exit runtime.Exit, cause error) {
+	e.mu.Lock()
+	eps := e.rec.Endpoints
+	e.mu.Unlock()
+	// Published ports close before anyone learns of the exit, so that the next
+	// container may have them at once.
+	if len(eps) > 0 {
+		if err := m.cfg.Networks.Unpublish(m.ctx, string(e.id), eps); err != nil {
+			m.log.Warn("unpublishing ports", "container", e.id.Short(), "error", err)
+		}
+	}
+	e.mu.Lock()
+	if e.probing != nil {
+		e.probing()
+		e.probing = nil
+	}
+	lived := time.Since(r.started)
+	again, delay := e.decideRestart(exit.Code, lived)
+	next := Exited
+	if again {
+		next = Restarting
+	}
+	err := m.updateLocked(e, true, func(rec *Record) error {
+		st := &rec.State
+		st.ExitCode, st.OOMKilled, st.FinishedAt, st.Error = exit.Code, exit.OOMKilled, exit.At.UTC(), ""
+		if cause != nil {
+			st.Error = cause.Error()
+		}
+		st.clearProcess()
+		if st.Health != nil {
+			h := *st.Health
+			h.Status = container.Unhealthy // as Docker shows what is not running
+			st.Health = &h
+		}
+		rec.Endpoints = nil
+		if again {
+			rec.RestartCount++
+		}
+		return st.move(next)
+	})
+	rec := e.rec
+	close(r.ended)
+	e.endExecs()
+	r.task.Close()
+	e.notify(false, WaitResult{ExitCode: exit.Code, Err: cause})
+	e.mu.Unlock()
+	if err != nil {
+		m.log.Error("recording exit", "container", e.id.Short(), "error", err)
+	}
+	m.tellExit(e, exit, lived)
+	m.background(func(ctx context.Context) { m.reap(ctx, &rec, r, eps) })
+	switch {
+	case again:
+		m.scheduleRestart(e, delay)
+	case rec.HostConfig.AutoRemove:
+		m.background(func(ctx context.Context) { m.autoRemove(ctx, e) })
+	}
+}
+
+func (m *Manager) tellExit(e *entry, exit runtime.Exit, lived time.Duration) {
+	if exit.OOMKilled {
+		m.publish(e, apievents.ActionOOM, nil)
+	}
+	m.publish(e, apievents.ActionDie, map[string]string{
+		"exitCode":     strconv.Itoa(exit.Code),
+		"execDuration": strconv.Itoa(int(lived.Seconds())),
+	})
+}
+
+// reap gives back what the kernel keeps of a run. Its run directory goes last:
+// as long as it is there, a later engine knows that there is something to reap.
+func (m *Manager) reap(ctx context.Context, rec *Record, r *run, eps []network.Endpoint) {
+	defer close(r.reaped)
+	warn := func(what string, err error) bool {
+		if err != nil && ctx.Err() == nil {
+			m.log.Warn("reaping", "container", rec.ID.Short(), "what", what, "error", err)
+		}
+		return err == nil
+	}
+	ok := warn("runtime", m.cfg.Runtime.Cleanup(ctx, m.cleanup(rec, r.generation)))
+	ok = warn("root file system", m.cfg.Rootfs.Unmount(m.runDir(rec.ID, r.generation)+"/rootfs")) && ok
+	if len(eps) > 0 {
+		ok = warn("network", m.cfg.Networks.Teardown(ctx, string(rec.ID), eps)) && ok
+	}
+	if ok {
+		m.removeRunDir(rec.ID, r.generation)
+	}
+}
+
+// autoRemove removes a container that was started with --rm.
+func (m *Manager) autoRemove(ctx context.Context, e *entry) {
+	if err := e.op.lock(ctx); err != nil {
+		return
+	}
+	defer e.op.unlock()
+	if e.state().Running() {
+		return
+	}
+	if err := m.removeLocked(ctx, e, Remove{Volumes: true}); err != nil && ctx.Err() == nil {
+		m.log.Warn("removing", "container", e.id.Short(), "error", err)
+	}
+}

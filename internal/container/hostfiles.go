@@ -1,0 +1,209 @@
+package container
+
+import (
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// hostFiles are the files of a container that are bound over those in /etc.
+type hostFiles struct{ hostname, hosts, resolv string }
+
+func (m *Manager) hostFilesOf(id ID) hostFiles {
+	dir := m.store.path(id)
+	return hostFiles{hostname: filepath.Join(dir, "hostname"), hosts: filepath.Join(dir, "hosts"), resolv: filepath.Join(dir, "resolv.conf")}
+}
+
+// writeHostFiles writes hostname, hosts and resolv.conf for a start. A container
+// that shares another's network shares its files.
+func (s *start) writeHostFiles() (hostFiles, error) {
+	mode := s.rec.HostConfig.NetworkMode
+	if mode.IsContainer() {
+		other, err := s.m.store.find(mode.ConnectedContainer())
+		if err != nil {
+			return hostFiles{}, err
+		}
+		return s.m.hostFilesOf(other.id), nil
+	}
+	f := s.m.hostFilesOf(s.e.id)
+	c := s.rec.Config
+	name := c.Hostname
+	if c.Domainname != "" {
+		name += "." + c.Domainname
+	}
+	resolv, err := s.resolvConf()
+	if err != nil {
+		return f, err
+	}
+	for path, text := range map[string]string{f.hostname: name + "\n", f.hosts: s.hosts(name), f.resolv: resolv} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			return f, err
+		}
+	}
+	return f, nil
+}
+
+// hosts is /etc/hosts: the machine's own on the host's network, else the
+// loopback names, the container's own, links and what --add-host says.
+func (s *start) hosts(name string) string {
+	var b strings.Builder
+	h := s.rec.HostConfig
+	if h.NetworkMode.IsHost() {
+		host, _ := os.ReadFile("/etc/hosts")
+		b.Write(host)
+		if b.Len() > 0 && !strings.HasSuffix(b.String(), "\n") {
+			b.WriteByte('\n')
+		}
+	} else {
+		b.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nfe00::\tip6-localnet\nff00::\tip6-mcastprefix\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
+	}
+	for _, extra := range h.ExtraHosts {
+		host, ip, ok := cutHost(extra)
+		if !ok {
+			continue
+		}
+		if ip == "host-gateway" {
+			if ip = s.gateway(); ip == "" {
+				continue
+			}
+		}
+		fmt.Fprintf(&b, "%s\t%s\n", ip, host)
+	}
+	for _, ep := range s.endpoints() {
+		if ep.IP == "" {
+			continue
+		}
+		short, _, dotted := strings.Cut(name, ".")
+		if dotted {
+			fmt.Fprintf(&b, "%s\t%s %s\n", ep.IP, name, short)
+		} else {
+			fmt.Fprintf(&b, "%s\t%s\n", ep.IP, name)
+		}
+	}
+	return b.String()
+}
+
+// cutHost splits "name:address"; the address may hold colons or stand in brackets.
+func cutHost(s string) (host, ip string, ok bool) {
+	host, ip, ok = strings.Cut(s, ":")
+	if !ok {
+		host, ip, ok = strings.Cut(s, "=")
+	}
+	return host, strings.Trim(ip, "[]"), ok
+}
+
+// gateway is the host's address as the container sees it.
+func (s *start) gateway() string {
+	for _, ep := range s.endpoints() {
+		if ep.Gateway != "" {
+			return ep.Gateway
+		}
+	}
+	return s.m.cfg.Networks.HostGateway()
+}
+
+// resolvConf is /etc/resolv.conf: the client's or the engine's servers, else
+// the machine's without those that only the machine itself can reach.
+func (s *start) resolvConf() (string, error) {
+	h, d := s.rec.HostConfig, &s.m.cfg.Defaults
+	servers := make([]string, 0, 3)
+	for _, a := range h.DNS {
+		servers = append(servers, a.String())
+	}
+	search, options := h.DNSSearch, h.DNSOptions
+	if len(servers) == 0 {
+		servers = d.DNS
+	}
+	if len(search) == 0 {
+		search = d.DNSSearch
+	}
+	if len(options) == 0 {
+		options = d.DNSOptions
+	}
+	host, err := os.ReadFile(hostResolvConf())
+	if err != nil && !os.IsNotExist(err) {
+		return "", err
+	}
+	if len(servers)+len(search)+len(options) == 0 && h.NetworkMode.IsHost() {
+		return string(host), nil
+	}
+	hs, hSearch, hOptions := parseResolv(string(host))
+	if len(servers) == 0 {
+		servers = hs
+		if !h.NetworkMode.IsHost() {
+			servers = reachable(hs)
+		}
+	}
+	if len(search) == 0 {
+		search = hSearch
+	}
+	if len(options) == 0 {
+		options = hOptions
+	}
+	var b strings.Builder
+	for _, ns := range servers {
+		fmt.Fprintf(&b, "nameserver %s\n", ns)
+	}
+	if len(search) > 0 && !(len(search) == 1 && search[0] == ".") {
+		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
+	}
+	if len(options) > 0 {
+		fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
+	}
+	return b.String(), nil
+}
+
+// hostResolvConf is the machine's file with real servers: systemd-resolved
+// keeps them beside its stub.
+func hostResolvConf() string {
+	const resolved = "/run/systemd/resolve/resolv.conf"
+	b, err := os.ReadFile("/etc/resolv.conf")
+	if err == nil {
+		if servers, _, _ := parseResolv(string(b)); len(servers) == 1 && servers[0] == "127.0.0.53" {
+			if _, err := os.Stat(resolved); err == nil {
+				return resolved
+			}
+		}
+	}
+	return "/etc/resolv.conf"
+}
+
+func parseResolv(text string) (servers, search, options []string) {
+	for line := range strings.Lines(text) {
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		switch f[0] {
+		case "nameserver":
+			servers = append(servers, f[1])
+		case "search", "domain":
+			search = f[1:]
+		case "options":
+			options = append(options, f[1:]...)
+		}
+	}
+	return servers, search, options
+}
+
+// publicResolvers stand in where the machine has none that a container can
+// reach, as with Docker.
+var publicResolvers = []string{"8.8.8.8", "8.8.4.4"}
+
+// reachable leaves out servers on the machine's loopback.
+func reachable(servers []string) []string {
+	var out []string
+	for _, s := range servers {
+		host, _, _ := strings.Cut(s, "%")
+		if a, err := netip.ParseAddr(host); err == nil && a.IsLoopback() {
+			continue
+		}
+		out = append(out, s)
+	}
+	if len(out) == 0 {
+		return publicResolvers
+	}
+	return out
+}

@@ -1,0 +1,297 @@
+package container
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"escale.dev/escale/internal/events"
+	"escale.dev/escale/internal/image"
+	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/runtime"
+	"escale.dev/escale/internal/runtime/oci"
+	"github.com/docker/go-units"
+	"github.com/moby/moby/api/types/container"
+	apievents "github.com/moby/moby/api/types/events"
+)
+
+// Images resolves what a container is made from.
+type Images interface {
+	Get(ctx context.Context, ref string) (image.Image, error)
+}
+
+// Rootfs keeps the root file systems of containers. Remove and Unmount are
+// idempotent.
+type Rootfs interface {
+	Prepare(ctx context.Context, containerID, imageID string) error
+	Mount(ctx context.Context, containerID, target string) error
+	Unmount(target string) error
+	Remove(ctx context.Context, containerID string) error
+	Size(ctx context.Context, containerID string) (rw, rootfs int64, err error)
+	Containers(ctx context.Context) ([]string, error)
+}
+
+// Networks gives containers their network namespace; see network.Manager.
+type Networks interface {
+	Setup(ctx context.Context, r network.Request) (*network.Sandbox, error)
+	Unpublish(ctx context.Context, id string, eps []network.Endpoint) error
+	Teardown(ctx context.Context, id string, eps []network.Endpoint) error
+	Restore(ctx context.Context, live map[string][]network.Endpoint) error
+	Has(name string) bool
+	// HostGateway is the host's address on the default network.
+	HostGateway() string
+}
+
+// Volumes keeps named and anonymous volumes. Acquire makes a volume that is not
+// there; a volume lives at least as long as one user holds it.
+type Volumes interface {
+	Acquire(ctx context.Context, name, user string, labels map[string]string) (path string, err error)
+	Release(name, user string)
+	Remove(ctx context.Context, name string) error
+}
+
+// Specs makes OCI specifications; see oci.Builder.
+type Specs interface {
+	Spec(ctx context.Context, o oci.Options) (*oci.Spec, []string, error)
+	Process(spec *oci.Spec, rootfs string, e oci.ExecOptions) (*oci.Process, error)
+	Validate(c *container.Config, h *container.HostConfig) (warnings []string, err error)
+}
+
+// Freezer stops and resumes all processes of a cgroup; see cgroup.Freezer.
+type Freezer interface {
+	Freeze(cgroupPath string) error
+	Thaw(cgroupPath string) error
+}
+
+// Publisher receives what happened.
+type Publisher interface{ Publish(events.Message) }
+
+// Defaults are the engine's settings that reach containers.
+type Defaults struct {
+	LogDriver    string
+	LogOpts      map[string]string
+	Init         bool
+	InitPath     string // of the init binary; empty: none is installed
+	Ulimits      map[string]*units.Ulimit
+	DNS          []string
+	DNSSearch    []string
+	DNSOptions   []string
+	Runtime      string                    // name of the default runtime
+	Runtimes     map[string]runtime.Binary // by name
+	CgroupParent string                    // "/docker"
+	StopTimeout  int                       // seconds
+	Privileged   bool
+	CgroupnsHost bool // cgroup v1: containers share the host's cgroup namespace by default
+}
+
+// Config is what a Manager needs.
+type Config struct {
+	Dir      string // durable: containers/<id>/
+	RunDir   string // on tmpfs: <id>/<generation>/
+	Runtime  runtime.Runtime
+	Images   Images
+	Rootfs   Rootfs
+	Networks Networks
+	Volumes  Volumes
+	Specs    Specs
+	Freezer  Freezer
+	Events   Publisher
+	Defaults Defaults
+	Logger   *slog.Logger
+}
+
+// Manager is the life of all containers of an engine.
+type Manager struct {
+	cfg   Config
+	log   *slog.Logger
+	store *store
+
+	ctx    context.Context // ends with Close: loops of the manager's own
+	cancel context.CancelFunc
+	loops  sync.WaitGroup
+
+	execMu sync.Mutex
+	execs  map[string]*exec // by exec id
+}
+
+// New makes a Manager; nothing is read or started before Open.
+func New(cfg Config) *Manager {
+	ctx, cancel := context.WithCancel(context.Background()) // detached: lives from New to Close
+	return &Manager{
+		cfg: cfg, log: cfg.Logger, store: newStore(cfg.Dir),
+		ctx: ctx, cancel: cancel, execs: map[string]*exec{},
+	}
+}
+
+// Close lets go of everything that runs: containers and their monitors go on.
+// Blocks until the manager's own goroutines have ended.
+func (m *Manager) Close() error {
+	m.cancel()
+	for _, e := range m.store.all() {
+		e.mu.Lock()
+		if e.run != nil && e.run.task != nil {
+			e.run.task.Close()
+		}
+		e.mu.Unlock()
+	}
+	m.loops.Wait()
+	return nil
+}
+
+// StopAll stops every running container, each by its own signal and timeout.
+// Restart policies are kept for the next start of the engine.
+func (m *Manager) StopAll(ctx context.Context) {
+	var wg sync.WaitGroup
+	for _, e := range m.store.all() {
+		if !e.state().Running() {
+			continue
+		}
+		wg.Go(func() {
+			if err := m.stop(ctx, e, Stop{}); err != nil {
+				m.log.Warn("stopping container", "container", e.id.Short(), "error", err)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// Get returns a container by id, name or unique prefix.
+func (m *Manager) Get(ref string) (View, error) {
+	e, err := m.store.find(ref)
+	if err != nil {
+		return View{}, err
+	}
+	return e.view(), nil
+}
+
+// List returns all containers, newest first.
+func (m *Manager) List() []View {
+	all := m.store.all()
+	out := make([]View, len(all))
+	for i, e := range all {
+		out[i] = e.view()
+	}
+	return out
+}
+
+// Users lists the containers that use an image.
+func (m *Manager) Users(imageID string) []image.User {
+	var out []image.User
+	for _, e := range m.store.all() {
+		e.mu.Lock()
+		if e.rec.ImageID == imageID {
+			out = append(out, image.User{Container: string(e.id), Running: e.rec.State.Running() || e.rec.State.Status == Restarting})
+		}
+		e.mu.Unlock()
+	}
+	return out
+}
+
+// Size gives the bytes a container wrote and those of its whole root.
+func (m *Manager) Size(ctx context.Context, ref string) (rw, rootfs int64, err error) {
+	e, err := m.store.find(ref)
+	if err != nil {
+		return 0, 0, err
+	}
+	return m.cfg.Rootfs.Size(ctx, string(e.id))
+}
+
+// Rename gives a container another name.
+func (m *Manager) Rename(ctx context.Context, ref, name string) error {
+	e, err := m.store.find(ref)
+	if err != nil {
+		return err
+	}
+	if name, err = validName(name); err != nil {
+		return err
+	}
+	if err := e.op.lock(ctx); err != nil {
+		return err
+	}
+	defer e.op.unlock()
+	old := e.view().Name
+	if old == name {
+		return kindf(errInvalid, "Renaming a container with the same name as its current name")
+	}
+	if err := m.store.reserve(name, e.id); err != nil {
+		return err
+	}
+	e.mu.Lock()
+	e.rec.Name = name
+	err = m.store.save(&e.rec, true)
+	if err != nil {
+		e.rec.Name = old
+	}
+	e.mu.Unlock()
+	if err != nil {
+		m.store.release(name, e.id)
+		return err
+	}
+	m.store.release(old, e.id)
+	m.publish(e, apievents.ActionRename, map[string]string{"oldName": "/" + old})
+	return nil
+}
+
+// publish tells an event of a container with Docker's attributes.
+func (m *Manager) publish(e *entry, action apievents.Action, extra map[string]string) {
+	e.mu.Lock()
+	attrs := make(map[string]string, len(e.rec.Config.Labels)+2+len(extra))
+	for k, v := range e.rec.Config.Labels {
+		attrs[k] = v
+	}
+	attrs["image"], attrs["name"] = e.rec.Config.Image, e.rec.Name
+	e.mu.Unlock()
+	for k, v := range extra {
+		attrs[k] = v
+	}
+	m.cfg.Events.Publish(events.Message{
+		Type: apievents.ContainerEventType, Action: action,
+		Actor: apievents.Actor{ID: string(e.id), Attributes: attrs},
+	})
+}
+
+// update changes the record under the lock and writes it.
+func (m *Manager) update(e *entry, durable bool, change func(*Record) error) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return m.updateLocked(e, durable, change)
+}
+
+// updateLocked is update for callers that hold e.mu. A record that cannot be
+// written stays changed in memory: the kernel's truth has moved already, and
+// the next write carries it.
+func (m *Manager) updateLocked(e *entry, durable bool, change func(*Record) error) error {
+	if err := change(&e.rec); err != nil {
+		return err
+	}
+	if e.removed {
+		return nil
+	}
+	return m.store.save(&e.rec, durable)
+}
+
+// background runs f on a goroutine that Close waits for.
+func (m *Manager) background(f func(ctx context.Context)) {
+	m.loops.Go(func() { f(m.ctx) })
+}
+
+// runDir is the directory of one start of a container.
+func (m *Manager) runDir(id ID, generation uint64) string {
+	return filepath.Join(m.cfg.RunDir, string(id), uitoa(generation))
+}
+
+// removeRunDir drops the directory of a start, and the container's when it is
+// the last: only now nothing of this start is left anywhere.
+func (m *Manager) removeRunDir(id ID, generation uint64) {
+	dir := m.runDir(id, generation)
+	if err := os.RemoveAll(dir); err != nil {
+		m.log.Warn("removing run directory", "path", dir, "error", err)
+	}
+	os.Remove(filepath.Dir(dir)) // fails while another start lives there
+}
+
+// now is when things happened: UTC, as Docker writes times.
+func now() time.Time { return time.Now().UTC() }

@@ -1,0 +1,284 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/runtime"
+	"escale.dev/escale/internal/runtime/oci"
+	"github.com/containerd/errdefs"
+)
+
+// Open reads the records, takes up what runs, records what ended meanwhile, and
+// collects what an engine that was killed left half-made. Restart policies act
+// when Resume is called.
+func (m *Manager) Open(ctx context.Context) error {
+	entries, err := m.store.load()
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(m.cfg.RunDir, 0o711); err != nil {
+		return err
+	}
+	for _, e := range entries {
+		m.holdVolumes(ctx, e)
+	}
+	// Monitors answer at once; a few at a time keep a thousand of them quick.
+	slots := make(chan struct{}, 16)
+	var wg sync.WaitGroup
+	for _, e := range entries {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if err := m.takeUp(ctx, e); err != nil {
+				m.log.Error("taking up container", "container", e.id.Short(), "error", err)
+			}
+		})
+	}
+	wg.Wait()
+	live := map[string][]network.Endpoint{}
+	for _, e := range entries {
+		if v := e.view(); v.State.Running() {
+			live[string(e.id)] = v.Endpoints
+		}
+	}
+	if err := m.cfg.Networks.Restore(ctx, live); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	m.sweepRuns(ctx)
+	m.sweepRoots(ctx)
+	m.background(func(context.Context) { m.store.collect() })
+	return nil
+}
+
+// Resume lets restart policies act on what does not run, and removes what was
+// started with --rm and has ended. Called once the engine is ready.
+func (m *Manager) Resume(ctx context.Context) {
+	for _, e := range m.store.all() {
+		e.mu.Lock()
+		st := e.rec.State
+		auto := e.rec.HostConfig.AutoRemove && st.Status == Exited
+		again := !st.Running() && st.Generation > 0 && st.Status != Removing && st.Status != Dead && e.resumes()
+		e.mu.Unlock()
+		switch {
+		case st.Status == Removing:
+			if err := m.finishRemoval(e); err != nil {
+				m.log.Error("removing", "container", e.id.Short(), "error", err)
+			}
+		case auto:
+			m.autoRemove(ctx, e)
+		case again:
+			if err := m.update(e, false, func(rec *Record) error {
+				if rec.State.Status == Restarting {
+					return nil
+				}
+				return rec.State.move(Restarting)
+			}); err != nil {
+				m.log.Error("restarting", "container", e.id.Short(), "error", err)
+				continue
+			}
+			m.scheduleRestart(e, 0)
+		}
+	}
+}
+
+// resumes tells whether a container that does not run is started when the
+// engine comes up. Called with mu held.
+func (e *entry) resumes() bool {
+	p := &e.rec.HostConfig.RestartPolicy
+	switch {
+	case p.IsAlways():
+		return true
+	case p.IsUnlessStopped():
+		return !e.rec.ManuallyStopped
+	case p.IsOnFailure():
+		return !e.rec.ManuallyStopped && (e.rec.State.Status == Restarting || e.wantsRestart(e.rec.State.ExitCode))
+	}
+	return false
+}
+
+// holdVolumes counts the container among the users of its volumes again.
+func (m *Manager) holdVolumes(ctx context.Context, e *entry) {
+	v := e.view()
+	for _, p := range v.Mounts {
+		if p.Name == "" {
+			continue
+		}
+		if _, err := m.cfg.Volumes.Acquire(ctx, p.Name, string(e.id), nil); err != nil {
+			m.log.Warn("holding volume", "container", e.id.Short(), "volume", p.Name, "error", err)
+		}
+	}
+}
+
+// takeUp finds out what became of a container while no engine was there.
+func (m *Manager) takeUp(ctx context.Context, e *entry) error {
+	v := e.view()
+	st := v.State
+	if st.Status != Starting && !st.Running() {
+		return nil
+	}
+	r := &run{generation: st.Generation, ended: make(chan struct{}), reaped: make(chan struct{}), started: time.Now()}
+	if st.BootID != bootID() {
+		// The machine went down under it; Docker gives 255.
+		return m.tookUpEnded(e, r, runtime.Exit{Code: 255, At: now()}, errors.New("the machine was restarted"))
+	}
+	task, err := m.cfg.Runtime.Adopt(ctx, string(e.id), m.runDir(e.id, st.Generation), m.store.path(e.id))
+	if err == nil && task.Pid() > 0 {
+		return m.tookUpRunning(e, r, task)
+	}
+	if err == nil {
+		task.Close() // a monitor that was never told to start
+	}
+	exit, err := m.cfg.Runtime.LastExit(m.store.path(e.id), st.Generation)
+	if err == nil {
+		return m.tookUpEnded(e, r, exit, nil)
+	}
+	if !errdefs.IsNotFound(err) {
+		m.log.Warn("reading exit record", "container", e.id.Short(), "error", err)
+	}
+	if err := m.cfg.Runtime.Cleanup(ctx, m.cleanup(&v.Record, st.Generation)); err != nil {
+		m.log.Error("ending container without monitor", "container", e.id.Short(), "error", err)
+	}
+	if st.Status == Starting {
+		// Killed before the process ran: as if the start had not been asked.
+		return m.update(e, false, func(rec *Record) error {
+			rec.State.clearProcess()
+			if rec.State.StartedAt.IsZero() {
+				return rec.State.move(Created)
+			}
+			return rec.State.move(Exited)
+		})
+	}
+	return m.tookUpEnded(e, r, runtime.Exit{Code: 137, At: now()}, runtime.ErrMonitorLost)
+}
+
+// tookUpRunning goes on with a container whose monitor is there.
+func (m *Manager) tookUpRunning(e *entry, r *run, task runtime.Task) error {
+	r.task = task
+	e.mu.Lock()
+	e.run, e.adopted = r, true
+	err := m.updateLocked(e, false, func(rec *Record) error {
+		st := &rec.State
+		if st.Status == Starting {
+			if err := st.move(Running); err != nil {
+				return err
+			}
+			st.StartedAt, st.ExitCode, st.Error, st.OOMKilled = now(), 0, "", false
+			rec.Endpoints = readEndpoints(m.runDir(rec.ID, st.Generation))
+		}
+		st.Pid, st.PidStart, st.Monitor = task.Pid(), pidStart(task.Pid()), task.Monitor()
+		return nil
+	})
+	r.started = e.rec.State.StartedAt
+	e.mu.Unlock()
+	m.watch(e, r)
+	m.startHealth(e)
+	return err
+}
+
+// tookUpEnded records an end that happened while no engine was there.
+func (m *Manager) tookUpEnded(e *entry, r *run, exit runtime.Exit, cause error) error {
+	close(r.ended)
+	close(r.reaped) // its remains are swept by Open, before anything starts
+	e.mu.Lock()
+	lived := exit.At.Sub(e.rec.State.StartedAt)
+	e.run = r
+	err := m.updateLocked(e, true, func(rec *Record) error {
+		st := &rec.State
+		if st.Status == Starting {
+			if err := st.move(Running); err != nil {
+				return err
+			}
+			st.StartedAt = exit.At
+		}
+		st.ExitCode, st.OOMKilled, st.FinishedAt, st.Error = exit.Code, exit.OOMKilled, exit.At.UTC(), ""
+		if cause != nil {
+			st.Error = cause.Error()
+		}
+		st.clearProcess()
+		rec.Endpoints = nil
+		return st.move(Exited)
+	})
+	e.mu.Unlock()
+	m.tellExit(e, exit, lived)
+	return err
+}
+
+// sweepRuns gives back what runs left in the kernel that nobody watches any
+// more. The run directory is the journal: it is made first and removed last.
+func (m *Manager) sweepRuns(ctx context.Context) {
+	dirs, _ := filepath.Glob(filepath.Join(m.cfg.RunDir, "*", "*"))
+	for _, dir := range dirs {
+		id := ID(filepath.Base(filepath.Dir(dir)))
+		generation, err := strconv.ParseUint(filepath.Base(dir), 10, 64)
+		if err != nil {
+			continue
+		}
+		rec := Record{ID: id}
+		if e, err := m.store.find(string(id)); err == nil && e.id == id {
+			v := e.view()
+			if v.State.Running() && v.State.Generation == generation {
+				continue
+			}
+			rec = v.Record
+		}
+		m.sweepRun(ctx, &rec, generation)
+	}
+	ids, _ := filepath.Glob(filepath.Join(m.cfg.RunDir, "*"))
+	for _, dir := range ids {
+		os.Remove(dir) // those that are empty
+	}
+}
+
+func (m *Manager) sweepRun(ctx context.Context, rec *Record, generation uint64) {
+	c := m.cleanup(rec, generation)
+	if rec.HostConfig == nil { // the record is gone: read the bundle
+		c = m.cleanupOfBundle(rec.ID, generation)
+	}
+	if err := m.cfg.Runtime.Cleanup(ctx, c); err != nil {
+		m.log.Warn("sweeping", "container", rec.ID.Short(), "error", err)
+		return
+	}
+	if err := m.cfg.Rootfs.Unmount(filepath.Join(c.RunDir, "rootfs")); err != nil {
+		m.log.Warn("sweeping", "container", rec.ID.Short(), "error", err)
+		return
+	}
+	m.removeRunDir(rec.ID, generation)
+}
+
+// cleanupOfBundle names the remains of a run whose record is gone, from what
+// stands in its bundle.
+func (m *Manager) cleanupOfBundle(id ID, generation uint64) runtime.Cleanup {
+	c := runtime.Cleanup{
+		ID: string(id), RunDir: m.runDir(id, generation), Runtime: m.cfg.Defaults.Runtimes[m.cfg.Defaults.Runtime],
+		CgroupPath: m.cfg.Defaults.CgroupParent + "/" + string(id),
+	}
+	if spec, err := oci.Load(filepath.Join(c.RunDir, "config.json")); err == nil && spec.Linux != nil {
+		c.CgroupPath = spec.Linux.CgroupsPath
+	}
+	return c
+}
+
+// sweepRoots drops root file systems that no container owns.
+func (m *Manager) sweepRoots(ctx context.Context) {
+	roots, err := m.cfg.Rootfs.Containers(ctx)
+	if err != nil {
+		m.log.Warn("listing root file systems", "error", err)
+		return
+	}
+	for _, id := range roots {
+		if e, err := m.store.find(id); err == nil && string(e.id) == id {
+			continue
+		}
+		if err := m.cfg.Rootfs.Remove(ctx, id); err != nil {
+			m.log.Warn("removing root file system", "container", ID(id).Short(), "error", err)
+		}
+	}
+}

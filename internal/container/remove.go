@@ -1,0 +1,106 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"syscall"
+
+	"github.com/containerd/errdefs"
+	apievents "github.com/moby/moby/api/types/events"
+)
+
+// Remove removes a container. Answers when its record is gone; what the kernel
+// takes its time over goes on behind.
+func (m *Manager) Remove(ctx context.Context, ref string, o Remove) error {
+	e, err := m.store.find(ref)
+	if err != nil {
+		return err
+	}
+	if o.Force {
+		// A start or stop under way may hold the container for long: force goes ahead.
+		e.mu.Lock()
+		if r := e.run; r != nil && r.task != nil && e.rec.State.Running() {
+			e.stopping, e.rec.ManuallyStopped = true, true
+			r.task.Signal(ctx, "", syscall.SIGKILL)
+		}
+		e.mu.Unlock()
+	}
+	if err := e.op.lock(ctx); err != nil {
+		return err
+	}
+	defer e.op.unlock()
+	ctx = context.WithoutCancel(ctx)
+	e.mu.Lock()
+	removed, st := e.removed, e.rec.State
+	e.mu.Unlock()
+	switch {
+	case removed:
+		return errNoSuch(ref)
+	case st.Running() && !o.Force:
+		return kindf(errConflict, "cannot remove container %q: container is %s: stop the container before removing or force remove", ref, st.Status)
+	case st.Status == Restarting && !o.Force:
+		return kindf(errConflict, "cannot remove container %q: container is restarting: stop the container before removing or force remove", ref)
+	}
+	if err := m.stopByClient(ctx, e, Stop{Signal: "KILL", Timeout: new(int)}); err != nil && !errors.Is(err, ErrNotModified) {
+		return err
+	}
+	return m.removeLocked(ctx, e, o)
+}
+
+// removeLocked removes a container that does not run; its op lock is held.
+func (m *Manager) removeLocked(ctx context.Context, e *entry, o Remove) error {
+	e.mu.Lock()
+	if e.removed || e.holdRemoval {
+		e.mu.Unlock()
+		return nil
+	}
+	err := m.updateLocked(e, false, func(rec *Record) error {
+		rec.RemoveVolumes = rec.RemoveVolumes || o.Volumes
+		return rec.State.move(Removing)
+	})
+	e.mu.Unlock()
+	if err != nil && errdefs.IsConflict(err) {
+		return err
+	}
+	e.cancelRestart()
+	return m.finishRemoval(e)
+}
+
+// finishRemoval drops a container that is marked for removal. Also used after
+// the engine was killed half-way: every step may have been done already.
+func (m *Manager) finishRemoval(e *entry) error {
+	v := e.view()
+	m.releaseVolumes(&v.Record)
+	if v.RemoveVolumes {
+		m.removeAnonymous(&v.Record)
+	}
+	if err := m.store.remove(e); err != nil {
+		return err
+	}
+	m.publish(e, apievents.ActionDestroy, nil)
+	e.mu.Lock()
+	e.removed = true
+	r := e.run
+	e.notify(true, WaitResult{ExitCode: e.rec.State.ExitCode})
+	early := e.early
+	e.early = nil
+	e.mu.Unlock()
+	for _, a := range early {
+		a.fail(errNoSuch(string(e.id)))
+	}
+	m.dropExecs(e)
+	m.background(func(ctx context.Context) {
+		if r != nil {
+			select {
+			case <-r.reaped:
+			case <-ctx.Done():
+				return // the next engine finds the snapshot without a record
+			}
+		}
+		if err := m.cfg.Rootfs.Remove(ctx, string(e.id)); err != nil && ctx.Err() == nil {
+			m.log.Warn("removing root file system", "container", e.id.Short(), "error", err)
+		}
+		m.store.collect()
+	})
+	return nil
+}

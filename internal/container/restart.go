@@ -1,0 +1,92 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Restart policies wait longer after each failure and start afresh once a run
+// has lasted.
+const (
+	firstBackoff = 100 * time.Millisecond
+	maxBackoff   = time.Minute
+	goodRun      = 10 * time.Second
+)
+
+// restartState is what a restart policy remembers between runs.
+type restartState struct {
+	backoff time.Duration
+	cancel  context.CancelFunc // ends a waiting restart; nil when none waits
+}
+
+// decideRestart tells whether the policy starts the container again, and after
+// how long. Called with mu held, before RestartCount is raised.
+func (e *entry) decideRestart(code int, lived time.Duration) (bool, time.Duration) {
+	if e.stopping || e.rec.ManuallyStopped || !e.wantsRestart(code) {
+		return false, 0
+	}
+	switch {
+	case lived >= goodRun || e.restart.backoff == 0:
+		e.restart.backoff = firstBackoff
+	default:
+		e.restart.backoff = min(2*e.restart.backoff, maxBackoff)
+	}
+	return true, e.restart.backoff
+}
+
+// wantsRestart is the policy alone: what it says of an exit with code.
+func (e *entry) wantsRestart(code int) bool {
+	p := &e.rec.HostConfig.RestartPolicy
+	switch {
+	case p.IsAlways(), p.IsUnlessStopped():
+		return true
+	case p.IsOnFailure():
+		return code != 0 && (p.MaximumRetryCount == 0 || e.rec.RestartCount < p.MaximumRetryCount)
+	}
+	return false
+}
+
+// scheduleRestart starts the container again after delay unless somebody stops,
+// starts or removes it first.
+func (m *Manager) scheduleRestart(e *entry, delay time.Duration) {
+	ctx, cancel := context.WithCancel(m.ctx)
+	e.mu.Lock()
+	e.restart.cancel = cancel
+	e.mu.Unlock()
+	m.background(func(context.Context) {
+		defer cancel()
+		t := time.NewTimer(delay)
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			return
+		}
+		if err := e.op.lock(ctx); err != nil {
+			return
+		}
+		defer e.op.unlock()
+		if ctx.Err() != nil || e.state().Status != Restarting {
+			return
+		}
+		err := m.startLocked(ctx, e, false)
+		if err == nil || errors.Is(err, ErrNotModified) {
+			return
+		}
+		m.log.Warn("restarting", "container", e.id.Short(), "error", err)
+	})
+}
+
+// cancelRestart ends a waiting restart; false when none waited.
+func (e *entry) cancelRestart() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.restart.backoff = 0
+	if e.restart.cancel == nil {
+		return false
+	}
+	e.restart.cancel()
+	e.restart.cancel = nil
+	return e.rec.State.Status == Restarting
+}

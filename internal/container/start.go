@@ -1,0 +1,182 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"escale.dev/escale/internal/runtime"
+	apievents "github.com/moby/moby/api/types/events"
+)
+
+// Start starts a container that does not run. ErrNotModified when it runs.
+func (m *Manager) Start(ctx context.Context, ref string) error {
+	e, err := m.store.find(ref)
+	if err != nil {
+		return err
+	}
+	if err := e.op.lock(ctx); err != nil {
+		return err
+	}
+	defer e.op.unlock()
+	return m.startLocked(ctx, e, true)
+}
+
+// startLocked starts e, whose op lock is held. byClient: a client asked, so the
+// restart policy begins afresh.
+func (m *Manager) startLocked(ctx context.Context, e *entry, byClient bool) error {
+	switch s := e.state(); s.Status {
+	case Running:
+		return ErrNotModified
+	case Paused:
+		return kindf(errConflict, "cannot start a paused container, try unpause instead")
+	case Removing, Dead:
+		return kindf(errConflict, "container is marked for removal and cannot be started")
+	}
+	if byClient {
+		e.cancelRestart()
+	}
+	if err := m.waitReaped(ctx, e); err != nil {
+		return err
+	}
+	// A client that goes away does not stop a start half-way.
+	ctx = context.WithoutCancel(ctx)
+	r, before, err := m.intend(e, byClient)
+	if err != nil {
+		return err
+	}
+	if err := m.launch(ctx, e, r); err != nil {
+		m.startFailed(e, r, before, err)
+		return startError(e, err)
+	}
+	return nil
+}
+
+// intend writes down that a start begins, before anything reaches the kernel.
+func (m *Manager) intend(e *entry, byClient bool) (*run, State, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	before := e.rec.State
+	r := &run{ended: make(chan struct{}), reaped: make(chan struct{})}
+	err := m.updateLocked(e, false, func(rec *Record) error {
+		if err := rec.State.move(Starting); err != nil {
+			return err
+		}
+		rec.State.Generation++
+		rec.State.BootID = bootID()
+		if byClient {
+			rec.ManuallyStopped, rec.RestartCount = false, 0
+		}
+		return nil
+	})
+	r.generation = e.rec.State.Generation
+	if err != nil {
+		e.rec.State = before
+		return nil, before, err
+	}
+	e.run, e.stopping = r, false
+	return r, before, nil
+}
+
+// launch does the steps of a start in order, each with its undo.
+func (m *Manager) launch(ctx context.Context, e *entry, r *run) error {
+	s := &start{m: m, e: e, run: r, rec: e.view().Record, dir: m.runDir(e.id, r.generation)}
+	for _, step := range startSteps {
+		if err := step.do(ctx, s); err != nil {
+			s.undo.run()
+			s.closeHeld()
+			return err
+		}
+	}
+	s.closeHeld()
+	m.started(e, s)
+	return nil
+}
+
+// started records that the process runs and begins to watch it.
+func (m *Manager) started(e *entry, s *start) {
+	e.mu.Lock()
+	s.run.task, s.run.started = s.task, time.Now()
+	err := m.updateLocked(e, false, func(rec *Record) error {
+		if err := rec.State.move(Running); err != nil {
+			return err
+		}
+		st := &rec.State
+		st.Pid, st.PidStart, st.Monitor = s.pid, pidStart(s.pid), s.task.Monitor()
+		st.StartedAt, st.ExitCode, st.Error, st.OOMKilled = now(), 0, "", false
+		rec.Endpoints = s.endpoints()
+		return nil
+	})
+	e.mu.Unlock()
+	if err != nil {
+		m.log.Error("recording start", "container", e.id.Short(), "error", err)
+	}
+	m.publish(e, apievents.ActionStart, nil)
+	m.watch(e, s.run)
+	m.startHealth(e)
+}
+
+// startFailed puts the container back to where it was, with what went wrong.
+func (m *Manager) startFailed(e *entry, r *run, before State, cause error) {
+	m.removeRunDir(e.id, r.generation)
+	code := 128
+	var se *runtime.StartError
+	if errors.As(cause, &se) {
+		code = se.Code
+	}
+	e.mu.Lock()
+	next := before.Status
+	if next == Restarting {
+		next = Exited
+	}
+	err := m.updateLocked(e, false, func(rec *Record) error {
+		rec.State.clearProcess()
+		rec.State.ExitCode, rec.State.Error = code, cause.Error()
+		return rec.State.move(next)
+	})
+	close(r.ended)
+	close(r.reaped)
+	early := e.early
+	e.early = nil
+	e.notify(false, WaitResult{ExitCode: code, Err: cause})
+	auto := e.rec.HostConfig.AutoRemove
+	e.mu.Unlock()
+	for _, a := range early {
+		a.fail(cause)
+	}
+	if err != nil {
+		m.log.Error("recording failed start", "container", e.id.Short(), "error", err)
+	}
+	if auto {
+		if err := m.removeLocked(m.ctx, e, Remove{Volumes: true}); err != nil {
+			m.log.Warn("removing after failed start", "container", e.id.Short(), "error", err)
+		}
+	}
+}
+
+// startError gives a failed start Docker's kind: the runtime's refusals of the
+// command are the client's fault, anything else is ours.
+func startError(e *entry, err error) error {
+	var se *runtime.StartError
+	if errors.As(err, &se) && (se.Code == 126 || se.Code == 127) {
+		return kindf(errInvalid, "%s", err)
+	}
+	return err
+}
+
+// waitReaped waits until the kernel holds nothing of the last run.
+func (m *Manager) waitReaped(ctx context.Context, e *entry) error {
+	e.mu.Lock()
+	r := e.run
+	e.mu.Unlock()
+	if r == nil {
+		return nil
+	}
+	select {
+	case <-r.reaped:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("container %s: still cleaning up after its last run: %w", e.id.Short(), ctx.Err())
+	}
+}

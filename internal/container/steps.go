@@ -1,0 +1,214 @@
+package container
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/runtime"
+	"escale.dev/escale/internal/runtime/oci"
+	"golang.org/x/sync/errgroup"
+)
+
+// start is one start of a container while its steps are done.
+type start struct {
+	m   *Manager
+	e   *entry
+	run *run
+	rec Record
+	dir string // run directory, which is the OCI bundle too
+
+	sandbox *network.Sandbox // nil: the host's network or another container's
+	netns   string
+	spec    *oci.Spec
+	task    runtime.Task
+	pid     int
+	undo    undoStack
+}
+
+// step is a named part of a start. do adds its own undo.
+type step struct {
+	name string
+	do   func(ctx context.Context, s *start) error
+}
+
+// startSteps are done in this order and undone in reverse.
+var startSteps = []step{
+	{"directory", (*start).makeDir},
+	{"root and network", (*start).rootAndNetwork},
+	{"volumes", (*start).volumes},
+	{"specification", (*start).specify},
+	{"monitor", (*start).monitor},
+	{"process", (*start).process},
+}
+
+func (s *start) rootfs() string { return filepath.Join(s.dir, "rootfs") }
+
+func (s *start) makeDir(context.Context) error {
+	if err := os.MkdirAll(s.rootfs(), 0o711); err != nil {
+		return err
+	}
+	s.undo.add(func() { s.m.removeRunDir(s.e.id, s.run.generation) })
+	return nil
+}
+
+// rootAndNetwork mounts the root file system while the network is made: the
+// two longest waits for the kernel, side by side.
+func (s *start) rootAndNetwork(ctx context.Context) error {
+	var g errgroup.Group
+	g.Go(func() error { return s.network(ctx) })
+	err := s.m.cfg.Rootfs.Mount(ctx, string(s.e.id), s.rootfs())
+	if err == nil {
+		s.undo.add(func() { s.m.cfg.Rootfs.Unmount(s.rootfs()) })
+	}
+	netErr := g.Wait()
+	if s.sandbox != nil {
+		s.undo.add(func() {
+			if err := s.m.cfg.Networks.Teardown(s.m.ctx, string(s.e.id), s.sandbox.Endpoints); err != nil {
+				s.m.log.Warn("undoing network", "container", s.e.id.Short(), "error", err)
+			}
+		})
+	}
+	return errors.Join(err, netErr)
+}
+
+// network makes the container's namespace, or finds the one it shares.
+func (s *start) network(ctx context.Context) error {
+	mode := s.rec.HostConfig.NetworkMode
+	switch {
+	case mode.IsHost():
+		return nil
+	case mode.IsContainer():
+		other, err := s.m.store.find(mode.ConnectedContainer())
+		if err != nil {
+			return err
+		}
+		st := other.state()
+		if !st.Running() {
+			return kindf(errConflict, "cannot join network of a non running container: %s", other.id)
+		}
+		s.netns = fmt.Sprintf("/proc/%d/ns/net", st.Pid)
+		return nil
+	}
+	wanted := s.rec.Networking
+	if len(wanted) == 0 {
+		wanted = defaultNetworks(string(mode))
+	}
+	sb, err := s.m.cfg.Networks.Setup(ctx, network.Request{
+		ContainerID: string(s.e.id), Name: s.rec.Name, Hostname: s.rec.Config.Hostname, Networks: wanted,
+		Exposed: s.rec.Config.ExposedPorts, Bindings: s.rec.HostConfig.PortBindings, PublishAll: s.rec.HostConfig.PublishAllPorts,
+	})
+	if err != nil {
+		return err
+	}
+	s.sandbox, s.netns = sb, sb.Path
+	return writeEndpoints(s.dir, sb.Endpoints)
+}
+
+// endpointsFile, in the run directory, tells a later engine what network a
+// start had made when it was killed before the record said so.
+const endpointsFile = "network.json"
+
+func writeEndpoints(dir string, eps []network.Endpoint) error {
+	b, err := json.Marshal(eps)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(dir, endpointsFile), b, 0o600)
+}
+
+func readEndpoints(dir string) []network.Endpoint {
+	var eps []network.Endpoint
+	b, err := os.ReadFile(filepath.Join(dir, endpointsFile))
+	if err != nil || json.Unmarshal(b, &eps) != nil {
+		return nil
+	}
+	return eps
+}
+
+// endpoints are those of the sandbox, for the record.
+func (s *start) endpoints() []network.Endpoint {
+	if s.sandbox == nil {
+		return nil
+	}
+	return s.sandbox.Endpoints
+}
+
+// closeHeld closes the engine's copies of the published ports' sockets; the
+// monitor holds its own.
+func (s *start) closeHeld() {
+	if s.sandbox == nil {
+		return
+	}
+	for _, f := range s.sandbox.Held {
+		f.Close()
+	}
+}
+
+// specify writes config.json and the files bound in at /etc.
+func (s *start) specify(ctx context.Context) error {
+	o, err := s.options()
+	if err != nil {
+		return err
+	}
+	spec, warnings, err := s.m.cfg.Specs.Spec(ctx, o)
+	if err != nil {
+		return err
+	}
+	for _, w := range warnings {
+		s.m.log.Debug("specification", "container", s.e.id.Short(), "warning", w)
+	}
+	s.spec = spec
+	b, err := json.Marshal(spec)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(filepath.Join(s.dir, "config.json"), b, 0o600)
+}
+
+// monitor launches the monitor and lets in the clients that attached early.
+func (s *start) monitor(ctx context.Context) error {
+	c, h := s.rec.Config, s.rec.HostConfig
+	l := runtime.Launch{
+		ID: string(s.e.id), Generation: s.run.generation, Bundle: s.dir, RunDir: s.dir, StateDir: s.m.store.path(s.e.id),
+		Runtime:  s.m.cfg.Defaults.Runtimes[h.Runtime],
+		Terminal: c.Tty, Rows: uint16(h.ConsoleSize[0]), Cols: uint16(h.ConsoleSize[1]),
+		OpenStdin: c.OpenStdin, StdinOnce: c.StdinOnce,
+		Log: logFile(&s.rec), CgroupPath: s.spec.Linux.CgroupsPath,
+	}
+	if s.sandbox != nil {
+		l.Held = s.sandbox.Held
+	}
+	task, err := s.m.cfg.Runtime.Launch(ctx, l)
+	if err != nil {
+		return fmt.Errorf("monitor: %w", err)
+	}
+	s.task = task
+	s.undo.add(func() {
+		task.Close()
+		if err := s.m.cfg.Runtime.Cleanup(s.m.ctx, s.m.cleanup(&s.rec, s.run.generation)); err != nil {
+			s.m.log.Warn("undoing start", "container", s.e.id.Short(), "error", err)
+		}
+	})
+	s.e.admit(ctx, task)
+	return nil
+}
+
+// process runs the container's process.
+func (s *start) process(ctx context.Context) error {
+	pid, err := s.task.Start(ctx)
+	s.pid = pid
+	return err
+}
+
+// cleanup names what the runtime keeps of a run.
+func (m *Manager) cleanup(rec *Record, generation uint64) runtime.Cleanup {
+	return runtime.Cleanup{
+		ID: string(rec.ID), RunDir: m.runDir(rec.ID, generation),
+		Runtime: m.cfg.Defaults.Runtimes[rec.HostConfig.Runtime], CgroupPath: m.cgroupPath(rec),
+	}
+}

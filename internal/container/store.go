@@ -1,0 +1,196 @@
+package container
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+	"sync"
+
+	"escale.dev/escale/internal/sys/atomicfile"
+	"github.com/containerd/errdefs"
+)
+
+const (
+	recordFile    = "container.json"
+	removedPrefix = ".removed-"
+)
+
+// store keeps the records: in memory with indexes by id and name, and on disk
+// at dir/<id>/container.json. Safe for concurrent use.
+type store struct {
+	dir string
+
+	mu    sync.RWMutex
+	byID  map[ID]*entry
+	names map[string]ID // reserved names, also of containers being created
+}
+
+func newStore(dir string) *store {
+	return &store{dir: dir, byID: map[ID]*entry{}, names: map[string]ID{}}
+}
+
+// load reads every record. A directory without a whole record is what a create
+// killed half-way left: it is moved away for collection. Names of such ids are
+// returned so that their snapshots can be collected too.
+func (s *store) load() ([]*entry, error) {
+	if err := os.MkdirAll(s.dir, 0o710); err != nil {
+		return nil, err
+	}
+	dirs, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, err
+	}
+	var out []*entry
+	for _, d := range dirs {
+		if strings.HasPrefix(d.Name(), removedPrefix) {
+			continue
+		}
+		rec, err := readRecord(filepath.Join(s.dir, d.Name(), recordFile))
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+			s.discard(ID(d.Name()))
+			continue
+		case err != nil:
+			return nil, fmt.Errorf("container %s: %w", d.Name(), err)
+		}
+		e := newEntry(rec)
+		s.byID[rec.ID], s.names[rec.Name] = e, rec.ID
+		out = append(out, e)
+	}
+	return out, nil
+}
+
+func readRecord(path string) (Record, error) {
+	var rec Record
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return rec, err
+	}
+	if err := json.Unmarshal(b, &rec); err != nil {
+		return rec, fmt.Errorf("%s: %w", path, err)
+	}
+	if rec.Format > RecordFormat {
+		return rec, fmt.Errorf("%s: written by a newer engine (format %d, this one knows %d): %w", path, rec.Format, RecordFormat, errdefs.ErrFailedPrecondition)
+	}
+	if rec.ID == "" || rec.Config == nil || rec.HostConfig == nil {
+		return rec, fmt.Errorf("%s: incomplete record: %w", path, errdefs.ErrDataLoss)
+	}
+	return rec, nil
+}
+
+// save writes a record; durable says whether it must survive a power cut.
+func (s *store) save(rec *Record, durable bool) error {
+	b, err := json.Marshal(rec)
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(filepath.Join(s.path(rec.ID), recordFile), b, 0o600, atomicfile.Options{Sync: durable})
+}
+
+// path is the container's durable directory.
+func (s *store) path(id ID) string { return filepath.Join(s.dir, string(id)) }
+
+// reserve takes a name for id, or tells who has it.
+func (s *store) reserve(name string, id ID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if owner, ok := s.names[name]; ok && owner != id {
+		return kindf(errdefs.ErrConflict, "Conflict. The container name %q is already in use by container %q. You have to remove (or rename) that container to be able to reuse that name.", "/"+name, owner)
+	}
+	s.names[name] = id
+	return nil
+}
+
+// release frees a name if id still holds it.
+func (s *store) release(name string, id ID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.names[name] == id {
+		delete(s.names, name)
+	}
+}
+
+func (s *store) add(e *entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.byID[e.id] = e
+}
+
+// remove forgets a container; its directory is renamed at once and deleted by
+// the caller's leisure (collect).
+func (s *store) remove(e *entry) error {
+	if err := s.discard(e.id); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.byID, e.id)
+	for name, id := range s.names {
+		if id == e.id {
+			delete(s.names, name)
+		}
+	}
+	return nil
+}
+
+// discard renames a container's directory so that no later start finds it.
+func (s *store) discard(id ID) error {
+	err := os.Rename(s.path(id), filepath.Join(s.dir, removedPrefix+string(id)))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// collect deletes the directories of removed containers; blocks on the disk.
+func (s *store) collect() {
+	left, _ := filepath.Glob(filepath.Join(s.dir, removedPrefix+"*"))
+	for _, dir := range left {
+		os.RemoveAll(dir)
+	}
+}
+
+// find looks a container up by full id, name, or unique prefix of an id.
+func (s *store) find(ref string) (*entry, error) {
+	name := strings.TrimPrefix(ref, "/")
+	if name == "" {
+		return nil, errNoSuch(ref)
+	}
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if e, ok := s.byID[ID(ref)]; ok {
+		return e, nil
+	}
+	if e, ok := s.byID[s.names[name]]; ok {
+		return e, nil
+	}
+	var found *entry
+	for id, e := range s.byID {
+		if strings.HasPrefix(string(id), ref) {
+			if found != nil {
+				return nil, kindf(errdefs.ErrInvalidArgument, "multiple IDs found with provided prefix: %s", ref)
+			}
+			found = e
+		}
+	}
+	if found == nil {
+		return nil, errNoSuch(ref)
+	}
+	return found, nil
+}
+
+// all returns every container, newest first.
+func (s *store) all() []*entry {
+	s.mu.RLock()
+	out := make([]*entry, 0, len(s.byID))
+	for _, e := range s.byID {
+		out = append(out, e)
+	}
+	s.mu.RUnlock()
+	sort.Slice(out, func(i, j int) bool { return out[i].created.After(out[j].created) })
+	return out
+}

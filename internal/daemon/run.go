@@ -1,0 +1,74 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/pflag"
+)
+
+// Version of the engine; set by the linker.
+var (
+	Version   = "0.1.0-dev"
+	GitCommit = "unknown"
+	BuildTime = ""
+)
+
+// Main runs the engine from a command line until a signal ends it, and returns
+// the exit code. Errors go to stderr in one line.
+func Main(args []string, stdout, stderr io.Writer) int {
+	cfg, err := ParseConfig(args, func(fs *pflag.FlagSet) {
+		fmt.Fprintf(stdout, "escaled is Escale's engine: it keeps containers and serves the Docker API.\n\nUsage: escaled [OPTIONS]\n\nOptions:\n%s", fs.FlagUsagesWrapped(100))
+	})
+	switch {
+	case errors.Is(err, pflag.ErrHelp):
+		return 0
+	case err != nil:
+		fmt.Fprintf(stderr, "escaled: %s\nSee 'escaled --help'.\n", err)
+		return 1
+	case cfg.ShowVersion:
+		fmt.Fprintf(stdout, "Escale version %s, build %s\n", Version, GitCommit)
+		return 0
+	case cfg.ValidateOnly:
+		fmt.Fprintln(stdout, "configuration OK")
+		return 0
+	case os.Geteuid() != 0:
+		fmt.Fprintln(stderr, "escaled: needs root: namespaces, mounts and cgroups are made by it. Start it with sudo or by systemctl start escale.")
+		return 1
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	log := newLogger(stderr, cfg.LogLevel)
+	if err := run(ctx, cfg, log); err != nil {
+		fmt.Fprintf(stderr, "escaled: %s\n", err)
+		return 1
+	}
+	return 0
+}
+
+func run(ctx context.Context, cfg *Config, log *slog.Logger) error {
+	d, err := New(cfg, log)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Run(ctx), d.Close())
+}
+
+func newLogger(w io.Writer, level string) *slog.Logger {
+	l := slog.LevelInfo
+	switch level {
+	case "debug":
+		l = slog.LevelDebug
+	case "warn":
+		l = slog.LevelWarn
+	case "error", "fatal":
+		l = slog.LevelError
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: l}))
+}
