@@ -1,0 +1,169 @@
+package ipam
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+
+	"github.com/containerd/errdefs"
+)
+
+func addr(s string) netip.Addr  { return netip.MustParseAddr(s) }
+func pre(s string) netip.Prefix { return netip.MustParsePrefix(s) }
+
+func newPool(t testing.TB, subnet, gateway string) *Pool {
+	t.Helper()
+	p, err := New(pre(subnet), addr(gateway))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestNextFit(t *testing.T) {
+	p := newPool(t, "172.17.0.0/16", "172.17.0.1")
+	for _, want := range []string{"172.17.0.2", "172.17.0.3", "172.17.0.4"} {
+		if got, err := p.Next(); err != nil || got.String() != want {
+			t.Fatalf("got %v, %v, want %s", got, err, want)
+		}
+	}
+	p.Release(addr("172.17.0.3"))
+	if got, _ := p.Next(); got != addr("172.17.0.5") {
+		t.Errorf("got %s: an address is reused at once", got)
+	}
+}
+
+func TestExhaustion(t *testing.T) {
+	p := newPool(t, "10.0.0.0/29", "10.0.0.1") // 2 to 6 are for containers
+	seen := map[netip.Addr]bool{}
+	for range 5 {
+		a, err := p.Next()
+		if err != nil || seen[a] {
+			t.Fatalf("%v, %v", a, err)
+		}
+		seen[a] = true
+	}
+	if _, err := p.Next(); !errors.Is(err, ErrExhausted) {
+		t.Fatalf("a full pool answers %v", err)
+	}
+	p.Release(addr("10.0.0.4"))
+	p.Release(addr("10.0.0.4"))
+	if p.Used() != 4 {
+		t.Errorf("%d used after a double release, want 4", p.Used())
+	}
+	if a, err := p.Next(); err != nil || a != addr("10.0.0.4") {
+		t.Errorf("%v, %v", a, err)
+	}
+}
+
+func TestTakeRefuses(t *testing.T) {
+	p := newPool(t, "10.0.0.0/24", "10.0.0.254")
+	if err := p.Take(addr("10.0.0.9")); err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range []string{"10.0.0.9", "10.0.0.0", "10.0.0.255", "10.0.0.254"} {
+		if err := p.Take(addr(a)); !errors.Is(err, ErrTaken) {
+			t.Errorf("Take(%s): %v", a, err)
+		}
+	}
+	if err := p.Take(addr("10.0.1.9")); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("an address of another subnet: %v", err)
+	}
+	for _, a := range []string{"10.0.0.0", "10.0.0.255", "10.0.0.254", "10.0.1.9"} {
+		p.Release(addr(a))
+	}
+	if p.Used() != 1 {
+		t.Errorf("%d used, want 1", p.Used())
+	}
+	if err := p.Take(addr("10.0.0.254")); !errors.Is(err, ErrTaken) {
+		t.Errorf("the gateway could be released: %v", err)
+	}
+}
+
+func TestNewRefuses(t *testing.T) {
+	for _, c := range []struct{ subnet, gateway string }{{"10.0.0.0/31", "10.0.0.1"}, {"10.0.0.0/4", "10.0.0.1"}, {"10.0.0.0/24", "10.0.1.1"}, {"fd00::/64", "fd00::1"}} {
+		if _, err := New(pre(c.subnet), addr(c.gateway)); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%v: %v", c, err)
+		}
+	}
+}
+
+func TestChoose(t *testing.T) {
+	for _, c := range []struct {
+		used []string
+		want string
+	}{
+		{nil, "172.17.0.0/16"},
+		{[]string{"172.17.5.0/24"}, "172.18.0.0/16"},
+		{[]string{"172.16.0.0/12"}, "192.168.0.0/20"},
+		{[]string{"172.16.0.0/12", "192.168.0.0/24", "192.168.20.7/32"}, "192.168.32.0/20"},
+		{[]string{"172.17.0.0/16", "172.18.0.0/15", "172.20.0.0/16"}, "172.21.0.0/16"},
+		{[]string{"172.16.0.0/12", "192.168.0.0/16"}, ""},
+	} {
+		var used []netip.Prefix
+		for _, u := range c.used {
+			used = append(used, pre(u))
+		}
+		got, err := Choose(Default(), used)
+		if c.want == "" {
+			if !errdefs.IsResourceExhausted(err) {
+				t.Errorf("%v: %v, %v", c.used, got, err)
+			}
+			continue
+		}
+		if err != nil || got != pre(c.want) {
+			t.Errorf("%v: %v, %v, want %s", c.used, got, err, c.want)
+		}
+	}
+	if _, err := Choose([]Range{{Base: pre("10.0.0.0/16"), Size: 8}}, nil); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a subnet larger than its range: %v", err)
+	}
+}
+
+// FuzzPool plays random histories against a plain set.
+func FuzzPool(f *testing.F) {
+	f.Add([]byte{0, 0, 0, 1, 2, 1, 3, 0, 0, 2, 9})
+	f.Add([]byte{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
+	f.Fuzz(func(t *testing.T, ops []byte) {
+		p := newPool(t, "10.0.0.0/28", "10.0.0.3")
+		model := map[netip.Addr]bool{}
+		at := func(b byte) netip.Addr { return addr(fmt.Sprintf("10.0.0.%d", b%20)) }
+		usable := func(a netip.Addr) bool {
+			return pre("10.0.0.0/28").Contains(a) && a != addr("10.0.0.0") && a != addr("10.0.0.3") && a != addr("10.0.0.15")
+		}
+		for i := 0; i < len(ops); i++ {
+			switch op := ops[i] % 3; {
+			case op == 0:
+				a, err := p.Next()
+				if (err != nil) != (len(model) == 13) {
+					t.Fatalf("Next with %d taken: %v", len(model), err)
+				}
+				if err == nil && (model[a] || !usable(a)) {
+					t.Fatalf("Next gave %s", a)
+				}
+				if err == nil {
+					model[a] = true
+				}
+			case i+1 < len(ops):
+				i++
+				a := at(ops[i])
+				if op == 1 {
+					err := p.Take(a)
+					if (err == nil) != (usable(a) && !model[a]) {
+						t.Fatalf("Take(%s): %v", a, err)
+					}
+					if err == nil {
+						model[a] = true
+					}
+				} else {
+					p.Release(a)
+					delete(model, a)
+				}
+			}
+			if p.Used() != len(model) {
+				t.Fatalf("%d used, want %d", p.Used(), len(model))
+			}
+		}
+	})
+}
