@@ -31,6 +31,7 @@ type Endpoint struct {
 	Gateway    string
 	MAC        string
 	HostLink   string // the host's end of the veth pair
+	Interface  string // the container's end, "eth0"
 	Ports      network.PortMap
 }
 

@@ -1,0 +1,218 @@
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+
+	"escale.dev/escale/internal/sys/netns"
+	"escale.dev/escale/internal/sys/rtnl"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// vethPeer is VETH_INFO_PEER of linux/veth.h.
+const vethPeer = 1
+
+// veth is a pair of links: one on the host, a port of the bridge, and one in a
+// namespace.
+type veth struct {
+	ns      *netns.Handle
+	inside  string // name in the namespace
+	mac     net.HardwareAddr
+	addr    netip.Prefix
+	gateway netip.Addr // where the default route goes; the zero Addr: none
+	hairpin bool       // frames may go back out of the port by which they came in
+}
+
+// ours tells whether a link bears the name of one of this instance's.
+func (d *Driver) ours(link string) bool {
+	return strings.HasPrefix(link, d.cfg.LinkPrefix())
+}
+
+// connect makes a pair of links and sets up the inside. It returns the name of
+// the host's end. On an error nothing is left behind.
+func (d *Driver) connect(b *bridged, v veth, endpoint string) (host string, err error) {
+	c, err := rtnl.Dial()
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	const digits = 7 // prefix and digits are 15 characters together
+	for try := 0; ; try++ {
+		if len(endpoint) < (try+1)*digits {
+			return "", fmt.Errorf("no free name for a link of endpoint %q", endpoint)
+		}
+		host = d.cfg.LinkPrefix() + endpoint[try*digits:(try+1)*digits]
+		err = c.Do(d.hostRequests(b, v, host)...)
+		if !errors.Is(err, unix.EEXIST) || try == 2 {
+			break
+		}
+	}
+	if err == nil {
+		err = v.ns.Do(v.configure)
+	}
+	if err == nil {
+		return host, nil
+	}
+	if errors.Is(err, unix.EEXIST) {
+		return "", fmt.Errorf("link %q: %w", host, err) // another's
+	}
+	return "", errors.Join(fmt.Errorf("link %q: %w", host, err), deleteLinks(host))
+}
+
+// hostRequests make the pair: the host's end up and on the bridge, the inside in
+// its namespace with its name and MAC, all in one message; a second one where
+// the port of the bridge has options.
+func (d *Driver) hostRequests(b *bridged, v veth, host string) []*nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
+	req.AddData(msg)
+	mtu := nl.Uint32Attr(uint32(d.cfg.LinkMTU()))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(host)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_MTU, mtu))
+	req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(b.index))))
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_KIND, []byte("veth"))
+	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(vethPeer, nl.NewIfInfomsg(unix.AF_UNSPEC).Serialize())
+	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(v.inside))
+	peer.AddRtAttr(unix.IFLA_ADDRESS, v.mac)
+	peer.AddRtAttr(unix.IFLA_MTU, mtu)
+	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(v.ns.Fd())))
+	req.AddData(info)
+	if !v.hairpin && d.cfg.ICC {
+		return []*nl.NetlinkRequest{req}
+	}
+	return []*nl.NetlinkRequest{req, d.portRequest(host, v.hairpin)}
+}
+
+// portRequest sets the options of a port of the bridge. With br_netfilter a
+// container that reaches its own published port is sent back by the port by which
+// it came, which is what hairpin allows. Without icc ports are isolated from each
+// other, but not from the host.
+func (d *Driver) portRequest(host string, hairpin bool) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, 0)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(host)))
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.ZeroTerminated("bridge"))
+	data := info.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil)
+	if hairpin {
+		data.AddRtAttr(nl.IFLA_BRPORT_MODE, nl.Uint8Attr(1))
+	}
+	if !d.cfg.ICC {
+		data.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, nl.Uint8Attr(1))
+	}
+	req.AddData(info)
+	return req
+}
+
+// configure sets up the inside; it runs in the namespace.
+func (v veth) configure() error {
+	// No IPv6 on the network yet: no address of the link's own, no neighbour
+	// discovery, and no router advertisement that is believed.
+	if err := setting("net/ipv6/conf/"+v.inside+"/disable_ipv6", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	c, err := rtnl.Dial()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	index, err := c.Index(v.inside)
+	if err != nil {
+		return fmt.Errorf("link %q inside: %w", v.inside, err)
+	}
+	reqs := []*nl.NetlinkRequest{v.addressRequest(index), upRequest(index)}
+	if v.gateway.IsValid() {
+		reqs = append(reqs, v.routeRequest(index))
+	}
+	if err := c.Do(reqs...); err != nil {
+		return fmt.Errorf("link %q inside: %w", v.inside, err)
+	}
+	return nil
+}
+
+func (v veth) addressRequest(index int) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	req.AddData(addressHeader(index, v.addr))
+	ip, broadcast := v.addr.Addr().As4(), last(v.addr).As4()
+	req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, ip[:]))
+	req.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, ip[:]))
+	req.AddData(nl.NewRtAttr(unix.IFA_BROADCAST, broadcast[:]))
+	return req
+}
+
+func addressHeader(index int, p netip.Prefix) *nl.IfAddrmsg {
+	msg := nl.NewIfAddrmsg(unix.AF_INET)
+	msg.Index, msg.Prefixlen, msg.Scope = uint32(index), uint8(p.Bits()), unix.RT_SCOPE_UNIVERSE
+	return msg
+}
+
+func upRequest(index int) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, 0)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index, msg.Flags, msg.Change = int32(index), unix.IFF_UP, unix.IFF_UP
+	req.AddData(msg)
+	return req
+}
+
+func (v veth) routeRequest(index int) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	msg := nl.NewRtMsg()
+	msg.Family = unix.AF_INET
+	req.AddData(msg)
+	gw := v.gateway.As4()
+	req.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, gw[:]))
+	req.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
+	return req
+}
+
+// last is the last address of a subnet, its broadcast address.
+func last(p netip.Prefix) netip.Addr {
+	a := p.Masked().Addr().As4()
+	for i := p.Bits(); i < 32; i++ {
+		a[i/8] |= 0x80 >> (i % 8)
+	}
+	return netip.AddrFrom4(a)
+}
+
+// deleteLinks deletes links of the host by name; those that are not there are no
+// error. Blocks for some 20 ms, however many they are.
+func deleteLinks(names ...string) error {
+	c, err := rtnl.Dial()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	var errs []error
+	for _, n := range names {
+		req := nl.NewNetlinkRequest(unix.RTM_DELLINK, 0)
+		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+		req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(n)))
+		if err := c.Do(req); err != nil && !errors.Is(err, unix.ENODEV) {
+			errs = append(errs, fmt.Errorf("delete link %q: %w", n, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// get reads a sysctl of the calling thread's network namespace.
+func get(name string) (string, error) {
+	b, err := os.ReadFile("/proc/sys/" + name)
+	return strings.TrimSpace(string(b)), err
+}
+
+// setting writes a sysctl of the calling thread's network namespace, unless it
+// has the value already.
+func setting(name, value string) error {
+	if old, err := get(name); err != nil || old == value {
+		return err
+	}
+	return os.WriteFile("/proc/sys/"+name, []byte(value), 0)
+}

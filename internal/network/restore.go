@@ -1,0 +1,88 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"escale.dev/escale/internal/network/port"
+	"escale.dev/escale/internal/sys/netns"
+)
+
+// Restore takes up the containers that live after the engine was started anew:
+// their addresses and ports are taken again, and their links, published ports
+// and handles are compared with what the kernel has and repaired by the
+// difference. Whatever else bears this instance's name is removed: it was
+// half-made or half-removed when the engine ended. To be called after Open and
+// before the first Setup; live is by container id.
+//
+// A handle that has vanished cannot be made again without a process of the
+// container; that is logged.
+func (m *Manager) Restore(ctx context.Context, live map[string][]Endpoint) error {
+	handles := map[string]bool{}
+	for id, eps := range live {
+		if len(eps) == 0 {
+			continue
+		}
+		name := handleName(id, eps[0].EndpointID)
+		handles[name] = true
+		if !netns.Bound(m.Path(id, eps)) {
+			m.log.Warn("the network namespace of a running container has lost its handle", "container", id, "path", m.Path(id, eps))
+		}
+	}
+	m.mu.Lock()
+	m.handles = handles
+	for _, a := range m.networks {
+		clear(a.containers)
+	}
+	m.mu.Unlock()
+
+	var errs []error
+	byDriver := map[Driver]map[string][]Live{}
+	for _, d := range m.drivers {
+		byDriver[d] = map[string][]Live{}
+	}
+	for id, eps := range live {
+		m.record(id, eps)
+		for i, ep := range eps {
+			m.ports.Adopt(ep.mappings())
+			d := m.driverOf(ep)
+			if d == nil {
+				errs = append(errs, fmt.Errorf("container %s: network %s not found", id, ep.Network))
+				continue
+			}
+			l := Live{ContainerID: id, Path: m.Path(id, eps), Gateway: i == 0, Endpoint: ep}
+			byDriver[d][ep.NetworkID] = append(byDriver[d][ep.NetworkID], l)
+		}
+	}
+	for d, live := range byDriver {
+		if err := d.Restore(ctx, live); err != nil {
+			errs = append(errs, fmt.Errorf("networks of driver %q: %w", d.Type(), err))
+		}
+	}
+	errs = append(errs, m.dropUnused(func(string) bool { return true }))
+	return errors.Join(errs...)
+}
+
+// mappings are the published ports of an endpoint; none when its record is not
+// one of ours.
+func (ep Endpoint) mappings() []port.Mapping {
+	addr, err := ep.addr()
+	if err != nil {
+		return nil
+	}
+	list, err := port.Mappings(addr, ep.Ports)
+	if err != nil {
+		return nil
+	}
+	return list
+}
+
+func (ep Endpoint) addr() (netip.Addr, error) {
+	a, err := netip.ParseAddr(ep.IP)
+	if err != nil {
+		return a, fmt.Errorf("endpoint %s: %w", ep.EndpointID, err)
+	}
+	return a, nil
+}
