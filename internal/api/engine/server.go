@@ -1,0 +1,143 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"escale.dev/escale/internal/container"
+)
+
+// Bounds on what a client may cost before its request is understood.
+const (
+	maxHeaderBytes    = 256 << 10 // X-Registry-Config may carry the logins of many registries
+	readHeaderTimeout = 15 * time.Second
+	closeGrace        = 3 * time.Second // for requests under way when the server closes
+)
+
+// Config is what a Server needs. Containers, Images, System, Events and Logger
+// must be set.
+type Config struct {
+	Containers Containers
+	Images     Images
+	System     System
+	Events     Events
+	Logger     *slog.Logger
+
+	Version       string // of the engine, for the Server header
+	ContainerDir  string // <ContainerDir>/<id>/ has a container's hostname, hosts and resolv.conf
+	StorageDriver string // shown as Driver of containers and images; "" is "overlayfs"
+	// Sandbox tells the identity and the namespace handle of a running
+	// container's network stack; nil: they are shown empty.
+	Sandbox func(id container.ID) (sandboxID, path string)
+}
+
+// Server answers the Docker Engine API. It is made by New and serves any number
+// of listeners.
+type Server struct {
+	cfg    Config
+	log    *slog.Logger
+	routes []route
+	header map[string]string // on every answer
+
+	mu       sync.Mutex
+	closed   bool
+	cancels  map[*http.Server]context.CancelFunc
+	hijacked map[*stream]struct{}
+	streams  sync.WaitGroup // handlers of hijacked connections
+}
+
+// New makes a Server; nothing is opened or started.
+func New(cfg Config) *Server {
+	if cfg.StorageDriver == "" {
+		cfg.StorageDriver = "overlayfs"
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{
+		cfg: cfg, log: cfg.Logger.With("component", "api"),
+		cancels: map[*http.Server]context.CancelFunc{}, hijacked: map[*stream]struct{}{},
+	}
+	s.routes = s.table()
+	return s
+}
+
+// table joins the routes of all groups.
+func (s *Server) table() []route {
+	sys := systemRoutes{s}
+	con := containerRoutes{s}
+	var all []route
+	all = append(all, sys.routes()...)
+	all = append(all, con.routes()...)
+	all = append(all, execRoutes{s}.routes()...)
+	all = append(all, imageRoutes{s}.routes()...)
+	return all
+}
+
+// Handler is the API as an http.Handler. Hijacked connections of a handler that
+// Serve does not run end with Close.
+func (s *Server) Handler() http.Handler { return http.HandlerFunc(s.serve) }
+
+// Serve answers the connections of l until ctx ends or Close is called; then it
+// lets requests finish for a moment, ends streams, and returns nil. It closes l.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	srv := &http.Server{
+		Handler:           s.Handler(),
+		ReadHeaderTimeout: readHeaderTimeout,
+		MaxHeaderBytes:    maxHeaderBytes,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return errors.Join(http.ErrServerClosed, l.Close())
+	}
+	s.cancels[srv] = cancel
+	s.mu.Unlock()
+
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		<-ctx.Done()
+		// detached: ctx has ended, what is under way gets a moment more
+		grace, done := context.WithTimeout(context.WithoutCancel(ctx), closeGrace)
+		defer done()
+		if srv.Shutdown(grace) != nil {
+			srv.Close()
+		}
+	}()
+	err := srv.Serve(l)
+	cancel()
+	<-stopped
+	s.mu.Lock()
+	delete(s.cancels, srv)
+	s.mu.Unlock()
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// Close ends every Serve and every attached client. It blocks until hijacked
+// connections are done. Idempotent.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	for _, cancel := range s.cancels {
+		cancel()
+	}
+	for st := range s.hijacked {
+		st.abort()
+	}
+	s.mu.Unlock()
+	s.streams.Wait()
+	return nil
+}
