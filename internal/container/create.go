@@ -5,6 +5,7 @@ import (
 	"os"
 
 	"escale.dev/escale/internal/image"
+	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 	apievents "github.com/moby/moby/api/types/events"
 	apinetwork "github.com/moby/moby/api/types/network"
@@ -206,7 +207,7 @@ func (m *Manager) checkNetwork(rec *Record) error {
 }
 
 // mergeImage puts what the image says where the client said nothing.
-func mergeImage(c *container.Config, img *image.Config) {
+func mergeImage(c *container.Config, img *dockerspec.DockerOCIImage) {
 	from := &img.Config
 	if c.User == "" {
 		c.User = from.User

@@ -235,13 +235,14 @@ func (m *Manager) execProcess(x *exec, size [2]uint16) ([]byte, error) {
 	generation := x.e.rec.State.Generation
 	x.e.mu.Unlock()
 	dir := m.runDir(x.e.id, generation)
-	spec, err := oci.Load(dir + "/config.json")
+	spec, err := readSpec(dir)
 	if err != nil {
 		return nil, err
 	}
 	p, err := m.cfg.Specs.Process(spec, dir+"/rootfs", oci.ExecOptions{
+		Config: x.e.rec.Config, HostConfig: x.e.rec.HostConfig,
 		Args: x.conf.Cmd, Env: x.conf.Env, WorkingDir: x.conf.WorkingDir, User: x.conf.User,
-		Terminal: x.conf.Tty, Privileged: x.conf.Privileged, Rows: uint(size[0]), Cols: uint(size[1]),
+		Tty: x.conf.Tty, Privileged: x.conf.Privileged, ConsoleSize: [2]uint{uint(size[0]), uint(size[1])},
 	})
 	if err != nil {
 		return nil, err

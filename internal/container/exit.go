@@ -75,7 +75,7 @@ func (m *Manager) exited(e *entry, r *run, exit runtime.Exit, cause error) {
 		st.clearProcess()
 		if st.Health != nil {
 			h := *st.Health
-			h.Status = container.Unhealthy // as Docker shows what is not running
+			h.Status = string(container.Unhealthy) // as Docker shows what is not running
 			st.Health = &h
 		}
 		rec.Endpoints = nil
@@ -124,7 +124,7 @@ func (m *Manager) reap(ctx context.Context, rec *Record, r *run, eps []network.E
 		return err == nil
 	}
 	ok := warn("runtime", m.cfg.Runtime.Cleanup(ctx, m.cleanup(rec, r.generation)))
-	ok = warn("root file system", m.cfg.Rootfs.Unmount(m.runDir(rec.ID, r.generation)+"/rootfs")) && ok
+	ok = warn("root file system", m.unmountRun(rec.ID, r.generation)) && ok
 	if len(eps) > 0 {
 		ok = warn("network", m.cfg.Networks.Teardown(ctx, string(rec.ID), eps)) && ok
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	apievents "github.com/moby/moby/api/types/events"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // Images resolves what a container is made from.
@@ -55,8 +56,8 @@ type Volumes interface {
 
 // Specs makes OCI specifications; see oci.Builder.
 type Specs interface {
-	Spec(ctx context.Context, o oci.Options) (*oci.Spec, []string, error)
-	Process(spec *oci.Spec, rootfs string, e oci.ExecOptions) (*oci.Process, error)
+	Spec(ctx context.Context, o oci.Options) (*specs.Spec, []string, error)
+	Process(spec *specs.Spec, rootfs string, e oci.ExecOptions) (*specs.Process, error)
 	Validate(c *container.Config, h *container.HostConfig) (warnings []string, err error)
 }
 

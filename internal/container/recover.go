@@ -12,7 +12,6 @@ import (
 
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/runtime"
-	"escale.dev/escale/internal/runtime/oci"
 	"github.com/containerd/errdefs"
 )
 
@@ -238,15 +237,17 @@ func (m *Manager) sweepRuns(ctx context.Context) {
 }
 
 func (m *Manager) sweepRun(ctx context.Context, rec *Record, generation uint64) {
-	c := m.cleanup(rec, generation)
-	if rec.HostConfig == nil { // the record is gone: read the bundle
+	var c runtime.Cleanup
+	if rec.HostConfig != nil {
+		c = m.cleanup(rec, generation)
+	} else { // the record is gone: read the bundle
 		c = m.cleanupOfBundle(rec.ID, generation)
 	}
 	if err := m.cfg.Runtime.Cleanup(ctx, c); err != nil {
 		m.log.Warn("sweeping", "container", rec.ID.Short(), "error", err)
 		return
 	}
-	if err := m.cfg.Rootfs.Unmount(filepath.Join(c.RunDir, "rootfs")); err != nil {
+	if err := m.unmountRun(rec.ID, generation); err != nil {
 		m.log.Warn("sweeping", "container", rec.ID.Short(), "error", err)
 		return
 	}
@@ -260,7 +261,7 @@ func (m *Manager) cleanupOfBundle(id ID, generation uint64) runtime.Cleanup {
 		ID: string(id), RunDir: m.runDir(id, generation), Runtime: m.cfg.Defaults.Runtimes[m.cfg.Defaults.Runtime],
 		CgroupPath: m.cfg.Defaults.CgroupParent + "/" + string(id),
 	}
-	if spec, err := oci.Load(filepath.Join(c.RunDir, "config.json")); err == nil && spec.Linux != nil {
+	if spec, err := readSpec(c.RunDir); err == nil && spec.Linux != nil {
 		c.CgroupPath = spec.Linux.CgroupsPath
 	}
 	return c

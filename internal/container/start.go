@@ -83,7 +83,7 @@ func (m *Manager) intend(e *entry, byClient bool) (*run, State, error) {
 func (m *Manager) launch(ctx context.Context, e *entry, r *run) error {
 	s := &start{m: m, e: e, run: r, rec: e.view().Record, dir: m.runDir(e.id, r.generation)}
 	for _, step := range startSteps {
-		if err := step.do(ctx, s); err != nil {
+		if err := step.do(s, ctx); err != nil {
 			s.undo.run()
 			s.closeHeld()
 			return err

@@ -10,7 +10,8 @@ import (
 
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/runtime"
-	"escale.dev/escale/internal/runtime/oci"
+	apinetwork "github.com/moby/moby/api/types/network"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -24,7 +25,7 @@ type start struct {
 
 	sandbox *network.Sandbox // nil: the host's network or another container's
 	netns   string
-	spec    *oci.Spec
+	spec    *specs.Spec
 	task    runtime.Task
 	pid     int
 	undo    undoStack
@@ -33,7 +34,7 @@ type start struct {
 // step is a named part of a start. do adds its own undo.
 type step struct {
 	name string
-	do   func(ctx context.Context, s *start) error
+	do   func(s *start, ctx context.Context) error
 }
 
 // startSteps are done in this order and undone in reverse.
@@ -63,7 +64,7 @@ func (s *start) rootAndNetwork(ctx context.Context) error {
 	g.Go(func() error { return s.network(ctx) })
 	err := s.m.cfg.Rootfs.Mount(ctx, string(s.e.id), s.rootfs())
 	if err == nil {
-		s.undo.add(func() { s.m.cfg.Rootfs.Unmount(s.rootfs()) })
+		s.undo.add(func() { s.m.unmountRun(s.e.id, s.run.generation) })
 	}
 	netErr := g.Wait()
 	if s.sandbox != nil {
@@ -95,8 +96,8 @@ func (s *start) network(ctx context.Context) error {
 		return nil
 	}
 	wanted := s.rec.Networking
-	if len(wanted) == 0 {
-		wanted = defaultNetworks(string(mode))
+	if _, ok := wanted[apinetwork.NetworkDefault]; len(wanted) == 0 || ok {
+		wanted = map[string]*apinetwork.EndpointSettings{string(mode): nil}
 	}
 	sb, err := s.m.cfg.Networks.Setup(ctx, network.Request{
 		ContainerID: string(s.e.id), Name: s.rec.Name, Hostname: s.rec.Config.Hostname, Networks: wanted,
@@ -211,4 +212,14 @@ func (m *Manager) cleanup(rec *Record, generation uint64) runtime.Cleanup {
 		ID: string(rec.ID), RunDir: m.runDir(rec.ID, generation),
 		Runtime: m.cfg.Defaults.Runtimes[rec.HostConfig.Runtime], CgroupPath: m.cgroupPath(rec),
 	}
+}
+
+// readSpec reads the specification of a run.
+func readSpec(dir string) (*specs.Spec, error) {
+	b, err := os.ReadFile(filepath.Join(dir, "config.json"))
+	if err != nil {
+		return nil, err
+	}
+	var spec specs.Spec
+	return &spec, json.Unmarshal(b, &spec)
 }

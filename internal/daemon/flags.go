@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"escale.dev/escale/internal/network/ipam"
 	"github.com/docker/go-units"
 )
 
@@ -39,17 +40,11 @@ func (f ulimitFlag) Set(s string) error {
 	return nil
 }
 
-// Pool is a range that networks are cut from: prefixes of Size bits.
-type Pool struct {
-	Base netip.Prefix
-	Size int
-}
-
 // pools reads --default-address-pool.
-func (c *Config) pools() ([]Pool, error) {
-	var out []Pool
+func (c *Config) pools() ([]ipam.Range, error) {
+	var out []ipam.Range
 	for _, s := range c.Pools {
-		var p Pool
+		var p ipam.Range
 		for _, part := range strings.Split(s, ",") {
 			k, v, _ := strings.Cut(part, "=")
 			var err error

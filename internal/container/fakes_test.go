@@ -1,0 +1,324 @@
+package container
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+
+	"escale.dev/escale/internal/events"
+	"escale.dev/escale/internal/image"
+	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/runtime"
+	"escale.dev/escale/internal/runtime/oci"
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// fakeEngine is everything a Manager needs, in memory.
+type fakeEngine struct {
+	dir       string
+	mu        sync.Mutex
+	tasks     map[string]*fakeTask // live ones, by container id
+	exits     map[string]runtime.Exit
+	startErr  error
+	prepared  map[string]bool
+	mounted   map[string]bool
+	sandboxes map[string]bool
+	cleaned   map[string]int
+	volumes   map[string]map[string]bool
+	events    []events.Message
+}
+
+func newFakeEngine() *fakeEngine {
+	return &fakeEngine{
+		tasks: map[string]*fakeTask{}, exits: map[string]runtime.Exit{}, prepared: map[string]bool{}, mounted: map[string]bool{},
+		sandboxes: map[string]bool{}, cleaned: map[string]int{}, volumes: map[string]map[string]bool{},
+	}
+}
+
+// manager makes a Manager over the fakes, with its records in dir.
+func (f *fakeEngine) manager(t *testing.T, dir string) *Manager {
+	t.Helper()
+	f.dir = dir
+	m := New(Config{
+		Dir: dir + "/containers", RunDir: dir + "/run", Runtime: fakeRuntime{f}, Images: fakeImages{}, Rootfs: fakeRootfs{f},
+		Networks: fakeNetworks{f}, Volumes: fakeVolumes{f}, Specs: fakeSpecs{}, Freezer: fakeFreezer{}, Events: f,
+		Defaults: Defaults{LogDriver: "json-file", Runtime: "runc", Runtimes: map[string]runtime.Binary{"runc": {Path: "/runc"}}, CgroupParent: "/docker", StopTimeout: 10},
+		Logger:   slog.New(slog.NewTextHandler(io.Discard, nil)),
+	})
+	if err := m.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func (f *fakeEngine) Publish(m events.Message) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.events = append(f.events, m)
+}
+
+// actions lists what was published, in order.
+func (f *fakeEngine) actions() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	var out []string
+	for _, e := range f.events {
+		out = append(out, string(e.Action))
+	}
+	return out
+}
+
+// end makes the container's process end.
+func (f *fakeEngine) end(id ID, code int) {
+	f.mu.Lock()
+	task := f.tasks[string(id)]
+	f.mu.Unlock()
+	task.finish(code)
+}
+
+type fakeRuntime struct{ f *fakeEngine }
+
+func (r fakeRuntime) Launch(_ context.Context, l runtime.Launch) (runtime.Task, error) {
+	t := &fakeTask{f: r.f, launch: l, done: make(chan struct{}), execs: map[string]chan struct{}{}}
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
+	r.f.tasks[l.ID] = t
+	return t, nil
+}
+
+func (r fakeRuntime) Adopt(_ context.Context, id, _, _ string) (runtime.Task, error) {
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
+	t := r.f.tasks[id]
+	if t == nil || !t.alive() {
+		return nil, errdefs.ErrNotFound
+	}
+	return t, nil
+}
+
+func (r fakeRuntime) LastExit(dir string, _ uint64) (runtime.Exit, error) {
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
+	if x, ok := r.f.exits[dir]; ok {
+		return x, nil
+	}
+	return runtime.Exit{}, errdefs.ErrNotFound
+}
+
+func (r fakeRuntime) Cleanup(_ context.Context, c runtime.Cleanup) error {
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
+	r.f.cleaned[c.ID]++
+	return nil
+}
+
+// fakeTask is a process that ends when it is told to.
+type fakeTask struct {
+	f      *fakeEngine
+	launch runtime.Launch
+	once   sync.Once
+	done   chan struct{}
+	exit   runtime.Exit
+	lost   bool
+	pid    int
+	ignore syscall.Signal // a signal that the process ignores
+
+	mu    sync.Mutex
+	execs map[string]chan struct{}
+}
+
+func (t *fakeTask) alive() bool {
+	select {
+	case <-t.done:
+		return false
+	default:
+		return true
+	}
+}
+
+func (t *fakeTask) finish(code int) {
+	t.once.Do(func() {
+		t.exit = runtime.Exit{Code: code, At: now()}
+		close(t.done)
+	})
+}
+
+func (t *fakeTask) Start(context.Context) (int, error) {
+	if t.f.startErr != nil {
+		return 0, t.f.startErr
+	}
+	t.pid = 4242
+	return t.pid, nil
+}
+
+func (t *fakeTask) Exec(_ context.Context, e runtime.Exec) (int, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.execs[e.ID] == nil {
+		t.execs[e.ID] = make(chan struct{})
+	}
+	return 4243, nil
+}
+
+func (t *fakeTask) Attach(context.Context, string, runtime.Attach) (runtime.Stream, error) {
+	return &fakeStream{Reader: bytes.NewReader(nil)}, nil
+}
+
+func (t *fakeTask) Signal(_ context.Context, _ string, sig syscall.Signal) error {
+	if sig != t.ignore {
+		t.finish(128 + int(sig))
+	}
+	return nil
+}
+
+func (t *fakeTask) Resize(context.Context, string, uint16, uint16) error { return nil }
+
+func (t *fakeTask) Wait(ctx context.Context, process string) (runtime.Exit, error) {
+	done := t.done
+	if process != "" {
+		t.mu.Lock()
+		done = t.execs[process]
+		t.mu.Unlock()
+	}
+	select {
+	case <-done:
+		if t.lost {
+			return runtime.Exit{}, runtime.ErrMonitorLost
+		}
+		return t.exit, nil
+	case <-ctx.Done():
+		return runtime.Exit{}, ctx.Err()
+	}
+}
+
+func (t *fakeTask) Pid() int     { return t.pid }
+func (t *fakeTask) Monitor() int { return 1 }
+func (t *fakeTask) Close() error { return nil }
+
+type fakeStream struct{ io.Reader }
+
+func (*fakeStream) Write(p []byte) (int, error) { return len(p), nil }
+func (*fakeStream) Close() error                { return nil }
+func (*fakeStream) CloseWrite() error           { return nil }
+
+type fakeImages struct{}
+
+func (fakeImages) Get(_ context.Context, ref string) (image.Image, error) {
+	if ref != "debian" {
+		return image.Image{}, kindf(errNotFound, "No such image: %s", ref)
+	}
+	var img image.Image
+	img.ID = "sha256:1234"
+	img.Config.Config.Cmd = []string{"bash"}
+	img.Config.Config.Env = []string{"PATH=/bin", "A=image"}
+	return img, nil
+}
+
+type fakeRootfs struct{ f *fakeEngine }
+
+func (r fakeRootfs) set(m map[string]bool, k string, v bool) error {
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
+	if v {
+		m[k] = true
+	} else {
+		delete(m, k)
+	}
+	return nil
+}
+
+func (r fakeRootfs) Prepare(_ context.Context, id, _ string) error {
+	return r.set(r.f.prepared, id, true)
+}
+func (r fakeRootfs) Mount(_ context.Context, _, target string) error {
+	return r.set(r.f.mounted, target, true)
+}
+func (r fakeRootfs) Unmount(target string) error                      { return r.set(r.f.mounted, target, false) }
+func (r fakeRootfs) Remove(_ context.Context, id string) error        { return r.set(r.f.prepared, id, false) }
+func (fakeRootfs) Size(context.Context, string) (int64, int64, error) { return 0, 0, nil }
+func (r fakeRootfs) Containers(context.Context) ([]string, error) {
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
+	var out []string
+	for id := range r.f.prepared {
+		out = append(out, id)
+	}
+	return out, nil
+}
+
+type fakeNetworks struct{ f *fakeEngine }
+
+func (n fakeNetworks) Setup(_ context.Context, r network.Request) (*network.Sandbox, error) {
+	n.f.mu.Lock()
+	defer n.f.mu.Unlock()
+	n.f.sandboxes[r.ContainerID] = true
+	return &network.Sandbox{ID: r.ContainerID, Path: "/netns", Endpoints: []network.Endpoint{{Network: "bridge", IP: "172.17.0.2", Gateway: "172.17.0.1"}}}, nil
+}
+func (n fakeNetworks) Unpublish(context.Context, string, []network.Endpoint) error { return nil }
+func (n fakeNetworks) Teardown(_ context.Context, id string, _ []network.Endpoint) error {
+	n.f.mu.Lock()
+	defer n.f.mu.Unlock()
+	delete(n.f.sandboxes, id)
+	return nil
+}
+func (n fakeNetworks) Restore(_ context.Context, live map[string][]network.Endpoint) error {
+	n.f.mu.Lock()
+	defer n.f.mu.Unlock()
+	for id := range n.f.sandboxes {
+		if _, ok := live[id]; !ok {
+			delete(n.f.sandboxes, id)
+		}
+	}
+	return nil
+}
+func (fakeNetworks) Has(name string) bool { return name == "bridge" || name == "none" }
+func (fakeNetworks) HostGateway() string  { return "172.17.0.1" }
+
+type fakeVolumes struct{ f *fakeEngine }
+
+func (v fakeVolumes) Acquire(_ context.Context, name, user string, _ map[string]string) (string, error) {
+	v.f.mu.Lock()
+	defer v.f.mu.Unlock()
+	if v.f.volumes[name] == nil {
+		v.f.volumes[name] = map[string]bool{}
+	}
+	v.f.volumes[name][user] = true
+	path := filepath.Join(v.f.dir, "volumes", name)
+	return path, os.MkdirAll(path, 0o755)
+}
+func (v fakeVolumes) Release(name, user string) {
+	v.f.mu.Lock()
+	defer v.f.mu.Unlock()
+	delete(v.f.volumes[name], user)
+}
+func (v fakeVolumes) Remove(_ context.Context, name string) error {
+	v.f.mu.Lock()
+	defer v.f.mu.Unlock()
+	delete(v.f.volumes, name)
+	return nil
+}
+
+type fakeFreezer struct{}
+
+func (fakeFreezer) Freeze(string) error { return nil }
+func (fakeFreezer) Thaw(string) error   { return nil }
+
+type fakeSpecs struct{}
+
+func (fakeSpecs) Spec(_ context.Context, o oci.Options) (*specs.Spec, []string, error) {
+	return &specs.Spec{Version: "1.2.0", Linux: &specs.Linux{CgroupsPath: o.CgroupsPath}}, nil, nil
+}
+func (fakeSpecs) Process(*specs.Spec, string, oci.ExecOptions) (*specs.Process, error) {
+	return &specs.Process{}, nil
+}
+func (fakeSpecs) Validate(*container.Config, *container.HostConfig) ([]string, error) {
+	return nil, nil
+}

@@ -1,0 +1,180 @@
+package container
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"escale.dev/escale/internal/runtime/oci"
+	securejoin "github.com/cyphar/filepath-securejoin"
+	"github.com/moby/moby/api/types/mount"
+	"golang.org/x/sys/unix"
+)
+
+// cgroupPath is the cgroup of a container as the specification has it.
+func (m *Manager) cgroupPath(rec *Record) string {
+	parent := m.cfg.Defaults.CgroupParent
+	if rec.HostConfig != nil && rec.HostConfig.CgroupParent != "" {
+		parent = rec.HostConfig.CgroupParent
+	}
+	return filepath.Join("/", parent, string(rec.ID))
+}
+
+// options gathers what the specification of a start is made from.
+func (s *start) options() (oci.Options, error) {
+	d := &s.m.cfg.Defaults
+	files, err := s.writeHostFiles()
+	if err != nil {
+		return oci.Options{}, err
+	}
+	o := oci.Options{
+		ID: string(s.e.id), Rootfs: s.rootfs(), Config: s.rec.Config, HostConfig: s.rec.HostConfig,
+		Path: s.rec.Path, Args: s.rec.Args,
+		HostnamePath: files.hostname, HostsPath: files.hosts, ResolvConfPath: files.resolv,
+		NetNS: s.netns, CgroupsPath: s.m.cgroupPath(&s.rec),
+		InitPath: d.InitPath, InitByDefault: d.Init, DefaultUlimits: d.Ulimits,
+	}
+	if s.rec.HostConfig.Init != nil && *s.rec.HostConfig.Init && d.InitPath == "" {
+		return o, kindf(errInvalid, "--init needs docker-init, which is not installed beside the engine: make build brings it, or name one with --init-path")
+	}
+	if o.Mounts, err = s.mounts(); err != nil {
+		return o, err
+	}
+	return o, s.namespaces(&o)
+}
+
+// mounts are the mount points as the specification wants them.
+func (s *start) mounts() ([]oci.Mount, error) {
+	asked := map[string]*mount.Mount{}
+	for i := range s.rec.HostConfig.Mounts {
+		mt := &s.rec.HostConfig.Mounts[i]
+		asked[filepath.Clean(mt.Target)] = mt
+	}
+	var out []oci.Mount
+	for _, p := range s.rec.Mounts {
+		mt := asked[p.Destination]
+		om := oci.Mount{Type: oci.Bind, Source: p.Source, Destination: p.Destination, ReadOnly: !p.RW, Propagation: string(p.Propagation)}
+		switch {
+		case p.Type == mount.TypeTmpfs:
+			om = oci.Mount{Type: oci.Tmpfs, Destination: p.Destination, ReadOnly: !p.RW, Options: tmpfsOptions(mt)}
+		case p.Type == mount.TypeBind && mt != nil && mt.BindOptions != nil:
+			om.NonRecursive = mt.BindOptions.NonRecursive
+			om.ReadOnlyNonRecursive = mt.BindOptions.ReadOnlyNonRecursive
+			om.ReadOnlyForceRecursive = mt.BindOptions.ReadOnlyForceRecursive
+		case p.Type == mount.TypeVolume && mt != nil && mt.VolumeOptions != nil && mt.VolumeOptions.Subpath != "":
+			sub, err := volumeSubpath(p.Source, mt.VolumeOptions.Subpath)
+			if err != nil {
+				return nil, err
+			}
+			om.Source = sub
+		}
+		out = append(out, om)
+	}
+	return out, nil
+}
+
+// volumeSubpath is a directory within a volume; the way there may not leave it.
+func volumeSubpath(root, sub string) (string, error) {
+	if filepath.IsAbs(sub) || !filepath.IsLocal(sub) {
+		return "", kindf(errInvalid, "subpath must be a relative path within the volume: %s", sub)
+	}
+	path, err := securejoin.SecureJoin(root, sub)
+	if err != nil {
+		return "", err
+	}
+	if _, err := os.Stat(path); err != nil {
+		return "", kindf(errInvalid, "cannot access path %s: %s", path, "no such file or directory")
+	}
+	return path, nil
+}
+
+// tmpfsOptions writes the options of --mount type=tmpfs as --tmpfs has them.
+func tmpfsOptions(mt *mount.Mount) string {
+	if mt == nil || mt.TmpfsOptions == nil {
+		return ""
+	}
+	var out []string
+	if n := mt.TmpfsOptions.SizeBytes; n > 0 {
+		out = append(out, fmt.Sprintf("size=%d", n))
+	}
+	if mode := mt.TmpfsOptions.Mode; mode != 0 {
+		out = append(out, fmt.Sprintf("mode=%o", mode))
+	}
+	for _, kv := range mt.TmpfsOptions.Options {
+		out = append(out, strings.Join(kv, "="))
+	}
+	return strings.Join(out, ",")
+}
+
+// namespaces resolves the modes that name another container, and makes the
+// shared memory that others may join.
+func (s *start) namespaces(o *oci.Options) error {
+	h := s.rec.HostConfig
+	if ipc := h.IpcMode; ipc.IsContainer() {
+		other, st, err := s.joined(ipc.Container())
+		if err != nil {
+			return err
+		}
+		shm := s.m.shmPath(other.id, st.Generation)
+		if _, err := os.Stat(shm); err != nil {
+			return kindf(errInvalid, "can't join IPC of container %s: non-shareable IPC (hint: use IpcMode:shareable for the donor container)", other.id)
+		}
+		o.IPCNS, o.ShmPath = fmt.Sprintf("/proc/%d/ns/ipc", st.Pid), shm
+	} else if ipc.IsShareable() {
+		if err := s.mountShm(); err != nil {
+			return err
+		}
+		o.ShmPath = s.m.shmPath(s.e.id, s.run.generation)
+	}
+	if pid := h.PidMode; pid.IsContainer() {
+		_, st, err := s.joined(pid.Container())
+		if err != nil {
+			return err
+		}
+		o.PIDNS = fmt.Sprintf("/proc/%d/ns/pid", st.Pid)
+	}
+	return nil
+}
+
+// joined finds a running container whose namespace is to be shared.
+func (s *start) joined(ref string) (*entry, State, error) {
+	other, err := s.m.store.find(ref)
+	if err != nil {
+		return nil, State{}, err
+	}
+	st := other.state()
+	if !st.Running() {
+		return nil, st, kindf(errConflict, "cannot join namespace of a non running container: %s", other.id)
+	}
+	return other, st, nil
+}
+
+func (m *Manager) shmPath(id ID, generation uint64) string {
+	return filepath.Join(m.runDir(id, generation), "shm")
+}
+
+// mountShm makes the shared memory of a shareable IPC namespace on the host, so
+// that other containers can have it too.
+func (s *start) mountShm() error {
+	path := s.m.shmPath(s.e.id, s.run.generation)
+	if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	opts := fmt.Sprintf("mode=1777,size=%d", s.rec.HostConfig.ShmSize)
+	if err := unix.Mount("shm", path, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, opts); err != nil {
+		return fmt.Errorf("shared memory: %w", err)
+	}
+	s.undo.add(func() { s.m.unmountRun(s.e.id, s.run.generation) })
+	return nil
+}
+
+// unmountRun takes down the mounts of a run's directory.
+func (m *Manager) unmountRun(id ID, generation uint64) error {
+	err := m.cfg.Rootfs.Unmount(filepath.Join(m.runDir(id, generation), "rootfs"))
+	if e := unix.Unmount(m.shmPath(id, generation), unix.MNT_DETACH); e != nil && e != unix.EINVAL && e != unix.ENOENT {
+		err = errors.Join(err, fmt.Errorf("shared memory: %w", e))
+	}
+	return err
+}

@@ -1,0 +1,213 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"escale.dev/escale/internal/api/engine"
+	"escale.dev/escale/internal/container"
+	"escale.dev/escale/internal/events"
+	"escale.dev/escale/internal/image"
+	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/runtime"
+	"escale.dev/escale/internal/runtime/shim"
+	"escale.dev/escale/internal/sys/atomicfile"
+	"escale.dev/escale/internal/sys/cgroup"
+	"escale.dev/escale/internal/sys/host"
+)
+
+// Daemon is an engine: everything it is made of, wired.
+type Daemon struct {
+	cfg *Config
+	log *slog.Logger
+	id  string
+
+	host       host.Facts
+	cgroups    cgroup.Host
+	runtimes   map[string]runtime.Binary
+	events     *events.Journal
+	images     *image.Store
+	networks   *network.Manager
+	containers *container.Manager
+	server     *engine.Server
+	listeners  []net.Listener
+	closers    []func() error // what Run has opened, closed in reverse
+}
+
+// New checks that an engine can be made of cfg and what is installed; nothing
+// is opened before Run.
+func New(cfg *Config, log *slog.Logger) (*Daemon, error) {
+	d := &Daemon{cfg: cfg, log: log.With("instance", cfg.Instance)}
+	var err error
+	if d.runtimes, err = cfg.runtimes(); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// Run opens the engine from the ground up, serves until ctx ends, and returns.
+// Containers go on unless --stop-containers was said.
+func (d *Daemon) Run(ctx context.Context) error {
+	for _, key := range d.cfg.unused {
+		d.log.Warn("daemon.json: this version has no use for the key", "key", key)
+	}
+	for _, open := range []struct {
+		what string
+		do   func(context.Context) error
+	}{
+		{"roots", d.openRoots},
+		{"events", d.openEvents},
+		{"images", d.openImages},
+		{"network", d.openNetwork},
+		{"containers", d.openContainers},
+		{"API", d.openAPI},
+	} {
+		if err := open.do(ctx); err != nil {
+			return fmt.Errorf("%s: %w", open.what, err)
+		}
+	}
+	return d.serve(ctx)
+}
+
+// Close lets go of everything in reverse. Idempotent.
+func (d *Daemon) Close() error {
+	var errs []error
+	for i := len(d.closers) - 1; i >= 0; i-- {
+		errs = append(errs, d.closers[i]())
+	}
+	d.closers = nil
+	return errors.Join(errs...)
+}
+
+func (d *Daemon) onClose(f func() error) { d.closers = append(d.closers, f) }
+
+// serve answers until ctx ends or a listener fails.
+func (d *Daemon) serve(ctx context.Context) error {
+	failed := make(chan error, len(d.listeners))
+	for _, l := range d.listeners {
+		d.log.Info("API listens", "address", l.Addr().Network()+"://"+l.Addr().String())
+		go func() { failed <- d.server.Serve(ctx, l) }()
+	}
+	if err := notify("READY=1"); err != nil {
+		d.log.Warn("telling systemd", "error", err)
+	}
+	d.log.Info("ready", "version", Version, "containers", len(d.containers.List()))
+	d.containers.Resume(ctx)
+	select {
+	case <-ctx.Done():
+	case err := <-failed:
+		if err != nil && ctx.Err() == nil {
+			return err
+		}
+	}
+	d.log.Info("stopping", "containers", map[bool]string{true: "are stopped too", false: "go on"}[d.cfg.StopContainers])
+	notify("STOPPING=1") // systemd gone meanwhile is no harm
+	if d.cfg.StopContainers {
+		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(d.cfg.StopTimeout)*time.Second)
+		defer cancel()
+		d.containers.StopAll(stopCtx)
+	}
+	return nil
+}
+
+// openRoots makes the directories, takes the lock and writes the pid file.
+func (d *Daemon) openRoots(context.Context) error {
+	for _, dir := range []string{d.cfg.DataRoot, d.cfg.ExecRoot} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return err
+		}
+	}
+	f, err := lock(d.cfg.DataRoot)
+	if err != nil {
+		return err
+	}
+	d.onClose(f.Close)
+	if d.host, err = host.Read(); err != nil {
+		return err
+	}
+	if d.cgroups, err = cgroup.Detect(); err != nil {
+		return err
+	}
+	if d.id, err = engineID(filepath.Join(d.cfg.DataRoot, "engine-id")); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(d.cfg.Pidfile), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(d.cfg.Pidfile, []byte(strconv.Itoa(os.Getpid())), 0o644); err != nil {
+		return err
+	}
+	d.onClose(func() error { return os.Remove(d.cfg.Pidfile) })
+	return nil
+}
+
+// engineID is this data root's identity, made once.
+func engineID(path string) (string, error) {
+	b, err := os.ReadFile(path)
+	if id := strings.TrimSpace(string(b)); err == nil && id != "" {
+		return id, nil
+	}
+	var raw [16]byte
+	rand.Read(raw[:])
+	h := hex.EncodeToString(raw[:])
+	id := strings.Join([]string{h[:8], h[8:12], h[12:16], h[16:20], h[20:]}, "-")
+	return id, atomicfile.Write(path, []byte(id+"\n"), 0o600, atomicfile.Options{Sync: true})
+}
+
+func (d *Daemon) openRuntime() (*shim.Runtime, error) {
+	path, err := beside("escale-shim")
+	if err != nil {
+		return nil, err
+	}
+	return shim.New(shim.Config{ShimPath: path, Logger: d.log.With("component", "runtime")})
+}
+
+// runtimes are the OCI runtimes by name; runc is the one installed beside the
+// engine unless the configuration names another.
+func (c *Config) runtimes() (map[string]runtime.Binary, error) {
+	out := map[string]runtime.Binary{}
+	for name, path := range c.Runtimes {
+		out[name] = runtime.Binary{Path: path, Args: c.RuntimeArgs[name]}
+	}
+	if _, ok := out["runc"]; !ok {
+		path, err := beside("runc")
+		if err != nil {
+			return nil, err
+		}
+		out["runc"] = runtime.Binary{Path: path}
+	}
+	for name, r := range out {
+		if !filepath.IsAbs(r.Path) {
+			return nil, fmt.Errorf("runtime %q: path %q is not absolute", name, r.Path)
+		}
+	}
+	return out, nil
+}
+
+// beside finds a program of ours: next to the engine, or in libexec/escale when
+// installed, or on the PATH.
+func beside(name string) (string, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	dirs := []string{filepath.Dir(self), filepath.Join(filepath.Dir(self), "../libexec/escale")}
+	dirs = append(dirs, filepath.SplitList(os.Getenv("PATH"))...)
+	for _, dir := range dirs {
+		path := filepath.Join(dir, name)
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return filepath.Abs(path)
+		}
+	}
+	return "", fmt.Errorf("%s is missing: it belongs beside %s (make build, or make install)", name, self)
+}

@@ -1,0 +1,136 @@
+package daemon
+
+import (
+	"context"
+	"os"
+	goruntime "runtime"
+	"time"
+
+	"escale.dev/escale/internal/api/engine"
+	"escale.dev/escale/internal/container"
+	"github.com/moby/moby/api/types/registry"
+	"github.com/moby/moby/api/types/swarm"
+	"github.com/moby/moby/api/types/system"
+	"golang.org/x/sys/unix"
+)
+
+// systemInfo answers for the engine as a whole; it is the API's System.
+type systemInfo struct {
+	d *Daemon
+}
+
+// Info is what `docker info` shows.
+func (s systemInfo) Info(ctx context.Context) (*system.Info, error) {
+	d := s.d
+	images, err := d.images.List(ctx)
+	if err != nil {
+		return nil, err
+	}
+	h := d.host
+	info := &system.Info{
+		ID: d.id, Images: len(images), Driver: "overlay2",
+		DriverStatus:       [][2]string{{"Backing Filesystem", filesystem(d.cfg.DataRoot)}, {"Snapshotter", "overlayfs"}},
+		Plugins:            system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Log: []string{"json-file", "none"}},
+		IPv4Forwarding:     d.cfg.IPForward,
+		Debug:              d.cfg.LogLevel == "debug",
+		NFd:                openFiles(),
+		NGoroutines:        goruntime.NumGoroutine(),
+		NEventsListener:    0,
+		SystemTime:         time.Now().Format(time.RFC3339Nano),
+		LoggingDriver:      d.cfg.LogDriver,
+		KernelVersion:      h.Kernel,
+		OperatingSystem:    h.OperatingSystem,
+		OSVersion:          h.OSVersion,
+		OSType:             "linux",
+		Architecture:       h.Machine,
+		IndexServerAddress: "https://index.docker.io/v1/",
+		RegistryConfig:     &registry.ServiceConfig{},
+		NCPU:               h.CPUs,
+		MemTotal:           h.Memory,
+		DockerRootDir:      d.cfg.DataRoot,
+		Name:               h.Hostname,
+		Labels:             d.cfg.Labels,
+		ServerVersion:      Version,
+		Runtimes:           map[string]system.RuntimeWithStatus{},
+		DefaultRuntime:     d.cfg.Runtime,
+		Swarm:              swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive},
+		LiveRestoreEnabled: true,
+		InitBinary:         "docker-init",
+		SecurityOptions:    s.security(),
+		FirewallBackend:    &system.FirewallInfo{Driver: "nftables"},
+		CDISpecDirs:        []string{},
+		Warnings:           []string{},
+	}
+	for name, r := range d.runtimes {
+		info.Runtimes[name] = system.RuntimeWithStatus{Runtime: system.Runtime{Path: r.Path, Args: r.Args}}
+	}
+	s.count(info)
+	s.cgroups(info)
+	return info, nil
+}
+
+func (s systemInfo) count(info *system.Info) {
+	for _, v := range s.d.containers.List() {
+		info.Containers++
+		switch v.State.Status {
+		case container.Running, container.Restarting:
+			info.ContainersRunning++
+		case container.Paused:
+			info.ContainersPaused++
+		default:
+			info.ContainersStopped++
+		}
+	}
+}
+
+// Version is what `docker version` shows of the server.
+func (s systemInfo) Version(context.Context) system.VersionResponse {
+	return system.VersionResponse{
+		Platform: system.PlatformInfo{Name: "Escale"},
+		Version:  Version, APIVersion: engine.MaxVersion, MinAPIVersion: engine.MinVersion,
+		Os: "linux", Arch: goruntime.GOARCH, GitCommit: GitCommit, GoVersion: goruntime.Version(),
+		KernelVersion: s.d.host.Kernel, BuildTime: BuildTime,
+		Components: []system.ComponentVersion{{Name: "Engine", Version: Version, Details: map[string]string{
+			"ApiVersion": engine.MaxVersion, "MinAPIVersion": engine.MinVersion, "Arch": goruntime.GOARCH, "Os": "linux",
+			"GitCommit": GitCommit, "GoVersion": goruntime.Version(), "KernelVersion": s.d.host.Kernel, "BuildTime": BuildTime, "Experimental": "false",
+		}}},
+	}
+}
+
+// Ping feeds the headers of /_ping. The builder is the classic one until
+// BuildKit is served.
+func (s systemInfo) Ping() engine.PingInfo {
+	return engine.PingInfo{OSType: "linux", BuilderVersion: "1", SwarmState: "inactive"}
+}
+
+// filesystem names what a directory lies on, as `docker info` shows it.
+func filesystem(dir string) string {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return "<unknown>"
+	}
+	switch st.Type {
+	case unix.EXT4_SUPER_MAGIC:
+		return "extfs"
+	case unix.XFS_SUPER_MAGIC:
+		return "xfs"
+	case unix.BTRFS_SUPER_MAGIC:
+		return "btrfs"
+	case unix.TMPFS_MAGIC:
+		return "tmpfs"
+	case unix.OVERLAYFS_SUPER_MAGIC:
+		return "overlayfs"
+	}
+	return "<unknown>"
+}
+
+// openFiles counts the engine's own descriptors.
+func openFiles() int {
+	d, err := os.Open("/proc/self/fd")
+	if err != nil {
+		return -1
+	}
+	defer d.Close()
+	names, _ := d.Readdirnames(-1)
+	return len(names)
+}

@@ -1,0 +1,121 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+
+	"escale.dev/escale/internal/api/engine"
+	"escale.dev/escale/internal/container"
+	"escale.dev/escale/internal/events"
+	"escale.dev/escale/internal/image"
+	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/network/bridge"
+	"escale.dev/escale/internal/network/none"
+	"escale.dev/escale/internal/runtime/oci"
+	"escale.dev/escale/internal/sys/freezer"
+	"escale.dev/escale/internal/volume/local"
+)
+
+// cgroupRoot is where distributions mount the cgroup file systems.
+const cgroupRoot = "/sys/fs/cgroup"
+
+func (d *Daemon) openEvents(context.Context) error {
+	d.events = events.New(events.Config{Path: filepath.Join(d.cfg.DataRoot, "events.jsonl"), Logger: d.log.With("component", "events")})
+	d.onClose(d.events.Close)
+	return nil
+}
+
+func (d *Daemon) openImages(ctx context.Context) (err error) {
+	d.images, err = image.Open(ctx, image.Config{Root: d.cfg.DataRoot, Logger: d.log.With("component", "image")})
+	if err != nil {
+		return err
+	}
+	d.onClose(d.images.Close)
+	return nil
+}
+
+func (d *Daemon) openNetwork(ctx context.Context) error {
+	pools, err := d.cfg.pools()
+	if err != nil {
+		return err
+	}
+	cfg := network.Config{
+		Instance: d.cfg.Instance, BridgeName: d.cfg.Bridge, Pools: pools, MTU: d.cfg.MTU, ICC: d.cfg.ICC,
+		IPForward: d.cfg.IPForward, IPMasq: d.cfg.IPMasq, NetnsDir: filepath.Join(d.cfg.ExecRoot, "netns"),
+		Logger: d.log.With("component", "network"),
+	}
+	if d.cfg.BIP != "" {
+		cfg.BIP = netip.MustParsePrefix(d.cfg.BIP) // checked by validate
+	}
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
+	d.networks = network.NewManager(cfg, bridge.New(cfg), none.New(cfg))
+	d.onClose(d.networks.Close)
+	return d.networks.Open(ctx)
+}
+
+func (d *Daemon) openContainers(ctx context.Context) error {
+	monitors, err := d.openRuntime()
+	if err != nil {
+		return err
+	}
+	facts, err := oci.Detect()
+	if err != nil {
+		return fmt.Errorf("host: %w", err)
+	}
+	d.containers = container.New(container.Config{
+		Dir: filepath.Join(d.cfg.DataRoot, "containers"), RunDir: filepath.Join(d.cfg.ExecRoot, "containers"),
+		Runtime: monitors, Images: d.images, Rootfs: d.images.Roots(), Networks: networks{d.networks},
+		Volumes: local.New(filepath.Join(d.cfg.DataRoot, "volumes")), Specs: oci.New(facts), Freezer: freezer.Freezer{Root: cgroupRoot},
+		Events: d.events, Defaults: d.defaults(), Logger: d.log.With("component", "container"),
+	})
+	d.onClose(d.containers.Close)
+	return d.containers.Open(ctx)
+}
+
+// defaults are the settings that reach containers.
+func (d *Daemon) defaults() container.Defaults {
+	c := d.cfg
+	init := c.InitPath
+	if init == "" {
+		init, _ = beside("docker-init") // missing: --init says so when it is asked for
+	}
+	return container.Defaults{
+		LogDriver: c.LogDriver, LogOpts: c.LogOpts, Init: c.Init, InitPath: init, Ulimits: c.Ulimits,
+		DNS: c.DNS, DNSSearch: c.DNSSearch, DNSOptions: c.DNSOptions,
+		Runtime: c.Runtime, Runtimes: d.runtimes, CgroupParent: c.CgroupParent, StopTimeout: 10, CgroupnsHost: !d.cgroups.Unified,
+	}
+}
+
+func (d *Daemon) openAPI(context.Context) error {
+	if err := d.listen(); err != nil {
+		return err
+	}
+	d.server = engine.New(engine.Config{
+		Containers: d.containers, Images: images{Store: d.images, users: d.containers.Users, events: d.events},
+		System: systemInfo{d}, Events: d.events, Logger: d.log.With("component", "api"),
+	})
+	d.onClose(d.server.Close)
+	return nil
+}
+
+// networks fits the network manager to what containers need.
+type networks struct{ *network.Manager }
+
+// Has tells whether a network of this name is there.
+func (n networks) Has(name string) bool {
+	_, err := n.Inspect(name)
+	return err == nil
+}
+
+// HostGateway is the host's address on the default bridge.
+func (n networks) HostGateway() string {
+	info, err := n.Inspect(network.Bridge)
+	if err != nil {
+		return ""
+	}
+	return info.Gateway
+}
