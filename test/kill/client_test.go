@@ -1,0 +1,235 @@
+package kill
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"time"
+
+	"escale.dev/escale/test/internal/harness"
+)
+
+// client does one piece of work after the other. A connection that breaks is
+// no finding, it tries again; an answer that nobody expects is one.
+type client struct {
+	*state
+	n   int
+	seq int
+	api *harness.API
+	rng *rand.Rand
+}
+
+type piece struct {
+	name   string
+	weight int
+	do     func(c *client) error
+}
+
+func allPieces() []piece {
+	return []piece{
+		{"attached", 5, (*client).attached}, {"burst", 1, (*client).burst}, {"counter", 4, (*client).counter},
+		{"autoremove", 2, (*client).autoRemove}, {"image", 2, (*client).image}, {"forced", 2, (*client).forced},
+	}
+}
+
+// work runs until quit is closed or the whole test is over.
+func (c *client) work() {
+	defer c.api.Close()
+	var choice []piece
+	for _, p := range allPieces() {
+		if *pieces == "" || slices.Contains(strings.Split(*pieces, ","), p.name) {
+			for range p.weight {
+				choice = append(choice, p)
+			}
+		}
+	}
+	for {
+		select {
+		case <-c.quit:
+			return
+		case <-c.ctx.Done():
+			return
+		default:
+		}
+		p := choice[c.rng.IntN(len(choice))]
+		c.begun.Add(1)
+		if err := p.do(c); err != nil {
+			if c.ctx.Err() != nil {
+				c.blame(&c.odd, 1, "%s: client %d was still at it when the test ended: %v", p.name, c.n, err)
+				return
+			}
+			c.blame(&c.odd, 1, "%s: client %d: %v", p.name, c.n, err)
+		}
+		c.done.Add(1)
+	}
+}
+
+// name is a fresh name for a container or an image.
+func (c *client) name(what string) string {
+	c.seq++
+	return fmt.Sprintf("%s-%d-%d-%s", c.prefix, c.n, c.seq, what)
+}
+
+// do asks until there is an answer. cut tells that an earlier try got none, so
+// that its work may have been done.
+func (c *client) do(method, path string, body, out any) (cut bool, err error) {
+	for {
+		ctx, cancel := context.WithTimeout(c.ctx, 40*time.Second)
+		err := c.api.Do(ctx, method, path, body, out)
+		late := ctx.Err() != nil
+		cancel()
+		if err == nil || harness.Status(err) != 0 {
+			return cut, err
+		}
+		if late {
+			return cut, fmt.Errorf("no answer within 40 s: %w", err)
+		}
+		c.cut.Add(1)
+		cut = true
+		c.pause(5 * time.Millisecond)
+	}
+}
+
+func (c *client) pause(d time.Duration) {
+	select {
+	case <-c.ctx.Done():
+	case <-time.After(d):
+	}
+}
+
+// upTo is a random time.
+func (c *client) upTo(d time.Duration) time.Duration {
+	return time.Duration(c.rng.Int64N(int64(d) + 1))
+}
+
+// box is one container with what is known of it.
+type box struct {
+	*client
+	kind   string
+	name   string
+	id     string
+	code   int            // what its process returns when it ends by itself
+	starts int            // starts asked for, answered or not: the log holds at most so many runs
+	seen   map[string]int // lines seen of each run while it ran, by run
+}
+
+// create makes a container. A name in use after a request without an answer is
+// that request's work.
+func (c *client) create(kind, script string, code int) (*box, error) {
+	b := &box{client: c, kind: kind, name: c.name(kind), code: code, seen: map[string]int{}}
+	return b, b.make(c.spec(script))
+}
+
+// spec picks a network; one in four bridged ones publishes a port.
+func (c *client) spec(script string) map[string]any {
+	hc := map[string]any{"NetworkMode": "bridge"}
+	switch c.rng.IntN(6) {
+	case 0:
+		hc["NetworkMode"] = "host"
+	case 1:
+		hc["NetworkMode"] = "none"
+	case 2, 3:
+		hc["PortBindings"] = map[string]any{"80/tcp": []map[string]string{{"HostIp": "127.0.0.1", "HostPort": ""}}}
+	}
+	return map[string]any{
+		"Image": c.prefix + ":base", "Cmd": []string{"sh", "-c", script},
+		"AttachStdout": true, "AttachStderr": true, "HostConfig": hc, "StopTimeout": 10,
+	}
+}
+
+func (b *box) make(spec map[string]any) error {
+	var made struct{ ID string }
+	cut, err := b.do("POST", "/containers/create?name="+b.name, spec, &made)
+	b.id = made.ID
+	if harness.Status(err) == 409 && cut {
+		var c harness.Container
+		if _, err := b.do("GET", "/containers/"+b.name+"/json", nil, &c); err != nil {
+			return fmt.Errorf("create said the name is in use: %w", err)
+		}
+		b.id, err = c.ID, nil
+		b.note(b.id)
+		return nil
+	}
+	if err == nil {
+		b.note(b.id)
+	}
+	return err
+}
+
+// inspect reads the container.
+func (b *box) inspect() (harness.Container, error) {
+	var c harness.Container
+	_, err := b.do("GET", "/containers/"+b.id+"/json", nil, &c)
+	return c, err
+}
+
+// start starts the container once. A start without an answer is looked into:
+// either the process runs or has run to its end, or nothing of it may be left
+// and it is started again.
+func (b *box) start() error {
+	for try := 0; try < 50; try++ {
+		b.starts++
+		ctx, cancel := context.WithTimeout(b.ctx, 40*time.Second)
+		err := b.api.Do(ctx, "POST", "/containers/"+b.id+"/start", nil, nil)
+		late := ctx.Err() != nil
+		cancel()
+		if err == nil || harness.Status(err) != 0 {
+			return err
+		}
+		if late {
+			return fmt.Errorf("start: no answer within 40 s: %w", err)
+		}
+		b.cut.Add(1)
+		c, err := b.inspect()
+		if err != nil {
+			return fmt.Errorf("after a start without an answer: %w", err)
+		}
+		if c.State.Running {
+			return nil
+		}
+		l, err := b.readLog()
+		if err != nil {
+			return err
+		}
+		if last := l.last(); last != nil && last.ended && !b.knows(last.id) {
+			return nil
+		}
+		for _, r := range l.runs {
+			b.seen[r.id] = max(b.seen[r.id], r.lines)
+		}
+		b.rolledBack.Add(1)
+	}
+	return fmt.Errorf("start of %s: no answer to fifty of them", b.name)
+}
+
+// wait blocks until the container does not run, and checks that the answer of
+// wait is what inspect says.
+func (b *box) wait() (int, error) {
+	var res struct{ StatusCode int }
+	if _, err := b.do("POST", "/containers/"+b.id+"/wait", nil, &res); err != nil {
+		return 0, err
+	}
+	c, err := b.inspect()
+	if err != nil {
+		return 0, err
+	}
+	if c.State.Running {
+		return 0, fmt.Errorf("%s: wait ended but inspect says %s", b.name, c.State.Status)
+	}
+	if c.State.ExitCode != res.StatusCode {
+		b.blame(&b.wrong, 1, "%s: wait says exit code %d, inspect %d", b.name, res.StatusCode, c.State.ExitCode)
+	}
+	return c.State.ExitCode, nil
+}
+
+// remove removes the container; gone already is right only when an earlier try
+// had no answer.
+func (b *box) remove(query string) error {
+	cut, err := b.do("DELETE", "/containers/"+b.id+query, nil, nil)
+	if cut && (harness.Status(err) == 404 || harness.Status(err) == 409 && strings.Contains(err.Error(), "already in progress")) {
+		return nil
+	}
+	return err
+}
