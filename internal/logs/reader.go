@@ -1,0 +1,306 @@
+package logs
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+)
+
+const (
+	// A reader's buffer grows from the first to the second while there is much to read,
+	// so that a thousand idle followers cost little.
+	firstBlock, readBlock = 8 << 10, 256 << 10
+	// maxLine bounds a line, and so a reader's memory. An entry holds 16 kB of
+	// output, which escapes make sixfold at most, and the attributes.
+	maxLine = 4 << 20
+)
+
+// reader gives the lines of a set of files and, following, of those that come after.
+type reader struct {
+	path     string
+	maxFiles int
+	o        ReadOptions
+
+	mu     sync.Mutex // held by Next; Close waits for it
+	closed chan struct{}
+	once   sync.Once
+
+	files []*logFile // the one being read first, newer ones after it
+	dec   decoder
+	buf   []byte
+	start int // of what was read and not yet given, in buf
+	end   int
+	// dropping: within a line longer than maxLine
+	dropping bool
+	rest     bool // the unended last line has been given
+	hungry   bool // the last read filled the buffer
+
+	watch  *watch      // nil: not following
+	until  *time.Timer // nil: no end
+	ending bool        // what can be read now is all that there will be
+}
+
+// Open reads the log at path, whose rotated predecessors are path.1 (the newest) to
+// path.(maxFiles-1), each of which may be gzipped with the suffix .gz. A log that is
+// not there is an empty one. What is no entry (garbage, halves of lines that a power
+// cut left) is skipped. Tail counts lines of the wanted streams within Since
+// and Until. Following needs the directory of path to exist and blocks in Next until the
+// log grows, Until has come, or o.Ended is closed; across rotations no line is lost or
+// given twice as long as the reader is less than maxFiles behind. Next and Close
+// of the Reader may be called from two goroutines; Next after Close gives io.EOF.
+// ErrInvalidArgument when no stream is wanted.
+func Open(path string, maxFiles int, o ReadOptions) (Reader, error) {
+	if !o.Stdout && !o.Stderr {
+		return nil, fmt.Errorf("log %s: you must choose at least one stream: %w", path, errdefs.ErrInvalidArgument)
+	}
+	r := &reader{path: path, maxFiles: maxFiles, o: o, closed: make(chan struct{}), dec: decoder{details: o.Details}}
+	if err := r.open(); err != nil {
+		r.Close()
+		return nil, fmt.Errorf("log %s: %w", path, err)
+	}
+	return r, nil
+}
+
+func (r *reader) open() (err error) {
+	if r.o.Follow {
+		if !r.o.Until.IsZero() {
+			r.until = time.NewTimer(max(0, time.Until(r.o.Until)))
+		}
+		// Watch first: what happens while the files are opened is then told.
+		if r.watch, err = watchDir(filepath.Dir(r.path)); err != nil {
+			return err
+		}
+	}
+	if r.files, err = openSet(r.path, r.maxFiles); err != nil {
+		return err
+	}
+	r.dropOld()
+	if r.o.Tail >= 0 {
+		return r.tail(r.o.Tail)
+	}
+	return nil
+}
+
+// dropOld leaves out files that were last written before anything wanted.
+func (r *reader) dropOld() {
+	if r.o.Since.IsZero() {
+		return
+	}
+	// A file's time is the kernel's, which may lag behind the stamps by a tick.
+	since := r.o.Since.Add(-time.Second)
+	for len(r.files) > 1 && r.files[0].info.ModTime().Before(since) {
+		r.files[0].close()
+		r.files = r.files[1:]
+	}
+}
+
+func (r *reader) wants(stream string) bool {
+	return stream == "stdout" && r.o.Stdout || stream == "stderr" && r.o.Stderr
+}
+
+// Close ends the reader; a Next that waits returns io.EOF.
+func (r *reader) Close() error {
+	r.once.Do(func() {
+		close(r.closed)
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		closeAll(r.files)
+		r.files = nil
+		if r.watch != nil {
+			r.watch.close()
+		}
+		if r.until != nil {
+			r.until.Stop()
+		}
+	})
+	return nil
+}
+
+// Next gives the next wanted line.
+func (r *reader) Next() (Line, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for {
+		select {
+		case <-r.closed:
+			return Line{}, io.EOF
+		default:
+		}
+		for {
+			raw, ok := r.rawLine()
+			if !ok {
+				break
+			}
+			if l, ok := r.pick(raw); ok {
+				if !r.o.Until.IsZero() && l.Time.After(r.o.Until) {
+					return Line{}, io.EOF
+				}
+				return l, nil
+			}
+		}
+		n, err := r.fill()
+		if err != nil {
+			return Line{}, fmt.Errorf("log %s: %w", r.path, err)
+		}
+		if n > 0 {
+			continue
+		}
+		if l, ok, err := r.atEnd(); err != nil || ok {
+			return l, err
+		}
+	}
+}
+
+// pick decodes a line if it is wanted. Lines before Since are passed over by their
+// stamp alone, which is many times faster.
+func (r *reader) pick(raw []byte) (Line, bool) {
+	if !r.o.Since.IsZero() {
+		if t, ok := r.dec.stamp(raw); ok && t.Before(r.o.Since) {
+			return Line{}, false
+		}
+	}
+	var l Line
+	if !r.dec.decode(raw, &l) || !r.wants(l.Stream) || l.Time.Before(r.o.Since) {
+		return Line{}, false
+	}
+	return l, true
+}
+
+// rawLine takes a line that ends out of the buffer.
+func (r *reader) rawLine() ([]byte, bool) {
+	for {
+		i := bytes.IndexByte(r.buf[r.start:r.end], '\n')
+		if i < 0 {
+			return nil, false
+		}
+		line := r.buf[r.start : r.start+i]
+		r.start += i + 1
+		if !r.dropping {
+			return line, true
+		}
+		r.dropping = false
+	}
+}
+
+// fill reads on into the buffer; 0: nothing more in this file now.
+func (r *reader) fill() (int, error) {
+	if len(r.files) == 0 {
+		return 0, nil
+	}
+	if r.start > 0 {
+		r.end = copy(r.buf, r.buf[r.start:r.end])
+		r.start = 0
+	}
+	if r.end > maxLine {
+		r.end, r.dropping = 0, true
+	}
+	if len(r.buf) == 0 || r.hungry && len(r.buf) < readBlock || r.end > len(r.buf)/2 {
+		grown := make([]byte, max(firstBlock, 2*len(r.buf)))
+		copy(grown, r.buf[:r.end])
+		r.buf = grown
+	}
+	n, err := r.files[0].read(r.buf[r.end:])
+	r.end += n
+	r.hungry = r.end == len(r.buf)
+	if n > 0 {
+		r.rest = false
+	}
+	return n, err
+}
+
+// atEnd decides what comes after the end of a file: a line that it ends in (ok), the next
+// file or something new (neither ok nor an error), or io.EOF.
+func (r *reader) atEnd() (l Line, ok bool, err error) {
+	if len(r.files) > 1 {
+		if l, ok := r.unended(); ok {
+			return l, true, nil
+		}
+		r.files[0].close()
+		r.files = r.files[1:]
+		r.start, r.end, r.dropping, r.rest = 0, 0, false, false
+		return Line{}, false, nil
+	}
+	if r.watch == nil {
+		if l, ok := r.unended(); ok {
+			return l, true, nil
+		}
+		return Line{}, false, io.EOF
+	}
+	if more, err := r.successors(); more || err != nil {
+		return Line{}, false, err
+	}
+	if r.ending {
+		if l, ok := r.unended(); ok {
+			return l, true, nil
+		}
+		return Line{}, false, io.EOF
+	}
+	r.wait()
+	return Line{}, false, nil
+}
+
+// unended gives, once, the entry that a file ends in without a newline: all but the
+// newline may have reached the disk before the power went.
+func (r *reader) unended() (Line, bool) {
+	if r.rest || r.dropping || r.start == r.end {
+		return Line{}, false
+	}
+	r.rest = true
+	return r.pick(r.buf[r.start:r.end])
+}
+
+// successors looks, at the end of the newest file known, for files that came after it,
+// and reports whether there is more to read. The writer goes over to the new file
+// when path names it, so the old one is complete once it does; it is read to its
+// end once more after that.
+func (r *reader) successors() (more bool, err error) {
+	st, err := os.Stat(r.path)
+	if os.IsNotExist(err) {
+		// Between the two steps of a rotation, or never written, or removed.
+		return len(r.files) == 1 && r.files[0].letGo(), nil
+	} else if err != nil {
+		return false, err
+	}
+	var current *logFile
+	if len(r.files) == 1 {
+		current = r.files[0]
+		if os.SameFile(st, current.info) {
+			if st.Size() >= current.off {
+				return false, nil
+			}
+			// Cut back: a log of one file begins again.
+			current.off, r.start, r.end, r.dropping = 0, 0, 0, false
+			return st.Size() > 0, nil
+		}
+	}
+	set, err := openSet(r.path, r.maxFiles)
+	if err != nil {
+		return false, err
+	}
+	newer := newerThan(current, set)
+	r.files = append(r.files, newer...)
+	return len(newer) > 0, nil
+}
+
+// wait blocks until something may have changed.
+func (r *reader) wait() {
+	var until <-chan time.Time
+	if r.until != nil {
+		until = r.until.C
+	}
+	select {
+	case <-r.watch.wake:
+		r.ending = r.watch.gone()
+	case <-r.closed:
+	case <-r.o.Ended:
+		r.ending = true
+	case <-until:
+		r.ending = true
+	}
+}
