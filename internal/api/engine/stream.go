@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/binary"
@@ -35,7 +34,7 @@ var errHungUp = errors.New("client hung up")
 // from HTTP. The engine reads standard input from it and writes output to it.
 type stream struct {
 	conn   net.Conn
-	in     *bufio.Reader // may hold what came with the request
+	in     io.Reader // what came with the request, then the connection
 	cancel context.CancelCauseFunc
 	stdin  bool // the engine reads until the end
 	raw    bool // no frames
@@ -109,7 +108,11 @@ func (s *Server) takeOver(w *response, r *request, cancel context.CancelCauseFun
 	if err != nil {
 		return nil, err
 	}
-	st := &stream{conn: conn, in: buf.Reader, cancel: cancel, stdin: stdin, raw: terminal}
+	// Not through buf: its end would end the request's context, and half a
+	// connection's end is not its client's.
+	early, _ := buf.Reader.Peek(buf.Reader.Buffered())
+	in := io.MultiReader(bytes.NewReader(bytes.Clone(early)), conn)
+	st := &stream{conn: conn, in: in, cancel: cancel, stdin: stdin, raw: terminal}
 	st.stopWatch = watchHangup(conn, st.hangup)
 	st.stopAbort = context.AfterFunc(r.Context(), st.abort)
 	s.hijacked[st] = struct{}{}

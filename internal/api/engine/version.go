@@ -90,3 +90,10 @@ func invalidf(format string, args ...any) error {
 func notFoundf(format string, args ...any) error {
 	return &kindError{kind: errdefs.ErrNotFound, msg: fmt.Sprintf(format, args...)}
 }
+
+// MinVersion and MaxVersion are the oldest and the newest version that is
+// spoken, as Docker writes them.
+var (
+	MinVersion = oldest.String()
+	MaxVersion = newest.String()
+)
