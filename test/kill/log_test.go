@@ -200,7 +200,7 @@ func (b *box) check(lines int, fresh bool) error {
 	case last == nil:
 		b.blame(&b.lost, lines+1, "%s (%.12s): log is empty", b.name, b.id)
 	case !last.ended:
-		b.blame(&b.lost, lines+1-last.lines, "%s (%.12s): last run %.8s stops at line %d of %d", b.name, b.id, last.id, last.lines, lines)
+		b.blame(&b.lost, max(1, lines+1-last.lines), "%s (%.12s): last run %.8s stops at line %d of %d", b.name, b.id, last.id, last.lines, lines)
 	}
 	return nil
 }

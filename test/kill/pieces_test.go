@@ -95,8 +95,9 @@ func (c *client) burst() error {
 	return b.remove("?force=1")
 }
 
-// counterScript counts until TERM, says how far it came, and returns 55.
-const counterScript = draw + `i=0; trap 'echo "$r $i end"; exit 55' TERM; while :; do echo "$r $i"; i=$((i+1)); usleep 3000; done`
+// counterScript counts until TERM, says how far it came, and returns 55. The
+// trap only sets a flag: it may run between any two commands.
+const counterScript = draw + `q=; i=0; trap q=1 TERM; while [ -z "$q" ]; do echo "$r $i"; i=$((i+1)); usleep 3000; done; echo "$r $i end"; exit 55`
 
 // counter is `run -d` of something that goes on, with a few operations on it,
 // stopped in the end: then its last line tells what must be in the log.

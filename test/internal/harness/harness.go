@@ -22,6 +22,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/vishvananda/netlink"
 )
 
 // Options says how an engine is to be run. The zero value is the usual.
@@ -52,6 +54,7 @@ type Engine struct {
 	exitErr  error
 	baseline *inventory
 	ids      map[string]bool // containers seen, to find their cgroups by
+	ports    map[string]bool // how ports of the bridge begin
 }
 
 // rootPrefix begins the name of each engine's folder; what bears it and has no
@@ -100,7 +103,7 @@ func New(o Options) (*Engine, error) {
 		return nil, err
 	}
 	e := &Engine{
-		Instance: id, Root: root, opts: o, ids: map[string]bool{},
+		Instance: id, Root: root, opts: o, ids: map[string]bool{}, ports: map[string]bool{},
 		DataRoot: filepath.Join(root, "data"), ExecRoot: filepath.Join(root, "exec"),
 		Socket: filepath.Join(root, "e.sock"), LogFile: filepath.Join(root, "engine.log"),
 		Bridge: "br" + id, Subnet: o.Subnet,
@@ -229,6 +232,9 @@ func (e *Engine) Ready(ctx context.Context) error {
 	for {
 		if st, _, err := api.Raw(ctx, "GET", "/_ping", nil); err == nil && st == 200 {
 			e.noteIDs()
+			if links, err := netlink.LinkList(); err == nil {
+				e.noteLinks(links)
+			}
 			return nil
 		}
 		select {

@@ -45,25 +45,49 @@ func (e *Engine) owns(path string) bool {
 	return false
 }
 
-// takeLinks lists the ports of the engine's bridge and links that bear the instance's name.
+// takeLinks lists the ports of the engine's bridge, links named like such a
+// port was, and links that bear the instance's name.
 func (e *Engine) takeLinks(inv *inventory) error {
 	links, err := netlink.LinkList()
 	if err != nil {
 		return err
 	}
+	e.noteLinks(links)
+	for _, l := range links {
+		a := l.Attrs()
+		if e.isPort(a.Name) || strings.Contains(a.Name, e.Instance) || strings.Contains(a.Alias, e.Instance) {
+			inv.add(Veths, fmt.Sprintf("%s (%s)", a.Name, l.Type()))
+		}
+	}
+	return nil
+}
+
+// portPrefix is how much of a port's name is common to those of one engine:
+// "veth" and four digits.
+const portPrefix = 8
+
+// noteLinks remembers how the ports of the engine's bridge are named: one that
+// lost its bridge is found by it.
+func (e *Engine) noteLinks(links []netlink.Link) {
 	master := -1
 	for _, l := range links {
 		if l.Attrs().Name == e.Bridge {
 			master = l.Attrs().Index
 		}
 	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
 	for _, l := range links {
-		a := l.Attrs()
-		if a.MasterIndex == master || strings.Contains(a.Name, e.Instance) || strings.Contains(a.Alias, e.Instance) {
-			inv.add(Veths, fmt.Sprintf("%s (%s)", a.Name, l.Type()))
+		if a := l.Attrs(); a.MasterIndex == master && len(a.Name) > portPrefix {
+			e.ports[a.Name[:portPrefix]] = true
 		}
 	}
-	return nil
+}
+
+func (e *Engine) isPort(link string) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return len(link) > portPrefix && e.ports[link[:portPrefix]]
 }
 
 // takeNFT lists the objects of tables that bear the instance's name, and rules

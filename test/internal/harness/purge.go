@@ -144,7 +144,7 @@ func Sweep() error {
 		}
 		e := &Engine{
 			Instance: instance, Root: dir, DataRoot: filepath.Join(dir, "data"), ExecRoot: filepath.Join(dir, "exec"),
-			Bridge: "br" + instance, ids: map[string]bool{},
+			Bridge: "br" + instance, ids: map[string]bool{}, ports: map[string]bool{},
 		}
 		errs = append(errs, e.Close())
 	}
