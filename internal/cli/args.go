@@ -1,0 +1,67 @@
+package cli
+
+import (
+	"fmt"
+
+	"github.com/spf13/cobra"
+)
+
+// noArgs accepts no argument.
+func noArgs(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if cmd.HasSubCommands() {
+		return fmt.Errorf("%s: unknown command: %s %s%s\n\nUsage:  %s\n\nRun '%s --help' for more information",
+			cmd.Root().Name(), cmd.CommandPath(), args[0], suggestion(cmd, args[0]), cmd.UseLine(), cmd.CommandPath())
+	}
+	return fmt.Errorf("%s: '%s' accepts no arguments\n\nUsage:  %s\n\nRun '%[2]s --help' for more information",
+		cmd.Root().Name(), cmd.CommandPath(), cmd.UseLine())
+}
+
+func argsError(cmd *cobra.Command, wants string, n int) error {
+	noun := "arguments"
+	if n == 1 {
+		noun = "argument"
+	}
+	return fmt.Errorf("%s: '%s' %s %d %s\n\nUsage:  %s\n\nRun '%[2]s --help' for more information",
+		cmd.Root().Name(), cmd.CommandPath(), wants, n, noun, cmd.UseLine())
+}
+
+func minArgs(n int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < n {
+			return argsError(cmd, "requires at least", n)
+		}
+		return nil
+	}
+}
+
+func maxArgs(n int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) > n {
+			return argsError(cmd, "requires at most", n)
+		}
+		return nil
+	}
+}
+
+func exactArgs(n int) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) != n {
+			return argsError(cmd, "requires", n)
+		}
+		return nil
+	}
+}
+
+// suggestion names the command that was perhaps meant.
+func suggestion(cmd *cobra.Command, word string) string {
+	if cmd.SuggestionsMinimumDistance <= 0 {
+		cmd.SuggestionsMinimumDistance = 2
+	}
+	if s := cmd.SuggestionsFor(word); len(s) > 0 {
+		return fmt.Sprintf("\nDid you mean '%s %s'?", cmd.CommandPath(), s[0])
+	}
+	return ""
+}

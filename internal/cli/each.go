@@ -1,0 +1,56 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	moby "github.com/moby/moby/client"
+)
+
+// each runs op on every name, up to 50 at a time, and prints the names that
+// went well, in the order given, as they are done. report, when set, may take
+// an error for itself by returning nil. An engine that cannot be reached is
+// told once.
+func (a *app) each(ctx context.Context, names []string, op func(ctx context.Context, name string) error, report func(error) error) error {
+	results := make([]chan error, len(names))
+	slots := make(chan struct{}, 50)
+	var all sync.WaitGroup
+	defer all.Wait()
+	for i := range names {
+		results[i] = make(chan error, 1)
+	}
+	all.Go(func() {
+		for i, n := range names {
+			slots <- struct{}{}
+			all.Go(func() {
+				results[i] <- op(ctx, n)
+				<-slots
+			})
+		}
+	})
+	var errs []error
+	unreachable := false
+	for i, n := range names {
+		err := <-results[i]
+		if err != nil && report != nil {
+			reported := report(err)
+			if reported == nil {
+				continue
+			}
+			err = reported
+		}
+		switch {
+		case err == nil:
+			a.println(n)
+		case moby.IsErrConnectionFailed(err) && unreachable:
+		default:
+			unreachable = moby.IsErrConnectionFailed(err)
+			errs = append(errs, err)
+		}
+	}
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	return errors.Join(errs...)
+}

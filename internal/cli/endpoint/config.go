@@ -1,0 +1,85 @@
+// Package endpoint finds out which engine a command line means: from -H,
+// ESCALE_HOST, DOCKER_HOST, contexts and the default sockets, with the TLS
+// material that belongs to it. It reads the client's configuration file too,
+// the same one as Docker's client, and never writes it.
+package endpoint
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// Config is what Escale uses of config.json.
+type Config struct {
+	HTTPHeaders    map[string]string `json:"HttpHeaders"`
+	CurrentContext string            `json:"currentContext"`
+	DetachKeys     string            `json:"detachKeys"`
+	PsFormat       string            `json:"psFormat"`
+	ImagesFormat   string            `json:"imagesFormat"`
+	PruneFilters   []string          `json:"pruneFilters"`
+	Proxies        map[string]Proxy  `json:"proxies"`
+}
+
+// Proxy holds the proxy variables that containers of one engine get.
+type Proxy struct {
+	HTTP  string `json:"httpProxy"`
+	HTTPS string `json:"httpsProxy"`
+	No    string `json:"noProxy"`
+	FTP   string `json:"ftpProxy"`
+	All   string `json:"allProxy"`
+}
+
+// ConfigDir is the folder of config.json when no flag names one.
+func ConfigDir() string {
+	if d := os.Getenv("DOCKER_CONFIG"); d != "" {
+		return d
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		home = "/"
+	}
+	return filepath.Join(home, ".docker")
+}
+
+// LoadConfig reads dir/config.json. A file that is not there is an empty one.
+func LoadConfig(dir string) (Config, error) {
+	name := filepath.Join(dir, "config.json")
+	b, err := os.ReadFile(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return Config{}, nil
+	}
+	var c Config
+	if err == nil {
+		err = json.Unmarshal(b, &c)
+	}
+	if err != nil {
+		return Config{}, fmt.Errorf("config file %s: %w", name, err)
+	}
+	return c, nil
+}
+
+// ProxyEnv gives the variables for containers on the engine at host, in both
+// cases of letters, as programs differ in which they read.
+func (c Config) ProxyEnv(host string) map[string]string {
+	p, ok := c.Proxies[host]
+	if !ok {
+		p = c.Proxies["default"]
+	}
+	out := map[string]string{}
+	for _, v := range []struct{ upper, lower, value string }{
+		{"HTTP_PROXY", "http_proxy", p.HTTP},
+		{"HTTPS_PROXY", "https_proxy", p.HTTPS},
+		{"NO_PROXY", "no_proxy", p.No},
+		{"FTP_PROXY", "ftp_proxy", p.FTP},
+		{"ALL_PROXY", "all_proxy", p.All},
+	} {
+		if v.value != "" {
+			out[v.upper], out[v.lower] = v.value, v.value
+		}
+	}
+	return out
+}

@@ -1,0 +1,100 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"path"
+	"runtime"
+	"strings"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// parsePlatform reads OS, OS/ARCH or OS/ARCH/VARIANT; a lone word may also be
+// an architecture. Names are made the usual ones (x86_64 is amd64). It gives
+// nil for "".
+func parsePlatform(s string) (*ocispec.Platform, error) {
+	if s == "" {
+		return nil, nil
+	}
+	parts := strings.Split(strings.ToLower(s), "/")
+	for _, p := range parts {
+		if p == "" || strings.Trim(p, "abcdefghijklmnopqrstuvwxyz0123456789_.-") != "" {
+			return nil, fmt.Errorf("%q is an invalid component of %q: platform specifier component must match %q: invalid argument", p, s, "^[A-Za-z0-9_.-]+$")
+		}
+	}
+	p := &ocispec.Platform{}
+	switch len(parts) {
+	case 1:
+		if knownOS(parts[0]) {
+			p.OS, p.Architecture = parts[0], runtime.GOARCH
+			break
+		}
+		p.OS = runtime.GOOS
+		p.Architecture, p.Variant = normalArch(parts[0], "")
+		if !knownArch(p.Architecture) {
+			return nil, fmt.Errorf("%q: unknown operating system or architecture: invalid argument", s)
+		}
+	case 2:
+		p.OS = parts[0]
+		p.Architecture, p.Variant = normalArch(parts[1], "")
+	case 3:
+		p.OS = parts[0]
+		p.Architecture, p.Variant = normalArch(parts[1], parts[2])
+	default:
+		return nil, fmt.Errorf("%q: cannot parse platform specifier: invalid argument", s)
+	}
+	if p.OS == "macos" {
+		p.OS = "darwin"
+	}
+	return p, nil
+}
+
+func normalArch(arch, variant string) (string, string) {
+	switch arch {
+	case "i386", "i486", "i586", "i686", "x86":
+		return "386", ""
+	case "x86_64", "x86-64":
+		arch = "amd64"
+	case "aarch64":
+		arch = "arm64"
+	case "armhf":
+		return "arm", "v7"
+	case "armel":
+		return "arm", "v6"
+	}
+	switch {
+	case arch == "amd64" && variant == "v1", arch == "arm64" && (variant == "8" || variant == "v8"):
+		variant = ""
+	case arch == "arm" && variant == "":
+		variant = "v7"
+	case arch == "arm" && len(variant) == 1:
+		variant = "v" + variant
+	}
+	return arch, variant
+}
+
+func knownOS(s string) bool {
+	switch s {
+	case "linux", "windows", "darwin", "macos", "freebsd", "netbsd", "openbsd", "solaris", "aix", "android", "js", "plan9":
+		return true
+	}
+	return false
+}
+
+func knownArch(s string) bool {
+	switch s {
+	case "386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64", "ppc64le", "riscv64", "s390x", "wasm":
+		return true
+	}
+	return false
+}
+
+func platformString(p ocispec.Platform) string { return path.Join(p.OS, p.Architecture, p.Variant) }
+
+// decode reads an answer's JSON and closes it.
+func decode(resp *http.Response, to any) error {
+	defer resp.Body.Close()
+	return json.NewDecoder(resp.Body).Decode(to)
+}

@@ -1,0 +1,137 @@
+package cli
+
+import (
+	"bufio"
+	"context"
+	"maps"
+	"strconv"
+	"strings"
+
+	"github.com/docker/go-units"
+	moby "github.com/moby/moby/client"
+	"github.com/spf13/cobra"
+)
+
+type pruneOptions struct {
+	all, force bool
+	filter     filterFlag
+}
+
+func (o *pruneOptions) addFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.BoolVarP(&o.force, "force", "f", false, "Do not ask")
+	f.Var(&o.filter, "filter", `Prune only what matches: until=TIME, label=KEY[=VALUE], label!=…`)
+}
+
+// filters adds those of the configuration to the command line's; what the
+// command line says of a label wins.
+func (o *pruneOptions) filters(a *app) moby.Filters {
+	out := moby.Filters{}
+	maps.Copy(out, o.filter)
+	given := out.Clone()
+	for _, f := range a.config.PruneFilters {
+		name, value, ok := cutFilter(f)
+		opposite := map[string]string{"label": "label!", "label!": "label"}[name]
+		if ok && !given[name][value] && !given[opposite][value] {
+			out.Add(name, value)
+		}
+	}
+	return out
+}
+
+func containerPruneCommand(a *app) *cobra.Command {
+	var o pruneOptions
+	cmd := &cobra.Command{
+		Use:               "prune [OPTIONS]",
+		Short:             "Remove all stopped containers",
+		Args:              noArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return o.prune(cmd.Context(), a, "all stopped containers", func(ctx context.Context) (string, uint64, error) {
+				res, err := a.conn.ContainerPrune(ctx, moby.ContainerPruneOptions{Filters: o.filters(a)})
+				if err != nil || len(res.Report.ContainersDeleted) == 0 {
+					return "", 0, err
+				}
+				return "Deleted Containers:\n" + strings.Join(res.Report.ContainersDeleted, "\n") + "\n", res.Report.SpaceReclaimed, nil
+			})
+		},
+	}
+	o.addFlags(cmd)
+	return cmd
+}
+
+func imagePruneCommand(a *app) *cobra.Command {
+	var o pruneOptions
+	cmd := &cobra.Command{
+		Use:               "prune [OPTIONS]",
+		Short:             "Remove unused images",
+		Args:              noArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			what := "all dangling images"
+			if o.all {
+				what = "all images without at least one container associated to them"
+			}
+			return o.prune(cmd.Context(), a, what, func(ctx context.Context) (string, uint64, error) {
+				filters := o.filters(a).Clone().Add("dangling", strconv.FormatBool(!o.all))
+				res, err := a.conn.ImagePrune(ctx, moby.ImagePruneOptions{Filters: filters})
+				if err != nil || len(res.Report.ImagesDeleted) == 0 {
+					return "", 0, err
+				}
+				var b strings.Builder
+				b.WriteString("Deleted Images:\n")
+				for _, d := range res.Report.ImagesDeleted {
+					if d.Untagged != "" {
+						b.WriteString("untagged: " + d.Untagged + "\n")
+					} else {
+						b.WriteString("deleted: " + d.Deleted + "\n")
+					}
+				}
+				return b.String(), res.Report.SpaceReclaimed, nil
+			})
+		},
+	}
+	o.addFlags(cmd)
+	cmd.Flags().BoolVarP(&o.all, "all", "a", false, "Remove every image that no container uses, not just dangling ones")
+	return cmd
+}
+
+// prune asks, unless told not to, and prints what was removed.
+func (o *pruneOptions) prune(ctx context.Context, a *app, what string, do func(context.Context) (string, uint64, error)) error {
+	if _, err := a.client(); err != nil {
+		return err
+	}
+	if !o.force {
+		yes, err := a.confirm(ctx, "WARNING! This will remove "+what+".\nAre you sure you want to continue?")
+		if err != nil || !yes {
+			return err
+		}
+	}
+	text, bytes, err := do(ctx)
+	if err != nil {
+		return err
+	}
+	if text != "" {
+		a.println(text)
+	}
+	a.println("Total reclaimed space:", units.HumanSize(float64(bytes)))
+	return nil
+}
+
+// confirm asks on stdout and takes y or Y for a yes; anything else, the end of
+// input too, is a no.
+func (a *app) confirm(ctx context.Context, question string) (bool, error) {
+	a.printf("%s [y/N] ", question)
+	answer := make(chan bool, 1)
+	go func() {
+		line, _ := bufio.NewReader(a.in).ReadString('\n')
+		answer <- strings.EqualFold(strings.TrimSpace(line), "y")
+	}()
+	select {
+	case yes := <-answer:
+		return yes, nil
+	case <-ctx.Done():
+		a.println()
+		return false, ctx.Err()
+	}
+}

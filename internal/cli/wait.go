@@ -1,0 +1,37 @@
+package cli
+
+import (
+	"errors"
+
+	moby "github.com/moby/moby/client"
+	"github.com/spf13/cobra"
+)
+
+func waitCommand(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:               "wait CONTAINER [CONTAINER...]",
+		Short:             "Wait until containers stop and print their exit codes",
+		Args:              minArgs(1),
+		ValidArgsFunction: completeContainers(a, runningContainers, -1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			var errs []error
+			for _, name := range args {
+				w := c.ContainerWait(cmd.Context(), name, moby.ContainerWaitOptions{})
+				select {
+				case r := <-w.Result:
+					a.println(r.StatusCode)
+				case err := <-w.Error:
+					if moby.IsErrConnectionFailed(err) {
+						return err
+					}
+					errs = append(errs, err)
+				}
+			}
+			return errors.Join(errs...)
+		},
+	}
+}
