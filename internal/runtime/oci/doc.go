@@ -15,7 +15,6 @@
 package oci
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/containerd/errdefs"
@@ -27,6 +26,8 @@ func invalid(format string, args ...any) error {
 }
 
 // words is an error without a kind, in exactly these words.
-func words(format string, args ...any) error {
-	return errors.New(fmt.Sprintf(format, args...))
-}
+func words(format string, args ...any) error { return plain(fmt.Sprintf(format, args...)) }
+
+type plain string
+
+func (p plain) Error() string { return string(p) }

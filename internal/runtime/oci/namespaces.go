@@ -54,7 +54,11 @@ func (b *Builder) namespaces(o Options) ([]specs.LinuxNamespace, error) {
 	if !hc.CgroupnsMode.Valid() {
 		return nil, invalid("invalid cgroup namespace mode: %v", hc.CgroupnsMode)
 	}
-	if hc.CgroupnsMode.IsPrivate() && b.host.Cgroup.Namespaces {
+	mode := hc.CgroupnsMode
+	if mode.IsEmpty() {
+		mode = b.defaultCgroupns()
+	}
+	if mode.IsPrivate() && b.host.Cgroup.Namespaces {
 		add(specs.CgroupNamespace, "")
 	}
 	return out, nil

@@ -117,6 +117,9 @@ func blockResources(r container.Resources) (*specs.LinuxBlockIO, error) {
 		b.Weight, any = &r.BlkioWeight, true
 	}
 	for _, w := range r.BlkioWeightDevice {
+		if w == nil {
+			continue
+		}
 		major, minor, err := blockDevice(w.Path)
 		if err != nil {
 			return nil, err
@@ -135,6 +138,9 @@ func blockResources(r container.Resources) (*specs.LinuxBlockIO, error) {
 		{r.BlkioDeviceWriteIOps, &b.ThrottleWriteIOPSDevice},
 	} {
 		for _, dev := range t.from {
+			if dev == nil {
+				continue
+			}
 			major, minor, err := blockDevice(dev.Path)
 			if err != nil {
 				return nil, err
@@ -174,6 +180,9 @@ func (b *Builder) rlimits(o Options) (out []specs.POSIXRlimit, warnings []string
 	asked := o.HostConfig.Ulimits
 	own := map[string]bool{}
 	for _, l := range asked {
+		if l == nil {
+			continue
+		}
 		own[l.Name] = true
 	}
 	for _, name := range sortedKeys(o.DefaultUlimits) {
@@ -182,6 +191,9 @@ func (b *Builder) rlimits(o Options) (out []specs.POSIXRlimit, warnings []string
 		}
 	}
 	for _, l := range asked {
+		if l == nil {
+			continue
+		}
 		soft, hard := uint64(l.Soft), uint64(l.Hard) // -1 is RLIM_INFINITY
 		if most := b.hardLimit(l.Name); hard > most {
 			warnings = append(warnings, fmt.Sprintf("Ulimit %s: hard limit %s is above what the engine may set, lowered to %d.", l.Name, limitWord(l.Hard), most))

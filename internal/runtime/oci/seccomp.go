@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"encoding/json"
 	"slices"
 	"strings"
 	"sync"
@@ -87,6 +88,11 @@ func makeFilter(profile string, bounding []string) (*specs.LinuxSeccomp, error) 
 	spec := &specs.Spec{Process: &specs.Process{Capabilities: &specs.LinuxCapabilities{Bounding: bounding}}}
 	if profile == profileBuiltin {
 		return seccomp.GetDefaultProfile(spec)
+	}
+	// The library does not expect a null among the rules.
+	var rules struct{ Syscalls []*struct{} }
+	if err := json.Unmarshal([]byte(profile), &rules); err == nil && slices.Contains(rules.Syscalls, nil) {
+		return nil, invalid("Decoding seccomp profile failed: null in syscalls")
 	}
 	filter, err := seccomp.LoadProfile(profile, spec)
 	if err != nil {

@@ -228,10 +228,7 @@ func (b *Builder) Complete(hc *container.HostConfig) {
 		hc.IpcMode = container.IPCModePrivate
 	}
 	if hc.CgroupnsMode.IsEmpty() {
-		hc.CgroupnsMode = container.CgroupnsModeHost
-		if b.host.Cgroup.Version() == "2" && b.host.Cgroup.Namespaces {
-			hc.CgroupnsMode = container.CgroupnsModePrivate
-		}
+		hc.CgroupnsMode = b.defaultCgroupns()
 	}
 	if hc.OomKillDisable == nil && b.host.Cgroup.Features.OOMKillDisable {
 		no := false
@@ -249,3 +246,12 @@ func (b *Builder) Complete(hc *container.HostConfig) {
 }
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// defaultCgroupns: with version 1 a container's own view of its cgroup was
+// never the custom.
+func (b *Builder) defaultCgroupns() container.CgroupnsMode {
+	if b.host.Cgroup.Version() == "2" && b.host.Cgroup.Namespaces {
+		return container.CgroupnsModePrivate
+	}
+	return container.CgroupnsModeHost
+}
