@@ -105,13 +105,13 @@ func (c containerRoutes) listQuery(r *request) (*listQuery, error) {
 	}
 	for _, s := range f["status"] {
 		if err := apicontainer.ValidateContainerState(apicontainer.ContainerState(s)); err != nil {
-			return nil, err
+			return nil, invalidf("%s", err)
 		}
 		q.all = true
 	}
 	for _, s := range f["health"] {
 		if err := apicontainer.ValidateHealthStatus(apicontainer.HealthStatus(s)); err != nil {
-			return nil, err
+			return nil, invalidf("%s", err)
 		}
 	}
 	for _, s := range f["exited"] {
