@@ -101,6 +101,10 @@ func (m *Manager) complete(rec *Record, img image.Image) ([]string, error) {
 		return nil, kindf(errInvalid, "no command specified")
 	}
 	rec.Path, rec.Args = argv[0], argv[1:]
+	warnings, err := m.cfg.Specs.Validate(h, c)
+	if err != nil {
+		return nil, err
+	}
 	if err := m.hostDefaults(rec); err != nil {
 		return nil, err
 	}
@@ -118,7 +122,7 @@ func (m *Manager) complete(rec *Record, img image.Image) ([]string, error) {
 	if h.LogConfig.Type == "json-file" {
 		rec.LogPath = m.logPath(rec.ID)
 	}
-	return m.cfg.Specs.Validate(c, h)
+	return warnings, nil
 }
 
 // hostDefaults completes the host configuration by Docker's rules.
@@ -142,34 +146,12 @@ func (m *Manager) hostDefaults(rec *Record) error {
 	if err := m.logDefaults(h); err != nil {
 		return err
 	}
-	if h.ShmSize == 0 {
-		h.ShmSize = 64 << 20
-	}
-	if h.IpcMode == "" {
-		h.IpcMode = container.IPCModePrivate
-	}
-	if h.CgroupnsMode == "" {
-		h.CgroupnsMode = container.CgroupnsModePrivate
-		if d.CgroupnsHost || h.Privileged {
-			h.CgroupnsMode = container.CgroupnsModeHost
-		}
-	}
-	if h.Memory > 0 && h.MemorySwap == 0 {
-		h.MemorySwap = 2 * h.Memory
-	}
+	m.cfg.Specs.Complete(h)
 	if h.Runtime == "" {
 		h.Runtime = d.Runtime
 	}
 	if _, ok := d.Runtimes[h.Runtime]; !ok {
 		return kindf(errInvalid, "unknown or invalid runtime name: %s", h.Runtime)
-	}
-	if h.Init == nil && d.Init {
-		yes := true
-		h.Init = &yes
-	}
-	if h.OomKillDisable == nil {
-		no := false
-		h.OomKillDisable = &no
 	}
 	if h.PortBindings == nil {
 		h.PortBindings = apinetwork.PortMap{}

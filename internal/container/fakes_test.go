@@ -319,6 +319,8 @@ func (fakeSpecs) Spec(_ context.Context, o oci.Options) (*specs.Spec, []string, 
 func (fakeSpecs) Process(*specs.Spec, string, oci.ExecOptions) (*specs.Process, error) {
 	return &specs.Process{}, nil
 }
-func (fakeSpecs) Validate(*container.Config, *container.HostConfig) ([]string, error) {
+func (fakeSpecs) Validate(*container.HostConfig, *container.Config) ([]string, error) {
 	return nil, nil
 }
+
+func (fakeSpecs) Complete(*container.HostConfig) {}

@@ -58,7 +58,8 @@ type Volumes interface {
 type Specs interface {
 	Spec(ctx context.Context, o oci.Options) (*specs.Spec, []string, error)
 	Process(spec *specs.Spec, rootfs string, e oci.ExecOptions) (*specs.Process, error)
-	Validate(c *container.Config, h *container.HostConfig) (warnings []string, err error)
+	Validate(h *container.HostConfig, c *container.Config) (warnings []string, err error)
+	Complete(h *container.HostConfig)
 }
 
 // Freezer stops and resumes all processes of a cgroup; see cgroup.Freezer.
@@ -84,8 +85,6 @@ type Defaults struct {
 	Runtimes     map[string]runtime.Binary // by name
 	CgroupParent string                    // "/docker"
 	StopTimeout  int                       // seconds
-	Privileged   bool
-	CgroupnsHost bool // cgroup v1: containers share the host's cgroup namespace by default
 }
 
 // Config is what a Manager needs.

@@ -36,7 +36,11 @@ func (s *start) options() (oci.Options, error) {
 		NetNS: s.netns, CgroupsPath: s.m.cgroupPath(&s.rec),
 		InitPath: d.InitPath, InitByDefault: d.Init, DefaultUlimits: d.Ulimits,
 	}
-	if s.rec.HostConfig.Init != nil && *s.rec.HostConfig.Init && d.InitPath == "" {
+	wanted := d.Init
+	if own := s.rec.HostConfig.Init; own != nil {
+		wanted = *own
+	}
+	if wanted && d.InitPath == "" {
 		return o, kindf(errInvalid, "--init needs docker-init, which is not installed beside the engine: make build brings it, or name one with --init-path")
 	}
 	if o.Mounts, err = s.mounts(); err != nil {

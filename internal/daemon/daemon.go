@@ -20,9 +20,9 @@ import (
 	"escale.dev/escale/internal/image"
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/runtime"
+	"escale.dev/escale/internal/runtime/oci"
 	"escale.dev/escale/internal/runtime/shim"
 	"escale.dev/escale/internal/sys/atomicfile"
-	"escale.dev/escale/internal/sys/cgroup"
 	"escale.dev/escale/internal/sys/host"
 )
 
@@ -33,7 +33,7 @@ type Daemon struct {
 	id  string
 
 	host       host.Facts
-	cgroups    cgroup.Host
+	facts      oci.Host // of the kernel, for specifications and info
 	runtimes   map[string]runtime.Binary
 	events     *events.Journal
 	images     *image.Store
@@ -135,7 +135,7 @@ func (d *Daemon) openRoots(context.Context) error {
 	if d.host, err = host.Read(); err != nil {
 		return err
 	}
-	if d.cgroups, err = cgroup.Detect(); err != nil {
+	if d.facts, err = oci.DetectHost(); err != nil {
 		return err
 	}
 	if d.id, err = engineID(filepath.Join(d.cfg.DataRoot, "engine-id")); err != nil {
@@ -164,12 +164,16 @@ func engineID(path string) (string, error) {
 	return id, atomicfile.Write(path, []byte(id+"\n"), 0o600, atomicfile.Options{Sync: true})
 }
 
+// monitorGrace is how long a monitor stays for a client that does not read the
+// last output of an ended container.
+const monitorGrace = 10 * time.Second
+
 func (d *Daemon) openRuntime() (*shim.Runtime, error) {
 	path, err := beside("escale-shim")
 	if err != nil {
 		return nil, err
 	}
-	return shim.New(shim.Config{ShimPath: path, Logger: d.log.With("component", "runtime")})
+	return shim.New(shim.Config{ShimPath: path, Logger: d.log, Grace: monitorGrace}), nil
 }
 
 // runtimes are the OCI runtimes by name; runc is the one installed beside the
@@ -197,17 +201,20 @@ func (c *Config) runtimes() (map[string]runtime.Binary, error) {
 // beside finds a program of ours: next to the engine, or in libexec/escale when
 // installed, or on the PATH.
 func beside(name string) (string, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return "", err
-	}
-	dirs := []string{filepath.Dir(self), filepath.Join(filepath.Dir(self), "../libexec/escale")}
-	dirs = append(dirs, filepath.SplitList(os.Getenv("PATH"))...)
-	for _, dir := range dirs {
+	for _, dir := range append(ownDirs(), filepath.SplitList(os.Getenv("PATH"))...) {
 		path := filepath.Join(dir, name)
 		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
 			return filepath.Abs(path)
 		}
 	}
-	return "", fmt.Errorf("%s is missing: it belongs beside %s (make build, or make install)", name, self)
+	return "", fmt.Errorf("%s is missing: it belongs beside escaled (make build, or make install)", name)
+}
+
+// ownDirs are where our programs lie: beside the engine, or in libexec/escale.
+func ownDirs() []string {
+	self, err := os.Executable()
+	if err != nil {
+		return nil
+	}
+	return []string{filepath.Dir(self), filepath.Join(filepath.Dir(self), "../libexec/escale")}
 }

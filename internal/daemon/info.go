@@ -8,11 +8,15 @@ import (
 
 	"escale.dev/escale/internal/api/engine"
 	"escale.dev/escale/internal/container"
+	"escale.dev/escale/internal/sys/cgroup"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/system"
 	"golang.org/x/sys/unix"
 )
+
+// storageDriver is what Docker calls layers stacked by overlayfs.
+const storageDriver = "overlay2"
 
 // systemInfo answers for the engine as a whole; it is the API's System.
 type systemInfo struct {
@@ -28,7 +32,7 @@ func (s systemInfo) Info(ctx context.Context) (*system.Info, error) {
 	}
 	h := d.host
 	info := &system.Info{
-		ID: d.id, Images: len(images), Driver: "overlay2",
+		ID: d.id, Images: len(images), Driver: storageDriver,
 		DriverStatus:       [][2]string{{"Backing Filesystem", filesystem(d.cfg.DataRoot)}, {"Snapshotter", "overlayfs"}},
 		Plugins:            system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Log: []string{"json-file", "none"}},
 		IPv4Forwarding:     d.cfg.IPForward,
@@ -79,6 +83,48 @@ func (s systemInfo) count(info *system.Info) {
 			info.ContainersPaused++
 		default:
 			info.ContainersStopped++
+		}
+	}
+}
+
+// security names the confinement that containers get by default.
+func (s systemInfo) security() []string {
+	opts := []string{}
+	if s.d.facts.AppArmor {
+		opts = append(opts, "name=apparmor")
+	}
+	if s.d.facts.Seccomp {
+		opts = append(opts, "name=seccomp,profile=builtin")
+	}
+	if s.d.facts.Cgroup.Mode == cgroup.Unified {
+		opts = append(opts, "name=cgroupns")
+	}
+	return opts
+}
+
+// cgroups says what limits the kernel can set, and warns of those it cannot.
+func (s systemInfo) cgroups(info *system.Info) {
+	c := s.d.facts.Cgroup
+	f := c.Features
+	info.CgroupDriver, info.CgroupVersion = "cgroupfs", c.Version()
+	info.MemoryLimit, info.SwapLimit, info.OomKillDisable = f.MemoryLimit, f.SwapLimit, f.OOMKillDisable
+	info.CPUCfsPeriod, info.CPUCfsQuota, info.CPUShares, info.CPUSet, info.PidsLimit = f.CPUCfs, f.CPUCfs, f.CPUShares, f.Cpuset, f.PidsLimit
+	for _, lack := range []struct {
+		have bool
+		what string
+	}{
+		{f.MemoryLimit, "No memory limit support"},
+		{f.SwapLimit, "No swap limit support"},
+		{f.CPUCfs, "No cpu cfs quota support"},
+		{f.CPUCfs, "No cpu cfs period support"},
+		{f.CPUShares, "No cpu shares support"},
+		{f.Cpuset, "No cpuset support"},
+		{f.PidsLimit, "No pids limit support"},
+		{f.BlkioWeight, "No blkio weight support"},
+		{info.IPv4Forwarding, "IPv4 forwarding is disabled"},
+	} {
+		if !lack.have {
+			info.Warnings = append(info.Warnings, "WARNING: "+lack.what)
 		}
 	}
 }

@@ -44,7 +44,10 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
-	log := newLogger(stderr, cfg.LogLevel)
+	level := new(slog.LevelVar)
+	level.Set(logLevel(cfg.LogLevel))
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	go reloads(ctx, args, level, log)
 	if err := run(ctx, cfg, log); err != nil {
 		fmt.Fprintf(stderr, "escaled: %s\n", err)
 		return 1
@@ -60,15 +63,36 @@ func run(ctx context.Context, cfg *Config, log *slog.Logger) error {
 	return errors.Join(d.Run(ctx), d.Close())
 }
 
-func newLogger(w io.Writer, level string) *slog.Logger {
-	l := slog.LevelInfo
-	switch level {
-	case "debug":
-		l = slog.LevelDebug
-	case "warn":
-		l = slog.LevelWarn
-	case "error", "fatal":
-		l = slog.LevelError
+// reloads reads the configuration again at each SIGHUP and applies what can be
+// changed while the engine runs: debug and log-level.
+func reloads(ctx context.Context, args []string, level *slog.LevelVar, log *slog.Logger) {
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	for {
+		select {
+		case <-hup:
+		case <-ctx.Done():
+			return
+		}
+		cfg, err := ParseConfig(args, func(*pflag.FlagSet) {})
+		if err != nil {
+			log.Error("configuration not reloaded", "error", err)
+			continue
+		}
+		level.Set(logLevel(cfg.LogLevel))
+		log.Info("configuration reloaded: debug and log-level; other keys take a restart", "file", cfg.ConfigFile, "log-level", cfg.LogLevel)
 	}
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: l}))
+}
+
+func logLevel(name string) slog.Level {
+	switch name {
+	case "debug":
+		return slog.LevelDebug
+	case "warn":
+		return slog.LevelWarn
+	case "error", "fatal":
+		return slog.LevelError
+	}
+	return slog.LevelInfo
 }

@@ -2,7 +2,6 @@ package daemon
 
 import (
 	"context"
-	"fmt"
 	"net/netip"
 	"path/filepath"
 
@@ -52,7 +51,7 @@ func (d *Daemon) openNetwork(ctx context.Context) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	d.networks = network.NewManager(cfg, bridge.New(cfg), none.New(cfg))
+	d.networks = network.NewManager(cfg, bridge.New(cfg), none.New())
 	d.onClose(d.networks.Close)
 	return d.networks.Open(ctx)
 }
@@ -62,14 +61,10 @@ func (d *Daemon) openContainers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	facts, err := oci.Detect()
-	if err != nil {
-		return fmt.Errorf("host: %w", err)
-	}
 	d.containers = container.New(container.Config{
 		Dir: filepath.Join(d.cfg.DataRoot, "containers"), RunDir: filepath.Join(d.cfg.ExecRoot, "containers"),
 		Runtime: monitors, Images: d.images, Rootfs: d.images.Roots(), Networks: networks{d.networks},
-		Volumes: local.New(filepath.Join(d.cfg.DataRoot, "volumes")), Specs: oci.New(facts), Freezer: freezer.Freezer{Root: cgroupRoot},
+		Volumes: local.New(filepath.Join(d.cfg.DataRoot, "volumes")), Specs: oci.New(d.facts), Freezer: freezer.Freezer{Root: cgroupRoot},
 		Events: d.events, Defaults: d.defaults(), Logger: d.log.With("component", "container"),
 	})
 	d.onClose(d.containers.Close)
@@ -79,14 +74,14 @@ func (d *Daemon) openContainers(ctx context.Context) error {
 // defaults are the settings that reach containers.
 func (d *Daemon) defaults() container.Defaults {
 	c := d.cfg
-	init := c.InitPath
-	if init == "" {
-		init, _ = beside("docker-init") // missing: --init says so when it is asked for
+	init, err := oci.LookupInit(c.InitPath, ownDirs()...)
+	if err != nil {
+		d.log.Debug("no init for --init", "reason", err) // a container that asks for one is told
 	}
 	return container.Defaults{
 		LogDriver: c.LogDriver, LogOpts: c.LogOpts, Init: c.Init, InitPath: init, Ulimits: c.Ulimits,
 		DNS: c.DNS, DNSSearch: c.DNSSearch, DNSOptions: c.DNSOptions,
-		Runtime: c.Runtime, Runtimes: d.runtimes, CgroupParent: c.CgroupParent, StopTimeout: 10, CgroupnsHost: !d.cgroups.Unified,
+		Runtime: c.Runtime, Runtimes: d.runtimes, CgroupParent: c.CgroupParent, StopTimeout: 10,
 	}
 }
 
@@ -96,10 +91,20 @@ func (d *Daemon) openAPI(context.Context) error {
 	}
 	d.server = engine.New(engine.Config{
 		Containers: d.containers, Images: images{Store: d.images, users: d.containers.Users, events: d.events},
-		System: systemInfo{d}, Events: d.events, Logger: d.log.With("component", "api"),
+		System: systemInfo{d}, Events: d.events, Logger: d.log, Version: Version,
+		ContainerDir: filepath.Join(d.cfg.DataRoot, "containers"), StorageDriver: storageDriver, Sandbox: d.sandbox,
 	})
 	d.onClose(d.server.Close)
 	return nil
+}
+
+// sandbox tells the identity and the handle of a running container's network.
+func (d *Daemon) sandbox(id container.ID) (string, string) {
+	v, err := d.containers.Get(string(id))
+	if err != nil || len(v.Endpoints) == 0 {
+		return "", ""
+	}
+	return string(id), d.networks.Path(string(id), v.Endpoints)
 }
 
 // networks fits the network manager to what containers need.
