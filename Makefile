@@ -1,0 +1,101 @@
+# Escale. `make help` lists what can be made.
+SHELL       := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+
+VERSION   ?= $(shell git describe --tags --match 'v*' --dirty 2>/dev/null | sed 's/^v//' | grep . || echo 0.1.0-dev)
+COMMIT    ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
+BUILDTIME ?= $(shell git log -1 --format=%cI 2>/dev/null)
+X         := escale.dev/escale/internal
+LDFLAGS   := -s -w $(foreach p,daemon cli,-X $(X)/$(p).Version=$(VERSION) -X $(X)/$(p).GitCommit=$(COMMIT) -X $(X)/$(p).BuildTime=$(BUILDTIME))
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+DOCKER  ?=
+ROUNDS  ?= 300
+FUZZTIME ?= 10s
+TESTFLAGS ?=
+
+export CGO_ENABLED = 0
+
+##@ Build
+.PHONY: build
+build: bin/escale bin/escaled bin/escale-shim bin/runc bin/docker-init ## all programs, into bin/
+
+# Go knows best what has changed, so these always ask it.
+.PHONY: bin/escale bin/escaled bin/escale-shim
+bin/escale bin/escaled bin/escale-shim:
+	go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$(@F)
+
+# The OCI runtime, from the module that go.mod pins; static, with seccomp.
+bin/runc: go.mod
+	scripts/need.sh gcc pkg-config libseccomp-dev
+	CGO_ENABLED=1 go build -trimpath -tags 'seccomp osusergo netgo' \
+	  -ldflags '-s -w -linkmode external -extldflags -static' -o $@ github.com/opencontainers/runc
+	touch $@
+
+# The init of `run --init` is tini, the program that Docker ships under this name;
+# Debian's package tini has it as a static file.
+bin/docker-init:
+	@scripts/need.sh --optional "bin/docker-init, and with it 'run --init'" tini
+	@if [ -x /usr/bin/tini-static ]; then install -D -m 755 /usr/bin/tini-static $@; fi
+
+##@ Try
+.PHONY: run
+run: ## build, start an engine, run real containers and show what they do (needs root)
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory build; fi
+	@scripts/demo.sh
+
+##@ Check
+.PHONY: test
+test: build test-needs ## every test (root: the engine's too), some 30 rounds of the kill test
+	go test -timeout 30m $(TESTFLAGS) ./...
+	@[ "$$(id -u)" = 0 ] || echo "make test: without root, whatever needs namespaces, mounts or cgroups was skipped (go test -v names each); 'sudo make test' runs it"
+
+.PHONY: test-needs
+test-needs:
+	@scripts/need.sh --optional 'tests that run busybox' busybox-static
+
+.PHONY: test-short
+test-short: ## quick tests only, no root needed
+	go test -short -timeout 5m $(TESTFLAGS) ./...
+
+.PHONY: check
+check: ## gofmt, go vet, staticcheck
+	@unformatted=$$(git ls-files -z --cached --others --exclude-standard '*.go' | xargs -0 -r ls -d 2>/dev/null | xargs -r gofmt -l); \
+	if [ -n "$$unformatted" ]; then echo "not formatted (gofmt -w them):"; echo "$$unformatted"; exit 1; fi
+	go vet ./...
+	go tool staticcheck ./...
+
+.PHONY: kill
+kill: build test-needs ## hundreds of rounds of killing the engine under load (ROUNDS=300)
+	ESCALE_KILL_ROUNDS=$(ROUNDS) go test -count=1 -timeout 0 -v -run Kill ./test/kill
+
+.PHONY: fuzz
+fuzz: ## every fuzz test for FUZZTIME=10s
+	@grep -rlE '^func Fuzz' --include='*_test.go' internal client test bench 2>/dev/null | xargs -rn1 dirname | sort -u | while read -r dir; do \
+	  grep -hoE '^func Fuzz[A-Za-z0-9_]*' "$$dir"/*_test.go | sed 's/^func //' | while read -r f; do \
+	    echo "== $$dir $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) "./$$dir" </dev/null; done; done
+
+.PHONY: bench
+bench: build ## figures beside another engine: make bench PEER=unix:///var/run/docker.sock [BENCHFLAGS=...]
+	@scripts/bench.sh $(if $(PEER),'$(PEER)')
+
+##@ Install
+.PHONY: install
+install: build ## into PREFIX=/usr/local under DESTDIR; DOCKER=1 takes Docker's names too
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' DOCKER='$(DOCKER)' packaging/install.sh install
+
+.PHONY: uninstall
+uninstall: ## undo install; data and configuration stay
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' packaging/install.sh uninstall
+
+##@ Else
+.PHONY: clean
+clean: ## remove bin/ and build/
+	@scripts/engine.sh stop build/run || true
+	rm -rf bin build
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
