@@ -26,7 +26,8 @@ import (
 // app is what every verb works with: the streams, and the connection, which is
 // made when it is first asked for.
 type app struct {
-	name     string // how the program was called: escale, or docker
+	name     string   // how the program was called: escale, or docker
+	args     []string // the command line behind that
 	in       io.Reader
 	out, err io.Writer
 	flags    endpoint.Flags
@@ -46,14 +47,14 @@ func (t terminated) Error() string { return t.sig.String() }
 // Main runs one command line, args[0] being the program's name, and returns
 // the exit code. It blocks until the command is done or ctx is.
 func Main(ctx context.Context, args []string) int {
-	a := &app{name: "escale", in: os.Stdin, out: os.Stdout, err: os.Stderr}
+	a := &app{name: "escale", args: args[1:], in: os.Stdin, out: os.Stdout, err: os.Stderr}
 	if filepath.Base(args[0]) == "docker" {
 		a.name = "docker" // installed under that name: speak as it
 	}
 	ctx, stop := withSignals(ctx)
 	defer stop()
 	root := newRoot(a)
-	root.SetArgs(args[1:])
+	root.SetArgs(a.args)
 	err := root.ExecuteContext(ctx)
 	if a.conn != nil {
 		_ = a.conn.Close()

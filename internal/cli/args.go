@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -24,8 +25,12 @@ func argsError(cmd *cobra.Command, wants string, n int) error {
 	if n == 1 {
 		noun = "argument"
 	}
-	return fmt.Errorf("%s: '%s' %s %d %s\n\nUsage:  %s\n\nRun '%[2]s --help' for more information",
-		cmd.Root().Name(), cmd.CommandPath(), wants, n, noun, cmd.UseLine())
+	look := "Run"
+	if strings.HasSuffix(wants, "least") {
+		look = "See" // as the stock client says it
+	}
+	return fmt.Errorf("%s: '%s' %s %d %s\n\nUsage:  %s\n\n%s '%[2]s --help' for more information",
+		cmd.Root().Name(), cmd.CommandPath(), wants, n, noun, cmd.UseLine(), look)
 }
 
 func minArgs(n int) cobra.PositionalArgs {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -54,7 +56,7 @@ escale start web`,
 		Args:              minArgs(1),
 		ValidArgsFunction: completeImages(a, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req, c, err := n.request(a, cmd.Flags(), args)
+			req, c, err := n.request(cmd.Context(), a, cmd.Flags(), args)
 			if err != nil {
 				return err
 			}
@@ -66,12 +68,37 @@ escale start web`,
 			return nil
 		},
 	}
-	n.addFlags(cmd.Flags())
+	if a.mentions("create") {
+		n.addFlags(cmd.Flags())
+	}
 	return cmd
 }
 
+// supported refuses flags that the engine would silently ignore. It asks the
+// engine only when such a flag was given.
+func (n *creation) supported(ctx context.Context, c *client.Client, f *pflag.FlagSet) error {
+	var errs []error
+	gates := spec.Gates()
+	for _, name := range slices.Sorted(maps.Keys(gates)) {
+		if !f.Changed(name) {
+			continue
+		}
+		p, err := c.Ping(ctx, moby.PingOptions{NegotiateAPIVersion: true})
+		if err != nil {
+			return err
+		}
+		switch need := gates[name]; {
+		case need == "" && p.OSType != "windows":
+			errs = append(errs, fmt.Errorf("%q is only supported on a Docker daemon running on windows, but the Docker daemon is running on %s", "--"+name, p.OSType))
+		case need != "" && versions.LessThan(c.ClientVersion(), need):
+			errs = append(errs, fmt.Errorf("%q requires API version %s, but the Docker daemon API version is %s", "--"+name, need, c.ClientVersion()))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // request parses the flags and connects.
-func (n *creation) request(a *app, f *pflag.FlagSet, args []string) (*spec.Request, *client.Client, error) {
+func (n *creation) request(ctx context.Context, a *app, f *pflag.FlagSet, args []string) (*spec.Request, *client.Client, error) {
 	switch n.pull {
 	case "always", "missing", "never", "":
 	default:
@@ -80,6 +107,9 @@ func (n *creation) request(a *app, f *pflag.FlagSet, args []string) (*spec.Reque
 	}
 	c, err := a.client()
 	if err != nil {
+		return nil, nil, err
+	}
+	if err := n.supported(ctx, c, f); err != nil {
 		return nil, nil, err
 	}
 	n.UseProxies(a.config.ProxyEnv(c.Host()))

@@ -117,47 +117,57 @@ func dailyRank(c *cobra.Command) int {
 // otherNames lists the forms a command can be called by, when there are more
 // than one.
 func otherNames(cmd *cobra.Command) string {
-	name := cmd.Root().Name()
-	var forms []string
-	if g := cmd.Parent(); g != nil && g.HasParent() {
-		forms = append(forms, cmd.CommandPath())
-		for _, al := range cmd.Aliases {
-			forms = append(forms, g.CommandPath()+" "+al)
+	full, short := longForm(cmd), cmd.Name()
+	if full == "" {
+		if len(cmd.Aliases) == 0 || !cmd.HasParent() {
+			return ""
 		}
-		if short := shortForm(cmd); short != "" {
-			forms = append(forms, name+" "+short)
-		}
-	} else if cmd.HasParent() {
-		for _, g := range cmd.Root().Commands() {
-			for _, c := range g.Commands() {
-				if shortForm(c) == cmd.Name() {
-					forms = append(forms, c.CommandPath())
-				}
-			}
-		}
-		if len(forms) > 0 || len(cmd.Aliases) > 0 {
-			forms = append(forms, cmd.CommandPath())
-		}
+		full, short = strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" "), ""
 	}
-	if len(forms) < 2 {
-		return ""
+	group, verb, _ := strings.Cut(full, " ")
+	forms := []string{verb}
+	switch full {
+	case "container ls":
+		forms, short = append(forms, "ps", "list"), "ps"
+	case "image ls":
+		forms, short = append(forms, "list"), "images"
+	case "image rm":
+		forms, short = append(forms, "rmi", "remove"), "rmi"
+	default:
+		forms = append(forms, cmd.Aliases...)
+	}
+	for i, f := range forms {
+		forms[i] = cmd.Root().Name() + " " + group + " " + f
+	}
+	if short != "" {
+		forms = append(forms, cmd.Root().Name()+" "+short)
 	}
 	return strings.Join(forms, ", ")
 }
 
-// shortForm is the top-level name of a command inside a group, "" if none.
-func shortForm(cmd *cobra.Command) string {
-	switch cmd.CommandPath()[len(cmd.Root().Name())+1:] {
-	case "container ls":
-		return "ps"
-	case "image ls":
-		return "images"
-	case "image rm":
-		return "rmi"
-	case "container inspect", "image inspect", "container prune", "image prune", "system dial-stdio":
+// longForm is the grouped form of a command that has a short one too, "" of
+// those that have one form.
+func longForm(cmd *cobra.Command) string {
+	path := strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
+	switch path {
+	case "container inspect", "image inspect", "container prune", "image prune", "system dial-stdio", "inspect",
+		"version", "daemon", "completion", "help", "container", "image", "system", cmd.Root().Name():
 		return ""
+	case "ps":
+		return "container ls"
+	case "images":
+		return "image ls"
+	case "rmi":
+		return "image rm"
+	case "history", "import", "load", "save", "tag":
+		return "image " + path
+	case "events", "info":
+		return "system " + path
 	}
-	return cmd.Name()
+	if strings.Contains(path, " ") {
+		return path
+	}
+	return "container " + path
 }
 
 func indent(text, name string) string {

@@ -12,36 +12,38 @@ import (
 )
 
 // parsePlatform reads OS, OS/ARCH or OS/ARCH/VARIANT; a lone word may also be
-// an architecture. Names are made the usual ones (x86_64 is amd64). It gives
-// nil for "".
+// an architecture. Names are made the usual ones (x86_64 is amd64), and a
+// variant that is the usual one of its architecture is left out unless it was
+// asked for. It gives nil for "".
 func parsePlatform(s string) (*ocispec.Platform, error) {
 	if s == "" {
 		return nil, nil
 	}
-	parts := strings.Split(strings.ToLower(s), "/")
+	parts := strings.SplitN(strings.ToLower(s), "/", 4)
 	for _, p := range parts {
 		if p == "" || strings.Trim(p, "abcdefghijklmnopqrstuvwxyz0123456789_.-") != "" {
 			return nil, fmt.Errorf("%q is an invalid component of %q: platform specifier component must match %q: invalid argument", p, s, "^[A-Za-z0-9_.-]+$")
 		}
 	}
-	p := &ocispec.Platform{}
+	p := &ocispec.Platform{OS: parts[0]}
 	switch len(parts) {
 	case 1:
-		if knownOS(parts[0]) {
-			p.OS, p.Architecture = parts[0], runtime.GOARCH
+		if knownOS(p.OS) {
+			p.Architecture = runtime.GOARCH
 			break
 		}
 		p.OS = runtime.GOOS
-		p.Architecture, p.Variant = normalArch(parts[0], "")
+		p.Architecture, p.Variant = usualArch(parts[0])
 		if !knownArch(p.Architecture) {
 			return nil, fmt.Errorf("%q: unknown operating system or architecture: invalid argument", s)
 		}
 	case 2:
-		p.OS = parts[0]
-		p.Architecture, p.Variant = normalArch(parts[1], "")
+		p.Architecture, p.Variant = usualArch(parts[1])
 	case 3:
-		p.OS = parts[0]
 		p.Architecture, p.Variant = normalArch(parts[1], parts[2])
+		if p.Architecture == "arm64" && p.Variant == "" {
+			p.Variant = "v8"
+		}
 	default:
 		return nil, fmt.Errorf("%q: cannot parse platform specifier: invalid argument", s)
 	}
@@ -51,26 +53,43 @@ func parsePlatform(s string) (*ocispec.Platform, error) {
 	return p, nil
 }
 
+// usualArch is an architecture named without a variant.
+func usualArch(arch string) (string, string) {
+	arch, variant := normalArch(arch, "")
+	if arch == "arm" && variant == "v7" {
+		variant = ""
+	}
+	return arch, variant
+}
+
 func normalArch(arch, variant string) (string, string) {
 	switch arch {
-	case "i386", "i486", "i586", "i686", "x86":
+	case "i386":
 		return "386", ""
-	case "x86_64", "x86-64":
-		arch = "amd64"
-	case "aarch64":
-		arch = "arm64"
 	case "armhf":
 		return "arm", "v7"
 	case "armel":
 		return "arm", "v6"
-	}
-	switch {
-	case arch == "amd64" && variant == "v1", arch == "arm64" && (variant == "8" || variant == "v8"):
-		variant = ""
-	case arch == "arm" && variant == "":
-		variant = "v7"
-	case arch == "arm" && len(variant) == 1:
-		variant = "v" + variant
+	case "x86_64", "x86-64", "amd64":
+		if variant == "v1" {
+			variant = ""
+		}
+		return "amd64", variant
+	case "aarch64", "arm64":
+		switch variant {
+		case "8", "v8", "v8.0":
+			variant = ""
+		case "9", "9.0", "v9.0":
+			variant = "v9"
+		}
+		return "arm64", variant
+	case "arm":
+		switch variant {
+		case "":
+			variant = "v7"
+		case "5", "6", "7", "8":
+			variant = "v" + variant
+		}
 	}
 	return arch, variant
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -56,8 +57,9 @@ func newRoot(a *app) *cobra.Command {
 	return root
 }
 
-// addCommands hangs in every verb. Those of Docker's short forms are built a
-// second time for the groups: a cobra command has one parent.
+// addCommands hangs in every verb. Those inside the groups are built a second
+// time, as a cobra command has one parent, and only when the line names the
+// group: building them all takes longer than asking the engine.
 func addCommands(a *app, root *cobra.Command) {
 	add := func(group string, cmds ...*cobra.Command) {
 		for _, c := range cmds {
@@ -71,17 +73,27 @@ func addCommands(a *app, root *cobra.Command) {
 	}
 	add(groupCommon, runCommand(a), execCommand(a), psCommand(a), logsCommand(a), stopCommand(a), rmCommand(a),
 		imagesCommand(a), importCommand(a), versionCommand(a), infoCommand(a), daemonCommand(a))
-	add(groupManage, containerGroup(a), imageGroup(a), systemGroup(a))
+	add(groupManage,
+		group(a, "container", "Manage containers", containerCommands),
+		group(a, "image", "Manage images", imageCommands),
+		group(a, "system", "Look at the engine", systemCommands))
 	add(groupOther, attachCommand(a), createCommand(a), eventsCommand(a), historyCommand(a), inspectCommand(a),
 		killCommand(a), loadCommand(a), pauseCommand(a), renameCommand(a), restartCommand(a), rmiCommand(a),
 		saveCommand(a), startCommand(a), tagCommand(a), unpauseCommand(a), waitCommand(a), completionCommand(a))
 }
 
+// mentions reports whether a word of the command line is name. A command that
+// is not mentioned is not the one that runs, so it may go without its flags.
+func (a *app) mentions(name string) bool { return slices.Contains(a.args, name) }
+
 // group makes a command that only holds others.
-func group(a *app, name, short string, cmds ...*cobra.Command) *cobra.Command {
-	g := &cobra.Command{Use: name, Short: short, Args: noArgs, DisableFlagsInUseLine: true}
+func group(a *app, name, short string, build func(*app) []*cobra.Command) *cobra.Command {
+	g := &cobra.Command{Use: name, Short: short, Args: noArgs}
 	g.RunE = func(cmd *cobra.Command, _ []string) error { return showHelp(a, cmd) }
-	for _, c := range cmds {
+	if !a.mentions(name) {
+		return g
+	}
+	for _, c := range build(a) {
 		c.DisableFlagsInUseLine = true
 		g.AddCommand(c)
 	}
@@ -95,23 +107,25 @@ func renamed(c *cobra.Command, use string, aliases ...string) *cobra.Command {
 	return c
 }
 
-func containerGroup(a *app) *cobra.Command {
-	return group(a, "container", "Manage containers",
+func containerCommands(a *app) []*cobra.Command {
+	return []*cobra.Command{
 		attachCommand(a), createCommand(a), execCommand(a), containerInspectCommand(a), killCommand(a), logsCommand(a),
 		renamed(psCommand(a), "ls [OPTIONS]", "ps", "list"), pauseCommand(a), containerPruneCommand(a),
 		renameCommand(a), restartCommand(a), rmCommand(a), runCommand(a), startCommand(a), stopCommand(a),
-		unpauseCommand(a), waitCommand(a))
+		unpauseCommand(a), waitCommand(a),
+	}
 }
 
-func imageGroup(a *app) *cobra.Command {
-	return group(a, "image", "Manage images",
+func imageCommands(a *app) []*cobra.Command {
+	return []*cobra.Command{
 		historyCommand(a), importCommand(a), imageInspectCommand(a), loadCommand(a),
 		renamed(imagesCommand(a), "ls [OPTIONS] [REPOSITORY[:TAG]]", "list"), imagePruneCommand(a),
-		renamed(rmiCommand(a), "rm [OPTIONS] IMAGE [IMAGE...]", "rmi", "remove"), saveCommand(a), tagCommand(a))
+		renamed(rmiCommand(a), "rm [OPTIONS] IMAGE [IMAGE...]", "rmi", "remove"), saveCommand(a), tagCommand(a),
+	}
 }
 
-func systemGroup(a *app) *cobra.Command {
-	return group(a, "system", "Look at the engine", eventsCommand(a), infoCommand(a), dialStdioCommand(a))
+func systemCommands(a *app) []*cobra.Command {
+	return []*cobra.Command{eventsCommand(a), infoCommand(a), dialStdioCommand(a)}
 }
 
 // addGlobalFlags defines what stands before the verb.

@@ -30,12 +30,15 @@ escale run --memory 256m --cpus 0.5 --read-only --tmpfs /tmp debian stress`,
 		Args:              minArgs(1),
 		ValidArgsFunction: completeImages(a, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req, c, err := o.request(a, cmd.Flags(), args)
+			req, c, err := o.request(cmd.Context(), a, cmd.Flags(), args)
 			if err != nil {
 				return err
 			}
 			return o.run(cmd.Context(), a, c, req)
 		},
+	}
+	if !a.mentions("run") {
+		return cmd
 	}
 	f := cmd.Flags()
 	o.addFlags(f)

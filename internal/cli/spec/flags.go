@@ -151,6 +151,19 @@ func (o *Options) isolationFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.runtime, "runtime", "", "OCI runtime to use")
 }
 
+// Gates lists the flags that need a newer API, and those that need another
+// system than Linux (of which the value is empty).
+func Gates() map[string]string {
+	return map[string]string{
+		"annotation":            "1.43",
+		"health-start-interval": "1.44",
+		"cpu-count":             "",
+		"cpu-percent":           "",
+		"io-maxbandwidth":       "",
+		"io-maxiops":            "",
+	}
+}
+
 func hide(f *pflag.FlagSet, names ...string) {
 	for _, n := range names {
 		f.Lookup(n).Hidden = true

@@ -276,11 +276,16 @@ func (o *Options) ports() (network.PortSet, network.PortMap, error) {
 		if strings.Contains(s, ":") {
 			return nil, nil, fmt.Errorf("invalid port format for --expose: %s", s)
 		}
-		r, err := network.ParsePortRange(s)
+		ports, proto, _ := strings.Cut(s, "/")
+		if proto == "" {
+			proto = "tcp"
+		}
+		first, last, err := portRange(ports)
 		if err != nil {
 			return nil, nil, fmt.Errorf("invalid range format for --expose: %s, error: %w", s, err)
 		}
-		for p := range r.All() {
+		for n := first; n <= last; n++ {
+			p, _ := network.PortFrom(uint16(n), network.IPProtocol(proto))
 			exposed[p] = struct{}{}
 		}
 	}
