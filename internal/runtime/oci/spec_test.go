@@ -239,6 +239,7 @@ func TestSpecErrors(t *testing.T) {
 		{"unable to find user eve: no matching entries in passwd file", false, func(o *Options) { o.Config.User = "eve" }},
 		{"unable to find group eve: no matching entries in group file", false, func(o *Options) { o.Config.User = "bob:eve" }},
 		{"unable to find group g: no matching entries in group file", false, func(o *Options) { o.HostConfig.GroupAdd = []string{"g"} }},
+		{"unable to find group : no matching entries in group file", false, func(o *Options) { o.HostConfig.GroupAdd = []string{""} }},
 		{"uids and gids must be in range 0-2147483647", false, func(o *Options) { o.Config.User = "4294967295" }},
 		{"uids and gids must be in range 0-2147483647", false, func(o *Options) { o.Config.User = "weird" }},
 		{`unknown capability: "CAP_FOO"`, true, func(o *Options) { o.HostConfig.CapAdd = []string{"foo"} }},

@@ -47,6 +47,10 @@ func lookupUser(passwd, group []byte, spec string, groups []string) (specs.User,
 	if u.Uid < 0 || u.Gid < 0 {
 		return specs.User{}, user.ErrRange
 	}
+	// The library does not expect an empty name.
+	if slices.Contains(groups, "") {
+		return specs.User{}, fmt.Errorf("unable to find group : %w", user.ErrNoGroupEntries)
+	}
 	added, err := user.GetAdditionalGroups(groups, reader(group))
 	if err != nil {
 		return specs.User{}, err
