@@ -180,6 +180,12 @@ func (m *Manager) checkNetwork(rec *Record) error {
 	case !m.cfg.Networks.Has(string(mode)):
 		return kindf(errNotFound, "network %s not found", mode)
 	}
+	for _, l := range h.Links {
+		ref, _ := cutLink(l)
+		if _, err := m.store.find(ref); err != nil {
+			return kindf(errInvalid, "could not get container for %s: %s", ref, err)
+		}
+	}
 	for name := range rec.Networking {
 		if name != string(mode) && name != apinetwork.NetworkDefault && !m.cfg.Networks.Has(name) {
 			return kindf(errNotFound, "network %s not found", name)

@@ -71,6 +71,15 @@ func (s *start) hosts(name string) string {
 		}
 		fmt.Fprintf(&b, "%s\t%s\n", ip, host)
 	}
+	for _, l := range h.Links {
+		ref, alias := cutLink(l)
+		if other, err := s.m.store.find(ref); err == nil {
+			v := other.view()
+			for _, ep := range v.Endpoints {
+				fmt.Fprintf(&b, "%s\t%s %s %s\n", ep.IP, alias, v.Config.Hostname, v.Name)
+			}
+		}
+	}
 	for _, ep := range s.endpoints() {
 		if ep.IP == "" {
 			continue
@@ -83,6 +92,15 @@ func (s *start) hosts(name string) string {
 		}
 	}
 	return b.String()
+}
+
+// cutLink splits "container:alias"; without an alias the container's name is it.
+func cutLink(l string) (ref, alias string) {
+	ref, alias, ok := strings.Cut(l, ":")
+	if !ok {
+		alias = ref
+	}
+	return strings.TrimPrefix(ref, "/"), alias
 }
 
 // cutHost splits "name:address"; the address may hold colons or stand in brackets.

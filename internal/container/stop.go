@@ -51,7 +51,10 @@ func (m *Manager) stopByClient(ctx context.Context, e *entry, s Stop) error {
 
 // settle turns a container that waited for its restart into an ended one.
 func (m *Manager) settle(e *entry) error {
-	return m.update(e, true, func(rec *Record) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	defer e.notify(false, WaitResult{ExitCode: e.rec.State.ExitCode})
+	return m.updateLocked(e, true, func(rec *Record) error {
 		if rec.State.Status != Restarting {
 			return nil
 		}
