@@ -140,6 +140,12 @@ func (m *Manager) hostDefaults(rec *Record) error {
 	if err := container.ValidateRestartPolicy(h.RestartPolicy); err != nil {
 		return kindf(errInvalid, "%s", err)
 	}
+	if len(h.StorageOpt) > 0 {
+		return kindf(errInvalid, "--storage-opt is supported only for overlay over xfs with 'pquota' mount option")
+	}
+	if h.VolumeDriver != "" && h.VolumeDriver != "local" {
+		return kindf(errNotFound, "error looking up volume plugin %s: plugin %q not found", h.VolumeDriver, h.VolumeDriver)
+	}
 	if h.AutoRemove && !h.RestartPolicy.IsNone() {
 		return kindf(errInvalid, "can't create 'AutoRemove' container with restart policy")
 	}

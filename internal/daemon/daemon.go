@@ -135,9 +135,6 @@ func (d *Daemon) openRoots(context.Context) error {
 	if d.host, err = host.Read(); err != nil {
 		return err
 	}
-	if d.facts, err = oci.DetectHost(); err != nil {
-		return err
-	}
 	if d.id, err = engineID(filepath.Join(d.cfg.DataRoot, "engine-id")); err != nil {
 		return err
 	}

@@ -61,6 +61,10 @@ func (d *Daemon) openContainers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// Now that the network is open: whether the host forwards is one of the facts.
+	if d.facts, err = oci.DetectHost(); err != nil {
+		return err
+	}
 	d.containers = container.New(container.Config{
 		Dir: filepath.Join(d.cfg.DataRoot, "containers"), RunDir: filepath.Join(d.cfg.ExecRoot, "containers"),
 		Runtime: monitors, Images: d.images, Rootfs: d.images.Roots(), Networks: networks{d.networks},
