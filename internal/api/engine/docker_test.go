@@ -66,76 +66,78 @@ func cat(done chan<- container.WaitResult) func(context.Context, container.Attac
 	}
 }
 
+var dockerCommands = []struct {
+	name  string
+	args  string
+	stdin string
+	set   func(r *rig)
+	code  int
+	out   string // what it holds
+	errs  string
+}{
+	{name: "version", args: "version --format {{.Server.Version}},{{.Server.APIVersion}},{{.Server.MinAPIVersion}}", out: "0.1,1.56,1.24\n"},
+	{name: "info", args: "info --format {{.Name}},{{.DefaultRuntime}},{{.ServerErrors}}", out: "host,runc,[]\n"},
+	{name: "ps", args: "ps -a --no-trunc --format {{.Names}}|{{.Image}}|{{.Command}}|{{.Ports}}|{{.Mounts}}|{{.Networks}}|{{.State}}", out: "web|app:1|\"sh -c 'exec httpd'\"|9090/tcp, 127.0.0.1:8099->80/tcp|/srv|bridge|running\njob|debian|\"false\"|||none|exited\n"},
+	{name: "ps filter", args: "ps -aq --filter status=exited", out: "bbbbbbbbbbbb\n"},
+	{name: "ps last", args: "ps -l --size --format {{.Names}},{{.Size}}", out: "web,42B (virtual 4.24kB)\n"},
+	{name: "ps bad filter", args: "ps --filter foo=bar", code: 1, errs: "Error response from daemon: invalid filter 'foo'"},
+	{name: "inspect", args: "inspect web -f {{.Name}},{{.State.Health.Status}},{{.NetworkSettings.IPAddress}},{{range~$k,$v:=.NetworkSettings.Networks}}{{$k}}={{$v.IPAddress}}{{end}},{{json~.HostConfig.Dns}},{{len~.Mounts}},{{(index~(index~.NetworkSettings.Ports~\"80/tcp\")~0).HostPort}}", out: "/web,healthy,172.17.0.2,bridge=172.17.0.2,[],1,8099\n"},
+	{name: "inspect image", args: "image inspect debian -f {{.Id}}", out: "sha256:1111"},
+	{name: "inspect neither", args: "inspect nope", code: 1, out: "[]", errs: "No such object: nope"},
+	{name: "images", args: "images --format {{.Repository}}:{{.Tag}}", out: "registry.example/app:1\napp:1\ndebian:latest\n<none>:<none>\n"},
+	{name: "history", args: "history -q debian", out: "1\n<missing>\n"},
+	{name: "tag", args: "tag debian x:1"},
+	{name: "rmi", args: "rmi debian", out: "Untagged: debian\nDeleted: sha256:feed\n"},
+	{name: "image prune", args: "image prune -f", out: "deleted: sha256:3333333333333333333333333333333333333333333333333333333333333333\n\nTotal reclaimed space: 7B\n"},
+	{name: "container prune", args: "container prune -f", out: "Total reclaimed space: 84B\n"},
+	{name: "import", args: "import - foo:1", stdin: "tar", out: "sha256:feed\n"},
+	{name: "load", args: "load", stdin: strings.Repeat("tar", 1<<20), out: "Loaded image: debian:latest\n"},
+	{name: "save", args: "save debian app:1", out: "tar of debian app:1"},
+	{name: "pull", args: "pull debian", code: 1, errs: "cannot pull images from a registry"},
+	{name: "start", args: "start web", out: "web\n"},
+	{name: "stop", args: "stop -t 3 -s INT web", out: "web\n"},
+	{name: "kill", args: "kill web", set: func(r *rig) {
+		r.con.fail["Kill"] = wrap(errdefs.ErrConflict, "cannot kill container: web: container aaaa is not running")
+	}, code: 1, errs: "Error response from daemon: cannot kill container: web: container aaaa is not running"},
+	{name: "wait", args: "wait web", set: func(r *rig) { r.con.result <- container.WaitResult{ExitCode: 3} }, out: "3\n"},
+	{name: "rm", args: "rm -fv web", out: "web\n"},
+	{name: "logs", args: "logs -t web", set: func(r *rig) {
+		r.con.lines = func(logs.ReadOptions) logs.Reader {
+			return newLog(io.EOF, line("stdout", "one\n"), line("stderr", "two\n"))
+		}
+	}, out: "2026-11-21T05:48:02.979531953Z one\n", errs: "2026-11-21T05:48:02.979531953Z two\n"},
+	{name: "run", args: "run -i --name n debian cat", stdin: "hello", set: func(r *rig) {
+		r.con.views[0].Config.OpenStdin = true
+		r.con.views[0].ID = "c0ffee"
+		r.con.attach = cat(r.con.result)
+	}, code: 7, out: "hello", errs: "careful"},
+	{name: "run without input", args: "run debian true", set: func(r *rig) {
+		r.con.views[0].ID = "c0ffee"
+		r.con.attach = cat(r.con.result)
+	}, code: 7, errs: "0 bytes\n"},
+	{name: "run unknown", args: "run --pull never nope", set: func(r *rig) { r.con.fail["Create"] = noSuch("image: nope:latest") }, code: 125, errs: "No such image: nope:latest"},
+	{name: "exec", args: "exec -i web cat", stdin: "hello", set: func(r *rig) {
+		code := 4
+		r.con.exec = container.Exec{ID: "e1", ExitCode: &code, Config: container.ExecConfig{AttachStdin: true}}
+		r.con.attach = func(ctx context.Context, _ container.Attach, open opened) error {
+			return cat(nil)(ctx, container.Attach{Stdin: true}, open)
+		}
+	}, code: 4, out: "hello", errs: "5 bytes\n"},
+	{name: "exec detached", args: "exec -d web ls", set: func(r *rig) { r.con.exec.ID = "e1" }},
+	{name: "attach", args: "attach --no-stdin web", set: func(r *rig) { r.con.attach = cat(r.con.result) }, code: 7, errs: "0 bytes\n"},
+}
+
 func TestDockerClient(t *testing.T) {
 	if _, err := exec.LookPath("docker"); err != nil {
 		t.Skip("needs the docker command on PATH: the stock client is not tried here")
 	}
-	tests := []struct {
-		name  string
-		args  string
-		stdin string
-		set   func(r *rig)
-		code  int
-		out   string // what it holds
-		errs  string
-	}{
-		{name: "version", args: "version --format {{.Server.Version}},{{.Server.APIVersion}},{{.Server.MinAPIVersion}}", out: "0.1,1.56,1.24\n"},
-		{name: "info", args: "info --format {{.Name}},{{.DefaultRuntime}},{{.ServerErrors}}", out: "host,runc,[]\n"},
-		{name: "ps", args: "ps -a --no-trunc --format {{.Names}}|{{.Image}}|{{.Command}}|{{.Ports}}|{{.Mounts}}|{{.Networks}}|{{.State}}", out: "web|app:1|\"sh -c 'exec httpd'\"|9090/tcp, 127.0.0.1:8099->80/tcp|/srv|bridge|running\njob|debian|\"false\"|||none|exited\n"},
-		{name: "ps filter", args: "ps -aq --filter status=exited", out: "bbbbbbbbbbbb\n"},
-		{name: "ps last", args: "ps -l --size --format {{.Names}},{{.Size}}", out: "web,42B (virtual 4.24kB)\n"},
-		{name: "ps bad filter", args: "ps --filter foo=bar", code: 1, errs: "Error response from daemon: invalid filter 'foo'"},
-		{name: "inspect", args: "inspect web -f {{.Name}},{{.State.Health.Status}},{{.NetworkSettings.IPAddress}},{{range~$k,$v:=.NetworkSettings.Networks}}{{$k}}={{$v.IPAddress}}{{end}},{{json~.HostConfig.Dns}},{{len~.Mounts}},{{(index~(index~.NetworkSettings.Ports~\"80/tcp\")~0).HostPort}}", out: "/web,healthy,172.17.0.2,bridge=172.17.0.2,[],1,8099\n"},
-		{name: "inspect image", args: "image inspect debian -f {{.Id}}", out: "sha256:1111"},
-		{name: "inspect neither", args: "inspect nope", code: 1, out: "[]", errs: "No such object: nope"},
-		{name: "images", args: "images --format {{.Repository}}:{{.Tag}}", out: "registry.example/app:1\napp:1\ndebian:latest\n<none>:<none>\n"},
-		{name: "history", args: "history -q debian", out: "1\n<missing>\n"},
-		{name: "tag", args: "tag debian x:1"},
-		{name: "rmi", args: "rmi debian", out: "Untagged: debian\nDeleted: sha256:feed\n"},
-		{name: "image prune", args: "image prune -f", out: "deleted: sha256:3333333333333333333333333333333333333333333333333333333333333333\n\nTotal reclaimed space: 7B\n"},
-		{name: "container prune", args: "container prune -f", out: "Total reclaimed space: 84B\n"},
-		{name: "import", args: "import - foo:1", stdin: "tar", out: "sha256:feed\n"},
-		{name: "load", args: "load", stdin: strings.Repeat("tar", 1<<20), out: "Loaded image: debian:latest\n"},
-		{name: "save", args: "save debian app:1", out: "tar of debian app:1"},
-		{name: "pull", args: "pull debian", code: 1, errs: "cannot pull images from a registry"},
-		{name: "start", args: "start web", out: "web\n"},
-		{name: "stop", args: "stop -t 3 -s INT web", out: "web\n"},
-		{name: "kill", args: "kill web", set: func(r *rig) {
-			r.con.fail["Kill"] = wrap(errdefs.ErrConflict, "cannot kill container: web: container aaaa is not running")
-		}, code: 1, errs: "Error response from daemon: cannot kill container: web: container aaaa is not running"},
-		{name: "wait", args: "wait web", set: func(r *rig) { r.con.result <- container.WaitResult{ExitCode: 3} }, out: "3\n"},
-		{name: "rm", args: "rm -fv web", out: "web\n"},
-		{name: "logs", args: "logs -t web", set: func(r *rig) {
-			r.con.lines = func(logs.ReadOptions) logs.Reader {
-				return newLog(io.EOF, line("stdout", "one\n"), line("stderr", "two\n"))
-			}
-		}, out: "2026-11-21T05:48:02.979531953Z one\n", errs: "2026-11-21T05:48:02.979531953Z two\n"},
-		{name: "run", args: "run -i --name n debian cat", stdin: "hello", set: func(r *rig) {
-			r.con.views[0].Config.OpenStdin = true
-			r.con.views[0].ID = "c0ffee"
-			r.con.attach = cat(r.con.result)
-		}, code: 7, out: "hello", errs: "careful"},
-		{name: "run without input", args: "run debian true", set: func(r *rig) {
-			r.con.views[0].ID = "c0ffee"
-			r.con.attach = cat(r.con.result)
-		}, code: 7, errs: "0 bytes\n"},
-		{name: "run unknown", args: "run --pull never nope", set: func(r *rig) { r.con.fail["Create"] = noSuch("image: nope:latest") }, code: 125, errs: "No such image: nope:latest"},
-		{name: "exec", args: "exec -i web cat", stdin: "hello", set: func(r *rig) {
-			code := 4
-			r.con.exec = container.Exec{ID: "e1", ExitCode: &code, Config: container.ExecConfig{AttachStdin: true}}
-			r.con.attach = func(ctx context.Context, _ container.Attach, open opened) error {
-				return cat(nil)(ctx, container.Attach{Stdin: true}, open)
-			}
-		}, code: 4, out: "hello", errs: "5 bytes\n"},
-		{name: "exec detached", args: "exec -d web ls", set: func(r *rig) { r.con.exec.ID = "e1" }},
-		{name: "attach", args: "attach --no-stdin web", set: func(r *rig) { r.con.attach = cat(r.con.result) }, code: 7, errs: "0 bytes\n"},
-	}
-	for _, tt := range tests {
+	for _, tt := range dockerCommands {
 		t.Run(tt.name, func(t *testing.T) {
-			r := newRig(t)
+			prepare := []func(*rig){}
 			if tt.set != nil {
-				tt.set(r)
+				prepare = append(prepare, tt.set)
 			}
+			r := newRig(t, prepare...)
 			args := strings.Split(tt.args, " ")
 			for i := range args { // a space within an argument
 				args[i] = strings.ReplaceAll(args[i], "~", " ")

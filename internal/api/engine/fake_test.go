@@ -307,7 +307,7 @@ func sampleViews() []container.View {
 	return []container.View{code(web), code(job), code(fresh)}
 }
 
-// rig is a server on a unix socket with fakes behind it.
+// rig is a server on a unix socket with fakes behind it, which are prepared before it serves.
 type rig struct {
 	t      testing.TB
 	con    *fakeContainers
@@ -318,7 +318,7 @@ type rig struct {
 	client *http.Client
 }
 
-func newRig(t testing.TB) *rig {
+func newRig(t testing.TB, prepare ...func(*rig)) *rig {
 	t.Helper()
 	r := &rig{
 		t:      t,
@@ -332,6 +332,9 @@ func newRig(t testing.TB) *rig {
 		ContainerDir: "/var/lib/escale/containers",
 		Sandbox:      func(id container.ID) (string, string) { return "s-" + id.Short(), "/run/escale/netns/s" },
 	})
+	for _, p := range prepare {
+		p(r)
+	}
 	l, err := net.Listen("unix", r.socket)
 	if err != nil {
 		t.Fatal(err)

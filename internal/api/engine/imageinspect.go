@@ -34,7 +34,6 @@ type imageConfig struct {
 	Tty, OpenStdin, StdinOnce               *bool               `json:",omitempty"`
 	Env, Cmd                                []string
 	Healthcheck                             *dockerspec.HealthcheckConfig `json:",omitempty"`
-	ArgsEscaped                             bool                          `json:",omitempty"`
 	Image                                   *string                       `json:",omitempty"`
 	Volumes                                 map[string]struct{}
 	WorkingDir                              string
@@ -108,8 +107,7 @@ func oldImageConfig(c *dockerspec.DockerOCIImageConfig, ver version) *imageConfi
 	a := &imageConfig{
 		User: c.User, ExposedPorts: c.ExposedPorts, Env: c.Env, Cmd: c.Cmd, Healthcheck: c.Healthcheck,
 		Volumes: c.Volumes, WorkingDir: c.WorkingDir, Entrypoint: c.Entrypoint, OnBuild: c.OnBuild,
-		ArgsEscaped: c.ArgsEscaped, //nolint:staticcheck // shown as the image has it
-		Labels:      c.Labels, StopSignal: c.StopSignal, Shell: c.Shell,
+		Labels: c.Labels, StopSignal: c.StopSignal, Shell: c.Shell,
 	}
 	if ver.before(50) {
 		none, no := "", false

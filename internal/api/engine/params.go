@@ -26,15 +26,11 @@ func (p params) all(key string) []string { return p.values[key] }
 
 // bool reads a switch as Docker does: whatever is not one of the words for no
 // is yes.
-func (p params) bool(key string) bool { return truth(p.get(key), false) }
+func (p params) bool(key string) bool { return truth(p.get(key)) }
 
-func (p params) boolOr(key string, fallback bool) bool { return truth(p.get(key), fallback) }
-
-func truth(s string, fallback bool) bool {
+func truth(s string) bool {
 	switch strings.ToLower(strings.TrimSpace(s)) {
-	case "":
-		return fallback
-	case "0", "no", "false", "none":
+	case "", "0", "no", "false", "none":
 		return false
 	}
 	return true

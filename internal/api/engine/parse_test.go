@@ -47,7 +47,7 @@ func TestParseTime(t *testing.T) {
 
 func TestTruth(t *testing.T) {
 	for in, want := range map[string]bool{"": false, "0": false, "no": false, "False": false, " none ": false, "1": true, "yes": true, "true": true, "x": true} {
-		if truth(in, false) != want {
+		if truth(in) != want {
 			t.Errorf("%q", in)
 		}
 	}

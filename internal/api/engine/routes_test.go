@@ -14,96 +14,101 @@ import (
 
 func wrap(kind error, msg string) error { return &kindError{kind: kind, msg: msg} }
 
+var (
+	conflict = wrap(errdefs.ErrConflict, "busy")
+	modified = fmt.Errorf("x: %w", container.ErrNotModified)
+)
+
 // Each row is a request and what comes of it: status, body (or its beginning,
 // with "…" at the end) and the call that reached the engine.
+var routeTests = []struct {
+	method, path, body string
+	fail               map[string]error
+	status             int
+	want               string
+	call               string
+}{
+	{"GET", "/nope", "", nil, 404, `{"message":"page not found"}`, ""},
+	{"PUT", "/containers/json", "", nil, 404, `{"message":"page not found"}`, ""},
+	{"GET", "/v1.99/nope", "", nil, 404, `{"message":"page not found"}`, ""},
+	{"GET", "/v1.99/info", "", nil, 400, `{"message":"client version 1.99 is too new. Maximum supported API version is 1.56"}`, ""},
+	{"GET", "/v1.57/_ping", "", nil, 400, `{"message":"client version 1.57 is too new. Maximum supported API version is 1.56"}`, ""},
+	{"GET", "/v2.0/info", "", nil, 400, `{"message":"client version 2.0 is too new. Maximum…`, ""},
+	{"GET", "/v1.12/info", "", nil, 400, `{"message":"client version 1.12 is too old. Minimum supported API version is 1.24, please upgrade your client to a newer version"}`, ""},
+	{"GET", "/v1.24/_ping", "", nil, 200, "OK", ""},
+	{"GET", "/_ping?a=%zz", "", nil, 400, `{"message":"invalid query…`, ""},
+
+	{"POST", "/containers/web/start", "", nil, 204, "", "Start web"},
+	{"POST", "/v1.24/containers/web/start", "", map[string]error{"Start": modified}, 304, "", "Start web"},
+	{"POST", "/containers/web/start", "", map[string]error{"Start": noSuch("container: web")}, 404, `{"message":"No such container: web"}`, "Start web"},
+	{"POST", "/containers/web/start", "{}", nil, 204, "", "Start web"},
+	{"POST", "/containers/web/start", `{"Binds":["/a:/b"]}`, nil, 400, `{"message":"starting container with non-empty…`, ""},
+	{"POST", "/containers/web/start?checkpoint=a", "", nil, 400, `{"message":"checkpoint…`, ""},
+	{"POST", "/containers/web/stop", "", nil, 204, "", "Stop web  default"},
+	{"POST", "/containers/web/stop?t=3&signal=INT", "", nil, 204, "", "Stop web INT 3"},
+	{"POST", "/v1.41/containers/web/stop?t=3&signal=INT", "", nil, 204, "", "Stop web  3"},
+	{"POST", "/containers/web/stop?t=-1", "", map[string]error{"Stop": modified}, 304, "", "Stop web  -1"},
+	{"POST", "/containers/web/stop?t=x", "", nil, 400, `{"message":"invalid value for t: \"x\" is not a number"}`, ""},
+	{"POST", "/containers/web/restart?t=1", "", nil, 204, "", "Restart web  1"},
+	{"POST", "/containers/web/restart?t=y", "", nil, 400, `{"message":"invalid value for t…`, ""},
+	{"POST", "/containers/web/kill?signal=HUP", "", nil, 204, "", "Kill web HUP"},
+	{"POST", "/containers/web/kill", "", map[string]error{"Kill": conflict}, 409, `{"message":"busy"}`, "Kill web"},
+	{"POST", "/containers/web/kill", "", map[string]error{"Kill": wrap(errdefs.ErrInvalidArgument, "Invalid signal: X")}, 400, `{"message":"Invalid signal: X"}`, "Kill web"},
+	{"POST", "/containers/web/pause", "", nil, 204, "", "Pause web"},
+	{"POST", "/containers/web/unpause", "", map[string]error{"Unpause": errBoom}, 500, `{"message":"boom"}`, "Unpause web"},
+	{"POST", "/containers/web/rename?name=x", "", nil, 204, "", "Rename web x"},
+	{"POST", "/containers/web/rename", "", map[string]error{"Rename": wrap(errdefs.ErrInvalidArgument, "Neither old nor new names may be empty")}, 400, `{"message":"Neither old nor new names may be empty"}`, "Rename web"},
+	{"DELETE", "/containers/web?force=1&v=true", "", nil, 204, "", "Remove web true true"},
+	{"DELETE", "/containers/web", "", map[string]error{"Remove": conflict}, 409, `{"message":"busy"}`, "Remove web false false"},
+	{"DELETE", "/containers/web?link=1", "", nil, 400, `{"message":"removing a legacy link…`, ""},
+	{"POST", "/containers/web/resize?h=10&w=20", "", nil, 200, "", "Resize web 10 20"},
+	{"POST", "/containers/web/resize?h=10", "", nil, 400, `{"message":"invalid resize width \"\": strconv…`, ""},
+	{"POST", "/containers/web/resize?h=70000&w=1", "", nil, 400, `{"message":"invalid resize height \"70000\"…`, ""},
+	{"GET", "/containers/nope/json", "", nil, 404, `{"message":"No such container: nope"}`, ""},
+	{"GET", "/containers/web/json?size=1", "", map[string]error{"Size": errBoom}, 500, `{"message":"boom"}`, ""},
+	{"GET", "/containers/web/logs", "", nil, 400, `{"message":"Bad parameters: you must choose at least one stream"}`, ""},
+	{"GET", "/containers/web/logs?stdout=1&since=abc", "", nil, 400, `{"message":"invalid value for since: \"abc\" is neither…`, ""},
+	{"GET", "/containers/web/logs?stdout=1", "", map[string]error{"Logs": wrap(errdefs.ErrNotImplemented, "configured logging driver does not support reading")}, 501, `{"message":"configured logging driver does not support reading"}`, "Logs web true false -1 false false - -"},
+	{"POST", "/containers/nope/attach?stream=1", "", nil, 404, `{"message":"No such container: nope"}`, ""},
+	{"POST", "/containers/web/attach?stream=1", "", map[string]error{"Attach": conflict}, 409, `{"message":"busy"}`, "Attach web {Stdin:false Stdout:false Stderr:false Stream:true Logs:false DetachKeys:}"},
+	{"POST", "/containers/web/wait?condition=foo", "", nil, 400, `{"message":"invalid condition: \"foo\""}`, ""},
+	{"POST", "/containers/web/wait", "", map[string]error{"Wait": noSuch("container: web")}, 404, `{"message":"No such container: web"}`, "Wait web"},
+
+	{"POST", "/containers/web/exec", `{"Cmd":[]}`, nil, 400, `{"message":"no exec command specified"}`, ""},
+	{"POST", "/containers/web/exec", `{"Cmd":["ls"],"Env":["A=b"],"WorkingDir":"/","Tty":true,"ConsoleSize":[3,4]}`, nil, 201, `{"Id":"e1"}`, "ExecCreate web {Cmd:[ls] Env:[A=b] WorkingDir:/ User: Tty:true AttachStdin:false AttachStdout:false AttachStderr:false Privileged:false DetachKeys: ConsoleSize:[3 4]}"},
+	{"POST", "/v1.24/containers/web/exec", `{"Cmd":["ls"],"Env":["A=b"],"WorkingDir":"/","ConsoleSize":[3,4]}`, nil, 201, `{"Id":"e1"}`, "ExecCreate web {Cmd:[ls] Env:[] WorkingDir: User: Tty:false AttachStdin:false AttachStdout:false AttachStderr:false Privileged:false DetachKeys: ConsoleSize:[0 0]}"},
+	{"POST", "/containers/web/exec", `{"Cmd":["ls"],"ConsoleSize":[99999,4]}`, nil, 400, `{"message":"invalid console size…`, ""},
+	{"POST", "/containers/web/exec", `{"Cmd":["ls"]}`, map[string]error{"ExecCreate": conflict}, 409, `{"message":"busy"}`, "ExecCreate web {Cmd:[ls] Env:[] WorkingDir: User: Tty:false AttachStdin:false AttachStdout:false AttachStderr:false Privileged:false DetachKeys: ConsoleSize:[0 0]}"},
+	{"POST", "/exec/nope/start", `{}`, nil, 404, `{"message":"No such exec instance: nope"}`, ""},
+	{"POST", "/exec/e1/start", `{"Detach":true}`, nil, 200, "", "ExecStart e1 [0 0] true"},
+	{"POST", "/exec/e1/start", `{"Detach":true,"Tty":true,"ConsoleSize":[5,6]}`, nil, 200, "", "ExecStart e1 [5 6] true"},
+	{"POST", "/exec/e1/start", `{"ConsoleSize":[5,6]}`, nil, 400, `{"message":"console size is only supported when TTY is enabled"}`, ""},
+	{"POST", "/exec/e1/start", `{}`, map[string]error{"ExecStart": conflict}, 409, `{"message":"busy"}`, "ExecStart e1 [0 0] false"},
+	{"POST", "/exec/e1/resize?h=1&w=2", "", nil, 200, "", "ExecResize e1 1 2"},
+	{"GET", "/exec/nope/json", "", nil, 404, `{"message":"No such exec instance: nope"}`, ""},
+	{"GET", "/exec/e1/json", "", nil, 200, `{"ID":"e1","Running":true,"ExitCode":null,"ProcessConfig":{"tty":true,"entrypoint":"ls","arguments":[],"privileged":false}…`, ""},
+
+	{"POST", "/containers/create", ``, nil, 400, `{"message":"invalid JSON: got EOF while reading request body"}`, ""},
+	{"POST", "/containers/create", `{bad`, nil, 400, `{"message":"invalid JSON: invalid character 'b' looking for beginning of object key string"}`, ""},
+	{"POST", "/containers/create", `{"Image":"a"} x`, nil, 400, `{"message":"unexpected content after JSON"}`, ""},
+	{"POST", "/containers/create", `{"Image":1}`, nil, 400, `{"message":"invalid JSON: json: cannot unmarshal number…`, ""},
+	{"POST", "/containers/create", `{}`, nil, 400, `{"message":"config cannot be empty in order to create a container"}`, ""},
+	{"POST", "/containers/create?name=n", `{"Image":"a"}`, nil, 201, `{"Id":"c0ffee","Warnings":["careful"]}`, "Create n"},
+	{"POST", "/containers/create?platform=linux/a/b/c/d", `{"Image":"a"}`, nil, 400, `{"message":"invalid platform…`, ""},
+	{"POST", "/containers/create", `{"Image":"` + strings.Repeat("x", maxBody) + `"}`, nil, 413, `{"message":"http: request body too large"}`, ""},
+	{"POST", "/containers/create", `{"Image":"a"}` + strings.Repeat(" ", maxBody), nil, 413, `{"message":"http: request body too large"}`, ""},
+	{"POST", "/containers/create", `{"Image":"a"}`, map[string]error{"Create": noSuch("image: a:latest")}, 404, `{"message":"No such image: a:latest"}`, "Create"},
+
+	{"POST", `/containers/prune?filters={"foo":["bar"]}`, "", nil, 400, `{"message":"invalid filter 'foo'"}`, ""},
+	{"POST", `/containers/prune?filters={"label":["nope"]}`, "", nil, 200, `{"ContainersDeleted":null,"SpaceReclaimed":0}`, ""},
+	{"POST", `/containers/prune`, "", nil, 200, `{"ContainersDeleted":["` + string(id("b")) + `","` + string(id("c")) + `"],"SpaceReclaimed":84}`, "Remove " + string(id("c")) + " false false"},
+	{"POST", `/containers/prune?filters={"until":["1795240030"]}`, "", nil, 200, `{"ContainersDeleted":null,"SpaceReclaimed":0}`, ""},
+	{"POST", `/containers/prune`, "", map[string]error{"Remove": conflict}, 200, `{"ContainersDeleted":null,"SpaceReclaimed":0}`, "Remove " + string(id("c")) + " false false"},
+	{"POST", `/containers/prune?filters={"until":["x"]}`, "", nil, 400, `{"message":"invalid value for until filter…`, ""},
+}
+
 func TestRoutes(t *testing.T) {
-	conflict, modified := wrap(errdefs.ErrConflict, "busy"), fmt.Errorf("x: %w", container.ErrNotModified)
-	tests := []struct {
-		method, path, body string
-		fail               map[string]error
-		status             int
-		want               string
-		call               string
-	}{
-		{"GET", "/nope", "", nil, 404, `{"message":"page not found"}`, ""},
-		{"PUT", "/containers/json", "", nil, 404, `{"message":"page not found"}`, ""},
-		{"GET", "/v1.99/nope", "", nil, 404, `{"message":"page not found"}`, ""},
-		{"GET", "/v1.99/info", "", nil, 400, `{"message":"client version 1.99 is too new. Maximum supported API version is 1.56"}`, ""},
-		{"GET", "/v1.57/_ping", "", nil, 400, `{"message":"client version 1.57 is too new. Maximum supported API version is 1.56"}`, ""},
-		{"GET", "/v2.0/info", "", nil, 400, `{"message":"client version 2.0 is too new. Maximum…`, ""},
-		{"GET", "/v1.12/info", "", nil, 400, `{"message":"client version 1.12 is too old. Minimum supported API version is 1.24, please upgrade your client to a newer version"}`, ""},
-		{"GET", "/v1.24/_ping", "", nil, 200, "OK", ""},
-		{"GET", "/_ping?a=%zz", "", nil, 400, `{"message":"invalid query…`, ""},
-
-		{"POST", "/containers/web/start", "", nil, 204, "", "Start web"},
-		{"POST", "/v1.24/containers/web/start", "", map[string]error{"Start": modified}, 304, "", "Start web"},
-		{"POST", "/containers/web/start", "", map[string]error{"Start": noSuch("container: web")}, 404, `{"message":"No such container: web"}`, "Start web"},
-		{"POST", "/containers/web/start", "{}", nil, 204, "", "Start web"},
-		{"POST", "/containers/web/start", `{"Binds":["/a:/b"]}`, nil, 400, `{"message":"starting container with non-empty…`, ""},
-		{"POST", "/containers/web/start?checkpoint=a", "", nil, 400, `{"message":"checkpoint…`, ""},
-		{"POST", "/containers/web/stop", "", nil, 204, "", "Stop web  default"},
-		{"POST", "/containers/web/stop?t=3&signal=INT", "", nil, 204, "", "Stop web INT 3"},
-		{"POST", "/v1.41/containers/web/stop?t=3&signal=INT", "", nil, 204, "", "Stop web  3"},
-		{"POST", "/containers/web/stop?t=-1", "", map[string]error{"Stop": modified}, 304, "", "Stop web  -1"},
-		{"POST", "/containers/web/stop?t=x", "", nil, 400, `{"message":"invalid value for t: \"x\" is not a number"}`, ""},
-		{"POST", "/containers/web/restart?t=1", "", nil, 204, "", "Restart web  1"},
-		{"POST", "/containers/web/restart?t=y", "", nil, 400, `{"message":"invalid value for t…`, ""},
-		{"POST", "/containers/web/kill?signal=HUP", "", nil, 204, "", "Kill web HUP"},
-		{"POST", "/containers/web/kill", "", map[string]error{"Kill": conflict}, 409, `{"message":"busy"}`, "Kill web"},
-		{"POST", "/containers/web/kill", "", map[string]error{"Kill": wrap(errdefs.ErrInvalidArgument, "Invalid signal: X")}, 400, `{"message":"Invalid signal: X"}`, "Kill web"},
-		{"POST", "/containers/web/pause", "", nil, 204, "", "Pause web"},
-		{"POST", "/containers/web/unpause", "", map[string]error{"Unpause": errBoom}, 500, `{"message":"boom"}`, "Unpause web"},
-		{"POST", "/containers/web/rename?name=x", "", nil, 204, "", "Rename web x"},
-		{"POST", "/containers/web/rename", "", map[string]error{"Rename": wrap(errdefs.ErrInvalidArgument, "Neither old nor new names may be empty")}, 400, `{"message":"Neither old nor new names may be empty"}`, "Rename web"},
-		{"DELETE", "/containers/web?force=1&v=true", "", nil, 204, "", "Remove web true true"},
-		{"DELETE", "/containers/web", "", map[string]error{"Remove": conflict}, 409, `{"message":"busy"}`, "Remove web false false"},
-		{"DELETE", "/containers/web?link=1", "", nil, 400, `{"message":"removing a legacy link…`, ""},
-		{"POST", "/containers/web/resize?h=10&w=20", "", nil, 200, "", "Resize web 10 20"},
-		{"POST", "/containers/web/resize?h=10", "", nil, 400, `{"message":"invalid resize width \"\": strconv…`, ""},
-		{"POST", "/containers/web/resize?h=70000&w=1", "", nil, 400, `{"message":"invalid resize height \"70000\"…`, ""},
-		{"GET", "/containers/nope/json", "", nil, 404, `{"message":"No such container: nope"}`, ""},
-		{"GET", "/containers/web/json?size=1", "", map[string]error{"Size": errBoom}, 500, `{"message":"boom"}`, ""},
-		{"GET", "/containers/web/logs", "", nil, 400, `{"message":"Bad parameters: you must choose at least one stream"}`, ""},
-		{"GET", "/containers/web/logs?stdout=1&since=abc", "", nil, 400, `{"message":"invalid value for since: \"abc\" is neither…`, ""},
-		{"GET", "/containers/web/logs?stdout=1", "", map[string]error{"Logs": wrap(errdefs.ErrNotImplemented, "configured logging driver does not support reading")}, 501, `{"message":"configured logging driver does not support reading"}`, "Logs web true false -1 false false - -"},
-		{"POST", "/containers/nope/attach?stream=1", "", nil, 404, `{"message":"No such container: nope"}`, ""},
-		{"POST", "/containers/web/attach?stream=1", "", map[string]error{"Attach": conflict}, 409, `{"message":"busy"}`, "Attach web {Stdin:false Stdout:false Stderr:false Stream:true Logs:false DetachKeys:}"},
-		{"POST", "/containers/web/wait?condition=foo", "", nil, 400, `{"message":"invalid condition: \"foo\""}`, ""},
-		{"POST", "/containers/web/wait", "", map[string]error{"Wait": noSuch("container: web")}, 404, `{"message":"No such container: web"}`, "Wait web"},
-
-		{"POST", "/containers/web/exec", `{"Cmd":[]}`, nil, 400, `{"message":"no exec command specified"}`, ""},
-		{"POST", "/containers/web/exec", `{"Cmd":["ls"],"Env":["A=b"],"WorkingDir":"/","Tty":true,"ConsoleSize":[3,4]}`, nil, 201, `{"Id":"e1"}`, "ExecCreate web {Cmd:[ls] Env:[A=b] WorkingDir:/ User: Tty:true AttachStdin:false AttachStdout:false AttachStderr:false Privileged:false DetachKeys: ConsoleSize:[3 4]}"},
-		{"POST", "/v1.24/containers/web/exec", `{"Cmd":["ls"],"Env":["A=b"],"WorkingDir":"/","ConsoleSize":[3,4]}`, nil, 201, `{"Id":"e1"}`, "ExecCreate web {Cmd:[ls] Env:[] WorkingDir: User: Tty:false AttachStdin:false AttachStdout:false AttachStderr:false Privileged:false DetachKeys: ConsoleSize:[0 0]}"},
-		{"POST", "/containers/web/exec", `{"Cmd":["ls"],"ConsoleSize":[99999,4]}`, nil, 400, `{"message":"invalid console size…`, ""},
-		{"POST", "/containers/web/exec", `{"Cmd":["ls"]}`, map[string]error{"ExecCreate": conflict}, 409, `{"message":"busy"}`, "ExecCreate web {Cmd:[ls] Env:[] WorkingDir: User: Tty:false AttachStdin:false AttachStdout:false AttachStderr:false Privileged:false DetachKeys: ConsoleSize:[0 0]}"},
-		{"POST", "/exec/nope/start", `{}`, nil, 404, `{"message":"No such exec instance: nope"}`, ""},
-		{"POST", "/exec/e1/start", `{"Detach":true}`, nil, 200, "", "ExecStart e1 [0 0] true"},
-		{"POST", "/exec/e1/start", `{"Detach":true,"Tty":true,"ConsoleSize":[5,6]}`, nil, 200, "", "ExecStart e1 [5 6] true"},
-		{"POST", "/exec/e1/start", `{"ConsoleSize":[5,6]}`, nil, 400, `{"message":"console size is only supported when TTY is enabled"}`, ""},
-		{"POST", "/exec/e1/start", `{}`, map[string]error{"ExecStart": conflict}, 409, `{"message":"busy"}`, "ExecStart e1 [0 0] false"},
-		{"POST", "/exec/e1/resize?h=1&w=2", "", nil, 200, "", "ExecResize e1 1 2"},
-		{"GET", "/exec/nope/json", "", nil, 404, `{"message":"No such exec instance: nope"}`, ""},
-		{"GET", "/exec/e1/json", "", nil, 200, `{"ID":"e1","Running":true,"ExitCode":null,"ProcessConfig":{"tty":true,"entrypoint":"ls","arguments":[],"privileged":false}…`, ""},
-
-		{"POST", "/containers/create", ``, nil, 400, `{"message":"invalid JSON: got EOF while reading request body"}`, ""},
-		{"POST", "/containers/create", `{bad`, nil, 400, `{"message":"invalid JSON: invalid character 'b' looking for beginning of object key string"}`, ""},
-		{"POST", "/containers/create", `{"Image":"a"} x`, nil, 400, `{"message":"unexpected content after JSON"}`, ""},
-		{"POST", "/containers/create", `{"Image":1}`, nil, 400, `{"message":"invalid JSON: json: cannot unmarshal number…`, ""},
-		{"POST", "/containers/create", `{}`, nil, 400, `{"message":"config cannot be empty in order to create a container"}`, ""},
-		{"POST", "/containers/create?name=n", `{"Image":"a"}`, nil, 201, `{"Id":"c0ffee","Warnings":["careful"]}`, "Create n"},
-		{"POST", "/containers/create?platform=linux/a/b/c/d", `{"Image":"a"}`, nil, 400, `{"message":"invalid platform…`, ""},
-		{"POST", "/containers/create", `{"Image":"` + strings.Repeat("x", maxBody) + `"}`, nil, 413, `{"message":"http: request body too large"}`, ""},
-		{"POST", "/containers/create", `{"Image":"a"}` + strings.Repeat(" ", maxBody), nil, 413, `{"message":"http: request body too large"}`, ""},
-		{"POST", "/containers/create", `{"Image":"a"}`, map[string]error{"Create": noSuch("image: a:latest")}, 404, `{"message":"No such image: a:latest"}`, "Create"},
-
-		{"POST", `/containers/prune?filters={"foo":["bar"]}`, "", nil, 400, `{"message":"invalid filter 'foo'"}`, ""},
-		{"POST", `/containers/prune?filters={"label":["nope"]}`, "", nil, 200, `{"ContainersDeleted":null,"SpaceReclaimed":0}`, ""},
-		{"POST", `/containers/prune`, "", nil, 200, `{"ContainersDeleted":["` + string(id("b")) + `","` + string(id("c")) + `"],"SpaceReclaimed":84}`, "Remove " + string(id("c")) + " false false"},
-		{"POST", `/containers/prune?filters={"until":["1795240030"]}`, "", nil, 200, `{"ContainersDeleted":null,"SpaceReclaimed":0}`, ""},
-		{"POST", `/containers/prune`, "", map[string]error{"Remove": conflict}, 200, `{"ContainersDeleted":null,"SpaceReclaimed":0}`, "Remove " + string(id("c")) + " false false"},
-		{"POST", `/containers/prune?filters={"until":["x"]}`, "", nil, 400, `{"message":"invalid value for until filter…`, ""},
-	}
-	for _, tt := range tests {
+	for _, tt := range routeTests {
 		t.Run(tt.method+" "+tt.path[:min(len(tt.path), 60)], func(t *testing.T) {
 			r := newRig(t)
 			r.con.fail = tt.fail
@@ -134,7 +139,7 @@ func check(t *testing.T, status int, body string, wantStatus int, want string) {
 }
 
 func TestImageRoutes(t *testing.T) {
-	conflict := wrap(errdefs.ErrConflict, "conflict: unable to remove repository reference")
+	inUse := wrap(errdefs.ErrConflict, "conflict: unable to remove repository reference")
 	tests := []struct {
 		method, path, body string
 		fail               map[string]error
@@ -158,7 +163,7 @@ func TestImageRoutes(t *testing.T) {
 		{"POST", "/images/debian/tag?repo=x&tag=@", "", nil, 400, `{"message":"invalid tag format"}`, ""},
 		{"POST", "/images/debian/tag?repo=x@sha256:" + strings.Repeat("1", 64), "", nil, 400, `{"message":"refusing to create a tag with a digest reference"}`, ""},
 		{"DELETE", "/images/debian?force=1&noprune=1", "", nil, 200, `[{"Untagged":"debian"},{"Deleted":"sha256:feed"}]`, "Remove debian true true [{Container:" + string(id("b")) + " Running:false}]"},
-		{"DELETE", "/images/debian", "", map[string]error{"Remove": conflict}, 409, `{"message":"conflict: unable to remove repository reference"}`, "Remove debian false false [{Container:" + string(id("b")) + " Running:false}]"},
+		{"DELETE", "/images/debian", "", map[string]error{"Remove": inUse}, 409, `{"message":"conflict: unable to remove repository reference"}`, "Remove debian false false [{Container:" + string(id("b")) + " Running:false}]"},
 		{"POST", "/images/prune", "", nil, 200, `{"ImagesDeleted":[{"Deleted":"sha256:3333…`, ""},
 		{"POST", `/images/prune?filters={"dangling":["false"]}`, "", nil, 200, `{"ImagesDeleted":[{"Deleted":"sha256:3333333333333333333333333333333333333333333333333333333333333333"}],"SpaceReclaimed":7}`, ""},
 		{"POST", `/images/prune?filters={"dangling":["maybe"]}`, "", nil, 400, `{"message":"invalid filter 'dangling=[maybe]'"}`, ""},

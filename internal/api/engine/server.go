@@ -42,7 +42,6 @@ type Server struct {
 	cfg    Config
 	log    *slog.Logger
 	routes []route
-	header map[string]string // on every answer
 
 	mu       sync.Mutex
 	closed   bool
