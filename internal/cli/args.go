@@ -60,12 +60,11 @@ func exactArgs(n int) cobra.PositionalArgs {
 	}
 }
 
-// suggestion names the command that was perhaps meant.
+// suggestion names the command that was perhaps meant: one of at most a third
+// of its letters wrong.
 func suggestion(cmd *cobra.Command, word string) string {
-	if cmd.SuggestionsMinimumDistance <= 0 {
-		cmd.SuggestionsMinimumDistance = 2
-	}
-	if s := cmd.SuggestionsFor(word); len(s) > 0 {
+	cmd.SuggestionsMinimumDistance = len(word) / 3
+	if s := cmd.SuggestionsFor(word); len(s) > 0 && len(word) > 2 {
 		return fmt.Sprintf("\nDid you mean '%s %s'?", cmd.CommandPath(), s[0])
 	}
 	return ""

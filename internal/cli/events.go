@@ -49,7 +49,7 @@ func runEvents(ctx context.Context, a *app, o moby.EventsListOptions, format str
 		}
 		var err error
 		if tmpl, err = table.Parse(format); err == nil {
-			err = tmpl.Execute(io.Discard, &events.Message{})
+			err = tmpl.Execute(io.Discard, eventRow(events.Message{}))
 		}
 		if err != nil {
 			return &statusError{code: 64, text: "Error parsing format: " + err.Error()}
@@ -69,7 +69,7 @@ func runEvents(ctx context.Context, a *app, o moby.EventsListOptions, format str
 				a.println(eventLine(e))
 				continue
 			}
-			if err := tmpl.Execute(a.out, e); err != nil {
+			if err := tmpl.Execute(a.out, eventRow(e)); err != nil {
 				return err
 			}
 			a.println()
@@ -80,6 +80,27 @@ func runEvents(ctx context.Context, a *app, o moby.EventsListOptions, format str
 			return err
 		}
 	}
+}
+
+// event is what a template sees: the message, and the names its parts had
+// before API 1.22, which scripts still use.
+type event struct {
+	Status string `json:"status,omitempty"`
+	ID     string `json:"id,omitempty"`
+	From   string `json:"from,omitempty"`
+	events.Message
+}
+
+func eventRow(m events.Message) event {
+	e := event{Message: m}
+	switch m.Type {
+	case events.ContainerEventType:
+		e.From = m.Actor.Attributes["image"]
+		fallthrough
+	case events.ImageEventType:
+		e.Status, e.ID = string(m.Action), m.Actor.ID
+	}
+	return e
 }
 
 // eventLine is an event on one line: time, type, action, who, and its

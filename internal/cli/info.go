@@ -7,6 +7,7 @@ import (
 	"io"
 	"reflect"
 	"regexp"
+	"strings"
 
 	"github.com/moby/moby/api/types/system"
 	moby "github.com/moby/moby/client"
@@ -86,7 +87,11 @@ func formatInfo(ctx context.Context, a *app, format string) error {
 		a.complain(connErr)
 		connErr = nil
 	}
-	err = tmpl.Execute(a.out, data)
+	if err = tmpl.Execute(a.out, data); err != nil {
+		// The type was made at run time and has no name, only a page of fields.
+		text, _, _ := strings.Cut(err.Error(), " in type struct {")
+		err = errors.New(text)
+	}
 	a.println()
 	return errors.Join(connErr, err)
 }

@@ -158,7 +158,7 @@ func (a *app) finishFlags(f *pflag.FlagSet) error {
 	switch level := f.Lookup("log-level").Value.String(); level {
 	case "debug", "info", "warn", "error", "fatal", "panic", "trace", "warning":
 	default:
-		return fmt.Errorf("unable to parse logging level: %s", level)
+		return fmt.Errorf("Unable to parse logging level: %s", level) //nolint:staticcheck // Docker's words.
 	}
 	return nil
 }

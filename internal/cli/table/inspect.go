@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"text/template"
 
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 )
 
@@ -148,8 +149,29 @@ func plainStruct(t reflect.Type) reflect.Type {
 		}
 		fields = append(fields, reflect.StructField{Name: f.Name, Type: p, Tag: f.Tag, Anonymous: f.Anonymous})
 	}
+	if t == reflect.TypeFor[container.NetworkSettings]() {
+		fields = append(fields, reflect.VisibleFields(reflect.TypeFor[olderNetworkSettings]())...)
+		for i := range fields {
+			fields[i].Index, fields[i].Offset = nil, 0
+		}
+		changed = true
+	}
 	if !changed {
 		return t
 	}
 	return reflect.StructOf(fields)
+}
+
+// olderNetworkSettings are the addresses on the default network that engines
+// send up to API 1.51, and that many scripts ask for.
+type olderNetworkSettings struct {
+	Bridge              string `json:",omitempty"`
+	EndpointID          string `json:",omitempty"`
+	Gateway             string `json:",omitempty"`
+	GlobalIPv6Address   string `json:",omitempty"`
+	GlobalIPv6PrefixLen int    `json:",omitempty"`
+	IPAddress           string `json:",omitempty"`
+	IPPrefixLen         int    `json:",omitempty"`
+	IPv6Gateway         string `json:",omitempty"`
+	MacAddress          string `json:",omitempty"`
 }

@@ -64,6 +64,7 @@ func TestInspectTemplates(t *testing.T) {
 		{"{{with .NetworkSettings.Networks.bridge}}{{if .GlobalIPv6Address}}six{{else}}four{{end}}{{end}}", "four"},
 		{`{{eq .NetworkSettings.Networks.bridge.IPAddress "172.17.0.2"}}`, "true"},
 		{"{{json .State.Running}}", "true"},
+		{"{{.NetworkSettings.Gateway}}{{if .NetworkSettings.IPAddress}}has{{end}}", "has"},
 	} {
 		in, err := NewInspector(c.format)
 		if err != nil {
