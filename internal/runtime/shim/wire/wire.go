@@ -255,6 +255,11 @@ func length(b []byte) int {
 	return int(n)
 }
 
+// Clone is a copy with memory of its own.
+func (m Message) Clone() Message {
+	return Message{Type: m.Type, body: append([]byte(nil), m.body...)}
+}
+
 // Each calls f with every field in its order.
 func (m Message) Each(f func(Tag, []byte)) {
 	for rest := m.body; len(rest) > 0; {

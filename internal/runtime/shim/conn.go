@@ -1,0 +1,220 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+
+	"github.com/containerd/errdefs"
+
+	"escale.dev/escale/internal/runtime/shim/wire"
+)
+
+// What requests end with whose connection ends: by the monitor, and by Close.
+var (
+	errLost   = errors.New("connection to the monitor lost")
+	errClosed = fmt.Errorf("connection to the monitor: %w", net.ErrClosed)
+)
+
+// conn is a connection that speaks the protocol, with any number of requests
+// under way.
+type conn struct {
+	nc net.Conn
+
+	mu      sync.Mutex
+	w       wire.Writer
+	next    uint64
+	waiting map[uint64]func(wire.Message, error)
+	err     error // why no more requests can be made
+}
+
+func newConn(nc net.Conn) *conn {
+	return &conn{nc: nc, waiting: map[uint64]func(wire.Message, error){}}
+}
+
+// hello opens the conversation; it is answered among the rest.
+func (c *conn) hello() {
+	var w wire.Writer
+	hello(&w)
+	_, _ = c.nc.Write(w.Data()) // reading tells of an error
+}
+
+func hello(w *wire.Writer) {
+	w.Begin(wire.Hello)
+	w.Uint(wire.TagVersion, wire.Version)
+	w.End()
+}
+
+// read takes answers until the connection ends, then ends all requests.
+func (c *conn) read() {
+	buf := make([]byte, 0, 512)
+	for {
+		if len(buf) == cap(buf) {
+			buf = append(buf, 0)[:len(buf)]
+		}
+		n, err := c.nc.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		for {
+			m, n, bad := wire.Next(buf)
+			if bad != nil {
+				err = bad
+				break
+			}
+			if n == 0 {
+				break
+			}
+			c.answer(m)
+			buf = buf[:copy(buf, buf[n:])]
+		}
+		if err != nil {
+			c.close(errLost)
+			return
+		}
+	}
+}
+
+func (c *conn) answer(m wire.Message) {
+	if m.Type != wire.OK && m.Type != wire.Error {
+		return // the monitor's hello, or of a later version
+	}
+	c.mu.Lock()
+	id := m.Uint(wire.TagRequest)
+	f := c.waiting[id]
+	delete(c.waiting, id)
+	c.mu.Unlock()
+	if f != nil {
+		f(m, answerError(m))
+	}
+}
+
+// close ends the connection; requests under way end with err.
+func (c *conn) close(err error) {
+	c.mu.Lock()
+	if c.err != nil {
+		c.mu.Unlock()
+		return
+	}
+	c.err = err
+	waiting := c.waiting
+	c.waiting = nil
+	c.mu.Unlock()
+	_ = c.nc.Close() // nothing is left to be written
+	for _, f := range waiting {
+		f(wire.Message{}, err)
+	}
+}
+
+// send makes a request; f gets the answer, or an error, once, and may not block.
+// The message's memory is the connection's: f copies what it keeps.
+func (c *conn) send(t wire.Type, fill func(*wire.Writer), f func(wire.Message, error)) (id uint64) {
+	c.mu.Lock()
+	if err := c.err; err != nil {
+		c.mu.Unlock()
+		f(wire.Message{}, err)
+		return 0
+	}
+	c.next++
+	id = c.next
+	c.waiting[id] = f
+	c.w.Reset()
+	c.w.Begin(t)
+	c.w.Uint(wire.TagRequest, id)
+	if fill != nil {
+		fill(&c.w)
+	}
+	c.w.End()
+	_, err := c.nc.Write(c.w.Data())
+	c.mu.Unlock()
+	if err != nil {
+		c.close(errLost)
+	}
+	return id
+}
+
+// call makes a request and waits for the answer.
+func (c *conn) call(ctx context.Context, t wire.Type, fill func(*wire.Writer)) (wire.Message, error) {
+	if err := ctx.Err(); err != nil {
+		return wire.Message{}, err
+	}
+	return c.begin(t, fill).wait(ctx)
+}
+
+// request is one under way.
+type request struct {
+	c  *conn
+	id uint64
+	ch chan answer
+}
+
+type answer struct {
+	m   wire.Message
+	err error
+}
+
+// begin makes a request whose answer is waited for later.
+func (c *conn) begin(t wire.Type, fill func(*wire.Writer)) *request {
+	r := &request{c: c, ch: make(chan answer, 1)}
+	r.id = c.send(t, fill, func(m wire.Message, err error) { r.ch <- answer{m.Clone(), err} })
+	return r
+}
+
+func (r *request) wait(ctx context.Context) (wire.Message, error) {
+	select {
+	case a := <-r.ch:
+		return a.m, a.err
+	case <-ctx.Done():
+		r.c.mu.Lock()
+		delete(r.c.waiting, r.id)
+		r.c.mu.Unlock()
+		return wire.Message{}, ctx.Err()
+	}
+}
+
+// readAnswer reads one answer and not a byte more: what follows is a stream's.
+func readAnswer(r io.Reader) (wire.Message, error) {
+	for {
+		buf := make([]byte, 5, 64)
+		if _, err := io.ReadFull(r, buf); err != nil {
+			return wire.Message{}, errLost
+		}
+		size := int(buf[0])<<24 | int(buf[1])<<16 | int(buf[2])<<8 | int(buf[3])
+		if size < 1 || size > wire.MaxFrame {
+			return wire.Message{}, fmt.Errorf("monitor: %w", wire.ErrTooLong)
+		}
+		buf = append(buf, make([]byte, size-1)...)
+		if _, err := io.ReadFull(r, buf[5:]); err != nil {
+			return wire.Message{}, errLost
+		}
+		m, _, err := wire.Next(buf)
+		if err != nil {
+			return wire.Message{}, fmt.Errorf("monitor: %w", err)
+		}
+		if m.Type == wire.OK || m.Type == wire.Error {
+			return m, answerError(m)
+		}
+	}
+}
+
+// answerError is the error that an answer tells, nil when it is OK.
+func answerError(m wire.Message) error {
+	if m.Type == wire.OK {
+		return nil
+	}
+	text := m.Text(wire.TagText)
+	switch m.Uint(wire.TagKind) {
+	case wire.KindNotFound:
+		return fmt.Errorf("%s: %w", text, errdefs.ErrNotFound)
+	case wire.KindInvalid:
+		return fmt.Errorf("%s: %w", text, errdefs.ErrInvalidArgument)
+	case wire.KindConflict:
+		return fmt.Errorf("%s: %w", text, errdefs.ErrFailedPrecondition)
+	case wire.KindUnsupported:
+		return fmt.Errorf("%s: %w", text, errdefs.ErrNotImplemented)
+	case wire.KindRuntime:
+		return &refusal{text: text, log: m.Text(wire.TagLog), stderr: m.Text(wire.TagStderr)}
+	}
+	return errors.New(text)
+}
