@@ -43,7 +43,7 @@ bin/docker-init:
 ##@ Try
 .PHONY: run
 run: ## build, start an engine, run real containers and show what they do (needs root)
-	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory build; fi
+	@$(MAKE) --no-print-directory $$([ "$$(id -u)" = 0 ] && echo build || echo bin/escale bin/escaled bin/escale-shim)
 	@scripts/demo.sh
 
 ##@ Check

@@ -2,12 +2,13 @@
 # engine.sh start|stop|kill DIR [ESCALED-OPTION...]: an engine of the checkout, all of whose
 # state is below DIR, beside whatever else runs on the machine. start returns when the
 # socket DIR/escale.sock answers; stop ends the engine and its containers and removes
-# DIR; kill is kill -9 of the engine alone. ENGINE_INSTANCE names it (default: escrun).
+# DIR and what is theirs in the kernel; kill is kill -9 of the engine alone. ENGINE_INSTANCE names it (default: escrun).
 set -euo pipefail
 bin=$(cd "$(dirname "$0")/.." && pwd)/bin
 what=$1 dir=$2
 shift 2
 instance=${ENGINE_INSTANCE:-escrun}
+bridge=${instance}0
 sock=$dir/escale.sock pidfile=$dir/escaled.pid
 
 # The pid of the engine, if the file names a living escaled.
@@ -27,12 +28,35 @@ gone() { # wait until process $1 has ended
 	return 1
 }
 
+# An engine that stops leaves the kernel as its containers need it. This takes away what
+# bears the instance's name when no container is left.
+forget() {
+	local g handle family table chain
+	# The folder of namespace handles is a mount.
+	while grep -q " $dir/exec/netns " /proc/self/mountinfo; do umount "$dir/exec/netns"; done
+	ip link delete "$bridge" 2>/dev/null || true
+	for g in /sys/fs/cgroup/*/"escale-$instance" "/sys/fs/cgroup/escale-$instance"; do
+		[ ! -d "$g" ] || find "$g" -depth -type d -exec rmdir {} + 2>/dev/null || true
+	done
+	if ! command -v nft >/dev/null; then
+		echo "left in the kernel, as nft is not here to remove it: table ip escale-$instance" >&2
+		return
+	fi
+	for family in ip ip6 inet; do nft delete table $family "escale-$instance" 2>/dev/null || true; done
+	# What was added to another firewall's chains carries the name as its comment.
+	nft -a list ruleset 2>/dev/null | awk -v name="$instance" '
+		$1 == "table" {family = $2; table = $3} $1 == "chain" {chain = $2}
+		index($0, "comment \"escale-" name ":") {print family, table, chain, $NF}' |
+		while read -r family table chain handle; do nft delete rule "$family" "$table" "$chain" handle "$handle" || true; done
+}
+
 case $what in
 start)
 	mkdir -p "$dir"
+	[ -e "$dir/daemon.json" ] || echo '{}' >"$dir/daemon.json"
 	[ -e "$dir/options" ] && [ $# = 0 ] && mapfile -t options <"$dir/options" && set -- "${options[@]}"
 	if [ $# -gt 0 ]; then printf '%s\n' "$@" >"$dir/options"; fi
-	setsid "$bin/escaled" --instance "$instance" --config-file "$dir/daemon.json" --data-root "$dir/data" --exec-root "$dir/exec" \
+	setsid "$bin/escaled" --instance "$instance" --bridge-name "$bridge" --config-file "$dir/daemon.json" --data-root "$dir/data" --exec-root "$dir/exec" \
 		--pidfile "$pidfile" -H "unix://$sock" "$@" >>"$dir/engine.log" 2>&1 </dev/null &
 	for _ in $(seq 200); do
 		answers && exit 0
@@ -54,7 +78,7 @@ stop)
 		[ -z "$ids" ] || "$bin/escale" -H "unix://$sock" rm -fv $ids >/dev/null
 	fi
 	if p=$(pid); then kill -TERM "$p" && gone "$p"; fi
-	ip link delete "${instance}0" 2>/dev/null || true
+	forget
 	! grep -q " $dir/" /proc/self/mountinfo || { echo "still mounted below $dir:"; grep -o " $dir/[^ ]*" /proc/self/mountinfo; exit 1; } >&2
 	rm -rf "$dir"
 	;;
