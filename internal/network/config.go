@@ -2,6 +2,7 @@ package network
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"log/slog"
@@ -91,6 +92,13 @@ func (c Config) Bridge() string {
 
 // LinkPrefix begins the name of every link of this instance on the host's side.
 func (c Config) LinkPrefix() string { return "veth" + c.digest("")[:4] }
+
+// LinkGroup is the number of the group in which this instance gathers links that
+// it deletes together. Its high bit keeps it away from what people choose.
+func (c Config) LinkGroup() uint32 {
+	sum := sha256.Sum256([]byte("links\x00" + c.Instance))
+	return 1<<31 | binary.BigEndian.Uint32(sum[:])
+}
 
 // NetworkID is the id of the network of this name: the same after a restart.
 func (c Config) NetworkID(name string) string { return c.digest(name) }

@@ -28,6 +28,8 @@ type Driver struct {
 	log *slog.Logger
 	fw  *firewall.Firewall
 
+	remover remover
+
 	mu       sync.Mutex
 	networks map[string]*bridged // by id
 }
@@ -53,7 +55,10 @@ func New(cfg network.Config) *Driver {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Driver{cfg: cfg, log: log, fw: firewall.New(cfg.Instance, log), networks: map[string]*bridged{}}
+	return &Driver{
+		cfg: cfg, log: log, fw: firewall.New(cfg.Instance, log),
+		remover: remover{group: cfg.LinkGroup()}, networks: map[string]*bridged{},
+	}
 }
 
 // Type implements network.Driver.
@@ -149,7 +154,7 @@ func (d *Driver) Delete(_ context.Context, id string) error {
 	} else {
 		errs = append(errs, d.fw.Open(rules))
 	}
-	errs = append(errs, deleteLinks(b.link))
+	errs = append(errs, deleteLink(b.link))
 	return errors.Join(errs...)
 }
 
@@ -214,7 +219,7 @@ func (d *Driver) Leave(ctx context.Context, ep network.Endpoint) error {
 		return err
 	}
 	if d.ours(ep.HostLink) {
-		if err := deleteLinks(ep.HostLink); err != nil {
+		if err := d.remover.remove(ep.HostLink); err != nil {
 			return err
 		}
 	}

@@ -74,7 +74,7 @@ func (d *Driver) makeBridge(name string, want netip.Prefix) (int, netip.Prefix, 
 		err = netlink.LinkSetUp(link)
 	}
 	if err != nil {
-		return 0, netip.Prefix{}, errors.Join(err, deleteLinks(name))
+		return 0, netip.Prefix{}, errors.Join(err, deleteLink(name))
 	}
 	return link.Attrs().Index, addr, nil
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 
 	"escale.dev/escale/internal/sys/netns"
 	"escale.dev/escale/internal/sys/rtnl"
@@ -15,8 +16,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// vethPeer is VETH_INFO_PEER of linux/veth.h.
-const vethPeer = 1
+// Numbers of linux/veth.h and linux/if_link.h.
+const (
+	vethPeer         = 1 // VETH_INFO_PEER
+	inet6AddrGenMode = 8 // IFLA_INET6_ADDR_GEN_MODE
+	addrGenNone      = 1 // IN6_ADDR_GEN_MODE_NONE
+)
 
 // veth is a pair of links: one on the host, a port of the bridge, and one in a
 // namespace.
@@ -57,17 +62,34 @@ func (d *Driver) connect(b *bridged, v veth, endpoint string) (host string, err 
 		err = v.ns.Do(v.configure)
 	}
 	if err == nil {
+		err = awaitCarrier(c, host, b.link)
+	}
+	if err == nil {
 		return host, nil
 	}
 	if errors.Is(err, unix.EEXIST) {
 		return "", fmt.Errorf("link %q: %w", host, err) // another's
 	}
-	return "", errors.Join(fmt.Errorf("link %q: %w", host, err), deleteLinks(host))
+	return "", errors.Join(fmt.Errorf("link %q: %w", host, err), deleteLink(host))
 }
 
-// hostRequests make the pair: the host's end up and on the bridge, the inside in
-// its namespace with its name and MAC, all in one message; a second one where
-// the port of the bridge has options.
+// awaitCarrier makes the kernel work off what it has noticed of these links. They
+// learn that their peer is up, and the bridge that it has a port, by a work queue;
+// a packet before that is lost, and the next comes after a second. To be asked for
+// a link makes the kernel do its part of the queue first (rtnl_getlink, since
+// Linux 6.8; before, a start within some milliseconds of its first packet may
+// lose that one).
+func awaitCarrier(c *rtnl.Conn, links ...string) error {
+	for _, l := range links {
+		if _, err := c.Index(l); err != nil {
+			return fmt.Errorf("link %q: %w", l, err)
+		}
+	}
+	return nil
+}
+
+// hostRequests make the pair, the host's end up and on the bridge, the inside in
+// its namespace with its name and MAC, and set the options of the host's end.
 func (d *Driver) hostRequests(b *bridged, v veth, host string) []*nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
@@ -85,16 +107,14 @@ func (d *Driver) hostRequests(b *bridged, v veth, host string) []*nl.NetlinkRequ
 	peer.AddRtAttr(unix.IFLA_MTU, mtu)
 	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(v.ns.Fd())))
 	req.AddData(info)
-	if !v.hairpin && d.cfg.ICC {
-		return []*nl.NetlinkRequest{req}
-	}
 	return []*nl.NetlinkRequest{req, d.portRequest(host, v.hairpin)}
 }
 
 // portRequest sets the options of a port of the bridge. With br_netfilter a
 // container that reaches its own published port is sent back by the port by which
 // it came, which is what hairpin allows. Without icc ports are isolated from each
-// other, but not from the host.
+// other, but not from the host. IPv6 gives the host's end no address: it needs
+// none, and a thousand routes to link-local neighbours make each new link slower.
 func (d *Driver) portRequest(host string, hairpin bool) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, 0)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
@@ -102,15 +122,29 @@ func (d *Driver) portRequest(host string, hairpin bool) *nl.NetlinkRequest {
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.ZeroTerminated("bridge"))
 	data := info.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil)
-	if hairpin {
-		data.AddRtAttr(nl.IFLA_BRPORT_MODE, nl.Uint8Attr(1))
-	}
-	if !d.cfg.ICC {
-		data.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, nl.Uint8Attr(1))
-	}
+	data.AddRtAttr(nl.IFLA_BRPORT_MODE, nl.Uint8Attr(flag(hairpin)))
+	data.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, nl.Uint8Attr(flag(!d.cfg.ICC)))
 	req.AddData(info)
+	if hasIPv6() {
+		families := nl.NewRtAttr(unix.IFLA_AF_SPEC|unix.NLA_F_NESTED, nil)
+		families.AddRtAttr(unix.AF_INET6|unix.NLA_F_NESTED, nil).AddRtAttr(inet6AddrGenMode, nl.Uint8Attr(addrGenNone))
+		req.AddData(families)
+	}
 	return req
 }
+
+func flag(on bool) uint8 {
+	if on {
+		return 1
+	}
+	return 0
+}
+
+// hasIPv6 tells whether the kernel has IPv6 at all.
+var hasIPv6 = sync.OnceValue(func() bool {
+	_, err := os.Stat("/proc/net/if_inet6")
+	return err == nil
+})
 
 // configure sets up the inside; it runs in the namespace.
 func (v veth) configure() error {
@@ -180,26 +214,6 @@ func last(p netip.Prefix) netip.Addr {
 		a[i/8] |= 0x80 >> (i % 8)
 	}
 	return netip.AddrFrom4(a)
-}
-
-// deleteLinks deletes links of the host by name; those that are not there are no
-// error. Blocks for some 20 ms, however many they are.
-func deleteLinks(names ...string) error {
-	c, err := rtnl.Dial()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	var errs []error
-	for _, n := range names {
-		req := nl.NewNetlinkRequest(unix.RTM_DELLINK, 0)
-		req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-		req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(n)))
-		if err := c.Do(req); err != nil && !errors.Is(err, unix.ENODEV) {
-			errs = append(errs, fmt.Errorf("delete link %q: %w", n, err))
-		}
-	}
-	return errors.Join(errs...)
 }
 
 // get reads a sysctl of the calling thread's network namespace.

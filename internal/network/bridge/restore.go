@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
 
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/network/port"
@@ -39,9 +41,10 @@ func (d *Driver) Restore(_ context.Context, live map[string][]network.Live) erro
 			delete(found, ep.HostLink)
 		}
 	}
-	for name := range found {
-		d.log.Info("removing a link that belongs to no container", "link", name)
-		errs = append(errs, deleteLinks(name))
+	if len(found) > 0 {
+		names := slices.Sorted(maps.Keys(found))
+		d.log.Info("removing links that belong to no container", "links", names)
+		errs = append(errs, deleteLinks(d.remover.group, names))
 	}
 	errs = append(errs, d.fw.Sync(rulesOf(ports)))
 	return errors.Join(errs...)
@@ -97,15 +100,12 @@ func (d *Driver) repair(b *bridged, l network.Live, link netlink.Link, published
 		if err := netlink.LinkSetUp(link); err != nil {
 			return err
 		}
-		if published || !d.cfg.ICC {
-			c, err := rtnl.Dial()
-			if err != nil {
-				return err
-			}
-			defer c.Close()
-			return c.Do(d.portRequest(ep.HostLink, published))
+		c, err := rtnl.Dial()
+		if err != nil {
+			return err
 		}
-		return nil
+		defer c.Close()
+		return c.Do(d.portRequest(ep.HostLink, published))
 	}
 	if !netns.Bound(l.Path) || !d.ours(ep.HostLink) {
 		return nil // the namespace cannot be reached: the manager has told of it

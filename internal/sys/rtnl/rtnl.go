@@ -58,8 +58,27 @@ func (e *Error) Unwrap() error { return e.Errno }
 // each. The kernel works through all of them, also after one has failed. The
 // first failure is returned, as *Error.
 func (c *Conn) Do(reqs ...*nl.NetlinkRequest) error {
-	_, err := c.exchange(reqs)
-	return err
+	_, errs, err := c.exchange(reqs)
+	return first(errs, err)
+}
+
+// DoAll is Do for requests that may fail one by one: errs has an entry, nil or
+// *Error, for each; err is about the conversation itself.
+func (c *Conn) DoAll(reqs ...*nl.NetlinkRequest) (errs []error, err error) {
+	_, errs, err = c.exchange(reqs)
+	return errs, err
+}
+
+func first(errs []error, err error) error {
+	if err != nil {
+		return err
+	}
+	for _, e := range errs {
+		if e != nil {
+			return e
+		}
+	}
+	return nil
 }
 
 // Index returns the index of the link called name; ENODEV when there is none.
@@ -69,8 +88,8 @@ func (c *Conn) Index(name string) (int, error) {
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 	// Without statistics and per-family data the answer is a few hundred bytes.
 	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)))
-	answers, err := c.exchange([]*nl.NetlinkRequest{req})
-	if err != nil {
+	answers, errs, err := c.exchange([]*nl.NetlinkRequest{req})
+	if err := first(errs, err); err != nil {
 		return 0, err
 	}
 	for _, m := range answers {
@@ -83,11 +102,11 @@ func (c *Conn) Index(name string) (int, error) {
 
 // exchange sends requests and collects what the kernel says until each has its
 // acknowledgement.
-func (c *Conn) exchange(reqs []*nl.NetlinkRequest) ([]syscall.NetlinkMessage, error) {
+func (c *Conn) exchange(reqs []*nl.NetlinkRequest) (answers []syscall.NetlinkMessage, errs []error, err error) {
 	if len(reqs) == 0 {
-		return nil, nil
+		return nil, nil, nil
 	}
-	first := c.seq + 1
+	begin := c.seq + 1
 	var out []byte
 	for _, r := range reqs {
 		c.seq++
@@ -96,17 +115,16 @@ func (c *Conn) exchange(reqs []*nl.NetlinkRequest) ([]syscall.NetlinkMessage, er
 		out = append(out, r.Serialize()...)
 	}
 	if err := unix.Sendto(c.fd, out, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return nil, os.NewSyscallError("sendto", err)
+		return nil, nil, os.NewSyscallError("sendto", err)
 	}
-	var answers []syscall.NetlinkMessage
-	var failed error
+	errs = make([]error, len(reqs))
 	for acks := 0; acks < len(reqs); {
 		msgs, err := c.receive()
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		for _, m := range msgs {
-			index := int(m.Header.Seq - first)
+			index := int(m.Header.Seq - begin)
 			if index < 0 || index >= len(reqs) {
 				continue // the answer to an earlier exchange that was given up
 			}
@@ -115,16 +133,16 @@ func (c *Conn) exchange(reqs []*nl.NetlinkRequest) ([]syscall.NetlinkMessage, er
 				continue
 			}
 			if len(m.Data) < 4 {
-				return nil, errors.New("short answer from the kernel")
+				return nil, nil, errors.New("short answer from the kernel")
 			}
 			acks++
 			errno := int32(nl.NativeEndian().Uint32(m.Data))
-			if errno != 0 && failed == nil {
-				failed = &Error{Index: index, Errno: syscall.Errno(-errno)}
+			if errno != 0 {
+				errs[index] = &Error{Index: index, Errno: syscall.Errno(-errno)}
 			}
 		}
 	}
-	return answers, failed
+	return answers, errs, nil
 }
 
 func (c *Conn) receive() ([]syscall.NetlinkMessage, error) {

@@ -1,0 +1,400 @@
+package network_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/network/bridge"
+	"escale.dev/escale/internal/network/firewall"
+	"escale.dev/escale/internal/network/none"
+	"escale.dev/escale/internal/sys/netns"
+	"escale.dev/escale/internal/sys/netns/netnstest"
+	"escale.dev/escale/internal/sys/nft"
+	"github.com/google/nftables"
+	"github.com/google/nftables/userdata"
+	apinetwork "github.com/moby/moby/api/types/network"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+func TestMain(m *testing.M) {
+	if os.Getenv(victimEnv) != "" {
+		victim()
+		return
+	}
+	netnstest.Main(m)
+}
+
+// host is the machine of a test: this program's own network namespace.
+type host struct {
+	t   testing.TB
+	cfg network.Config
+	m   *network.Manager
+}
+
+// newHost opens a Manager; at the end of the test it is destroyed, and whatever
+// it leaves behind is an error.
+func newHost(t testing.TB, options ...func(*network.Config)) *host {
+	t.Helper()
+	netnstest.Root(t)
+	cfg := network.DefaultConfig()
+	cfg.NetnsDir = filepath.Join(t.TempDir(), "netns")
+	cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
+	for _, o := range options {
+		o(&cfg)
+	}
+	h := &host{t: t, cfg: cfg, m: managerOf(cfg)}
+	t.Cleanup(h.destroy)
+	if err := h.m.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+func managerOf(cfg network.Config) *network.Manager {
+	return network.NewManager(cfg, bridge.New(cfg), none.New())
+}
+
+func (h *host) destroy() {
+	ctx := context.Background() // the test's own has ended
+	if err := h.m.Destroy(ctx); err != nil {
+		h.t.Errorf("Destroy: %v", err)
+	}
+	h.nothingLeft()
+}
+
+// again is a new engine on the same machine, as after a kill of the first.
+func (h *host) again(live map[string][]network.Endpoint) {
+	h.t.Helper()
+	if err := h.m.Close(); err != nil { // a killed engine's sockets close too
+		h.t.Fatal(err)
+	}
+	h.m = managerOf(h.cfg)
+	if err := h.m.Open(h.t.Context()); err != nil {
+		h.t.Fatal(err)
+	}
+	if err := h.m.Restore(h.t.Context(), live); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// count is what bears an instance's name in the kernel.
+type count struct{ links, handles, elements, tables, bridges, foreign int }
+
+func (h *host) count() (c count) {
+	h.t.Helper()
+	links, err := netlink.LinkList()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for _, l := range links {
+		if strings.HasPrefix(l.Attrs().Name, h.cfg.LinkPrefix()) {
+			c.links++
+		}
+		if l.Attrs().Name == h.cfg.Bridge() {
+			c.bridges++
+		}
+	}
+	names, err := netns.List(h.cfg.NetnsDir)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	c.handles = len(names)
+	var conn nft.Conn
+	defer conn.Close()
+	elements, err := conn.Read(firewall.Rules(h.cfg.Instance, nil))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for _, e := range elements {
+		c.elements += len(e)
+	}
+	ok, err := conn.Exists(firewall.TableName(h.cfg.Instance))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if ok {
+		c.tables++
+	}
+	c.foreign = len(h.foreignRules())
+	return c
+}
+
+// foreignRules are the comments of our rules in the tables of others.
+func (h *host) foreignRules() (comments []string) {
+	h.t.Helper()
+	c := &nftables.Conn{}
+	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyIPv4)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	for _, ch := range chains {
+		rules, err := c.GetRules(ch.Table, ch)
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		for _, r := range rules {
+			if s, ok := userdata.GetString(r.UserData, userdata.TypeComment); ok && strings.HasPrefix(s, firewall.TableName(h.cfg.Instance)) {
+				comments = append(comments, ch.Name+" "+s)
+			}
+		}
+	}
+	return comments
+}
+
+func (h *host) nothingLeft() {
+	h.t.Helper()
+	if c := h.count(); c != (count{}) {
+		h.t.Errorf("left in the kernel: %+v", c)
+	}
+	if b, _ := os.ReadFile("/proc/self/mountinfo"); strings.Contains(string(b), h.cfg.NetnsDir) {
+		h.t.Error("a mount is left on the folder of namespaces")
+	}
+}
+
+func (h *host) is(want count) {
+	h.t.Helper()
+	if got := h.count(); got != want {
+		h.t.Errorf("the kernel has %+v, want %+v", got, want)
+	}
+}
+
+// box is a container: here only its network.
+type box struct {
+	*network.Sandbox
+	*node
+}
+
+func request(name string, bindings ...string) network.Request {
+	r := network.Request{ContainerID: strings.Repeat(fmt.Sprintf("%02x", name[0]), 31) + fmt.Sprintf("%02x", len(name)), Name: name, Bindings: apinetwork.PortMap{}}
+	for _, b := range bindings { // [address:]port->port[/proto]
+		hostPart, p, _ := strings.Cut(b, "->")
+		pb := apinetwork.PortBinding{HostPort: hostPart}
+		if i := strings.LastIndexByte(hostPart, ':'); i >= 0 {
+			pb.HostIP, pb.HostPort = netip.MustParseAddr(hostPart[:i]), hostPart[i+1:]
+		}
+		port := apinetwork.MustParsePort(p)
+		r.Bindings[port] = append(r.Bindings[port], pb)
+	}
+	return r
+}
+
+// start sets a container's network up and takes it down when the test ends.
+func (h *host) start(name string, bindings ...string) *box {
+	h.t.Helper()
+	return h.startAs(request(name, bindings...))
+}
+
+func (h *host) startAs(r network.Request) *box {
+	h.t.Helper()
+	s, err := h.m.Setup(h.t.Context(), r)
+	if err != nil {
+		h.t.Fatalf("Setup of %s: %v", r.Name, err)
+	}
+	ns, err := netns.Open(s.Path)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	b := &box{Sandbox: s, node: &node{t: h.t, name: r.Name, ns: ns}}
+	h.t.Cleanup(func() {
+		ns.Close()
+		for _, f := range s.Held {
+			f.Close()
+		}
+		if err := h.m.Teardown(context.Background(), s.ID, s.Endpoints); err != nil {
+			h.t.Errorf("Teardown of %s: %v", r.Name, err)
+		}
+	})
+	return b
+}
+
+func (b *box) ip() string { return b.Endpoints[0].IP }
+
+// node is a place from which to speak and at which to listen; the host itself
+// has no namespace of its own here.
+type node struct {
+	t    testing.TB
+	name string
+	ns   *netns.Handle
+}
+
+func (n *node) do(fn func() error) error {
+	if n.ns == nil {
+		return fn()
+	}
+	return n.ns.Do(fn)
+}
+
+func (n *node) must(fn func() error) {
+	n.t.Helper()
+	if err := n.do(fn); err != nil {
+		n.t.Fatalf("%s: %v", n.name, err)
+	}
+}
+
+// serve answers on a TCP or UDP port with the node's name and the address of who asks.
+func (n *node) serve(proto, addr string) {
+	n.t.Helper()
+	if proto == "udp" {
+		var c net.PacketConn
+		n.must(func() (err error) { c, err = net.ListenPacket("udp4", addr); return err })
+		n.t.Cleanup(func() { c.Close() })
+		go func() {
+			buf := make([]byte, 100)
+			for {
+				_, from, err := c.ReadFrom(buf)
+				if err != nil {
+					return
+				}
+				_, _ = c.WriteTo([]byte(n.answer(from)), from)
+			}
+		}()
+		return
+	}
+	var l net.Listener
+	n.must(func() (err error) { l, err = net.Listen("tcp4", addr); return err })
+	n.t.Cleanup(func() { l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprint(c, n.answer(c.RemoteAddr()))
+			c.Close()
+		}
+	}()
+}
+
+func (n *node) answer(from net.Addr) string {
+	host, _, _ := net.SplitHostPort(from.String())
+	return n.name + " " + host + "\n"
+}
+
+// patience is how long an answer may take; what is dropped is known only by waiting.
+const patience = 3 * time.Second
+
+// ask asks the server at addr and gives its answer.
+func (n *node) ask(proto, addr string, wait time.Duration) (answer string, err error) {
+	var c net.Conn
+	err = n.do(func() (err error) { c, err = net.DialTimeout(proto+"4", addr, wait); return err })
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(wait))
+	if proto == "udp" {
+		if _, err := c.Write([]byte("?")); err != nil {
+			return "", err
+		}
+	}
+	line, err := bufio.NewReader(c).ReadString('\n')
+	return strings.TrimSpace(line), err
+}
+
+// reaches wants a server called name that sees the question come from seen.
+func (n *node) reaches(proto, addr, name, seen string) {
+	n.t.Helper()
+	got, err := n.ask(proto, addr, patience)
+	if want := name + " " + seen; err != nil || got != want {
+		n.t.Errorf("%s to %s %s: %q, %v, want %q", n.name, proto, addr, got, err, want)
+	}
+}
+
+// blocked wants no answer.
+func (n *node) blocked(proto, addr string) {
+	n.t.Helper()
+	if got, err := n.ask(proto, addr, 250*time.Millisecond); err == nil {
+		n.t.Errorf("%s to %s %s: answered %q, want none", n.name, proto, addr, got)
+	}
+}
+
+// here is the host as a node.
+func (h *host) here() *node { return &node{t: h.t, name: "host"} }
+
+// The addresses between host and outside.
+const (
+	hostIP    = "192.0.2.1"
+	outsideIP = "192.0.2.2"
+)
+
+// outside is another machine, on a link to this one.
+func (h *host) outside() *node {
+	h.t.Helper()
+	ns, err := netns.New("")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() {
+		_ = netlink.LinkDel(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "out0"}})
+		ns.Close()
+	})
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = "out0"
+	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "in0", PeerNamespace: netlink.NsFd(ns.Fd())}); err != nil {
+		h.t.Fatal(err)
+	}
+	h.here().must(func() error { return configure("out0", hostIP+"/24") })
+	n := &node{t: h.t, name: "outside", ns: ns}
+	n.must(func() error { return configure("in0", outsideIP+"/24") })
+	return n
+}
+
+// configure gives a link of the calling thread's namespace an address.
+func configure(link, addr string) error {
+	l, err := netlink.LinkByName(link)
+	if err != nil {
+		return err
+	}
+	a, err := netlink.ParseAddr(addr)
+	if err != nil {
+		return err
+	}
+	if err := netlink.AddrAdd(l, a); err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(l)
+}
+
+func sysctl(t testing.TB, name, value string) {
+	t.Helper()
+	if err := os.WriteFile("/proc/sys/"+name, []byte(value), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// route adds a route in the calling thread's namespace.
+func route(dst, via string) error {
+	return netlink.RouteAdd(&netlink.Route{Dst: ipnet(dst), Gw: net.ParseIP(via), Protocol: unix.RTPROT_STATIC})
+}
+
+func ipnet(s string) *net.IPNet {
+	_, n, err := net.ParseCIDR(s)
+	if err != nil {
+		panic(err)
+	}
+	return n
+}
+
+type settings = apinetwork.EndpointSettings
+
+// node opens the namespace of a sandbox.
+func (h *host) node(name string, s *network.Sandbox) *node {
+	h.t.Helper()
+	ns, err := netns.Open(s.Path)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { ns.Close() })
+	return &node{t: h.t, name: name, ns: ns}
+}

@@ -1,0 +1,5 @@
+package network_test
+
+const victimEnv = "ESCALE_NETWORK_VICTIM"
+
+func victim() {}
