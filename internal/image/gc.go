@@ -1,0 +1,166 @@
+package image
+
+import (
+	"context"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+)
+
+// collectDelay is how long removals are gathered before one collection: each
+// stops writers of the metadata for some milliseconds.
+const collectDelay = time.Second
+
+// collector removes what nothing refers to any more, in the background, and
+// sees to it that unpacked layers reach the disk.
+type collector struct {
+	s      *Store
+	wake   chan struct{}
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	running sync.Mutex // one collection at a time: containerd's locks ask for it
+
+	mu   sync.Mutex
+	full bool // look at what is on the disk too, not only at what was removed
+}
+
+func newCollector(s *Store) *collector {
+	return &collector{s: s, wake: make(chan struct{}, 1), done: make(chan struct{})}
+}
+
+// start runs the collector until stop.
+func (g *collector) start(ctx context.Context) {
+	ctx, g.cancel = context.WithCancel(ctx)
+	go func() {
+		defer close(g.done)
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-g.wake:
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(collectDelay):
+			}
+			if err := g.run(ctx); err != nil && ctx.Err() == nil {
+				g.s.log.Warn("collecting unused layers", "error", err)
+			}
+			if err := g.s.settle(ctx); err != nil && ctx.Err() == nil {
+				g.s.log.Warn("writing layers to the disk", "error", err)
+			}
+		}
+	}()
+}
+
+// stop ends the collector and waits for it.
+func (g *collector) stop() {
+	if g.cancel != nil {
+		g.cancel()
+		<-g.done
+	}
+}
+
+// kick asks for a collection soon. full: also of what no record knows of.
+func (g *collector) kick(full bool) {
+	g.mu.Lock()
+	g.full = g.full || full
+	g.mu.Unlock()
+	select {
+	case g.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run collects now, and returns when directories and blobs are gone.
+func (g *collector) run(ctx context.Context) error {
+	g.running.Lock()
+	defer g.running.Unlock()
+	g.mu.Lock()
+	full := g.full
+	g.full = false
+	g.mu.Unlock()
+	ctx = g.s.namespace(ctx)
+	if full {
+		g.bait(ctx)
+	}
+	_, err := g.s.db.GarbageCollect(ctx)
+	return err
+}
+
+// bait lays out one unused blob and one unused snapshot. containerd compares
+// its records with the disk only for a store from which something was removed;
+// what a killed engine left on the disk without a record goes along with them.
+func (g *collector) bait(ctx context.Context) {
+	if _, err := g.s.snaps.Prepare(ctx, "bait", ""); err != nil {
+		g.s.log.Debug("collecting snapshots", "error", err)
+	}
+	data := "unused"
+	desc := ocispec.Descriptor{Digest: digest.FromString(data), Size: int64(len(data))}
+	if err := content.WriteBlob(ctx, g.s.content, "bait", strings.NewReader(data), desc); err != nil {
+		g.s.log.Debug("collecting content", "error", err)
+	}
+}
+
+// settle brings what images were unpacked to onto the disk, and then notes that
+// it is there. Until then a power cut makes the next Open unpack them again.
+func (s *Store) settle(ctx context.Context) error {
+	var young []digest.Digest
+	s.mu.RLock()
+	for id, r := range s.byID {
+		if r.Boot != "" {
+			young = append(young, id)
+		}
+	}
+	s.mu.RUnlock()
+	if len(young) == 0 {
+		return nil
+	}
+	dir, err := os.Open(s.cfg.Root)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := unix.Syncfs(int(dir.Fd())); err != nil {
+		return &os.PathError{Op: "syncfs", Path: s.cfg.Root, Err: err}
+	}
+	s.write.Lock()
+	defer s.write.Unlock()
+	c := newChange(s)
+	for _, id := range young {
+		if c.current(id) != nil {
+			c.edit(id).Boot = ""
+		}
+	}
+	return c.commit(ctx, nil)
+}
+
+// Collect removes what nothing refers to, and returns when the disk has its
+// space back.
+func (s *Store) Collect(ctx context.Context) error { return s.gc.run(ctx) }
+
+// dropWork ends what a killed engine was at.
+func (s *Store) dropWork(ctx context.Context) error {
+	list, err := s.leases.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range list {
+		if strings.HasPrefix(l.ID, workPrefix) {
+			s.log.Info("dropping unfinished work", "lease", l.ID, "since", l.CreatedAt)
+			if err := s.leases.Delete(ctx, leases.Lease{ID: l.ID}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
