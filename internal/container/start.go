@@ -139,7 +139,7 @@ func (m *Manager) startFailed(e *entry, r *run, before State, cause error) {
 	close(r.reaped)
 	early := e.early
 	e.early = nil
-	e.notify(false, WaitResult{ExitCode: code, Err: cause})
+	e.notify(false, WaitResult{ExitCode: code})
 	auto := e.rec.HostConfig.AutoRemove
 	e.mu.Unlock()
 	for _, a := range early {
