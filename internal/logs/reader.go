@@ -271,10 +271,10 @@ func (r *reader) successors() (more bool, err error) {
 	if len(r.files) == 1 {
 		current = r.files[0]
 		if os.SameFile(st, current.info) {
-			if st.Size() >= current.off {
+			if st.Size() >= current.off-int64(r.end-r.start) {
 				return false, nil
 			}
-			// Cut back: a log of one file begins again.
+			// Cut back beyond the line being read: the log begins again.
 			current.off, r.start, r.end, r.dropping = 0, 0, 0, false
 			return st.Size() > 0, nil
 		}
@@ -288,8 +288,13 @@ func (r *reader) successors() (more bool, err error) {
 	return len(newer) > 0, nil
 }
 
-// wait blocks until something may have changed.
+// wait blocks until something may have changed. A line of which only half is there is
+// read anew then: a monitor takes back what a full disk left of it.
 func (r *reader) wait() {
+	if len(r.files) == 1 && r.files[0].gz == nil && !r.dropping {
+		r.files[0].off -= int64(r.end - r.start)
+		r.start, r.end = 0, 0
+	}
 	var until <-chan time.Time
 	if r.until != nil {
 		until = r.until.C

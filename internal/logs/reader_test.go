@@ -471,6 +471,31 @@ func TestFollowSingleFile(t *testing.T) {
 	}
 }
 
+// Half a line that the writer takes back, as it does on a full disk, was never there.
+func TestFollowHalfLineTakenBack(t *testing.T) {
+	w := newWriter(t, 1)
+	ended := make(chan struct{})
+	o := all()
+	o.Follow, o.Ended = true, ended
+	w.lines(0, 3)
+	st, err := w.f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.write(line(9999)[:20])
+	r := open(t, w.path, 1, o)
+	go func() {
+		defer close(ended)
+		time.Sleep(20 * time.Millisecond) // the reader has met the half
+		if err := os.Truncate(w.path, st.Size()); err != nil {
+			t.Error(err)
+		}
+		time.Sleep(10 * time.Millisecond)
+		w.lines(3, 6)
+	}()
+	same(t, "followed", drain(t, r), numbers(0, 6))
+}
+
 func descriptors(t *testing.T) int {
 	t.Helper()
 	d, err := os.ReadDir("/proc/self/fd")
