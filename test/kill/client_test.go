@@ -88,7 +88,7 @@ func (c *client) do(method, path string, body, out any) (cut bool, err error) {
 		}
 		c.cut.Add(1)
 		cut = true
-		c.pause(5 * time.Millisecond)
+		c.pause(20 * time.Millisecond)
 	}
 }
 
@@ -169,7 +169,7 @@ func (b *box) inspect() (harness.Container, error) {
 // either the process runs or has run to its end, or nothing of it may be left
 // and it is started again.
 func (b *box) start() error {
-	for try := 0; try < 50; try++ {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
 		b.starts++
 		ctx, cancel := context.WithTimeout(b.ctx, 40*time.Second)
 		err := b.api.Do(ctx, "POST", "/containers/"+b.id+"/start", nil, nil)
@@ -201,7 +201,7 @@ func (b *box) start() error {
 		}
 		b.rolledBack.Add(1)
 	}
-	return fmt.Errorf("start of %s: no answer to fifty of them", b.name)
+	return fmt.Errorf("start of %s: no answer for a minute", b.name)
 }
 
 // wait blocks until the container does not run, and checks that the answer of

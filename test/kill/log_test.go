@@ -132,7 +132,7 @@ func (b *box) counting(since time.Time) (bool, error) {
 			return false, fmt.Errorf("logs of %s: %w", b.name, err)
 		}
 		b.cut.Add(1)
-		b.pause(5 * time.Millisecond)
+		b.pause(20 * time.Millisecond)
 	}
 }
 
@@ -150,7 +150,7 @@ func (b *box) readLog() (*boxLog, error) {
 			return nil, fmt.Errorf("logs of %s: %w", b.name, err)
 		}
 		b.cut.Add(1)
-		b.pause(5 * time.Millisecond)
+		b.pause(20 * time.Millisecond)
 	}
 }
 

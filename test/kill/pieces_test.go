@@ -203,7 +203,7 @@ func (b *box) killAndStart() error {
 
 // restart restarts it; a restart without an answer is asked again.
 func (b *box) restart() error {
-	for try := 0; try < 50; try++ {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); {
 		b.starts++
 		ctx, cancel := context.WithTimeout(b.ctx, 40*time.Second)
 		err := b.api.Do(ctx, "POST", "/containers/"+b.id+"/restart?t=2", nil, nil)
@@ -216,9 +216,9 @@ func (b *box) restart() error {
 			return fmt.Errorf("restart: no answer within 40 s: %w", err)
 		}
 		b.cut.Add(1)
-		b.pause(5 * time.Millisecond)
+		b.pause(20 * time.Millisecond)
 	}
-	return fmt.Errorf("restart of %s: no answer to fifty of them", b.name)
+	return fmt.Errorf("restart of %s: no answer for a minute", b.name)
 }
 
 func (b *box) followOp() error { return b.follow(20*time.Millisecond + b.upTo(400*time.Millisecond)) }
@@ -256,7 +256,7 @@ func (b *box) exec() error {
 	s, err := b.api.Hijack(ctx, "/exec/"+made.ID+"/start", map[string]any{"Detach": false})
 	if err != nil {
 		if harness.Status(err) == 404 { // a kill between the two: execs do not outlive the engine
-			b.pause(5 * time.Millisecond)
+			b.pause(20 * time.Millisecond)
 			return nil
 		}
 		if harness.Status(err) != 0 {
@@ -308,7 +308,7 @@ func (c *client) autoRemove() error {
 	if cut && harness.Status(err) == 404 {
 		return nil // it ran, ended and went while the client was cut off
 	}
-	if err != nil {
+	if err != nil && !(cut && harness.Status(err) == 409) { // it ran, ended and is about to go
 		return err
 	}
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); c.pause(20 * time.Millisecond) {
@@ -321,7 +321,7 @@ func (c *client) autoRemove() error {
 		}
 		if cut && got.State.Status == "created" {
 			// The start was cut off before it did anything.
-			if cut, err = c.do("POST", "/containers/"+b.id+"/start", nil, nil); err != nil && !(cut && harness.Status(err) == 404) && harness.Status(err) != 404 {
+			if cut, err = c.do("POST", "/containers/"+b.id+"/start", nil, nil); err != nil && harness.Status(err) != 404 && harness.Status(err) != 409 {
 				return err
 			}
 			cut = true
@@ -380,7 +380,7 @@ func (c *client) image() error {
 			return err
 		}
 		c.cut.Add(1)
-		c.pause(5 * time.Millisecond)
+		c.pause(20 * time.Millisecond)
 	}
 	if _, err := c.do("POST", "/images/"+repo+":1/tag?repo="+repo+"&tag=2", nil, nil); err != nil {
 		return err

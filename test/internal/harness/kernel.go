@@ -129,10 +129,14 @@ func (e *Engine) takeTable(inv *inventory, c *nftables.Conn, t *nftables.Table, 
 		if err != nil {
 			return err
 		}
-		for i, r := range rules {
-			if ours || e.mentions(r) {
-				inv.add(NFT, fmt.Sprintf("table %s chain %s rule %d", t.Name, ch.Name, i+1))
+		n := 0
+		for _, r := range rules {
+			if !ours && !e.mentions(r) {
+				continue
 			}
+			// Numbered among ours: what others add to their chains moves no number.
+			n++
+			inv.add(NFT, fmt.Sprintf("table %s chain %s rule %d of ours", t.Name, ch.Name, n))
 		}
 	}
 	if !ours {
