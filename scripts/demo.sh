@@ -44,7 +44,9 @@ show() {
 }
 
 finish() {
-	trap - EXIT INT TERM
+	trap - EXIT
+	trap '' INT TERM HUP PIPE # what comes now has to be done, whoever still reads
+	set +e
 	echo
 	echo "tearing down: containers, engine, $dir"
 	scripts/engine.sh stop "$dir" || exit 1
@@ -57,7 +59,8 @@ scripts/need.sh curl busybox-static
 scripts/rootfs.sh build/debian.tar
 scripts/engine.sh stop "$dir" # of a run that was cut short
 trap finish EXIT
-trap 'exit' INT TERM
+trap 'exit' INT TERM HUP
+trap '' PIPE
 from=$(date +%s%N)
 scripts/engine.sh start "$dir" --bip "${DEMO_BIP:-10.214.7.1/24}"
 echo "engine up in $((($(date +%s%N) - from) / 1000000)) ms, all of its state in $dir"
