@@ -109,6 +109,10 @@ func (s *Store) open(ctx context.Context) (err error) {
 	if err := s.bolt.Update(initFormat); err != nil {
 		return err
 	}
+	// Nothing half-written is resumed.
+	if err := os.RemoveAll(filepath.Join(s.cfg.Root, "content/ingest")); err != nil {
+		return err
+	}
 	blobs, err := local.NewStore(filepath.Join(s.cfg.Root, "content"))
 	if err != nil {
 		return err
