@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 	"unicode/utf8"
+
+	"escale.dev/escale/internal/logs/format"
 )
 
 // Whatever the bytes: reading ends, gives no more than was there, and what stands
@@ -100,5 +102,29 @@ func BenchmarkRead(b *testing.B) {
 			b.ReportMetric(lines*float64(b.N)/b.Elapsed().Seconds()/1e6, "Mlines/s")
 			b.ReportMetric(float64(content.Len())*float64(b.N)/b.Elapsed().Seconds()/1e6, "MB/s")
 		})
+	}
+}
+
+// What the monitor writes, the fast decoder reads.
+func TestReadsWhatMonitorsWrite(t *testing.T) {
+	at := epoch.Add(123_456_700)
+	var clock format.Clock
+	clock.Set(at.Unix(), int32(at.Nanosecond()))
+	d := decoder{details: true}
+	for _, text := range []string{"", "plain\n", "tab\tquote\"back\\slash\r\n", "\x00\x01\x1b[0m\x7f", "é😀\u2028<&>", "bad \xff utf8\n"} {
+		clock.Tick()
+		at = at.Add(1)
+		raw := format.Append(nil, []byte(text), "stdout", `{"a":"b"}`, &clock)
+		var l Line
+		if !d.fast(bytes.TrimSuffix(raw, []byte{'\n'}), &l) {
+			t.Errorf("%q: %s not read on the fast path", text, raw)
+			continue
+		}
+		if want := strings.ToValidUTF8(text, "\ufffd"); string(l.Data) != want || l.Stream != "stdout" || l.Attrs["a"] != "b" {
+			t.Errorf("%q: read %+v %q", text, l, l.Data)
+		}
+		if !l.Time.Equal(at) && !l.Time.Equal(at.Add(-1)) { // whether the first tick counts is the clock's affair
+			t.Errorf("%q: time %v, written at %v", text, l.Time, at)
+		}
 	}
 }
