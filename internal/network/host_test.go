@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -347,6 +348,11 @@ func (h *host) outside() *node {
 	h.here().must(func() error { return configure("out0", hostIP+"/24") })
 	n := &node{t: h.t, name: "outside", ns: ns}
 	n.must(func() error { return configure("in0", outsideIP+"/24") })
+	// To be asked for makes the kernel see that its peer is up, or the first packet
+	// is lost; see awaitCarrier in the driver.
+	if _, err := netlink.LinkByName("out0"); err != nil {
+		h.t.Fatal(err)
+	}
 	return n
 }
 
@@ -397,4 +403,22 @@ func (h *host) node(name string, s *network.Sandbox) *node {
 	}
 	h.t.Cleanup(func() { ns.Close() })
 	return &node{t: h.t, name: name, ns: ns}
+}
+
+// logTo sends the log to b, from goroutines that do not outlive the test's reads.
+func logTo(b *strings.Builder) func(*network.Config) {
+	return func(c *network.Config) {
+		c.Logger = slog.New(slog.NewTextHandler(&lockedWriter{w: b}, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	}
+}
+
+type lockedWriter struct {
+	mu sync.Mutex
+	w  *strings.Builder
+}
+
+func (l *lockedWriter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.w.Write(p)
 }

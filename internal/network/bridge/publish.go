@@ -57,8 +57,8 @@ func (d *Driver) Unpublish(_ context.Context, eps []network.Endpoint) error {
 	var all []port.Mapping
 	for _, ep := range eps {
 		list, err := mappings(ep)
-		if err != nil {
-			return err
+		if err != nil { // nothing can have been published by it
+			d.log.Warn("published ports of a bad record", "error", err)
 		}
 		all = append(all, list...)
 	}

@@ -19,7 +19,8 @@ import (
 // that only the caller knows.
 var (
 	ErrExhausted = errors.New("no available addresses on this pool")
-	ErrTaken     = fmt.Errorf("Address already in use: %w", errdefs.ErrAlreadyExists)
+	//lint:ignore ST1005 Docker's words
+	ErrTaken = fmt.Errorf("Address already in use: %w", errdefs.ErrAlreadyExists)
 )
 
 // Pool gives out the addresses of one subnet. An address that was given back is

@@ -79,6 +79,7 @@ func (a *Allocator) hold(s Spec, to netip.AddrPort) (Mapping, []*os.File, error)
 		m.Host = netip.AddrPortFrom(s.HostIP, p)
 		if a.conflict(m) {
 			if count == 1 {
+				//lint:ignore ST1005 Docker's words
 				return m, nil, fmt.Errorf("Bind for %s failed: port is already allocated", m.Host)
 			}
 			continue

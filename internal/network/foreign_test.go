@@ -1,0 +1,198 @@
+package network_test
+
+import (
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"escale.dev/escale/internal/network"
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+)
+
+// iptables is the filter table as iptables-nft and dockerd make it.
+type iptables struct {
+	t     *testing.T
+	c     *nftables.Conn
+	table *nftables.Table
+}
+
+func newIptables(t *testing.T) *iptables {
+	i := &iptables{t: t, c: &nftables.Conn{}, table: &nftables.Table{Family: nftables.TableFamilyIPv4, Name: "filter"}}
+	t.Cleanup(i.remove)
+	return i
+}
+
+func (i *iptables) remove() {
+	i.c.AddTable(i.table)
+	i.c.DelTable(i.table)
+	i.flush()
+}
+
+func (i *iptables) flush() {
+	i.t.Helper()
+	if err := i.c.Flush(); err != nil {
+		i.t.Fatal(err)
+	}
+}
+
+// forward makes FORWARD drop by policy; with dockerd it jumps to DOCKER-USER,
+// which returns.
+func (i *iptables) forward(policy nftables.ChainPolicy, dockerd bool) {
+	i.t.Helper()
+	i.c.AddTable(i.table)
+	f := i.c.AddChain(&nftables.Chain{Table: i.table, Name: "FORWARD", Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &policy})
+	if dockerd {
+		u := i.c.AddChain(&nftables.Chain{Table: i.table, Name: "DOCKER-USER"})
+		i.rule(f, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictJump, Chain: u.Name})
+		i.rule(u, &expr.Counter{}, &expr.Verdict{Kind: expr.VerdictReturn})
+	}
+	i.flush()
+}
+
+func (i *iptables) rule(c *nftables.Chain, exprs ...expr.Any) {
+	i.c.AddRule(&nftables.Rule{Table: i.table, Chain: c, Exprs: exprs})
+}
+
+var ours = []string{"escale-escale: escale0 out", "escale-escale: escale0 in"}
+
+func in(chain string) (out []string) {
+	for _, r := range ours {
+		out = append(out, chain+" "+r)
+	}
+	return out
+}
+
+func (h *host) foreignAre(want []string) {
+	h.t.Helper()
+	if got := h.foreignRules(); !slices.Equal(got, want) {
+		h.t.Errorf("rules of ours in foreign chains: %q, want %q", got, want)
+	}
+}
+
+// foreignBecome waits until the watch has put the rules right.
+func (h *host) foreignBecome(want []string) {
+	h.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if slices.Equal(h.foreignRules(), want) {
+			return
+		}
+	}
+	h.foreignAre(want)
+}
+
+func TestBesideDockerd(t *testing.T) {
+	bridgeNetfilter(t, func(t *testing.T) {
+		i := newIptables(t)
+		i.forward(nftables.ChainPolicyDrop, true)
+		h := newHost(t)
+		out := h.outside()
+		h.foreignAre(in("DOCKER-USER"))
+		if text, err := exec.Command("iptables", "-S", "DOCKER-USER").Output(); err == nil {
+			want := "-N DOCKER-USER\n-A DOCKER-USER -i escale0 -m comment --comment \"escale-escale: escale0 out\" -j ACCEPT\n" +
+				"-A DOCKER-USER -o escale0 -m comment --comment \"escale-escale: escale0 in\" -j ACCEPT\n-A DOCKER-USER -j RETURN\n"
+			if string(text) != want {
+				t.Errorf("iptables shows\n%swant\n%s", text, want)
+			}
+		}
+		a, b := h.start("a", "8080->80"), h.start("b")
+		a.serve("tcp", ":80")
+		out.serve("tcp", ":70")
+		a.reaches("tcp", outsideIP+":70", "outside", hostIP)
+		out.reaches("tcp", hostIP+":8080", "a", outsideIP)
+		b.reaches("tcp", a.ip()+":80", "a", b.ip())
+		b.reaches("tcp", hostIP+":8080", "a", "172.17.0.1")
+		h.again(map[string][]network.Endpoint{a.ID: a.Endpoints, b.ID: b.Endpoints})
+		h.foreignAre(in("DOCKER-USER")) // not twice
+	})
+}
+
+func TestDropPolicyWithoutDockerd(t *testing.T) {
+	i := newIptables(t)
+	i.forward(nftables.ChainPolicyDrop, false)
+	h := newHost(t)
+	out := h.outside()
+	h.foreignAre(in("FORWARD"))
+	a := h.start("a")
+	out.serve("tcp", ":70")
+	a.reaches("tcp", outsideIP+":70", "outside", hostIP)
+}
+
+func TestAcceptPolicyNeedsNothing(t *testing.T) {
+	i := newIptables(t)
+	i.forward(nftables.ChainPolicyAccept, false)
+	h := newHost(t)
+	h.foreignAre(nil)
+}
+
+// The administrator's own rules in DOCKER-USER come first.
+func TestDropsOfTheAdministratorWin(t *testing.T) {
+	i := newIptables(t)
+	i.forward(nftables.ChainPolicyDrop, true)
+	u := &nftables.Chain{Table: i.table, Name: "DOCKER-USER"}
+	i.c.InsertRule(&nftables.Rule{Table: i.table, Chain: u, Exprs: []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4},
+		&expr.Cmp{Register: 1, Data: []byte{192, 0, 2, 2}}, &expr.Verdict{Kind: expr.VerdictDrop}}})
+	i.flush()
+	h := newHost(t)
+	out := h.outside()
+	a := h.start("a")
+	out.serve("tcp", ":70")
+	a.blocked("tcp", outsideIP+":70")
+}
+
+// dockerd that starts after the engine, one that goes, and somebody who flushes
+// everything, as a restart of nftables.service does.
+func TestWatch(t *testing.T) {
+	i := newIptables(t)
+	h := newHost(t)
+	out := h.outside()
+	a := h.start("a", "8080->80")
+	a.serve("tcp", ":80")
+	h.foreignAre(nil)
+	i.forward(nftables.ChainPolicyDrop, true)
+	h.foreignBecome(in("DOCKER-USER"))
+	out.reaches("tcp", hostIP+":8080", "a", outsideIP)
+	i.remove()
+	h.foreignBecome(nil)
+	i.forward(nftables.ChainPolicyDrop, false)
+	h.foreignBecome(in("FORWARD"))
+	i.c.FlushRuleset()
+	i.flush()
+	for deadline := time.Now().Add(10 * time.Second); h.count().elements != 1 && time.Now().Before(deadline); {
+		time.Sleep(20 * time.Millisecond)
+	}
+	h.is(count{links: 1, handles: 1, elements: 1, tables: 1, bridges: 1})
+	out.reaches("tcp", hostIP+":8080", "a", outsideIP)
+}
+
+// A drop that only its owner can lift is told of, with what to add.
+func TestPlainDropIsToldOf(t *testing.T) {
+	c := &nftables.Conn{}
+	table := c.AddTable(&nftables.Table{Family: nftables.TableFamilyINet, Name: "site"})
+	policy := nftables.ChainPolicyDrop
+	c.AddChain(&nftables.Chain{Table: table, Name: "fwd", Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &policy})
+	log := &strings.Builder{}
+	h := newHost(t, logTo(log), func(*network.Config) {
+		if err := c.Flush(); err != nil {
+			t.Fatal(err)
+		}
+	})
+	defer func() {
+		c.DelTable(table)
+		if err := c.Flush(); err != nil {
+			t.Error(err)
+		}
+	}()
+	if err := h.m.Open(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := `nft insert rule inet site fwd iifname \"escale0\" accept`
+	if n := strings.Count(log.String(), want); n != 1 {
+		t.Errorf("told %d times in %s", n, log)
+	}
+}
