@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"errors"
+	"escale.dev/escale/internal/sys/rtnl"
 	"fmt"
 	"io/fs"
 	"net/netip"
@@ -108,7 +109,7 @@ func (d *Driver) assign(link netlink.Link, want netip.Prefix) (netip.Prefix, err
 // used are the subnets of all links and routes of the host but those of link.
 func (d *Driver) used(link netlink.Link) ([]netip.Prefix, error) {
 	var out []netip.Prefix
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := rtnl.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, fmt.Errorf("addresses of the host: %w", err)
 	}
@@ -120,7 +121,9 @@ func (d *Driver) used(link netlink.Link) ([]netip.Prefix, error) {
 			out = append(out, p)
 		}
 	}
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	routes, err := rtnl.Whole(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return nil, fmt.Errorf("routes of the host: %w", err)
 	}
@@ -151,7 +154,7 @@ func prefix(ip, mask []byte) (netip.Prefix, bool) {
 }
 
 func addresses(link netlink.Link) ([]netip.Prefix, error) {
-	list, err := netlink.AddrList(link, netlink.FAMILY_V4)
+	list, err := rtnl.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_V4) })
 	if err != nil {
 		return nil, err
 	}
@@ -179,7 +182,7 @@ func removeAddresses(link netlink.Link, addrs []netip.Prefix) error {
 
 // hasPorts tells whether links are connected to the bridge with this index.
 func hasPorts(index int) (bool, error) {
-	links, err := netlink.LinkList()
+	links, err := rtnl.Whole(netlink.LinkList)
 	if err != nil {
 		return false, fmt.Errorf("links of the host: %w", err)
 	}

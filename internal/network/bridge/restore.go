@@ -66,7 +66,7 @@ func (d *Driver) takeUp(b *bridged, l network.Live, link netlink.Link) ([]port.M
 // links are this instance's links on the host, by name. Another engine's whose
 // prefix happens to be the same are told apart by their bridge.
 func (d *Driver) links() (map[string]netlink.Link, error) {
-	all, err := netlink.LinkList()
+	all, err := rtnl.Whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("links of the host: %w", err)
 	}

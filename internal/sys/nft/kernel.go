@@ -34,9 +34,12 @@ func concat(types []Type) nftables.SetDatatype {
 	return nftables.MustConcatSetType(datas...) // at most five fields, fixed in the source
 }
 
-func (m Map) set(t *nftables.Table) *nftables.Set {
+// set is the map as the library knows it. Its id counts within one transaction,
+// where a table has one map of each number.
+func (t Table) set(kt *nftables.Table, i int) *nftables.Set {
+	m := t.Maps[i]
 	return &nftables.Set{
-		Table: t, Name: m.Name, IsMap: true, Concatenation: len(m.Key) > 1,
+		ID: uint32(i + 1), Table: kt, Name: m.Name, IsMap: true, Concatenation: len(m.Key) > 1,
 		KeyType: concat(m.Key), DataType: concat(m.Value),
 	}
 }
@@ -98,8 +101,8 @@ func (c *Conn) Replace(t Table, elements Elements) error {
 		c.AddTable(kt) // so that deleting it cannot miss
 		c.DelTable(kt)
 		c.AddTable(kt)
-		for _, m := range t.Maps {
-			set := m.set(kt)
+		for i, m := range t.Maps {
+			set := t.set(kt, i)
 			if err := c.AddSet(set, nil); err != nil {
 				return err
 			}
@@ -166,8 +169,8 @@ func convert(elements []Element, values bool) []nftables.SetElement {
 func (c *Conn) Change(t Table, del, ins Elements) error {
 	err := c.Do(func(c *nftables.Conn) error {
 		kt := table(t.Name)
-		for _, m := range t.Maps {
-			set := m.set(kt)
+		for i, m := range t.Maps {
+			set := t.set(kt, i)
 			for part := range slices.Chunk(del[m.Name], chunk) {
 				if err := c.SetDeleteElements(set, convert(part, false)); err != nil {
 					return err
@@ -215,11 +218,11 @@ func (c *Conn) Read(t Table) (Elements, error) {
 		if err != nil {
 			return err
 		}
-		for _, m := range t.Maps {
+		for i, m := range t.Maps {
 			if !slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == m.Name }) {
 				continue
 			}
-			elements, err := c.GetSetElements(m.set(kt))
+			elements, err := c.GetSetElements(t.set(kt, i))
 			if err != nil {
 				return fmt.Errorf("map %q: %w", m.Name, err)
 			}
