@@ -30,14 +30,14 @@ func (m *Manager) Create(ctx context.Context, c Create) (CreateResult, error) {
 		rec.Networking = c.Networking.EndpointsConfig
 	}
 	rec.State.Status = Created
-	warnings, err := m.complete(&rec, img)
+	warnings, err := m.creator.complete(&rec, img)
 	if err != nil {
 		return CreateResult{}, err
 	}
-	if rec.Name, err = m.chooseName(c.Name, rec.ID); err != nil {
+	if rec.Name, err = m.creator.chooseName(c.Name, rec.ID); err != nil {
 		return CreateResult{}, err
 	}
-	e, err := m.build(ctx, rec)
+	e, err := m.creator.build(ctx, rec)
 	if err != nil {
 		m.store.release(rec.Name, rec.ID)
 		return CreateResult{}, err
@@ -46,7 +46,7 @@ func (m *Manager) Create(ctx context.Context, c Create) (CreateResult, error) {
 	return CreateResult{ID: rec.ID, Warnings: warnings}, nil
 }
 
-func (m *Manager) chooseName(name string, id ID) (string, error) {
+func (m creator) chooseName(name string, id ID) (string, error) {
 	if name == "" {
 		return m.inventName(id)
 	}
@@ -59,7 +59,7 @@ func (m *Manager) chooseName(name string, id ID) (string, error) {
 
 // build makes what a container has on disk, its record last; what was made is
 // undone when a later step fails.
-func (m *Manager) build(ctx context.Context, rec Record) (_ *entry, err error) {
+func (m creator) build(ctx context.Context, rec Record) (_ *entry, err error) {
 	var undo undoStack
 	defer func() {
 		if err != nil {
@@ -75,11 +75,11 @@ func (m *Manager) build(ctx context.Context, rec Record) (_ *entry, err error) {
 		return nil, err
 	}
 	undo.add(func() { m.cfg.Rootfs.Remove(m.ctx, string(rec.ID)) })
-	if err := m.resolveMounts(ctx, &rec); err != nil {
-		m.releaseVolumes(&rec)
+	if err := m.mounts.resolve(ctx, &rec); err != nil {
+		m.mounts.release(&rec)
 		return nil, err
 	}
-	undo.add(func() { m.releaseVolumes(&rec); m.removeAnonymous(&rec) })
+	undo.add(func() { m.mounts.release(&rec); m.mounts.removeAnonymous(&rec) })
 	e := newEntry(rec)
 	if err := m.store.save(&e.rec, true); err != nil {
 		return nil, err
@@ -88,9 +88,15 @@ func (m *Manager) build(ctx context.Context, rec Record) (_ *entry, err error) {
 	return e, nil
 }
 
+// creator makes containers out of what clients ask.
+type creator struct {
+	*core
+	mounts mounts
+}
+
 // complete fills in what the client left open, from the image and the engine's
 // defaults, and refuses what cannot be.
-func (m *Manager) complete(rec *Record, img image.Image) ([]string, error) {
+func (m creator) complete(rec *Record, img image.Image) ([]string, error) {
 	c, h := rec.Config, rec.HostConfig
 	mergeImage(c, &img.Config)
 	if err := checkHealth(c.Healthcheck); err != nil {
@@ -126,7 +132,7 @@ func (m *Manager) complete(rec *Record, img image.Image) ([]string, error) {
 }
 
 // hostDefaults completes the host configuration by Docker's rules.
-func (m *Manager) hostDefaults(rec *Record) error {
+func (m creator) hostDefaults(rec *Record) error {
 	h, d := rec.HostConfig, &m.cfg.Defaults
 	if h.NetworkMode == "" || h.NetworkMode.IsDefault() {
 		h.NetworkMode = apinetwork.NetworkBridge
@@ -166,7 +172,7 @@ func (m *Manager) hostDefaults(rec *Record) error {
 }
 
 // checkNetwork refuses network modes that cannot be, in Docker's words.
-func (m *Manager) checkNetwork(rec *Record) error {
+func (m creator) checkNetwork(rec *Record) error {
 	h, c := rec.HostConfig, rec.Config
 	mode := h.NetworkMode
 	switch {

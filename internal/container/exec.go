@@ -29,6 +29,13 @@ type exec struct {
 	done    chan struct{} // closed when it has ended
 }
 
+// execs keeps and runs the execs of all containers.
+type execs struct {
+	*core
+	mu   sync.Mutex
+	byID map[string]*exec
+}
+
 // maxExecs bounds the ended execs that are remembered for a container.
 const maxExecs = 256
 
@@ -48,16 +55,7 @@ func (m *Manager) ExecCreate(_ context.Context, ref string, c ExecConfig) (strin
 		return "", err
 	}
 	x := &exec{id: string(newID()), e: e, conf: c, done: make(chan struct{})}
-	m.execMu.Lock()
-	m.execs[x.id] = x
-	m.execMu.Unlock()
-	e.mu.Lock()
-	e.execs[x.id] = x
-	old := e.oldestEnded()
-	e.mu.Unlock()
-	if old != nil {
-		m.forgetExec(old)
-	}
+	m.execs.add(x)
 	m.publish(e, apievents.Action("exec_create: "+strings.Join(c.Cmd, " ")), map[string]string{"execID": x.id})
 	return x.id, nil
 }
@@ -89,32 +87,46 @@ func (e *entry) oldestEnded() *exec {
 	return nil
 }
 
-func (m *Manager) forgetExec(x *exec) {
-	m.execMu.Lock()
-	delete(m.execs, x.id)
-	m.execMu.Unlock()
+// add remembers an exec, and forgets an ended one where there are too many.
+func (m *execs) add(x *exec) {
+	m.mu.Lock()
+	m.byID[x.id] = x
+	m.mu.Unlock()
+	x.e.mu.Lock()
+	x.e.execs[x.id] = x
+	old := x.e.oldestEnded()
+	x.e.mu.Unlock()
+	if old != nil {
+		m.forget(old)
+	}
+}
+
+func (m *execs) forget(x *exec) {
+	m.mu.Lock()
+	delete(m.byID, x.id)
+	m.mu.Unlock()
 	x.e.mu.Lock()
 	delete(x.e.execs, x.id)
 	x.e.mu.Unlock()
 }
 
-// dropExecs forgets all execs of a removed container.
-func (m *Manager) dropExecs(e *entry) {
+// drop forgets all execs of a removed container.
+func (m *execs) drop(e *entry) {
 	e.mu.Lock()
 	all := e.execs
 	e.execs = map[string]*exec{}
 	e.mu.Unlock()
-	m.execMu.Lock()
-	defer m.execMu.Unlock()
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for id := range all {
-		delete(m.execs, id)
+		delete(m.byID, id)
 	}
 }
 
-func (m *Manager) findExec(id string) (*exec, error) {
-	m.execMu.Lock()
-	defer m.execMu.Unlock()
-	x, ok := m.execs[id]
+func (m *execs) find(id string) (*exec, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	x, ok := m.byID[id]
 	if !ok {
 		return nil, kindf(errNotFound, "No such exec instance: %s", id)
 	}
@@ -124,7 +136,7 @@ func (m *Manager) findExec(id string) (*exec, error) {
 // ExecStart runs an exec. open nil: detached, returns once it runs; else blocks
 // until the process' output has ended or the client is gone.
 func (m *Manager) ExecStart(ctx context.Context, id string, size [2]uint16, open func(terminal bool) (io.ReadWriteCloser, error)) error {
-	x, err := m.findExec(id)
+	x, err := m.execs.find(id)
 	if err != nil {
 		return err
 	}
@@ -149,7 +161,7 @@ func (m *Manager) ExecStart(ctx context.Context, id string, size [2]uint16, open
 	var conn io.ReadWriteCloser
 	var stream runtime.Stream
 	if open != nil {
-		if stream, err = m.execAttach(ctx, x); err == nil {
+		if stream, err = m.execs.attach(ctx, x); err == nil {
 			defer stream.Close()
 			conn, err = open(x.conf.Tty)
 		}
@@ -159,7 +171,7 @@ func (m *Manager) ExecStart(ctx context.Context, id string, size [2]uint16, open
 		}
 		defer conn.Close()
 	}
-	if err := m.execRun(context.WithoutCancel(ctx), x, size); err != nil {
+	if err := m.execs.run(context.WithoutCancel(ctx), x, size); err != nil {
 		return err
 	}
 	if open == nil {
@@ -179,7 +191,7 @@ func (m *Manager) ExecStart(ctx context.Context, id string, size [2]uint16, open
 	return nil
 }
 
-func (m *Manager) execAttach(ctx context.Context, x *exec) (runtime.Stream, error) {
+func (m *execs) attach(ctx context.Context, x *exec) (runtime.Stream, error) {
 	task := x.e.live()
 	if task == nil {
 		return nil, kindf(errConflict, "container %s is not running", x.e.id)
@@ -187,14 +199,14 @@ func (m *Manager) execAttach(ctx context.Context, x *exec) (runtime.Stream, erro
 	return task.Attach(ctx, x.id, runtime.Attach{Stdin: x.conf.AttachStdin, Stdout: x.conf.AttachStdout || x.conf.Tty, Stderr: x.conf.AttachStderr && !x.conf.Tty})
 }
 
-// execRun starts the process and watches for its end.
-func (m *Manager) execRun(ctx context.Context, x *exec, size [2]uint16) error {
+// run starts the process and watches for its end.
+func (m *execs) run(ctx context.Context, x *exec, size [2]uint16) error {
 	task := x.e.live()
 	if task == nil {
 		x.end(126)
 		return kindf(errConflict, "container %s is not running", x.e.id)
 	}
-	process, err := m.execProcess(x, size)
+	process, err := m.process(x, size)
 	if err != nil {
 		x.end(126)
 		return err
@@ -229,8 +241,8 @@ func (m *Manager) execRun(ctx context.Context, x *exec, size [2]uint16) error {
 	return nil
 }
 
-// execProcess is the OCI process of an exec.
-func (m *Manager) execProcess(x *exec, size [2]uint16) ([]byte, error) {
+// process is the OCI process of an exec.
+func (m *execs) process(x *exec, size [2]uint16) ([]byte, error) {
 	x.e.mu.Lock()
 	generation := x.e.rec.State.Generation
 	x.e.mu.Unlock()
@@ -278,7 +290,7 @@ func (x *exec) isRunning() bool {
 
 // ExecResize sets the size of an exec's terminal.
 func (m *Manager) ExecResize(ctx context.Context, id string, rows, cols uint16) error {
-	x, err := m.findExec(id)
+	x, err := m.execs.find(id)
 	if err != nil {
 		return err
 	}
@@ -291,7 +303,7 @@ func (m *Manager) ExecResize(ctx context.Context, id string, rows, cols uint16) 
 
 // ExecGet returns an exec by its id.
 func (m *Manager) ExecGet(id string) (Exec, error) {
-	x, err := m.findExec(id)
+	x, err := m.execs.find(id)
 	if err != nil {
 		return Exec{}, err
 	}

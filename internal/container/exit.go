@@ -13,7 +13,7 @@ import (
 )
 
 // watch waits for the end of a run and handles it.
-func (m *Manager) watch(e *entry, r *run) {
+func (m *runner) watch(e *entry, r *run) {
 	m.background(func(ctx context.Context) {
 		exit, err := r.task.Wait(ctx, "")
 		if ctx.Err() != nil {
@@ -32,7 +32,7 @@ func (m *Manager) watch(e *entry, r *run) {
 
 // monitorLost handles a monitor that died: what it last recorded counts, else
 // its container goes with it.
-func (m *Manager) monitorLost(e *entry, r *run) (runtime.Exit, error) {
+func (m *runner) monitorLost(e *entry, r *run) (runtime.Exit, error) {
 	if exit, err := m.cfg.Runtime.LastExit(m.store.path(e.id), r.generation); err == nil {
 		return exit, nil
 	}
@@ -44,7 +44,7 @@ func (m *Manager) monitorLost(e *entry, r *run) (runtime.Exit, error) {
 }
 
 // exited records the end of a run, tells who waits, and decides what comes next.
-func (m *Manager) exited(e *entry, r *run, exit runtime.Exit, cause error) {
+func (m *runner) exited(e *entry, r *run, exit runtime.Exit, cause error) {
 	e.mu.Lock()
 	eps := e.rec.Endpoints
 	e.mu.Unlock()
@@ -103,7 +103,7 @@ func (m *Manager) exited(e *entry, r *run, exit runtime.Exit, cause error) {
 	}
 }
 
-func (m *Manager) tellExit(e *entry, exit runtime.Exit, lived time.Duration) {
+func (m *runner) tellExit(e *entry, exit runtime.Exit, lived time.Duration) {
 	if exit.OOMKilled {
 		m.publish(e, apievents.ActionOOM, nil)
 	}
@@ -115,7 +115,7 @@ func (m *Manager) tellExit(e *entry, exit runtime.Exit, lived time.Duration) {
 
 // reap gives back what the kernel keeps of a run. Its run directory goes last:
 // as long as it is there, a later engine knows that there is something to reap.
-func (m *Manager) reap(ctx context.Context, rec *Record, r *run, eps []network.Endpoint) {
+func (m *runner) reap(ctx context.Context, rec *Record, r *run, eps []network.Endpoint) {
 	defer close(r.reaped)
 	warn := func(what string, err error) bool {
 		if err != nil && ctx.Err() == nil {
@@ -134,7 +134,7 @@ func (m *Manager) reap(ctx context.Context, rec *Record, r *run, eps []network.E
 }
 
 // autoRemove removes a container that was started with --rm.
-func (m *Manager) autoRemove(ctx context.Context, e *entry) {
+func (m *runner) autoRemove(ctx context.Context, e *entry) {
 	if err := e.op.lock(ctx); err != nil {
 		return
 	}

@@ -90,9 +90,12 @@ func orDefault(d *time.Duration, v time.Duration) {
 	}
 }
 
-// startHealth begins the health check of a run, if the container has one. A
+// prober runs health checks.
+type prober struct{ *execs }
+
+// begin starts the health check of a run, if the container has one. A
 // container taken up from an earlier engine keeps its standing.
-func (m *Manager) startHealth(e *entry) {
+func (m prober) begin(e *entry) {
 	e.mu.Lock()
 	p, ok := newProbe(e.rec.Config)
 	r := e.run
@@ -109,12 +112,12 @@ func (m *Manager) startHealth(e *entry) {
 	e.mu.Unlock()
 	m.background(func(context.Context) {
 		defer cancel()
-		m.probeLoop(ctx, e, r, p, started)
+		m.loop(ctx, e, r, p, started)
 	})
 }
 
-// probeLoop runs the probe at its interval until the run or the engine ends.
-func (m *Manager) probeLoop(ctx context.Context, e *entry, r *run, p probe, started time.Time) {
+// loop runs the probe at its interval until the run or the engine ends.
+func (m prober) loop(ctx context.Context, e *entry, r *run, p probe, started time.Time) {
 	for {
 		wait := p.interval
 		if inStart(e, p, started) {
@@ -133,7 +136,7 @@ func (m *Manager) probeLoop(ctx context.Context, e *entry, r *run, p probe, star
 		if e.state().Status == Paused {
 			continue
 		}
-		result := m.probeOnce(ctx, e, p)
+		result := m.once(ctx, e, p)
 		if ctx.Err() != nil {
 			return
 		}
@@ -148,7 +151,7 @@ func inStart(e *entry, p probe, started time.Time) bool {
 }
 
 // judge records a result and what it makes of the container's health.
-func (m *Manager) judge(e *entry, r *run, p probe, started time.Time, result *container.HealthcheckResult) {
+func (m prober) judge(e *entry, r *run, p probe, started time.Time, result *container.HealthcheckResult) {
 	starting := inStart(e, p, started)
 	e.mu.Lock()
 	if e.run != r || !e.rec.State.Running() {
@@ -188,11 +191,11 @@ func (m *Manager) judge(e *entry, r *run, p probe, started time.Time, result *co
 	}
 }
 
-// probeOnce runs the probe as an exec and collects its output.
-func (m *Manager) probeOnce(ctx context.Context, e *entry, p probe) *container.HealthcheckResult {
+// once runs the probe as an exec and collects its output.
+func (m prober) once(ctx context.Context, e *entry, p probe) *container.HealthcheckResult {
 	res := &container.HealthcheckResult{Start: time.Now()}
 	out := &boundedBuffer{max: maxProbeOutput}
-	code, err := m.runProbe(ctx, e, p, out)
+	code, err := m.exec(ctx, e, p, out)
 	res.End, res.Output, res.ExitCode = time.Now(), out.String(), code
 	switch {
 	case errors.Is(err, context.DeadlineExceeded):
@@ -205,19 +208,17 @@ func (m *Manager) probeOnce(ctx context.Context, e *entry, p probe) *container.H
 	return res
 }
 
-func (m *Manager) runProbe(ctx context.Context, e *entry, p probe, out io.Writer) (int, error) {
+func (m prober) exec(ctx context.Context, e *entry, p probe, out io.Writer) (int, error) {
 	x := &exec{id: string(newID()), e: e, done: make(chan struct{}), conf: ExecConfig{Cmd: p.cmd, AttachStdout: true, AttachStderr: true}}
-	e.mu.Lock()
-	e.execs[x.id] = x
-	e.mu.Unlock()
-	defer m.forgetExec(x)
+	m.add(x)
+	defer m.forget(x)
 	m.publish(e, apievents.Action("exec_create: "+strings.Join(p.cmd, " ")), map[string]string{"execID": x.id})
-	stream, err := m.execAttach(ctx, x)
+	stream, err := m.attach(ctx, x)
 	if err != nil {
 		return 0, err
 	}
 	defer stream.Close()
-	if err := m.execRun(ctx, x, [2]uint16{}); err != nil {
+	if err := m.run(ctx, x, [2]uint16{}); err != nil {
 		return 0, err
 	}
 	timeout := time.NewTimer(p.timeout)

@@ -11,7 +11,7 @@ import (
 // hostFiles are the files of a container that are bound over those in /etc.
 type hostFiles struct{ hostname, hosts, resolv string }
 
-func (m *Manager) hostFilesOf(id ID) hostFiles {
+func (m *core) hostFilesOf(id ID) hostFiles {
 	dir := m.store.path(id)
 	return hostFiles{hostname: filepath.Join(dir, "hostname"), hosts: filepath.Join(dir, "hosts"), resolv: filepath.Join(dir, "resolv.conf")}
 }

@@ -21,12 +21,12 @@ const (
 )
 
 // logPath is where Docker keeps the json-file log, because tools look there.
-func (m *Manager) logPath(id ID) string {
+func (m *core) logPath(id ID) string {
 	return filepath.Join(m.store.path(id), string(id)+"-json.log")
 }
 
 // logDefaults completes and checks the log configuration.
-func (m *Manager) logDefaults(h *container.HostConfig) error {
+func (m creator) logDefaults(h *container.HostConfig) error {
 	lc := &h.LogConfig
 	if lc.Type == "" {
 		lc.Type = m.cfg.Defaults.LogDriver

@@ -103,26 +103,34 @@ type Config struct {
 	Logger   *slog.Logger
 }
 
-// Manager is the life of all containers of an engine.
-type Manager struct {
+// core is what every part of the package works with.
+type core struct {
 	cfg   Config
 	log   *slog.Logger
 	store *store
 
-	ctx    context.Context // ends with Close: loops of the manager's own
+	ctx    context.Context // ends with Close: loops of the package's own
 	cancel context.CancelFunc
 	loops  sync.WaitGroup
+}
 
-	execMu sync.Mutex
-	execs  map[string]*exec // by exec id
+// Manager is the life of all containers of an engine: what clients ask for.
+// What happens underneath is done by its parts, each with one subject: creator,
+// mounts, runner, execs, prober, recovery.
+type Manager struct {
+	*runner
+	creator creator
 }
 
 // New makes a Manager; nothing is read or started before Open.
 func New(cfg Config) *Manager {
 	ctx, cancel := context.WithCancel(context.Background()) // detached: lives from New to Close
+	c := &core{cfg: cfg, log: cfg.Logger, store: newStore(cfg.Dir), ctx: ctx, cancel: cancel}
+	x := &execs{core: c, byID: map[string]*exec{}}
+	m := mounts{c}
 	return &Manager{
-		cfg: cfg, log: cfg.Logger, store: newStore(cfg.Dir),
-		ctx: ctx, cancel: cancel, execs: map[string]*exec{},
+		runner:  &runner{core: c, execs: x, prober: prober{x}, mounts: m},
+		creator: creator{core: c, mounts: m},
 	}
 }
 
@@ -236,7 +244,7 @@ func (m *Manager) Rename(ctx context.Context, ref, name string) error {
 }
 
 // publish tells an event of a container with Docker's attributes.
-func (m *Manager) publish(e *entry, action apievents.Action, extra map[string]string) {
+func (m *core) publish(e *entry, action apievents.Action, extra map[string]string) {
 	e.mu.Lock()
 	attrs := make(map[string]string, len(e.rec.Config.Labels)+2+len(extra))
 	for k, v := range e.rec.Config.Labels {
@@ -254,7 +262,7 @@ func (m *Manager) publish(e *entry, action apievents.Action, extra map[string]st
 }
 
 // update changes the record under the lock and writes it.
-func (m *Manager) update(e *entry, durable bool, change func(*Record) error) error {
+func (m *core) update(e *entry, durable bool, change func(*Record) error) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return m.updateLocked(e, durable, change)
@@ -263,7 +271,7 @@ func (m *Manager) update(e *entry, durable bool, change func(*Record) error) err
 // updateLocked is update for callers that hold e.mu. A record that cannot be
 // written stays changed in memory: the kernel's truth has moved already, and
 // the next write carries it.
-func (m *Manager) updateLocked(e *entry, durable bool, change func(*Record) error) error {
+func (m *core) updateLocked(e *entry, durable bool, change func(*Record) error) error {
 	if err := change(&e.rec); err != nil {
 		return err
 	}
@@ -274,18 +282,18 @@ func (m *Manager) updateLocked(e *entry, durable bool, change func(*Record) erro
 }
 
 // background runs f on a goroutine that Close waits for.
-func (m *Manager) background(f func(ctx context.Context)) {
+func (m *core) background(f func(ctx context.Context)) {
 	m.loops.Go(func() { f(m.ctx) })
 }
 
 // runDir is the directory of one start of a container.
-func (m *Manager) runDir(id ID, generation uint64) string {
+func (m *core) runDir(id ID, generation uint64) string {
 	return filepath.Join(m.cfg.RunDir, string(id), uitoa(generation))
 }
 
 // removeRunDir drops the directory of a start, and the container's when it is
 // the last: only now nothing of this start is left anywhere.
-func (m *Manager) removeRunDir(id ID, generation uint64) {
+func (m *core) removeRunDir(id ID, generation uint64) {
 	dir := m.runDir(id, generation)
 	if err := os.RemoveAll(dir); err != nil {
 		m.log.Warn("removing run directory", "path", dir, "error", err)

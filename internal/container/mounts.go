@@ -21,9 +21,12 @@ type mountSet struct {
 	asked  map[string]bool // destinations the client named itself
 }
 
-// resolveMounts turns binds, mounts, volumes-from and volumes of the image into
+// mounts resolves mount points and holds the volumes among them.
+type mounts struct{ *core }
+
+// resolve turns binds, mounts, volumes-from and volumes of the image into
 // the record's mount points, and acquires the volumes among them.
-func (m *Manager) resolveMounts(ctx context.Context, rec *Record) error {
+func (m mounts) resolve(ctx context.Context, rec *Record) error {
 	set := mountSet{points: map[string]Mount{}, asked: map[string]bool{}}
 	if err := m.volumesFrom(rec, set); err != nil {
 		return err
@@ -88,7 +91,7 @@ func (s mountSet) ask(p Mount) error {
 }
 
 // volumesFrom takes over the mounts of other containers.
-func (m *Manager) volumesFrom(rec *Record, set mountSet) error {
+func (m mounts) volumesFrom(rec *Record, set mountSet) error {
 	for _, spec := range rec.HostConfig.VolumesFrom {
 		name, mode, _ := strings.Cut(spec, ":")
 		if mode != "" && mode != "ro" && mode != "rw" && mode != "z" && mode != "Z" {
@@ -107,7 +110,7 @@ func (m *Manager) volumesFrom(rec *Record, set mountSet) error {
 }
 
 // acquire makes or finds the volume of a mount point and holds it for the container.
-func (m *Manager) acquire(ctx context.Context, rec *Record, p *Mount) error {
+func (m mounts) acquire(ctx context.Context, rec *Record, p *Mount) error {
 	labels := map[string]string{}
 	if p.Name == "" {
 		p.Name = string(newID())
@@ -124,8 +127,8 @@ func (m *Manager) acquire(ctx context.Context, rec *Record, p *Mount) error {
 // anonymousLabel marks volumes without a name of their own, as Docker does.
 const anonymousLabel = "com.docker.volume.anonymous"
 
-// releaseVolumes lets go of the container's volumes.
-func (m *Manager) releaseVolumes(rec *Record) {
+// release lets go of the container's volumes.
+func (m mounts) release(rec *Record) {
 	for _, p := range rec.Mounts {
 		if p.Type == mount.TypeVolume {
 			m.cfg.Volumes.Release(p.Name, string(rec.ID))
@@ -134,7 +137,7 @@ func (m *Manager) releaseVolumes(rec *Record) {
 }
 
 // removeAnonymous removes the volumes that were made for this container alone.
-func (m *Manager) removeAnonymous(rec *Record) {
+func (m mounts) removeAnonymous(rec *Record) {
 	for _, p := range rec.Mounts {
 		if p.Type == mount.TypeVolume && len(p.Name) == 64 && !namedByClient(rec, p.Destination) {
 			if err := m.cfg.Volumes.Remove(m.ctx, p.Name); err != nil {

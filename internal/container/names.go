@@ -42,7 +42,7 @@ var (
 )
 
 // inventName makes up a free name and reserves it.
-func (m *Manager) inventName(id ID) (string, error) {
+func (m creator) inventName(id ID) (string, error) {
 	for range 8 {
 		name := pick(nameLeft) + "_" + pick(nameRight)
 		if m.store.reserve(name, id) == nil {

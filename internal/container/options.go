@@ -14,7 +14,7 @@ import (
 )
 
 // cgroupPath is the cgroup of a container as the specification has it.
-func (m *Manager) cgroupPath(rec *Record) string {
+func (m *core) cgroupPath(rec *Record) string {
 	parent := m.cfg.Defaults.CgroupParent
 	if rec.HostConfig != nil && rec.HostConfig.CgroupParent != "" {
 		parent = rec.HostConfig.CgroupParent
@@ -155,7 +155,7 @@ func (s *start) joined(ref string) (*entry, State, error) {
 	return other, st, nil
 }
 
-func (m *Manager) shmPath(id ID, generation uint64) string {
+func (m *core) shmPath(id ID, generation uint64) string {
 	return filepath.Join(m.runDir(id, generation), "shm")
 }
 
@@ -175,7 +175,7 @@ func (s *start) mountShm() error {
 }
 
 // unmountRun takes down the mounts of a run's directory.
-func (m *Manager) unmountRun(id ID, generation uint64) error {
+func (m *core) unmountRun(id ID, generation uint64) error {
 	err := m.cfg.Rootfs.Unmount(filepath.Join(m.runDir(id, generation), "rootfs"))
 	if e := unix.Unmount(m.shmPath(id, generation), unix.MNT_DETACH); e != nil && e != unix.EINVAL && e != unix.ENOENT {
 		err = errors.Join(err, fmt.Errorf("shared memory: %w", e))

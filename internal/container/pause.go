@@ -53,7 +53,7 @@ func (m *Manager) Unpause(ctx context.Context, ref string) error {
 }
 
 // thaw unfreezes a paused container; its op lock need not be held.
-func (m *Manager) thaw(e *entry) error {
+func (m *runner) thaw(e *entry) error {
 	v := e.view()
 	if err := m.cfg.Freezer.Thaw(m.cgroupPath(&v.Record)); err != nil {
 		return fmt.Errorf("container %s: %w", e.id.Short(), err)

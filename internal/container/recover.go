@@ -19,6 +19,7 @@ import (
 // collects what an engine that was killed left half-made. Restart policies act
 // when Resume is called.
 func (m *Manager) Open(ctx context.Context) error {
+	rec := recovery{m.runner}
 	entries, err := m.store.load()
 	if err != nil {
 		return err
@@ -27,7 +28,7 @@ func (m *Manager) Open(ctx context.Context) error {
 		return err
 	}
 	for _, e := range entries {
-		m.holdVolumes(ctx, e)
+		m.mounts.hold(ctx, e)
 	}
 	// Monitors answer at once; a few at a time keep a thousand of them quick.
 	slots := make(chan struct{}, 16)
@@ -36,7 +37,7 @@ func (m *Manager) Open(ctx context.Context) error {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			if err := m.takeUp(ctx, e); err != nil {
+			if err := rec.takeUp(ctx, e); err != nil {
 				m.log.Error("taking up container", "container", e.id.Short(), "error", err)
 			}
 		})
@@ -51,8 +52,8 @@ func (m *Manager) Open(ctx context.Context) error {
 	if err := m.cfg.Networks.Restore(ctx, live); err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
-	m.sweepRuns(ctx)
-	m.sweepRoots(ctx)
+	rec.sweepRuns(ctx)
+	rec.sweepRoots(ctx)
 	m.background(func(context.Context) { m.store.collect() })
 	return nil
 }
@@ -103,8 +104,8 @@ func (e *entry) resumes() bool {
 	return false
 }
 
-// holdVolumes counts the container among the users of its volumes again.
-func (m *Manager) holdVolumes(ctx context.Context, e *entry) {
+// hold counts the container among the users of its volumes again.
+func (m mounts) hold(ctx context.Context, e *entry) {
 	v := e.view()
 	for _, p := range v.Mounts {
 		if p.Name == "" {
@@ -116,8 +117,11 @@ func (m *Manager) holdVolumes(ctx context.Context, e *entry) {
 	}
 }
 
+// recovery takes up what an earlier engine left.
+type recovery struct{ *runner }
+
 // takeUp finds out what became of a container while no engine was there.
-func (m *Manager) takeUp(ctx context.Context, e *entry) error {
+func (m recovery) takeUp(ctx context.Context, e *entry) error {
 	v := e.view()
 	st := v.State
 	if st.Status != Starting && !st.Running() {
@@ -159,7 +163,7 @@ func (m *Manager) takeUp(ctx context.Context, e *entry) error {
 }
 
 // tookUpRunning goes on with a container whose monitor is there.
-func (m *Manager) tookUpRunning(e *entry, r *run, task runtime.Task) error {
+func (m recovery) tookUpRunning(e *entry, r *run, task runtime.Task) error {
 	r.task = task
 	e.mu.Lock()
 	e.run, e.adopted = r, true
@@ -178,12 +182,12 @@ func (m *Manager) tookUpRunning(e *entry, r *run, task runtime.Task) error {
 	r.started = e.rec.State.StartedAt
 	e.mu.Unlock()
 	m.watch(e, r)
-	m.startHealth(e)
+	m.prober.begin(e)
 	return err
 }
 
 // tookUpEnded records an end that happened while no engine was there.
-func (m *Manager) tookUpEnded(e *entry, r *run, exit runtime.Exit, cause error) error {
+func (m recovery) tookUpEnded(e *entry, r *run, exit runtime.Exit, cause error) error {
 	close(r.ended)
 	close(r.reaped) // its remains are swept by Open, before anything starts
 	e.mu.Lock()
@@ -212,7 +216,7 @@ func (m *Manager) tookUpEnded(e *entry, r *run, exit runtime.Exit, cause error) 
 
 // sweepRuns gives back what runs left in the kernel that nobody watches any
 // more. The run directory is the journal: it is made first and removed last.
-func (m *Manager) sweepRuns(ctx context.Context) {
+func (m recovery) sweepRuns(ctx context.Context) {
 	dirs, _ := filepath.Glob(filepath.Join(m.cfg.RunDir, "*", "*"))
 	for _, dir := range dirs {
 		id := ID(filepath.Base(filepath.Dir(dir)))
@@ -236,7 +240,7 @@ func (m *Manager) sweepRuns(ctx context.Context) {
 	}
 }
 
-func (m *Manager) sweepRun(ctx context.Context, rec *Record, generation uint64) {
+func (m recovery) sweepRun(ctx context.Context, rec *Record, generation uint64) {
 	var c runtime.Cleanup
 	if rec.HostConfig != nil {
 		c = m.cleanup(rec, generation)
@@ -256,7 +260,7 @@ func (m *Manager) sweepRun(ctx context.Context, rec *Record, generation uint64) 
 
 // cleanupOfBundle names the remains of a run whose record is gone, from what
 // stands in its bundle.
-func (m *Manager) cleanupOfBundle(id ID, generation uint64) runtime.Cleanup {
+func (m recovery) cleanupOfBundle(id ID, generation uint64) runtime.Cleanup {
 	c := runtime.Cleanup{
 		ID: string(id), RunDir: m.runDir(id, generation), Runtime: m.cfg.Defaults.Runtimes[m.cfg.Defaults.Runtime],
 		CgroupPath: m.cfg.Defaults.CgroupParent + "/" + string(id),
@@ -268,7 +272,7 @@ func (m *Manager) cleanupOfBundle(id ID, generation uint64) runtime.Cleanup {
 }
 
 // sweepRoots drops root file systems that no container owns.
-func (m *Manager) sweepRoots(ctx context.Context) {
+func (m recovery) sweepRoots(ctx context.Context) {
 	roots, err := m.cfg.Rootfs.Containers(ctx)
 	if err != nil {
 		m.log.Warn("listing root file systems", "error", err)

@@ -48,7 +48,7 @@ func (m *Manager) Remove(ctx context.Context, ref string, o Remove) error {
 }
 
 // removeLocked removes a container that does not run; its op lock is held.
-func (m *Manager) removeLocked(ctx context.Context, e *entry, o Remove) error {
+func (m *runner) removeLocked(ctx context.Context, e *entry, o Remove) error {
 	e.mu.Lock()
 	if e.removed || e.holdRemoval {
 		e.mu.Unlock()
@@ -68,11 +68,11 @@ func (m *Manager) removeLocked(ctx context.Context, e *entry, o Remove) error {
 
 // finishRemoval drops a container that is marked for removal. Also used after
 // the engine was killed half-way: every step may have been done already.
-func (m *Manager) finishRemoval(e *entry) error {
+func (m *runner) finishRemoval(e *entry) error {
 	v := e.view()
-	m.releaseVolumes(&v.Record)
+	m.mounts.release(&v.Record)
 	if v.RemoveVolumes {
-		m.removeAnonymous(&v.Record)
+		m.mounts.removeAnonymous(&v.Record)
 	}
 	if err := m.store.remove(e); err != nil {
 		return err
@@ -88,7 +88,7 @@ func (m *Manager) finishRemoval(e *entry) error {
 	for _, a := range early {
 		a.fail(errNoSuch(string(e.id)))
 	}
-	m.dropExecs(e)
+	m.execs.drop(e)
 	m.background(func(ctx context.Context) {
 		if r != nil {
 			select {

@@ -49,7 +49,7 @@ func (e *entry) wantsRestart(code int) bool {
 
 // scheduleRestart starts the container again after delay unless somebody stops,
 // starts or removes it first.
-func (m *Manager) scheduleRestart(e *entry, delay time.Duration) {
+func (m *runner) scheduleRestart(e *entry, delay time.Duration) {
 	ctx, cancel := context.WithCancel(m.ctx)
 	e.mu.Lock()
 	e.restart.cancel = cancel

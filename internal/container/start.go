@@ -23,9 +23,17 @@ func (m *Manager) Start(ctx context.Context, ref string) error {
 	return m.startLocked(ctx, e, true)
 }
 
+// runner starts and ends runs of containers.
+type runner struct {
+	*core
+	execs  *execs
+	prober prober
+	mounts mounts
+}
+
 // startLocked starts e, whose op lock is held. byClient: a client asked, so the
 // restart policy begins afresh.
-func (m *Manager) startLocked(ctx context.Context, e *entry, byClient bool) error {
+func (m *runner) startLocked(ctx context.Context, e *entry, byClient bool) error {
 	switch s := e.state(); s.Status {
 	case Running:
 		return ErrNotModified
@@ -54,7 +62,7 @@ func (m *Manager) startLocked(ctx context.Context, e *entry, byClient bool) erro
 }
 
 // intend writes down that a start begins, before anything reaches the kernel.
-func (m *Manager) intend(e *entry, byClient bool) (*run, State, error) {
+func (m *runner) intend(e *entry, byClient bool) (*run, State, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	before := e.rec.State
@@ -80,7 +88,7 @@ func (m *Manager) intend(e *entry, byClient bool) (*run, State, error) {
 }
 
 // launch does the steps of a start in order, each with its undo.
-func (m *Manager) launch(ctx context.Context, e *entry, r *run) error {
+func (m *runner) launch(ctx context.Context, e *entry, r *run) error {
 	s := &start{m: m, e: e, run: r, rec: e.view().Record, dir: m.runDir(e.id, r.generation)}
 	for _, step := range startSteps {
 		if err := step.do(s, ctx); err != nil {
@@ -95,7 +103,7 @@ func (m *Manager) launch(ctx context.Context, e *entry, r *run) error {
 }
 
 // started records that the process runs and begins to watch it.
-func (m *Manager) started(e *entry, s *start) {
+func (m *runner) started(e *entry, s *start) {
 	e.mu.Lock()
 	s.run.task, s.run.started = s.task, time.Now()
 	err := m.updateLocked(e, false, func(rec *Record) error {
@@ -114,11 +122,11 @@ func (m *Manager) started(e *entry, s *start) {
 	}
 	m.publish(e, apievents.ActionStart, nil)
 	m.watch(e, s.run)
-	m.startHealth(e)
+	m.prober.begin(e)
 }
 
 // startFailed puts the container back to where it was, with what went wrong.
-func (m *Manager) startFailed(e *entry, r *run, before State, cause error) {
+func (m *runner) startFailed(e *entry, r *run, before State, cause error) {
 	m.removeRunDir(e.id, r.generation)
 	code := 128
 	var se *runtime.StartError
@@ -166,7 +174,7 @@ func startError(e *entry, err error) error {
 }
 
 // waitReaped waits until the kernel holds nothing of the last run.
-func (m *Manager) waitReaped(ctx context.Context, e *entry) error {
+func (m *runner) waitReaped(ctx context.Context, e *entry) error {
 	e.mu.Lock()
 	r := e.run
 	e.mu.Unlock()

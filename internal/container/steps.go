@@ -17,7 +17,7 @@ import (
 
 // start is one start of a container while its steps are done.
 type start struct {
-	m   *Manager
+	m   *runner
 	e   *entry
 	run *run
 	rec Record
@@ -207,7 +207,7 @@ func (s *start) process(ctx context.Context) error {
 }
 
 // cleanup names what the runtime keeps of a run.
-func (m *Manager) cleanup(rec *Record, generation uint64) runtime.Cleanup {
+func (m *core) cleanup(rec *Record, generation uint64) runtime.Cleanup {
 	return runtime.Cleanup{
 		ID: string(rec.ID), RunDir: m.runDir(rec.ID, generation),
 		Runtime: m.cfg.Defaults.Runtimes[rec.HostConfig.Runtime], CgroupPath: m.cgroupPath(rec),

@@ -31,7 +31,7 @@ func (m *Manager) Stop(ctx context.Context, ref string, s Stop) error {
 }
 
 // stopByClient stops e, whose op lock is held, and rests its restart policy.
-func (m *Manager) stopByClient(ctx context.Context, e *entry, s Stop) error {
+func (m *runner) stopByClient(ctx context.Context, e *entry, s Stop) error {
 	waiting := e.cancelRestart()
 	if st := e.state(); !st.Running() && !waiting {
 		return ErrNotModified
@@ -50,7 +50,7 @@ func (m *Manager) stopByClient(ctx context.Context, e *entry, s Stop) error {
 }
 
 // settle turns a container that waited for its restart into an ended one.
-func (m *Manager) settle(e *entry) error {
+func (m *runner) settle(e *entry) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	defer e.notify(false, WaitResult{ExitCode: e.rec.State.ExitCode})
@@ -63,7 +63,7 @@ func (m *Manager) settle(e *entry) error {
 }
 
 // stop sends the stop signal, waits, and kills. Returns when the exit is recorded.
-func (m *Manager) stop(ctx context.Context, e *entry, s Stop) error {
+func (m *runner) stop(ctx context.Context, e *entry, s Stop) error {
 	v := e.view()
 	sig, err := stopSignal(s, v.Config)
 	if err != nil {
@@ -100,7 +100,7 @@ func (m *Manager) stop(ctx context.Context, e *entry, s Stop) error {
 }
 
 // killRun sends SIGKILL and waits for the end.
-func (m *Manager) killRun(ctx context.Context, e *entry, r *run) error {
+func (m *runner) killRun(ctx context.Context, e *entry, r *run) error {
 	if e.state().Status == Paused {
 		if err := m.thaw(e); err != nil {
 			return err
@@ -119,7 +119,7 @@ func (m *Manager) killRun(ctx context.Context, e *entry, r *run) error {
 
 // signal sends sig to the container's process and tells it; one that has ended
 // meanwhile is no error.
-func (m *Manager) signal(ctx context.Context, e *entry, r *run, sig syscall.Signal) error {
+func (m *runner) signal(ctx context.Context, e *entry, r *run, sig syscall.Signal) error {
 	err := r.task.Signal(ctx, "", sig)
 	if errdefs.IsNotFound(err) || errors.Is(err, errMonitorLost) {
 		return nil // ending: watch records it

@@ -2,13 +2,13 @@ package bridge
 
 import (
 	"errors"
-	"escale.dev/escale/internal/sys/rtnl"
 	"fmt"
 	"io/fs"
 	"net/netip"
 	"slices"
 
 	"escale.dev/escale/internal/network/ipam"
+	"escale.dev/escale/internal/sys/rtnl"
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
