@@ -107,8 +107,9 @@ func (s *Server) answerError(w *response, r *request, err error) {
 		s.log.Debug("request ended early", "path", r.URL.Path, "error", err)
 		return
 	}
-	if r.Context().Err() != nil && errors.Is(err, r.Context().Err()) {
+	if gone := r.Context().Err(); gone != nil && errors.Is(err, gone) {
 		s.log.Debug("client left", "path", r.URL.Path)
+		return
 	}
 	status := statusOf(err)
 	if status >= http.StatusInternalServerError && status != http.StatusNotImplemented {
