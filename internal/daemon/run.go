@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	ctdlog "github.com/containerd/log"
 	"github.com/spf13/pflag"
 )
 
@@ -47,6 +48,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	level := new(slog.LevelVar)
 	level.Set(logLevel(cfg.LogLevel))
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+	_ = ctdlog.SetLevel("error") // containerd's libraries warn of what is no concern of ours
 	go reloads(ctx, args, level, log)
 	if err := run(ctx, cfg, log); err != nil {
 		fmt.Fprintf(stderr, "escaled: %s\n", err)

@@ -17,6 +17,7 @@ import (
 	"github.com/containerd/containerd/v2/core/metadata"
 	"github.com/containerd/containerd/v2/core/metadata/boltutil"
 	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/containerd/v2/core/snapshots/storage"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	"github.com/containerd/containerd/v2/plugins/snapshots/overlay"
@@ -24,6 +25,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/opencontainers/go-digest"
 	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
 	"golang.org/x/sys/unix"
 )
 
@@ -100,7 +102,7 @@ func (s *Store) open(ctx context.Context) (err error) {
 		return err
 	}
 	s.bolt, err = bolt.Open(filepath.Join(s.cfg.Root, "meta.db"), 0o600, &bolt.Options{Timeout: lockTimeout, FreelistType: bolt.FreelistMapType, NoStatistics: true})
-	if errors.Is(err, bolt.ErrTimeout) {
+	if errors.Is(err, berrors.ErrTimeout) {
 		return fmt.Errorf("another engine uses it: %w", errdefs.ErrUnavailable)
 	}
 	if err != nil {
@@ -118,8 +120,18 @@ func (s *Store) open(ctx context.Context) (err error) {
 		return err
 	}
 	snapRoot := filepath.Join(s.cfg.Root, "snapshots")
-	s.backend, err = overlay.NewSnapshotter(snapRoot, overlay.AsynchronousRemove)
+	if err := os.MkdirAll(snapRoot, 0o700); err != nil {
+		return err
+	}
+	ms, err := storage.NewMetaStore(filepath.Join(snapRoot, "metadata.db"))
 	if err != nil {
+		return err
+	}
+	s.backend, err = overlay.NewSnapshotter(snapRoot, overlay.AsynchronousRemove, overlay.WithMetaStore(ms))
+	if err != nil {
+		return err
+	}
+	if err := setAside(ctx, ms, filepath.Join(snapRoot, "snapshots")); err != nil {
 		return err
 	}
 	spread(filepath.Join(snapRoot, "snapshots"))
