@@ -15,8 +15,8 @@ import (
 func wrap(kind error, msg string) error { return &kindError{kind: kind, msg: msg} }
 
 var (
-	conflict = wrap(errdefs.ErrConflict, "busy")
-	modified = fmt.Errorf("x: %w", container.ErrNotModified)
+	errBusy     = wrap(errdefs.ErrConflict, "busy")
+	errModified = fmt.Errorf("x: %w", container.ErrNotModified)
 )
 
 // Each row is a request and what comes of it: status, body (or its beginning,
@@ -39,7 +39,7 @@ var routeTests = []struct {
 	{"GET", "/_ping?a=%zz", "", nil, 400, `{"message":"invalid query…`, ""},
 
 	{"POST", "/containers/web/start", "", nil, 204, "", "Start web"},
-	{"POST", "/v1.24/containers/web/start", "", map[string]error{"Start": modified}, 304, "", "Start web"},
+	{"POST", "/v1.24/containers/web/start", "", map[string]error{"Start": errModified}, 304, "", "Start web"},
 	{"POST", "/containers/web/start", "", map[string]error{"Start": noSuch("container: web")}, 404, `{"message":"No such container: web"}`, "Start web"},
 	{"POST", "/containers/web/start", "{}", nil, 204, "", "Start web"},
 	{"POST", "/containers/web/start", `{"Binds":["/a:/b"]}`, nil, 400, `{"message":"starting container with non-empty…`, ""},
@@ -47,19 +47,19 @@ var routeTests = []struct {
 	{"POST", "/containers/web/stop", "", nil, 204, "", "Stop web  default"},
 	{"POST", "/containers/web/stop?t=3&signal=INT", "", nil, 204, "", "Stop web INT 3"},
 	{"POST", "/v1.41/containers/web/stop?t=3&signal=INT", "", nil, 204, "", "Stop web  3"},
-	{"POST", "/containers/web/stop?t=-1", "", map[string]error{"Stop": modified}, 304, "", "Stop web  -1"},
+	{"POST", "/containers/web/stop?t=-1", "", map[string]error{"Stop": errModified}, 304, "", "Stop web  -1"},
 	{"POST", "/containers/web/stop?t=x", "", nil, 400, `{"message":"invalid value for t: \"x\" is not a number"}`, ""},
 	{"POST", "/containers/web/restart?t=1", "", nil, 204, "", "Restart web  1"},
 	{"POST", "/containers/web/restart?t=y", "", nil, 400, `{"message":"invalid value for t…`, ""},
 	{"POST", "/containers/web/kill?signal=HUP", "", nil, 204, "", "Kill web HUP"},
-	{"POST", "/containers/web/kill", "", map[string]error{"Kill": conflict}, 409, `{"message":"busy"}`, "Kill web"},
+	{"POST", "/containers/web/kill", "", map[string]error{"Kill": errBusy}, 409, `{"message":"busy"}`, "Kill web"},
 	{"POST", "/containers/web/kill", "", map[string]error{"Kill": wrap(errdefs.ErrInvalidArgument, "Invalid signal: X")}, 400, `{"message":"Invalid signal: X"}`, "Kill web"},
 	{"POST", "/containers/web/pause", "", nil, 204, "", "Pause web"},
 	{"POST", "/containers/web/unpause", "", map[string]error{"Unpause": errBoom}, 500, `{"message":"boom"}`, "Unpause web"},
 	{"POST", "/containers/web/rename?name=x", "", nil, 204, "", "Rename web x"},
 	{"POST", "/containers/web/rename", "", map[string]error{"Rename": wrap(errdefs.ErrInvalidArgument, "Neither old nor new names may be empty")}, 400, `{"message":"Neither old nor new names may be empty"}`, "Rename web"},
 	{"DELETE", "/containers/web?force=1&v=true", "", nil, 204, "", "Remove web true true"},
-	{"DELETE", "/containers/web", "", map[string]error{"Remove": conflict}, 409, `{"message":"busy"}`, "Remove web false false"},
+	{"DELETE", "/containers/web", "", map[string]error{"Remove": errBusy}, 409, `{"message":"busy"}`, "Remove web false false"},
 	{"DELETE", "/containers/web?link=1", "", nil, 400, `{"message":"removing a legacy link…`, ""},
 	{"POST", "/containers/web/resize?h=10&w=20", "", nil, 200, "", "Resize web 10 20"},
 	{"POST", "/containers/web/resize?h=10", "", nil, 400, `{"message":"invalid resize width \"\": strconv…`, ""},
@@ -70,7 +70,7 @@ var routeTests = []struct {
 	{"GET", "/containers/web/logs?stdout=1&since=abc", "", nil, 400, `{"message":"invalid value for since: \"abc\" is neither…`, ""},
 	{"GET", "/containers/web/logs?stdout=1", "", map[string]error{"Logs": wrap(errdefs.ErrNotImplemented, "configured logging driver does not support reading")}, 501, `{"message":"configured logging driver does not support reading"}`, "Logs web true false -1 false false - -"},
 	{"POST", "/containers/nope/attach?stream=1", "", nil, 404, `{"message":"No such container: nope"}`, ""},
-	{"POST", "/containers/web/attach?stream=1", "", map[string]error{"Attach": conflict}, 409, `{"message":"busy"}`, "Attach web {Stdin:false Stdout:false Stderr:false Stream:true Logs:false DetachKeys:}"},
+	{"POST", "/containers/web/attach?stream=1", "", map[string]error{"Attach": errBusy}, 409, `{"message":"busy"}`, "Attach web {Stdin:false Stdout:false Stderr:false Stream:true Logs:false DetachKeys:}"},
 	{"POST", "/containers/web/wait?condition=foo", "", nil, 400, `{"message":"invalid condition: \"foo\""}`, ""},
 	{"POST", "/containers/web/wait", "", map[string]error{"Wait": noSuch("container: web")}, 404, `{"message":"No such container: web"}`, "Wait web"},
 
@@ -78,12 +78,12 @@ var routeTests = []struct {
 	{"POST", "/containers/web/exec", `{"Cmd":["ls"],"Env":["A=b"],"WorkingDir":"/","Tty":true,"ConsoleSize":[3,4]}`, nil, 201, `{"Id":"e1"}`, "ExecCreate web {Cmd:[ls] Env:[A=b] WorkingDir:/ User: Tty:true AttachStdin:false AttachStdout:false AttachStderr:false Privileged:false DetachKeys: ConsoleSize:[3 4]}"},
 	{"POST", "/v1.24/containers/web/exec", `{"Cmd":["ls"],"Env":["A=b"],"WorkingDir":"/","ConsoleSize":[3,4]}`, nil, 201, `{"Id":"e1"}`, "ExecCreate web {Cmd:[ls] Env:[] WorkingDir: User: Tty:false AttachStdin:false AttachStdout:false AttachStderr:false Privileged:false DetachKeys: ConsoleSize:[0 0]}"},
 	{"POST", "/containers/web/exec", `{"Cmd":["ls"],"ConsoleSize":[99999,4]}`, nil, 400, `{"message":"invalid console size…`, ""},
-	{"POST", "/containers/web/exec", `{"Cmd":["ls"]}`, map[string]error{"ExecCreate": conflict}, 409, `{"message":"busy"}`, "ExecCreate web {Cmd:[ls] Env:[] WorkingDir: User: Tty:false AttachStdin:false AttachStdout:false AttachStderr:false Privileged:false DetachKeys: ConsoleSize:[0 0]}"},
+	{"POST", "/containers/web/exec", `{"Cmd":["ls"]}`, map[string]error{"ExecCreate": errBusy}, 409, `{"message":"busy"}`, "ExecCreate web {Cmd:[ls] Env:[] WorkingDir: User: Tty:false AttachStdin:false AttachStdout:false AttachStderr:false Privileged:false DetachKeys: ConsoleSize:[0 0]}"},
 	{"POST", "/exec/nope/start", `{}`, nil, 404, `{"message":"No such exec instance: nope"}`, ""},
 	{"POST", "/exec/e1/start", `{"Detach":true}`, nil, 200, "", "ExecStart e1 [0 0] true"},
 	{"POST", "/exec/e1/start", `{"Detach":true,"Tty":true,"ConsoleSize":[5,6]}`, nil, 200, "", "ExecStart e1 [5 6] true"},
 	{"POST", "/exec/e1/start", `{"ConsoleSize":[5,6]}`, nil, 400, `{"message":"console size is only supported when TTY is enabled"}`, ""},
-	{"POST", "/exec/e1/start", `{}`, map[string]error{"ExecStart": conflict}, 409, `{"message":"busy"}`, "ExecStart e1 [0 0] false"},
+	{"POST", "/exec/e1/start", `{}`, map[string]error{"ExecStart": errBusy}, 409, `{"message":"busy"}`, "ExecStart e1 [0 0] false"},
 	{"POST", "/exec/e1/resize?h=1&w=2", "", nil, 200, "", "ExecResize e1 1 2"},
 	{"GET", "/exec/nope/json", "", nil, 404, `{"message":"No such exec instance: nope"}`, ""},
 	{"GET", "/exec/e1/json", "", nil, 200, `{"ID":"e1","Running":true,"ExitCode":null,"ProcessConfig":{"tty":true,"entrypoint":"ls","arguments":[],"privileged":false}…`, ""},
@@ -103,7 +103,7 @@ var routeTests = []struct {
 	{"POST", `/containers/prune?filters={"label":["nope"]}`, "", nil, 200, `{"ContainersDeleted":null,"SpaceReclaimed":0}`, ""},
 	{"POST", `/containers/prune`, "", nil, 200, `{"ContainersDeleted":["` + string(id("b")) + `","` + string(id("c")) + `"],"SpaceReclaimed":84}`, "Remove " + string(id("c")) + " false false"},
 	{"POST", `/containers/prune?filters={"until":["1795240030"]}`, "", nil, 200, `{"ContainersDeleted":null,"SpaceReclaimed":0}`, ""},
-	{"POST", `/containers/prune`, "", map[string]error{"Remove": conflict}, 200, `{"ContainersDeleted":null,"SpaceReclaimed":0}`, "Remove " + string(id("c")) + " false false"},
+	{"POST", `/containers/prune`, "", map[string]error{"Remove": errBusy}, 200, `{"ContainersDeleted":null,"SpaceReclaimed":0}`, "Remove " + string(id("c")) + " false false"},
 	{"POST", `/containers/prune?filters={"until":["x"]}`, "", nil, 400, `{"message":"invalid value for until filter…`, ""},
 }
 
