@@ -3,7 +3,6 @@
 package image
 
 import (
-	"io"
 	"time"
 
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
@@ -30,7 +29,7 @@ type Image struct {
 type ImportOptions struct {
 	Ref      string   // name to give it; empty: none
 	Message  string   // becomes the comment
-	Changes  []string // Dockerfile instructions: CMD ENTRYPOINT ENV EXPOSE USER VOLUME WORKDIR LABEL HEALTHCHECK STOPSIGNAL ONBUILD SHELL
+	Changes  []string // Dockerfile instructions: CMD ENTRYPOINT ENV EXPOSE USER VOLUME WORKDIR LABEL HEALTHCHECK STOPSIGNAL ONBUILD
 	Platform string   // "linux/amd64"; empty: the host's
 	Progress func(Progress)
 }
@@ -90,6 +89,3 @@ type HistoryItem struct {
 	Size      int64
 	Comment   string
 }
-
-// reader is what the package reads archives from.
-var _ io.Reader

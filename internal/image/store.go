@@ -111,11 +111,15 @@ func (s *Store) open(ctx context.Context) (err error) {
 	if err := s.bolt.Update(initFormat); err != nil {
 		return err
 	}
-	// Nothing half-written is resumed.
-	if err := os.RemoveAll(filepath.Join(s.cfg.Root, "content/ingest")); err != nil {
+	blobRoot := filepath.Join(s.cfg.Root, "content")
+	if err := os.MkdirAll(blobRoot, 0o700); err != nil { // layers hold what only root may read
 		return err
 	}
-	blobs, err := local.NewStore(filepath.Join(s.cfg.Root, "content"))
+	// Nothing half-written is resumed.
+	if err := os.RemoveAll(filepath.Join(blobRoot, "ingest")); err != nil {
+		return err
+	}
+	blobs, err := local.NewStore(blobRoot)
 	if err != nil {
 		return err
 	}
