@@ -42,11 +42,11 @@ func (m *Manager) Attach(ctx context.Context, ref string, a Attach, open func(te
 	if err != nil {
 		return err
 	}
-	keys, err := detachSequence(a.DetachKeys)
+	v := e.view()
+	keys, err := detachKeys(a.DetachKeys, v.Config.Tty)
 	if err != nil {
 		return err
 	}
-	v := e.view()
 	switch v.State.Status {
 	case Paused:
 		return kindf(errConflict, "container %s is paused, unpause the container before attach", e.id)
@@ -154,14 +154,18 @@ const (
 )
 
 // pump copies both ways until the process' output ends, the client goes away or
-// detaches.
+// types keys; without keys its input is passed on as it is.
 func pump(ctx context.Context, conn io.ReadWriteCloser, stream runtime.Stream, stdin bool, keys []byte) pumpEnd {
 	detached := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() { stream.Close() })
 	defer stop()
 	if stdin {
 		go func() { // ends with the connection, which the caller closes
-			_, err := io.Copy(stream, &detachReader{r: conn, keys: keys})
+			var in io.Reader = conn
+			if len(keys) > 0 {
+				in = &detachReader{r: conn, keys: keys}
+			}
+			_, err := io.Copy(stream, in)
 			if errors.Is(err, errDetached) {
 				close(detached)
 				stream.Close()

@@ -34,6 +34,16 @@ func detachSequence(keys string) ([]byte, error) {
 	return out, nil
 }
 
+// detachKeys are the keys that a client may detach by: only a terminal has them,
+// for in other input the same bytes are data.
+func detachKeys(asked string, terminal bool) ([]byte, error) {
+	keys, err := detachSequence(asked)
+	if err != nil || !terminal {
+		return nil, err
+	}
+	return keys, nil
+}
+
 // detachReader passes input on until the keys come in a row; then errDetached.
 // Keys typed so far are held back and passed on when another one follows.
 type detachReader struct {

@@ -44,6 +44,18 @@ func TestDetachSequence(t *testing.T) {
 	}
 }
 
+func TestOnlyTerminalsDetach(t *testing.T) {
+	for _, terminal := range []bool{true, false} {
+		keys, err := detachKeys("", terminal)
+		if err != nil || (len(keys) > 0) != terminal {
+			t.Errorf("terminal %v: keys %v, %v", terminal, keys, err)
+		}
+		if _, err := detachKeys("no-such", terminal); err == nil {
+			t.Errorf("terminal %v: bad keys are taken", terminal)
+		}
+	}
+}
+
 func FuzzDetachReader(f *testing.F) {
 	f.Add([]byte("a\x10\x10\x11b"), []byte{16, 17})
 	f.Fuzz(func(t *testing.T, in, keys []byte) {

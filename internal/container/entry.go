@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -98,6 +99,16 @@ func (l opLock) unlock() { <-l }
 type waiter struct {
 	removed bool // wait for removal; otherwise for the next exit
 	ch      chan WaitResult
+}
+
+// wait adds a waiter until it is woken or ctx ends. Called with mu held.
+func (e *entry) wait(ctx context.Context, w *waiter) {
+	e.waiters = append(e.waiters, w)
+	context.AfterFunc(ctx, func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.waiters = slices.DeleteFunc(e.waiters, func(o *waiter) bool { return o == w })
+	})
 }
 
 // notify wakes the waiters of an exit, or of a removal. Called with mu held.

@@ -177,7 +177,7 @@ func (m *Manager) ExecStart(ctx context.Context, id string, size [2]uint16, open
 	if open == nil {
 		return nil
 	}
-	keys, _ := detachSequence(x.conf.DetachKeys) // checked at create
+	keys, _ := detachKeys(x.conf.DetachKeys, x.conf.Tty) // checked at create
 	switch pump(ctx, conn, stream, x.conf.AttachStdin, keys) {
 	case pumpDetached:
 		m.publish(x.e, apievents.ActionExecDetach, map[string]string{"execID": x.id})

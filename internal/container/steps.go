@@ -104,7 +104,7 @@ func (s *start) network(ctx context.Context) error {
 		Exposed: s.rec.Config.ExposedPorts, Bindings: s.rec.HostConfig.PortBindings, PublishAll: s.rec.HostConfig.PublishAllPorts,
 	})
 	if err != nil {
-		return err
+		return fmt.Errorf("failed to set up container networking: %w", err)
 	}
 	s.sandbox, s.netns = sb, sb.Path
 	return writeEndpoints(s.dir, sb.Endpoints)

@@ -248,7 +248,7 @@ func (m *Manager) Restart(ctx context.Context, ref string, s Stop) error {
 
 // Wait tells when a container ends (condition "", "not-running"), ends next
 // ("next-exit"), or is gone ("removed"). The channel gets one result.
-func (m *Manager) Wait(_ context.Context, ref, condition string) (<-chan WaitResult, error) {
+func (m *Manager) Wait(ctx context.Context, ref, condition string) (<-chan WaitResult, error) {
 	e, err := m.store.find(ref)
 	if err != nil {
 		return nil, err
@@ -263,15 +263,15 @@ func (m *Manager) Wait(_ context.Context, ref, condition string) (<-chan WaitRes
 			ch <- WaitResult{ExitCode: st.ExitCode}
 			return ch, nil
 		}
-		e.waiters = append(e.waiters, &waiter{ch: ch})
+		e.wait(ctx, &waiter{ch: ch})
 	case container.WaitConditionNextExit:
-		e.waiters = append(e.waiters, &waiter{ch: ch})
+		e.wait(ctx, &waiter{ch: ch})
 	case container.WaitConditionRemoved:
 		if e.removed {
 			ch <- WaitResult{ExitCode: st.ExitCode}
 			return ch, nil
 		}
-		e.waiters = append(e.waiters, &waiter{removed: true, ch: ch})
+		e.wait(ctx, &waiter{removed: true, ch: ch})
 	default:
 		return nil, kindf(errInvalid, "invalid condition: %q", condition)
 	}
