@@ -232,7 +232,6 @@ func mergeImage(c *container.Config, img *dockerspec.DockerOCIImage) {
 	if len(c.Entrypoint) == 0 {
 		if len(c.Cmd) == 0 {
 			c.Cmd = from.Cmd
-			c.ArgsEscaped = from.ArgsEscaped //nolint:staticcheck // carried over as the image has it
 		}
 		if c.Entrypoint == nil {
 			c.Entrypoint = from.Entrypoint

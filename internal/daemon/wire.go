@@ -67,7 +67,7 @@ func (d *Daemon) openContainers(ctx context.Context) error {
 	}
 	d.containers = container.New(container.Config{
 		Dir: filepath.Join(d.cfg.DataRoot, "containers"), RunDir: filepath.Join(d.cfg.ExecRoot, "containers"),
-		Runtime: monitors, Images: d.images, Rootfs: d.images.Roots(), Networks: networks{d.networks},
+		Runtime: monitors, Images: d.images, Rootfs: d.images.Roots(), Networks: d.networks,
 		Volumes: local.New(filepath.Join(d.cfg.DataRoot, "volumes")), Specs: oci.New(d.facts), Freezer: freezer.Freezer{Root: cgroupRoot},
 		Events: d.events, Defaults: d.defaults(), Logger: d.log.With("component", "container"),
 	})
@@ -109,22 +109,4 @@ func (d *Daemon) sandbox(id container.ID) (string, string) {
 		return "", ""
 	}
 	return string(id), d.networks.Path(string(id), v.Endpoints)
-}
-
-// networks fits the network manager to what containers need.
-type networks struct{ *network.Manager }
-
-// Has tells whether a network of this name is there.
-func (n networks) Has(name string) bool {
-	_, err := n.Inspect(name)
-	return err == nil
-}
-
-// HostGateway is the host's address on the default bridge.
-func (n networks) HostGateway() string {
-	info, err := n.Inspect(network.Bridge)
-	if err != nil {
-		return ""
-	}
-	return info.Gateway
 }
