@@ -304,7 +304,8 @@ func fakeRuntime(t *testing.T, script string) string {
 	return path
 }
 
-// These need neither root nor runc.
+// These need neither root nor runc. What the shell leaves in the background lives
+// on for a moment, or the shell itself would reap it.
 func TestFakeRuntime(t *testing.T) {
 	for name, tt := range map[string]struct {
 		script string
@@ -312,8 +313,8 @@ func TestFakeRuntime(t *testing.T) {
 		err    string // of the start
 		out    string
 	}{
-		"runs":             {"sh -c 'echo hello; exit 3' & echo $! > $pid", 3, "", "hello\n"},
-		"ends before it":   {"(sh -c 'exit 4' & echo $! > $pid); sleep 0.3", 4, "", ""},
+		"runs":             {"sh -c 'sleep 0.1; echo hello; exit 3' & echo $! > $pid", 3, "", "hello\n"},
+		"ends before it":   {"(sh -c 'sleep 0.1; exit 4' & echo $! > $pid); sleep 0.5", 4, "", ""},
 		"says why in JSON": {`echo '{"level":"info","msg":"no"}{' > $log; echo '{"level":"error","msg":"it \"cannot\""}' >> $log; exit 1`, 0, `OCI runtime create failed: it "cannot": unknown`, ""},
 		"says why":         {"echo permission denied by me >&2; exit 1", 0, "OCI runtime create failed: permission denied by me: unknown", ""},
 		"says nothing":     {"exit 9", 0, "runc: exit status 9: unknown", ""},
@@ -421,8 +422,10 @@ func TestOnlyOwnUser(t *testing.T) {
 	if err := os.Link(os.Args[0], test); err != nil {
 		t.Skip("needs the test's binary on the same filesystem: " + err.Error())
 	}
-	if err := os.Chmod(socket, 0o666); err != nil {
-		t.Fatal(err)
+	for name, mode := range map[string]os.FileMode{socket: 0o666, b.launch.RunDir: 0o755} {
+		if err := os.Chmod(name, mode); err != nil {
+			t.Fatal(err)
+		}
 	}
 	cmd := exec.Command(test, "-test.run", "^TestOnlyOwnUser$")
 	cmd.Dir = "/"

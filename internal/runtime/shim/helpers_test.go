@@ -157,10 +157,10 @@ func newBox(t testing.TB, script string, change ...func(*box)) *box {
 		t.Fatal(err)
 	}
 	id := hex.EncodeToString(raw[:])
-	dir := t.TempDir()
+	dir, run := t.TempDir(), runDir(t)
 	b := &box{t: t, r: New(Config{ShimPath: shimPath, Grace: 2 * time.Second})}
 	b.launch = runtime.Launch{
-		ID: id, Generation: 1, Bundle: filepath.Join(dir, "bundle"), RunDir: filepath.Join(dir, "run"), StateDir: filepath.Join(dir, "state"),
+		ID: id, Generation: 1, Bundle: filepath.Join(dir, "bundle"), RunDir: run, StateDir: filepath.Join(dir, "state"),
 		Runtime: runtime.Binary{Path: runcPath}, CgroupPath: testCgroup + "/" + id,
 	}
 	b.launch.Log = runtime.LogFile{Path: filepath.Join(b.launch.StateDir, id+"-json.log"), MaxFiles: 1}
@@ -176,6 +176,21 @@ func newBox(t testing.TB, script string, change ...func(*box)) *box {
 	b.writeSpec()
 	t.Cleanup(b.cleanup)
 	return b
+}
+
+// runDir is on a tmpfs where there is one, as an engine's should be.
+func runDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "escale-shim-test-")
+	if err != nil {
+		return filepath.Join(t.TempDir(), "run")
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 func withTerminal(b *box) {

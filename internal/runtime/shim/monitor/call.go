@@ -170,7 +170,6 @@ func (m *Monitor) returned(c *call, d death) {
 	c.close(m)
 	var buf [32]byte
 	pid, ok := atoi(readTail(c.base+".pid", buf[:]))
-	_ = unix.Unlink(c.base + ".pid")
 	switch {
 	case d.status.Signaled():
 		m.failed(c, m.cfg.runtime+": killed by signal "+itoa(int64(d.status.Signal())), nil, nil)
@@ -182,8 +181,10 @@ func (m *Monitor) returned(c *call, d death) {
 	default:
 		m.started(c, int(pid))
 	}
+	// Who waits has its answer by now.
+	_ = unix.Unlink(m.cfg.runDir + "/" + c.base + ".pid") // the working directory may be another now
 	if c.p.id != "" {
-		_ = unix.Unlink(c.base + ".log")
+		_ = unix.Unlink(m.cfg.runDir + "/" + c.base + ".log")
 	}
 }
 
