@@ -111,7 +111,7 @@ type commandConn struct {
 // Read turns the end of a failed command into what it said.
 func (c *commandConn) Read(p []byte) (int, error) {
 	n, err := c.UnixConn.Read(p)
-	if n == 0 && errors.Is(err, io.EOF) {
+	if n == 0 && (errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)) {
 		return 0, c.ended(err)
 	}
 	return n, err

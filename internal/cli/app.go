@@ -44,6 +44,9 @@ type terminated struct{ sig syscall.Signal }
 
 func (t terminated) Error() string { return t.sig.String() }
 
+// Is makes it a cancellation for whoever asks.
+func (t terminated) Is(err error) bool { return err == context.Canceled }
+
 // Main runs one command line, args[0] being the program's name, and returns
 // the exit code. It blocks until the command is done or ctx is.
 func Main(ctx context.Context, args []string) int {

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -62,7 +63,7 @@ func (o *importOptions) run(ctx context.Context, a *app, args []string) error {
 			return err
 		}
 		if info.IsDir() {
-			return fmt.Errorf("%s is a directory: pack it first, as in 'tar -C %[1]s -c . | %s import - %s'", from, a.name, ref)
+			return fmt.Errorf("%s is a directory: pack it first, as in 'tar -C %[1]s -c . | %s import - %s'", from, a.name, cmp.Or(ref, "NAME"))
 		}
 		src.Source, total = f, info.Size()
 	}

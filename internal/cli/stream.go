@@ -73,7 +73,8 @@ func (a *app) attach(ctx context.Context, c *client.Client, id string, at attach
 
 // exitOf waits for a container's exit, or for its removal when it removes
 // itself. The engine has taken note of the wish when exitOf returns, so that a
-// container started afterwards cannot end unseen. The channel gets one value.
+// container started afterwards cannot end unseen. The channel gets one value,
+// or none when ctx is done first.
 func (a *app) exitOf(ctx context.Context, c *client.Client, id string, removed bool) <-chan int {
 	cond := container.WaitConditionNextExit
 	if removed {
@@ -91,9 +92,10 @@ func (a *app) exitOf(ctx context.Context, c *client.Client, id string, removed b
 			}
 			code <- int(r.StatusCode)
 		case err := <-w.Error:
-			if !errors.Is(err, context.Canceled) {
-				a.complain("error waiting for container:", err)
+			if errors.Is(err, context.Canceled) {
+				return // nobody waits for the answer any more
 			}
+			a.complain("error waiting for container:", err)
 			code <- 125
 		}
 	}()
