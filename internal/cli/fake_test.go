@@ -592,4 +592,3 @@ func (f *fakeEngine) serveImages(w http.ResponseWriter, r *http.Request, p []str
 		refuse(w, 404, "No such image: %s", p[0])
 	}
 }
-
