@@ -170,7 +170,22 @@ func (d *Daemon) openRuntime() (*shim.Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
-	return shim.New(shim.Config{ShimPath: path, Logger: d.log, Grace: monitorGrace}), nil
+	return shim.New(shim.Config{ShimPath: path, Logger: d.log, Grace: monitorGrace, Cgroup: d.monitorsCgroup()}), nil
+}
+
+// monitorsCgroup makes the version 2 cgroup that monitors live in, beside those
+// of the containers and outside the engine's own: a limit on the engine's
+// service does not reach them. Empty where there is no version 2 hierarchy.
+func (d *Daemon) monitorsCgroup() string {
+	if d.facts.Cgroup.Unified == "" {
+		return ""
+	}
+	dir := filepath.Join(d.facts.Cgroup.Unified, d.cfg.cgroupName()+"-monitors")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		d.log.Debug("monitors share the engine's cgroup", "error", err)
+		return ""
+	}
+	return dir
 }
 
 // runtimes are the OCI runtimes by name; runc is the one installed beside the

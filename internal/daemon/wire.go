@@ -57,12 +57,13 @@ func (d *Daemon) openNetwork(ctx context.Context) error {
 }
 
 func (d *Daemon) openContainers(ctx context.Context) error {
-	monitors, err := d.openRuntime()
-	if err != nil {
+	// Now that the network is open: whether the host forwards is one of the facts.
+	var err error
+	if d.facts, err = oci.DetectHost(); err != nil {
 		return err
 	}
-	// Now that the network is open: whether the host forwards is one of the facts.
-	if d.facts, err = oci.DetectHost(); err != nil {
+	monitors, err := d.openRuntime()
+	if err != nil {
 		return err
 	}
 	d.containers = container.New(container.Config{

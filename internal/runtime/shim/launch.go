@@ -107,7 +107,7 @@ func (r *Runtime) spawn(l runtime.Launch) (*net.UnixConn, *child, error) {
 	}
 	defer words.Close()
 	files := append([]*os.File{null, null, words, theirs}, l.Held...)
-	c, err := startChild(r.cfg.ShimPath, []string{"escale-shim", l.ID}, l.RunDir, files)
+	c, err := r.startMonitor(l, files)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -118,6 +118,24 @@ func (r *Runtime) spawn(l runtime.Launch) (*net.UnixConn, *child, error) {
 		return nil, nil, err
 	}
 	return nc.(*net.UnixConn), c, nil
+}
+
+// startMonitor starts the process in the monitors' cgroup if there is one; a
+// cgroup that cannot be used is no reason not to start.
+func (r *Runtime) startMonitor(l runtime.Launch, files []*os.File) (*child, error) {
+	argv := []string{"escale-shim", l.ID}
+	if r.cfg.Cgroup != "" {
+		dir, err := os.Open(r.cfg.Cgroup)
+		if err == nil {
+			defer dir.Close()
+			c, err := startChild(r.cfg.ShimPath, argv, l.RunDir, files, &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())})
+			if err == nil {
+				return c, nil
+			}
+			r.log.Debug("monitor stays in the engine's cgroup", "container", l.ID, "cgroup", r.cfg.Cgroup, "error", err)
+		}
+	}
+	return startChild(r.cfg.ShimPath, argv, l.RunDir, files, &syscall.SysProcAttr{})
 }
 
 // environ is what OCI runtimes need of the engine's environment, and the
@@ -148,7 +166,7 @@ type child struct {
 	fd  *os.File
 }
 
-func startChild(path string, argv []string, dir string, files []*os.File) (*child, error) {
+func startChild(path string, argv []string, dir string, files []*os.File, attr *syscall.SysProcAttr) (*child, error) {
 	fds := make([]uintptr, len(files))
 	for i, f := range files {
 		// Fd would make a socket blocking for all who have it.
@@ -161,8 +179,8 @@ func startChild(path string, argv []string, dir string, files []*os.File) (*chil
 		}
 	}
 	pidfd := -1
-	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Dir: dir, Env: environ(), Files: fds,
-		Sys: &syscall.SysProcAttr{Setsid: true, PidFD: &pidfd}})
+	attr.Setsid, attr.PidFD = true, &pidfd
+	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Dir: dir, Env: environ(), Files: fds, Sys: attr})
 	if err != nil {
 		return nil, &fs.PathError{Op: "fork/exec", Path: path, Err: err}
 	}

@@ -31,6 +31,10 @@ type Config struct {
 	ShimPath string       // the monitor's binary, absolute
 	Logger   *slog.Logger // nil: nothing is logged
 
+	// Cgroup is the directory of a version 2 cgroup that monitors are started in,
+	// so that they are not counted and ended with the engine's. Empty: the engine's.
+	Cgroup string
+
 	// Grace is how long a client that has stopped reading is waited for once its
 	// process has ended: the monitor lives on for it, and for nothing else. 0 is
 	// ten minutes; seconds are what counts.
