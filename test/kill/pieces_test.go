@@ -321,10 +321,9 @@ func (c *client) autoRemove() error {
 		}
 		if cut && got.State.Status == "created" {
 			// The start was cut off before it did anything.
-			if cut, err = c.do("POST", "/containers/"+b.id+"/start", nil, nil); err != nil && harness.Status(err) != 404 && harness.Status(err) != 409 {
+			if _, err = c.do("POST", "/containers/"+b.id+"/start", nil, nil); err != nil && harness.Status(err) != 404 && harness.Status(err) != 409 {
 				return err
 			}
-			cut = true
 		}
 	}
 	return fmt.Errorf("%s (%.12s): --rm, but it is still there after 20 s", b.name, b.id)

@@ -22,8 +22,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-
-	"github.com/vishvananda/netlink"
 )
 
 // Options says how an engine is to be run. The zero value is the usual.
@@ -232,7 +230,7 @@ func (e *Engine) Ready(ctx context.Context) error {
 	for {
 		if st, _, err := api.Raw(ctx, "GET", "/_ping", nil); err == nil && st == 200 {
 			e.noteIDs()
-			if links, err := netlink.LinkList(); err == nil {
+			if links, err := allLinks(); err == nil {
 				e.noteLinks(links)
 			}
 			return nil

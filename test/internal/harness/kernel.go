@@ -3,6 +3,7 @@ package harness
 import (
 	"bytes"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -48,7 +49,7 @@ func (e *Engine) owns(path string) bool {
 // takeLinks lists the ports of the engine's bridge, links named like such a
 // port was, and links that bear the instance's name.
 func (e *Engine) takeLinks(inv *inventory) error {
-	links, err := netlink.LinkList()
+	links, err := allLinks()
 	if err != nil {
 		return err
 	}
@@ -60,6 +61,16 @@ func (e *Engine) takeLinks(inv *inventory) error {
 		}
 	}
 	return nil
+}
+
+// allLinks lists the links; the kernel says when they changed meanwhile.
+func allLinks() (links []netlink.Link, err error) {
+	for range 20 {
+		if links, err = netlink.LinkList(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return links, err
+		}
+	}
+	return links, nil // they change all the time: what was seen is what there is
 }
 
 // portPrefix is how much of a port's name is common to those of one engine:
