@@ -46,7 +46,7 @@ func testMain(m *testing.M) int {
 	}
 	defer os.RemoveAll(dir)
 	shimPath = filepath.Join(dir, "escale-shim")
-	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", shimPath, "escale.dev/escale/cmd/escale-shim")
+	build := exec.Command("go", "build", "-buildvcs=false", "-ldflags", "-s -w", "-o", shimPath, "escale.dev/escale/cmd/escale-shim")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		fmt.Fprintf(os.Stderr, "%v: %s", err, out)
