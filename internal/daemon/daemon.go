@@ -161,16 +161,12 @@ func engineID(path string) (string, error) {
 	return id, atomicfile.Write(path, []byte(id+"\n"), 0o600, atomicfile.Options{Sync: true})
 }
 
-// monitorGrace is how long a monitor stays for a client that does not read the
-// last output of an ended container.
-const monitorGrace = 10 * time.Second
-
 func (d *Daemon) openRuntime() (*shim.Runtime, error) {
 	path, err := beside("escale-shim")
 	if err != nil {
 		return nil, err
 	}
-	return shim.New(shim.Config{ShimPath: path, Logger: d.log, Grace: monitorGrace, Cgroup: d.monitorsCgroup()}), nil
+	return shim.New(shim.Config{ShimPath: path, Logger: d.log, Cgroup: d.monitorsCgroup()}), nil
 }
 
 // monitorsCgroup makes the version 2 cgroup that monitors live in, beside those
