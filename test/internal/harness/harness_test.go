@@ -96,7 +96,7 @@ func leaveAll(t *testing.T, e *Engine, id string) {
 	if len(groups) > 0 {
 		top = filepath.Dir(groups[0])
 	}
-	ok(os.Mkdir(filepath.Join(top, "docker-"+e.Instance), 0o755))
+	ok(os.MkdirAll(filepath.Join(top, "docker-"+e.Instance, id), 0o755))
 	cmd := exec.Command("sh", "-c", "while sleep 0.2; do :; done", e.Root+"/x")
 	ok(cmd.Start())
 	go cmd.Wait()

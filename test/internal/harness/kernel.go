@@ -254,10 +254,13 @@ func (e *Engine) namesOurs(path string) bool {
 	return false
 }
 
-// takeCgroups lists cgroups of the engine under every hierarchy.
+// takeCgroups lists cgroups of the engine under every hierarchy. Those that
+// bear only the instance's name hold the others, one of each for good.
 func (e *Engine) takeCgroups(inv *inventory) {
 	for _, dir := range e.cgroups() {
-		inv.add(Cgroups, dir)
+		if strings.Contains(filepath.Dir(dir), e.Instance) || containerID.MatchString(dir) {
+			inv.add(Cgroups, dir)
+		}
 	}
 }
 
