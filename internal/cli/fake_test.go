@@ -77,10 +77,12 @@ func startFake(t testing.TB, dir string) *fakeEngine {
 	return f
 }
 
-func (f *fakeEngine) note(r *http.Request) {
+// note takes a request down and gives the API version that is spoken.
+func (f *fakeEngine) note(r *http.Request) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.requests = append(f.requests, r.Method+" "+r.URL.RequestURI())
+	return f.version
 }
 
 // noted waits up to two seconds for a request with all the words.
@@ -123,11 +125,11 @@ func refuse(w http.ResponseWriter, code int, format string, a ...any) {
 }
 
 func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	f.note(r)
-	w.Header().Set("Api-Version", f.version)
+	version := f.note(r)
+	w.Header().Set("Api-Version", version)
 	w.Header().Set("Ostype", "linux")
 	p := r.URL.Path
-	if rest, ok := strings.CutPrefix(p, "/v"+f.version); ok {
+	if rest, ok := strings.CutPrefix(p, "/v"+version); ok {
 		p = rest
 	}
 	parts := strings.Split(strings.Trim(p, "/"), "/")
@@ -141,8 +143,8 @@ func (f *fakeEngine) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case "images":
 		f.serveImages(w, r, parts[1:])
 	case "version":
-		answer(w, 200, map[string]any{"Version": "9.9", "ApiVersion": f.version, "MinAPIVersion": "1.24", "Os": "linux", "Arch": "amd64",
-			"Components": []any{map[string]any{"Name": "Engine", "Version": "9.9", "Details": map[string]string{"ApiVersion": f.version, "MinAPIVersion": "1.24"}}}})
+		answer(w, 200, map[string]any{"Version": "9.9", "ApiVersion": version, "MinAPIVersion": "1.24", "Os": "linux", "Arch": "amd64",
+			"Components": []any{map[string]any{"Name": "Engine", "Version": "9.9", "Details": map[string]string{"ApiVersion": version, "MinAPIVersion": "1.24"}}}})
 	case "info":
 		answer(w, 200, map[string]any{"ID": "x", "Containers": 2, "ServerVersion": "9.9", "Driver": "overlayfs", "OSType": "linux", "NCPU": 2,
 			"MemTotal": 1 << 30, "Swarm": map[string]any{"LocalNodeState": "inactive"}, "SecurityOptions": []string{"name=seccomp,profile=builtin"}})
@@ -187,9 +189,12 @@ func (f *fakeEngine) serveContainers(w http.ResponseWriter, r *http.Request, p [
 	case "wait":
 		f.wait(w, r, c)
 	case "logs":
-		w.Write(c.log)
+		f.mu.Lock()
+		log := c.log
+		f.mu.Unlock()
+		w.Write(log)
 	case "kill", "stop":
-		if c.state != "running" {
+		if f.stateOf(c) != "running" {
 			refuse(w, 409, "Container %s is not running", c.id)
 			return
 		}
@@ -318,7 +323,9 @@ func (f *fakeEngine) attach(w http.ResponseWriter, c *fakeContainer) {
 	f.mu.Unlock()
 	go func() {
 		if c.openStdin {
+			f.mu.Lock()
 			w := c.stdinW
+			f.mu.Unlock()
 			io.Copy(w, rw)
 			if !c.tty { // a terminal stays when one who sat at it leaves
 				w.Close()
@@ -389,6 +396,12 @@ func (f *fakeEngine) run(c *fakeContainer) {
 	}
 }
 
+func (f *fakeEngine) stateOf(c *fakeContainer) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return c.state
+}
+
 func (f *fakeEngine) nextExit(c *fakeContainer) <-chan struct{} {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -406,72 +419,6 @@ func (f *fakeEngine) drop(c *fakeContainer) {
 	}
 	for _, conn := range c.conns {
 		conn.Close()
-	}
-}
-
-// program is what a container does: its command's first word says which.
-func program(c *fakeContainer, out, errw io.Writer) int {
-	word := ""
-	if len(c.cmd) > 0 {
-		word = c.cmd[0]
-	}
-	codes := map[string]int{"TERM": 143, "INT": 130, "KILL": 137, "HUP": 129, "QUIT": 131}
-	switch word {
-	case "echo":
-		fmt.Fprintln(out, strings.Join(c.cmd[1:], " "))
-	case "both":
-		fmt.Fprintln(out, "out")
-		fmt.Fprintln(errw, "err")
-	case "exit":
-		n, _ := strconv.Atoi(c.cmd[1])
-		return n
-	case "cat":
-		io.Copy(out, c.stdin)
-	case "sleep":
-		return codes[<-c.signals]
-	case "signals":
-		fmt.Fprintln(out, "ready")
-		for s := range c.signals {
-			fmt.Fprintln(out, "got", s)
-			if s == "TERM" || s == "KILL" {
-				return 7
-			}
-		}
-	case "terminal":
-		return terminal(c, out)
-	}
-	return 0
-}
-
-// terminal shows what comes from the other side's terminal: sizes, and keys as
-// numbers. The key q ends it with 5.
-func terminal(c *fakeContainer, out io.Writer) int {
-	fmt.Fprint(out, "ready\r\n")
-	keys := make(chan byte)
-	go func() {
-		b := make([]byte, 1)
-		for {
-			if _, err := c.stdin.Read(b); err != nil {
-				return
-			}
-			keys <- b[0]
-		}
-	}()
-	for {
-		select {
-		case s := <-c.sizes:
-			fmt.Fprintf(out, "size %s\r\n", s)
-		case k := <-keys:
-			fmt.Fprintf(out, "key %d\r\n", k)
-			if k == 'q' {
-				return 5
-			}
-		case s := <-c.signals:
-			fmt.Fprintf(out, "got %s\r\n", s)
-			if s == "TERM" || s == "KILL" {
-				return 7
-			}
-		}
 	}
 }
 
@@ -501,7 +448,7 @@ func (f *fakeEngine) wait(w http.ResponseWriter, r *http.Request, c *fakeContain
 }
 
 func (f *fakeEngine) remove(w http.ResponseWriter, r *http.Request, c *fakeContainer) {
-	if c.state == "running" {
+	if f.stateOf(c) == "running" {
 		if r.URL.Query().Get("force") == "" {
 			refuse(w, 409, "cannot remove container %q: container is running: stop the container before removing or force remove", c.name)
 			return
@@ -532,63 +479,13 @@ func (f *fakeEngine) serveExec(w http.ResponseWriter, r *http.Request, p []strin
 		f.mu.Unlock()
 		go f.run(c)
 	case "json":
-		for running := true; running; time.Sleep(time.Millisecond) {
-			f.mu.Lock()
-			running = c.state == "running"
-			f.mu.Unlock()
+		for f.stateOf(c) == "running" {
+			time.Sleep(time.Millisecond)
 		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
 		answer(w, 200, map[string]any{"ID": c.id, "ExitCode": c.code, "Running": false})
 	case "resize":
 		c.sizes <- r.URL.Query().Get("h") + "x" + r.URL.Query().Get("w")
-	}
-}
-
-func (f *fakeEngine) serveImages(w http.ResponseWriter, r *http.Request, p []string) {
-	switch {
-	case p[0] == "json":
-		answer(w, 200, []any{
-			map[string]any{"Id": "sha256:0123456789abcdef0123", "RepoTags": []string{"debian:latest", "debian:12"}, "RepoDigests": []string{}, "Created": 1700000000, "Size": 123456789, "SharedSize": -1, "Containers": -1},
-			map[string]any{"Id": "sha256:fedcba9876543210fedc", "RepoTags": []string{}, "RepoDigests": []string{}, "Created": 1700000000, "Size": 0},
-		})
-	case p[0] == "load":
-		n, _ := io.Copy(io.Discard, r.Body)
-		if n == 0 {
-			refuse(w, 400, "unexpected EOF")
-			return
-		}
-		w.Header().Set("Content-Type", "application/json")
-		e := json.NewEncoder(w)
-		if r.URL.Query().Get("quiet") != "1" {
-			e.Encode(map[string]any{"id": "aaa", "status": "Loading layer", "progressDetail": map[string]int{"current": 5, "total": 10}})
-		}
-		e.Encode(map[string]any{"stream": "Loaded image: debian:latest\n"})
-	case p[0] == "create" && r.URL.Query().Get("fromSrc") != "":
-		n, _ := io.Copy(io.Discard, r.Body)
-		json.NewEncoder(w).Encode(map[string]any{"status": fmt.Sprintf("sha256:%d bytes", n)})
-	case p[0] == "create":
-		refuse(w, 501, "pulling images is not implemented")
-	case p[0] == "get":
-		if n := r.URL.Query()["names"]; n[0] != "debian" {
-			refuse(w, 404, "No such image: %s", n[0])
-			return
-		}
-		fmt.Fprintln(w, "the archive")
-	case p[0] == "prune":
-		answer(w, 200, map[string]any{"ImagesDeleted": []any{map[string]string{"Untagged": "a:b"}, map[string]string{"Deleted": "sha256:1"}}, "SpaceReclaimed": 10})
-	case r.Method == "DELETE":
-		if p[0] != "debian" {
-			refuse(w, 404, "No such image: %s", p[0])
-			return
-		}
-		answer(w, 200, []any{map[string]string{"Untagged": "debian:latest"}, map[string]string{"Deleted": "sha256:0123"}})
-	case len(p) > 1 && p[1] == "tag":
-		w.WriteHeader(201)
-	case len(p) > 1 && p[1] == "history":
-		answer(w, 200, []any{map[string]any{"Id": "sha256:0123456789abcdef0123", "Created": 1700000000, "CreatedBy": "/bin/sh -c #(nop)\tCMD [\"bash\"] and much more behind it", "Size": 1234567, "Comment": "c"},
-			map[string]any{"Id": "<missing>", "Created": 0, "CreatedBy": "", "Size": 0}})
-	case len(p) > 1 && p[1] == "json" && p[0] == "debian":
-		answer(w, 200, map[string]any{"Id": "sha256:0123", "RepoTags": []string{"debian:latest"}, "Config": map[string]any{"Cmd": []string{"bash"}}})
-	default:
-		refuse(w, 404, "No such image: %s", p[0])
 	}
 }

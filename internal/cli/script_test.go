@@ -31,7 +31,12 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"requested": requested,
-			"api":       func(ts *testscript.TestScript, _ bool, a []string) { ts.Value("engine").(*fakeEngine).version = a[0] },
+			"api": func(ts *testscript.TestScript, _ bool, a []string) {
+				f := ts.Value("engine").(*fakeEngine)
+				f.mu.Lock()
+				defer f.mu.Unlock()
+				f.version = a[0]
+			},
 		},
 	})
 }
