@@ -42,6 +42,7 @@ func newRoot(a *app) *cobra.Command {
 		}
 		return fmt.Errorf("%s: unknown command: %[1]s %s%s\n\nRun '%[1]s --help' for more information", a.name, args[0], suggestion(cmd, args[0]))
 	}
+	root.Flags().SetInterspersed(false) // an unknown verb is unknown with flags behind it too
 	a.addGlobalFlags(root.Flags())
 	root.PersistentFlags().BoolP("help", "h", false, "Print usage")
 	root.PersistentFlags().Lookup("help").Hidden = true
