@@ -21,7 +21,6 @@ func attachCommand(a *app) *cobra.Command {
 	o := &attachOptions{}
 	cmd := &cobra.Command{
 		Use:               "attach [OPTIONS] CONTAINER",
-		Short:             "Join the standard streams of a running container",
 		Args:              exactArgs(1),
 		ValidArgsFunction: completeContainers(a, runningContainers, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {

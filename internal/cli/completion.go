@@ -12,8 +12,7 @@ import (
 
 func completionCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:   "completion bash|zsh|fish",
-		Short: "Print a script that completes commands in a shell",
+		Use: "completion bash|zsh|fish",
 		Example: `source <(escale completion bash)                    # this shell
 escale completion bash > /etc/bash_completion.d/escale
 escale completion zsh > "${fpath[1]}/_escale"

@@ -49,8 +49,7 @@ func (n *creation) addFlags(f *pflag.FlagSet) {
 func createCommand(a *app) *cobra.Command {
 	n := &creation{verb: "create"}
 	cmd := &cobra.Command{
-		Use:   "create [OPTIONS] IMAGE [COMMAND] [ARG...]",
-		Short: "Create a container without starting it",
+		Use: "create [OPTIONS] IMAGE [COMMAND] [ARG...]",
 		Example: `escale create --name web -p 8080:80 nginx
 escale start web`,
 		Args:              minArgs(1),
@@ -68,9 +67,7 @@ escale start web`,
 			return nil
 		},
 	}
-	if a.mentions("create") {
-		n.addFlags(cmd.Flags())
-	}
+	n.addFlags(cmd.Flags())
 	return cmd
 }
 

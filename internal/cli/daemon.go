@@ -15,9 +15,8 @@ import (
 // of its own so that this one stays small.
 func daemonCommand(a *app) *cobra.Command {
 	return &cobra.Command{
-		Use:   "daemon [OPTIONS]",
-		Short: "Run the engine in the foreground",
-		Long:  "All options are escaled's: see 'escale daemon --help'.",
+		Use:  "daemon [OPTIONS]",
+		Long: "All options are escaled's: see 'escale daemon --help'.",
 		Example: `escale daemon
 escale daemon --data-root /srv/escale --instance lab -H unix:///run/lab.sock`,
 		DisableFlagParsing: true,

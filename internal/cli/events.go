@@ -22,8 +22,7 @@ func eventsCommand(a *app) *cobra.Command {
 	var filter filterFlag
 	var format string
 	cmd := &cobra.Command{
-		Use:   "events [OPTIONS]",
-		Short: "Show what happens in the engine, as it happens",
+		Use: "events [OPTIONS]",
 		Example: `escale events --since 10m --until 0s
 escale events -f container=web -f event=die --format json`,
 		Args:              noArgs,

@@ -21,8 +21,7 @@ type execOptions struct {
 func execCommand(a *app) *cobra.Command {
 	o := &execOptions{}
 	cmd := &cobra.Command{
-		Use:   "exec [OPTIONS] CONTAINER COMMAND [ARG...]",
-		Short: "Run a command in a running container",
+		Use: "exec [OPTIONS] CONTAINER COMMAND [ARG...]",
 		Example: `escale exec -it web bash
 escale exec -u www-data -w /srv -e DEBUG=1 web ./check`,
 		Args:              minArgs(2),

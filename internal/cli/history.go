@@ -25,7 +25,6 @@ func historyCommand(a *app) *cobra.Command {
 	var o historyOptions
 	cmd := &cobra.Command{
 		Use:               "history [OPTIONS] IMAGE",
-		Short:             "Show how an image came about, layer by layer",
 		Args:              exactArgs(1),
 		ValidArgsFunction: completeImages(a, 1),
 		RunE:              func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), a, args[0]) },

@@ -25,8 +25,7 @@ type imagesOptions struct {
 func imagesCommand(a *app) *cobra.Command {
 	var o imagesOptions
 	cmd := &cobra.Command{
-		Use:   "images [OPTIONS] [REPOSITORY[:TAG]]",
-		Short: "List images",
+		Use: "images [OPTIONS] [REPOSITORY[:TAG]]",
 		Example: `escale images
 escale images -f dangling=true -q
 escale images --format '{{.Repository}}:{{.Tag}} {{.Size}}' debian`,

@@ -23,8 +23,7 @@ type importOptions struct {
 func importCommand(a *app) *cobra.Command {
 	var o importOptions
 	cmd := &cobra.Command{
-		Use:   "import [OPTIONS] file|URL|- [REPOSITORY[:TAG]]",
-		Short: "Make an image from an archive of a file system tree",
+		Use: "import [OPTIONS] file|URL|- [REPOSITORY[:TAG]]",
 		Example: `escale import -c 'CMD ["bash"]' rootfs.tar debian
 tar -C tree -c . | escale import - mine:1`,
 		Args: minArgs(1),

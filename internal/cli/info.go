@@ -20,7 +20,6 @@ func infoCommand(a *app) *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
 		Use:               "info [OPTIONS]",
-		Short:             "Show what the engine is, has and can do",
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {

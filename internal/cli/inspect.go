@@ -54,8 +54,7 @@ type inspectOptions struct {
 func inspectCommand(a *app) *cobra.Command {
 	var o inspectOptions
 	cmd := &cobra.Command{
-		Use:   "inspect [OPTIONS] NAME|ID [NAME|ID...]",
-		Short: "Show everything the engine knows about an object",
+		Use: "inspect [OPTIONS] NAME|ID [NAME|ID...]",
 		Example: `escale inspect web
 escale inspect -f '{{.State.Status}} {{.NetworkSettings.Networks.bridge.IPAddress}}' web
 escale inspect --type image -f '{{json .Config.Env}}' debian`,

@@ -11,7 +11,6 @@ func killCommand(a *app) *cobra.Command {
 	var sig string
 	cmd := &cobra.Command{
 		Use:               "kill [OPTIONS] CONTAINER [CONTAINER...]",
-		Short:             "Send a signal to running containers: KILL unless told",
 		Args:              minArgs(1),
 		ValidArgsFunction: completeContainers(a, runningContainers, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -22,8 +22,7 @@ type loadOptions struct {
 func loadCommand(a *app) *cobra.Command {
 	var o loadOptions
 	cmd := &cobra.Command{
-		Use:   "load [OPTIONS]",
-		Short: "Load images from an archive that save or another tool has made",
+		Use: "load [OPTIONS]",
 		Example: `escale load -i debian.tar
 zcat images.tar.gz | escale load`,
 		Args:              noArgs,

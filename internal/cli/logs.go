@@ -12,8 +12,7 @@ import (
 func logsCommand(a *app) *cobra.Command {
 	o := moby.ContainerLogsOptions{ShowStdout: true, ShowStderr: true}
 	cmd := &cobra.Command{
-		Use:   "logs [OPTIONS] CONTAINER",
-		Short: "Show what a container has written",
+		Use: "logs [OPTIONS] CONTAINER",
 		Example: `escale logs -f --tail 20 web
 escale logs --since 10m -t web`,
 		Args:              exactArgs(1),

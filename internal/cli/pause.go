@@ -10,7 +10,6 @@ import (
 func pauseCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:               "pause CONTAINER [CONTAINER...]",
-		Short:             "Freeze all processes of containers",
 		Args:              minArgs(1),
 		ValidArgsFunction: completeContainers(a, runningContainers, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -26,8 +26,7 @@ type psOptions struct {
 func psCommand(a *app) *cobra.Command {
 	var o psOptions
 	cmd := &cobra.Command{
-		Use:   "ps [OPTIONS]",
-		Short: "List containers",
+		Use: "ps [OPTIONS]",
 		Example: `escale ps -a
 escale ps -f status=exited -f label=app=web -q
 escale ps --format 'table {{.Names}}\t{{.Status}}\t{{.Ports}}'`,

@@ -12,7 +12,6 @@ import (
 func renameCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:               "rename CONTAINER NEW_NAME",
-		Short:             "Rename a container",
 		Args:              exactArgs(2),
 		ValidArgsFunction: completeContainers(a, allContainers, 1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -11,7 +11,6 @@ func restartCommand(a *app) *cobra.Command {
 	var s stopFlags
 	cmd := &cobra.Command{
 		Use:               "restart [OPTIONS] CONTAINER [CONTAINER...]",
-		Short:             "Stop containers and start them again",
 		Args:              minArgs(1),
 		ValidArgsFunction: completeContainers(a, allContainers, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {

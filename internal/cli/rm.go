@@ -15,7 +15,6 @@ func rmCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "rm [OPTIONS] CONTAINER [CONTAINER...]",
 		Aliases: []string{"remove"},
-		Short:   "Remove containers",
 		Example: `escale rm web
 escale rm -fv $(escale ps -aq)                      # all of them, running ones too`,
 		Args:              minArgs(1),

@@ -18,7 +18,6 @@ func rmiCommand(a *app) *cobra.Command {
 	var o rmiOptions
 	cmd := &cobra.Command{
 		Use:               "rmi [OPTIONS] IMAGE [IMAGE...]",
-		Short:             "Remove images",
 		Args:              minArgs(1),
 		ValidArgsFunction: completeImages(a, -1),
 		RunE:              func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), a, args) },

@@ -58,76 +58,121 @@ func newRoot(a *app) *cobra.Command {
 	return root
 }
 
-// addCommands hangs in every verb. Those inside the groups are built a second
-// time, as a cobra command has one parent, and only when the line names the
-// group: building them all takes longer than asking the engine.
-func addCommands(a *app, root *cobra.Command) {
-	add := func(group string, cmds ...*cobra.Command) {
-		for _, c := range cmds {
-			c.DisableFlagsInUseLine = true
-			c.GroupID = group
-			root.AddCommand(c)
-		}
+// verb is a command without a group before it.
+type verb struct {
+	name, group, short string
+	build              func(*app) *cobra.Command
+}
+
+func verbs() []verb {
+	return []verb{
+		{"run", groupCommon, "Create a container from an image and start it", runCommand},
+		{"exec", groupCommon, "Run a command in a running container", execCommand},
+		{"ps", groupCommon, "List containers", psCommand},
+		{"logs", groupCommon, "Show what a container has written", logsCommand},
+		{"stop", groupCommon, "Stop running containers", stopCommand},
+		{"rm", groupCommon, "Remove containers", rmCommand},
+		{"images", groupCommon, "List images", imagesCommand},
+		{"import", groupCommon, "Make an image from an archive of a file system tree", importCommand},
+		{"version", groupCommon, "Show the versions of client and engine", versionCommand},
+		{"info", groupCommon, "Show what the engine is, has and can do", infoCommand},
+		{"daemon", groupCommon, "Run the engine in the foreground", daemonCommand},
+		{"attach", groupOther, "Join the standard streams of a running container", attachCommand},
+		{"create", groupOther, "Create a container without starting it", createCommand},
+		{"events", groupOther, "Show what happens in the engine, as it happens", eventsCommand},
+		{"history", groupOther, "Show how an image came about, layer by layer", historyCommand},
+		{"inspect", groupOther, "Show everything the engine knows about an object", inspectCommand},
+		{"kill", groupOther, "Send a signal to running containers: KILL unless told", killCommand},
+		{"load", groupOther, "Load images from an archive that save or another tool has made", loadCommand},
+		{"pause", groupOther, "Freeze all processes of containers", pauseCommand},
+		{"rename", groupOther, "Rename a container", renameCommand},
+		{"restart", groupOther, "Stop containers and start them again", restartCommand},
+		{"rmi", groupOther, "Remove images", rmiCommand},
+		{"save", groupOther, "Write images to an archive (to STDOUT unless told)", saveCommand},
+		{"start", groupOther, "Start stopped containers", startCommand},
+		{"tag", groupOther, "Give an image one more name", tagCommand},
+		{"unpause", groupOther, "Let the processes of paused containers go on", unpauseCommand},
+		{"wait", groupOther, "Wait until containers stop and print their exit codes", waitCommand},
+		{"completion", groupOther, "Print a script that completes commands in a shell", completionCommand},
 	}
+}
+
+// addCommands hangs in every verb. A cobra command with its flags takes time
+// to build, all of them together more than the engine takes to answer, so only
+// those that the line mentions are built; the others are names for the help.
+func addCommands(a *app, root *cobra.Command) {
 	for _, id := range []string{groupCommon, groupManage, groupOther} {
 		root.AddGroup(&cobra.Group{ID: id})
 	}
-	add(groupCommon, runCommand(a), execCommand(a), psCommand(a), logsCommand(a), stopCommand(a), rmCommand(a),
-		imagesCommand(a), importCommand(a), versionCommand(a), infoCommand(a), daemonCommand(a))
-	add(groupManage,
-		group(a, "container", "Manage containers", containerCommands),
-		group(a, "image", "Manage images", imageCommands),
-		group(a, "system", "Look at the engine", systemCommands))
-	add(groupOther, attachCommand(a), createCommand(a), eventsCommand(a), historyCommand(a), inspectCommand(a),
-		killCommand(a), loadCommand(a), pauseCommand(a), renameCommand(a), restartCommand(a), rmiCommand(a),
-		saveCommand(a), startCommand(a), tagCommand(a), unpauseCommand(a), waitCommand(a), completionCommand(a))
+	for _, v := range verbs() {
+		c := &cobra.Command{Use: v.name, Run: func(*cobra.Command, []string) {}}
+		if a.mentions(v.name) || v.name == "rm" && a.mentions("remove") {
+			c = v.build(a)
+		}
+		c.GroupID = v.group
+		root.AddCommand(described(c, v.short))
+	}
+	for _, g := range []*cobra.Command{
+		group(a, "container", "Manage containers", containerCommands, "attach", "create", "exec", "kill", "logs", "ps",
+			"pause", "rename", "restart", "rm", "run", "start", "stop", "unpause", "wait"),
+		group(a, "image", "Manage images", imageCommands, "history", "import", "load", "images", "rmi", "save", "tag"),
+		group(a, "system", "Look at the engine", systemCommands, "events", "info"),
+	} {
+		g.GroupID = groupManage
+		root.AddCommand(g)
+	}
 }
 
 // mentions reports whether a word of the command line is name. A command that
-// is not mentioned is not the one that runs, so it may go without its flags.
+// is not mentioned is not the one that runs.
 func (a *app) mentions(name string) bool { return slices.Contains(a.args, name) }
 
-// group makes a command that only holds others.
-func group(a *app, name, short string, build func(*app) []*cobra.Command) *cobra.Command {
-	g := &cobra.Command{Use: name, Short: short, Args: noArgs}
-	g.RunE = func(cmd *cobra.Command, _ []string) error { return showHelp(a, cmd) }
-	if !a.mentions(name) {
-		return g
-	}
-	for _, c := range build(a) {
-		c.DisableFlagsInUseLine = true
-		g.AddCommand(c)
-	}
-	return g
+func described(c *cobra.Command, short string) *cobra.Command {
+	c.Short = short
+	c.DisableFlagsInUseLine = true
+	return c
 }
 
-// renamed gives a top command the name it has inside a group.
-func renamed(c *cobra.Command, use string, aliases ...string) *cobra.Command {
-	c.Use = use
-	c.Aliases = aliases
+// group makes a command that only holds others: verbs by their names, and
+// commands of its own.
+func group(a *app, name, short string, build func(*app) []*cobra.Command, held ...string) *cobra.Command {
+	g := &cobra.Command{Use: name, Args: noArgs}
+	g.RunE = func(cmd *cobra.Command, _ []string) error { return showHelp(a, cmd) }
+	if a.mentions(name) {
+		for _, v := range verbs() {
+			if slices.Contains(held, v.name) {
+				g.AddCommand(described(grouped(v.build(a)), v.short))
+			}
+		}
+		for _, c := range build(a) {
+			g.AddCommand(described(c, c.Short))
+		}
+	}
+	return described(g, short)
+}
+
+// grouped gives a verb the name it has inside its group.
+func grouped(c *cobra.Command) *cobra.Command {
+	switch c.Name() {
+	case "ps":
+		c.Use, c.Aliases = "ls [OPTIONS]", []string{"ps", "list"}
+	case "images":
+		c.Use, c.Aliases = "ls [OPTIONS] [REPOSITORY[:TAG]]", []string{"list"}
+	case "rmi":
+		c.Use, c.Aliases = "rm [OPTIONS] IMAGE [IMAGE...]", []string{"rmi", "remove"}
+	}
 	return c
 }
 
 func containerCommands(a *app) []*cobra.Command {
-	return []*cobra.Command{
-		attachCommand(a), createCommand(a), execCommand(a), containerInspectCommand(a), killCommand(a), logsCommand(a),
-		renamed(psCommand(a), "ls [OPTIONS]", "ps", "list"), pauseCommand(a), containerPruneCommand(a),
-		renameCommand(a), restartCommand(a), rmCommand(a), runCommand(a), startCommand(a), stopCommand(a),
-		unpauseCommand(a), waitCommand(a),
-	}
+	return []*cobra.Command{containerInspectCommand(a), containerPruneCommand(a)}
 }
 
 func imageCommands(a *app) []*cobra.Command {
-	return []*cobra.Command{
-		historyCommand(a), importCommand(a), imageInspectCommand(a), loadCommand(a),
-		renamed(imagesCommand(a), "ls [OPTIONS] [REPOSITORY[:TAG]]", "list"), imagePruneCommand(a),
-		renamed(rmiCommand(a), "rm [OPTIONS] IMAGE [IMAGE...]", "rmi", "remove"), saveCommand(a), tagCommand(a),
-	}
+	return []*cobra.Command{imageInspectCommand(a), imagePruneCommand(a)}
 }
 
-func systemCommands(a *app) []*cobra.Command {
-	return []*cobra.Command{eventsCommand(a), infoCommand(a), dialStdioCommand(a)}
-}
+func systemCommands(a *app) []*cobra.Command { return []*cobra.Command{dialStdioCommand(a)} }
 
 // addGlobalFlags defines what stands before the verb.
 func (a *app) addGlobalFlags(f *pflag.FlagSet) {

@@ -21,8 +21,7 @@ type runOptions struct {
 func runCommand(a *app) *cobra.Command {
 	o := &runOptions{creation: creation{verb: "run"}}
 	cmd := &cobra.Command{
-		Use:   "run [OPTIONS] IMAGE [COMMAND] [ARG...]",
-		Short: "Create a container from an image and start it",
+		Use: "run [OPTIONS] IMAGE [COMMAND] [ARG...]",
 		Example: `escale run -it --rm debian bash                      # a shell, gone when left
 escale run -d --name web -p 8080:80 nginx            # a service in the background
 escale run --rm -v "$PWD":/src -w /src golang go test ./...
@@ -36,9 +35,6 @@ escale run --memory 256m --cpus 0.5 --read-only --tmpfs /tmp debian stress`,
 			}
 			return o.run(cmd.Context(), a, c, req)
 		},
-	}
-	if !a.mentions("run") {
-		return cmd
 	}
 	f := cmd.Flags()
 	o.addFlags(f)

@@ -19,8 +19,7 @@ type saveOptions struct{ output, platform string }
 func saveCommand(a *app) *cobra.Command {
 	var o saveOptions
 	cmd := &cobra.Command{
-		Use:   "save [OPTIONS] IMAGE [IMAGE...]",
-		Short: "Write images to an archive (to STDOUT unless told)",
+		Use: "save [OPTIONS] IMAGE [IMAGE...]",
 		Example: `escale save -o debian.tar debian
 escale save nginx redis | gzip > images.tar.gz`,
 		Args:              minArgs(1),

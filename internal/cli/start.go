@@ -21,7 +21,6 @@ func startCommand(a *app) *cobra.Command {
 	o := &startOptions{}
 	cmd := &cobra.Command{
 		Use:               "start [OPTIONS] CONTAINER [CONTAINER...]",
-		Short:             "Start stopped containers",
 		Args:              minArgs(1),
 		ValidArgsFunction: completeContainers(a, allContainers, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -39,8 +39,7 @@ func (s *stopFlags) wait(f *pflag.FlagSet) (*int, error) {
 func stopCommand(a *app) *cobra.Command {
 	var s stopFlags
 	cmd := &cobra.Command{
-		Use:   "stop [OPTIONS] CONTAINER [CONTAINER...]",
-		Short: "Stop running containers",
+		Use: "stop [OPTIONS] CONTAINER [CONTAINER...]",
 		Example: `escale stop web
 escale stop -t 1 $(escale ps -q)`,
 		Args:              minArgs(1),

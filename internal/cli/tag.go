@@ -8,7 +8,6 @@ import (
 func tagCommand(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "tag SOURCE_IMAGE[:TAG] TARGET_IMAGE[:TAG]",
-		Short:             "Give an image one more name",
 		Args:              exactArgs(2),
 		ValidArgsFunction: completeImages(a, 2),
 		RunE: func(cmd *cobra.Command, args []string) error {

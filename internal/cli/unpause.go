@@ -10,7 +10,6 @@ import (
 func unpauseCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:               "unpause CONTAINER [CONTAINER...]",
-		Short:             "Let the processes of paused containers go on",
 		Args:              minArgs(1),
 		ValidArgsFunction: completeContainers(a, runningContainers, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -101,7 +101,6 @@ func versionCommand(a *app) *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
 		Use:               "version [OPTIONS]",
-		Short:             "Show the versions of client and engine",
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE:              func(cmd *cobra.Command, _ []string) error { return runVersion(cmd.Context(), a, format) },

@@ -10,7 +10,6 @@ import (
 func waitCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use:               "wait CONTAINER [CONTAINER...]",
-		Short:             "Wait until containers stop and print their exit codes",
 		Args:              minArgs(1),
 		ValidArgsFunction: completeContainers(a, runningContainers, -1),
 		RunE: func(cmd *cobra.Command, args []string) error {
