@@ -5,6 +5,7 @@ import (
 	"os"
 
 	"escale.dev/escale/internal/image"
+	"github.com/containerd/errdefs"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 	apievents "github.com/moby/moby/api/types/events"
@@ -32,7 +33,7 @@ func (m *Manager) Create(ctx context.Context, c Create) (CreateResult, error) {
 	rec.State.Status = Created
 	warnings, err := m.creator.complete(&rec, img)
 	if err != nil {
-		return CreateResult{}, err
+		return CreateResult{}, notAboutImage(err)
 	}
 	if rec.Name, err = m.creator.chooseName(c.Name, rec.ID); err != nil {
 		return CreateResult{}, err
@@ -40,7 +41,7 @@ func (m *Manager) Create(ctx context.Context, c Create) (CreateResult, error) {
 	e, err := m.creator.build(ctx, rec)
 	if err != nil {
 		m.store.release(rec.Name, rec.ID)
-		return CreateResult{}, err
+		return CreateResult{}, notAboutImage(err)
 	}
 	m.publish(e, apievents.ActionCreate, nil)
 	return CreateResult{ID: rec.ID, Warnings: warnings}, nil
@@ -55,6 +56,15 @@ func (m creator) chooseName(name string, id ID) (string, error) {
 		return "", err
 	}
 	return name, m.store.reserve(name, id)
+}
+
+// notAboutImage turns NotFound into InvalidArgument with the same words: clients
+// take NotFound of a create for a missing image, and pull it.
+func notAboutImage(err error) error {
+	if errdefs.IsNotFound(err) {
+		return kindf(errInvalid, "%s", err)
+	}
+	return err
 }
 
 // build makes what a container has on disk, its record last; what was made is
@@ -188,6 +198,8 @@ func (m creator) checkNetwork(rec *Record) error {
 			return kindf(errInvalid, "conflicting options: port publishing and the container type network mode")
 		}
 		h.NetworkMode = container.NetworkMode("container:" + string(other.id))
+		v := other.view()
+		c.Hostname, c.Domainname = v.Config.Hostname, v.Config.Domainname
 	case mode.IsHost(), mode.IsNone():
 	case !m.cfg.Networks.Has(string(mode)):
 		return kindf(errNotFound, "network %s not found", mode)

@@ -30,12 +30,16 @@ func (m creator) logDefaults(h *container.HostConfig) error {
 	lc := &h.LogConfig
 	if lc.Type == "" {
 		lc.Type = m.cfg.Defaults.LogDriver
-		if lc.Config == nil {
-			lc.Config = cloneMap(m.cfg.Defaults.LogOpts)
-		}
 	}
 	if lc.Config == nil {
 		lc.Config = map[string]string{}
+	}
+	if lc.Type == m.cfg.Defaults.LogDriver {
+		for k, v := range m.cfg.Defaults.LogOpts {
+			if _, own := lc.Config[k]; !own {
+				lc.Config[k] = v
+			}
+		}
 	}
 	return CheckLog(lc.Type, lc.Config)
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"syscall"
 
-	"github.com/containerd/errdefs"
 	apievents "github.com/moby/moby/api/types/events"
 )
 
@@ -54,13 +53,15 @@ func (m *runner) removeLocked(ctx context.Context, e *entry, o Remove) error {
 		e.mu.Unlock()
 		return nil
 	}
-	err := m.updateLocked(e, false, func(rec *Record) error {
-		rec.RemoveVolumes = rec.RemoveVolumes || o.Volumes
-		return rec.State.move(Removing)
-	})
-	e.mu.Unlock()
-	if err != nil && errdefs.IsConflict(err) {
+	if err := e.rec.State.move(Removing); err != nil {
+		e.mu.Unlock()
 		return err
+	}
+	e.rec.RemoveVolumes = e.rec.RemoveVolumes || o.Volumes
+	err := m.store.save(&e.rec, false)
+	e.mu.Unlock()
+	if err != nil { // a full disk: removing is how it gets room
+		m.log.Warn("recording removal", "container", e.id.Short(), "error", err)
 	}
 	e.cancelRestart()
 	return m.finishRemoval(e)

@@ -37,7 +37,8 @@ func (m *runner) stopByClient(ctx context.Context, e *entry, s Stop) error {
 		return ErrNotModified
 	}
 	if err := m.update(e, true, func(rec *Record) error { rec.ManuallyStopped = true; return nil }); err != nil {
-		return err
+		// A full disk is no reason to let it run: only a crash now would forget.
+		m.log.Warn("recording stop", "container", e.id.Short(), "error", err)
 	}
 	if waiting {
 		return m.settle(e)

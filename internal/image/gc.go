@@ -9,6 +9,7 @@ import (
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
@@ -93,9 +94,18 @@ func (g *collector) run(ctx context.Context) error {
 	if full {
 		g.bait(ctx)
 	}
+	g.s.commits.Lock()
 	_, err := g.s.db.GarbageCollect(ctx)
+	g.s.commits.Unlock()
+	if c, ok := g.s.backend.(snapshots.Cleaner); ok && err == nil {
+		err = c.Cleanup(ctx)
+	}
 	return err
 }
+
+// plain is a snapshotter without a Cleanup: deleting directories takes long,
+// and the collector does it when nobody waits for it any more.
+type plain struct{ snapshots.Snapshotter }
 
 // bait lays out one unused blob and one unused snapshot. containerd compares
 // its records with the disk only for a store from which something was removed;

@@ -172,3 +172,45 @@ func TestRootsAtOnce(t *testing.T) {
 		t.Errorf("left: %+v, before %+v", after, before)
 	}
 }
+
+// TestPrepareWhileCollecting: a collection looks at what is committed, and may
+// not take what is being made.
+func TestPrepareWhileCollecting(t *testing.T) {
+	needRoot(t)
+	s := open(t, Config{Root: t.TempDir()})
+	img := importTar(t, s, "debian:latest", file{name: "f", data: "x"})
+	stop, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := s.Collect(t.Context()); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	for i := range 150 {
+		id, gone := fmt.Sprintf("%064d", i), fmt.Sprintf("%064d", 1000+i)
+		for _, c := range []string{id, gone} {
+			if err := s.Roots().Prepare(t.Context(), c, img.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+		// Something to collect, so that the collector looks at the backend.
+		if err := s.Roots().Remove(t.Context(), gone); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	<-done
+	for i := range 150 {
+		if _, err := s.Roots().Mounts(t.Context(), fmt.Sprintf("%064d", i)); err != nil {
+			t.Errorf("container %d: %v", i, err)
+		}
+	}
+}

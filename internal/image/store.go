@@ -68,7 +68,8 @@ type Store struct {
 	roots     *Roots
 	gc        *collector
 
-	write sync.Mutex // held while records change
+	write   sync.Mutex   // held while records change
+	commits sync.RWMutex // held by a collection, and shared by what commits
 
 	mu     sync.RWMutex
 	byID   map[digest.Digest]*record
@@ -142,7 +143,7 @@ func (s *Store) open(ctx context.Context) (err error) {
 	if s.userXattr, err = overlayutils.NeedsUserXAttr(snapRoot); err != nil {
 		s.log.Warn("overlayfs: cannot tell whether userxattr is needed", "error", err)
 	}
-	s.db = metadata.NewDB(s.bolt, blobs, map[string]snapshots.Snapshotter{snapshotterName: s.backend})
+	s.db = metadata.NewDB(s.bolt, blobs, map[string]snapshots.Snapshotter{snapshotterName: plain{s.backend}})
 	if err := s.db.Init(ctx); err != nil {
 		return err
 	}
@@ -219,6 +220,10 @@ func (s *Store) namespace(ctx context.Context) context.Context {
 // update runs fn in one transaction of meta.db: containerd's stores and our
 // records change together, with one commit to the disk.
 func (s *Store) update(ctx context.Context, fn func(ctx context.Context, tx *bolt.Tx) error) error {
+	// containerd's collector takes what the backend has and the committed
+	// metadata does not know: what fn makes there is known only with the commit.
+	s.commits.RLock()
+	defer s.commits.RUnlock()
 	return s.db.Update(func(tx *bolt.Tx) error {
 		return fn(boltutil.WithTransaction(s.namespace(ctx), tx), tx)
 	})
