@@ -69,7 +69,7 @@ func (m *Manager) Resume(ctx context.Context) {
 		e.mu.Unlock()
 		switch {
 		case st.Status == Removing:
-			if err := m.finishRemoval(e); err != nil {
+			if err := m.finishRemoval(e, false); err != nil {
 				m.log.Error("removing", "container", e.id.Short(), "error", err)
 			}
 		case auto:

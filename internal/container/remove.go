@@ -64,12 +64,13 @@ func (m *runner) removeLocked(ctx context.Context, e *entry, o Remove) error {
 		m.log.Warn("recording removal", "container", e.id.Short(), "error", err)
 	}
 	e.cancelRestart()
-	return m.finishRemoval(e)
+	return m.finishRemoval(e, errors.Is(err, syscall.ENOSPC))
 }
 
 // finishRemoval drops a container that is marked for removal. Also used after
-// the engine was killed half-way: every step may have been done already.
-func (m *runner) finishRemoval(e *entry) error {
+// the engine was killed half-way: every step may have been done already. now:
+// the disk is full, and the client is answered when it has its space back.
+func (m *runner) finishRemoval(e *entry, now bool) error {
 	v := e.view()
 	m.mounts.release(&v.Record)
 	if v.RemoveVolumes {
@@ -90,18 +91,25 @@ func (m *runner) finishRemoval(e *entry) error {
 		a.fail(errNoSuch(string(e.id)))
 	}
 	m.execs.drop(e)
-	m.background(func(ctx context.Context) {
-		if r != nil {
-			select {
-			case <-r.reaped:
-			case <-ctx.Done():
-				return // the next engine finds the snapshot without a record
-			}
-		}
-		if err := m.cfg.Rootfs.Remove(ctx, string(e.id)); err != nil && ctx.Err() == nil {
-			m.log.Warn("removing root file system", "container", e.id.Short(), "error", err)
-		}
-		m.store.collect()
-	})
+	if now {
+		m.discard(m.ctx, e.id, r)
+		return nil
+	}
+	m.background(func(ctx context.Context) { m.discard(ctx, e.id, r) })
 	return nil
+}
+
+// discard gives the disk back what a removed container had on it.
+func (m *runner) discard(ctx context.Context, id ID, last *run) {
+	if last != nil {
+		select {
+		case <-last.reaped:
+		case <-ctx.Done():
+			return // the next engine finds the snapshot without a record
+		}
+	}
+	m.store.collect()
+	if err := m.cfg.Rootfs.Remove(ctx, string(id)); err != nil && ctx.Err() == nil {
+		m.log.Warn("removing root file system", "container", id.Short(), "error", err)
+	}
 }

@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"errors"
+	"net"
 	"strconv"
 	"syscall"
 	"time"
@@ -122,7 +123,7 @@ func (m *runner) killRun(ctx context.Context, e *entry, r *run) error {
 // meanwhile is no error.
 func (m *runner) signal(ctx context.Context, e *entry, r *run, sig syscall.Signal) error {
 	err := r.task.Signal(ctx, "", sig)
-	if errdefs.IsNotFound(err) || errors.Is(err, errMonitorLost) {
+	if errdefs.IsNotFound(err) || errors.Is(err, errMonitorLost) || errors.Is(err, net.ErrClosed) {
 		return nil // ending: watch records it
 	}
 	if err == nil {

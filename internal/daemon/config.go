@@ -383,16 +383,18 @@ func (c *Config) tlsConfig() (*tls.Config, error) {
 	if !c.TLS && !c.TLSVerify {
 		return nil, nil
 	}
+	t := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
+	if c.TLSVerify {
+		pool, err := certPool(c.TLSCACert)
+		if err != nil {
+			return nil, err
+		}
+		t.ClientCAs, t.ClientAuth = pool, tls.RequireAndVerifyClientCert
+	}
 	cert, err := tls.LoadX509KeyPair(c.TLSCert, c.TLSKey)
 	if err != nil {
 		return nil, fmt.Errorf("could not load X509 key pair (cert: %q, key: %q): %w", c.TLSCert, c.TLSKey, err)
 	}
-	t := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
-	if c.TLSVerify {
-		if t.ClientCAs, err = certPool(c.TLSCACert); err != nil {
-			return nil, err
-		}
-		t.ClientAuth = tls.RequireAndVerifyClientCert
-	}
+	t.Certificates = []tls.Certificate{cert}
 	return t, nil
 }

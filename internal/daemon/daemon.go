@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -33,7 +34,8 @@ type Daemon struct {
 	id  string
 
 	host       host.Facts
-	facts      oci.Host // of the kernel, for specifications and info
+	facts      oci.Host    // of the kernel, for specifications and info
+	tls        *tls.Config // of TCP listeners; nil: none
 	runtimes   map[string]runtime.Binary
 	events     *events.Journal
 	images     *image.Store
@@ -50,6 +52,9 @@ func New(cfg *Config, log *slog.Logger) (*Daemon, error) {
 	d := &Daemon{cfg: cfg, log: log.With("instance", cfg.Instance)}
 	var err error
 	if d.runtimes, err = cfg.runtimes(); err != nil {
+		return nil, err
+	}
+	if d.tls, err = cfg.tlsConfig(); err != nil {
 		return nil, err
 	}
 	return d, nil

@@ -23,10 +23,6 @@ func (d *Daemon) listen() (err error) {
 			d.listeners = nil
 		}
 	}()
-	tlsConf, err := d.cfg.tlsConfig()
-	if err != nil {
-		return err
-	}
 	for _, h := range d.cfg.Hosts {
 		proto, addr, err := d.cfg.endpoint(h)
 		if err != nil {
@@ -37,14 +33,14 @@ func (d *Daemon) listen() (err error) {
 			l, err = listenUnix(addr, d.cfg.Group)
 		} else {
 			l, err = net.Listen("tcp", addr)
-			if err == nil && tlsConf != nil {
-				l = tls.NewListener(l, tlsConf)
+			if err == nil && d.tls != nil {
+				l = tls.NewListener(l, d.tls)
 			}
 		}
 		if err != nil {
 			return fmt.Errorf("host %s: %w", h, err)
 		}
-		if proto == "tcp" && tlsConf == nil {
+		if proto == "tcp" && d.tls == nil {
 			d.log.Warn("API is served without TLS: whoever reaches it is root on this machine", "host", h)
 		}
 		d.listeners = append(d.listeners, l)

@@ -101,9 +101,16 @@ func (r *Roots) Prepare(ctx context.Context, containerID, imageID string) error 
 }
 
 // Remove drops a container's root file system, which must not be mounted any
-// more. That there is none is fine. The directory goes in the background.
+// more. That there is none is fine. The directory goes in the background, but on
+// a disk that is about to be full: there what the container wrote goes first,
+// since even the note of the removal may need the room.
 func (r *Roots) Remove(ctx context.Context, containerID string) error {
 	key := rootKey(containerID)
+	if r.s.space() != nil {
+		if err := r.emptyUpper(ctx, containerID); err != nil && !errdefs.IsNotFound(err) {
+			r.s.log.Warn("emptying a root file system", "container", short(containerID), "error", err)
+		}
+	}
 	err := r.s.update(ctx, func(ctx context.Context, _ *bolt.Tx) error {
 		err := r.s.leases.Delete(ctx, leases.Lease{ID: key})
 		if err != nil && !errdefs.IsNotFound(err) {
@@ -194,13 +201,7 @@ func (r *Roots) Size(ctx context.Context, containerID string) (rw, rootfs int64,
 	if err != nil {
 		return 0, 0, fmt.Errorf("root file system of container %s: %w", short(containerID), err)
 	}
-	dir := mounts[0].Source
-	for _, o := range mounts[0].Options {
-		if upper, ok := strings.CutPrefix(o, "upperdir="); ok {
-			dir = upper
-		}
-	}
-	if rw, err = treeSize(ctx, dir); err != nil {
+	if rw, err = treeSize(ctx, upperDir(mounts[0])); err != nil {
 		return 0, 0, err
 	}
 	r.mu.Lock()
@@ -219,6 +220,25 @@ func (r *Roots) Size(ctx context.Context, containerID string) (rw, rootfs int64,
 		rootfs += size
 	}
 	return rw, rootfs, nil
+}
+
+// upperDir is where what is written through a mount lands.
+func upperDir(m mount.Mount) string {
+	for _, o := range m.Options {
+		if upper, ok := strings.CutPrefix(o, "upperdir="); ok {
+			return upper
+		}
+	}
+	return m.Source
+}
+
+// emptyUpper deletes what a container wrote. Kind: NotFound.
+func (r *Roots) emptyUpper(ctx context.Context, containerID string) error {
+	mounts, err := r.Mounts(ctx, containerID)
+	if err != nil {
+		return err
+	}
+	return empty(upperDir(mounts[0]))
 }
 
 // treeSize adds up the regular files below dir, each inode once. Files that go
