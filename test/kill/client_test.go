@@ -111,6 +111,8 @@ type box struct {
 	name   string
 	id     string
 	code   int            // what its process returns when it ends by itself
+	acked  bool           // the last start had an answer
+	status string         // what inspect said after the last wait
 	starts int            // starts asked for, answered or not: the log holds at most so many runs
 	seen   map[string]int // lines seen of each run while it ran, by run
 }
@@ -175,7 +177,7 @@ func (b *box) start() error {
 		err := b.api.Do(ctx, "POST", "/containers/"+b.id+"/start", nil, nil)
 		late := ctx.Err() != nil
 		cancel()
-		if err == nil || harness.Status(err) != 0 {
+		if b.acked = err == nil; b.acked || harness.Status(err) != 0 {
 			return err
 		}
 		if late {
@@ -221,6 +223,7 @@ func (b *box) wait() (int, error) {
 	if c.State.ExitCode != res.StatusCode {
 		b.blame(&b.wrong, 1, "%s: wait says exit code %d, inspect %d", b.name, res.StatusCode, c.State.ExitCode)
 	}
+	b.status = c.State.Status
 	return c.State.ExitCode, nil
 }
 
