@@ -109,7 +109,10 @@ func (e *entry) join(ctx context.Context, want runtime.Attach) (runtime.Stream, 
 	task := e.run.task
 	e.mu.Unlock()
 	s, err := task.Attach(ctx, "", want)
-	return s, nil, err
+	if err != nil {
+		return nil, nil, notRunning(e.id, err)
+	}
+	return s, nil, nil
 }
 
 // leave takes a queued client out again.

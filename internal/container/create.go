@@ -124,6 +124,9 @@ func (m creator) complete(rec *Record, img image.Image) ([]string, error) {
 	if err := m.hostDefaults(rec); err != nil {
 		return nil, err
 	}
+	if h.UTSMode.IsHost() && c.Hostname != "" {
+		return nil, kindf(errInvalid, "conflicting options: hostname and the UTS mode")
+	}
 	if h.NetworkMode.IsHost() || h.UTSMode.IsHost() {
 		if c.Hostname == "" {
 			c.Hostname, _ = os.Hostname()

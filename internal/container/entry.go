@@ -79,6 +79,25 @@ func (e *entry) live() runtime.Task {
 	return e.run.task
 }
 
+// gone tells whether the container has been removed.
+func (e *entry) gone() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.removed
+}
+
+// doom notes that a client wants the end of the container for good, and returns
+// the task to kill; nil: it does not run.
+func (e *entry) doom() runtime.Task {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.run == nil || e.run.task == nil || !e.rec.State.Running() {
+		return nil
+	}
+	e.stopping, e.rec.ManuallyStopped = true, true
+	return e.run.task
+}
+
 // opLock is a mutex whose waiting a context can end.
 type opLock chan struct{}
 
@@ -86,6 +105,22 @@ func newOpLock() opLock { return make(opLock, 1) }
 
 func (l opLock) lock(ctx context.Context) error {
 	select {
+	case l <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// lockAlarm is lock, and calls ring once when the alarm goes off before it has
+// the lock. What ring answers ends the waiting.
+func (l opLock) lockAlarm(ctx context.Context, alarm <-chan time.Time, ring func() error) error {
+	select {
+	case <-alarm:
+		if err := ring(); err != nil {
+			return err
+		}
+		return l.lock(ctx)
 	case l <- struct{}{}:
 		return nil
 	case <-ctx.Done():

@@ -1,8 +1,12 @@
 package container
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
+	"net"
 	"strconv"
+	"syscall"
 
 	"escale.dev/escale/internal/runtime"
 
@@ -41,5 +45,21 @@ var (
 
 // errMonitorLost is the runtime's word for a monitor that is gone.
 var errMonitorLost = runtime.ErrMonitorLost
+
+// gone tells whether err is that of a monitor that has left, as monitors do when
+// their container has ended: the engine hears of it at the same time.
+func gone(err error) bool {
+	return errdefs.IsNotFound(err) || errors.Is(err, errMonitorLost) || errors.Is(err, net.ErrClosed) ||
+		errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist)
+}
+
+// notRunning puts the error of a monitor that has left into the words for what
+// comes after the end of a container.
+func notRunning(id ID, err error) error {
+	if gone(err) {
+		return kindf(errConflict, "container %s is not running", id)
+	}
+	return err
+}
 
 func uitoa(n uint64) string { return strconv.FormatUint(n, 10) }

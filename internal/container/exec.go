@@ -196,7 +196,11 @@ func (m *execs) attach(ctx context.Context, x *exec) (runtime.Stream, error) {
 	if task == nil {
 		return nil, kindf(errConflict, "container %s is not running", x.e.id)
 	}
-	return task.Attach(ctx, x.id, runtime.Attach{Stdin: x.conf.AttachStdin, Stdout: x.conf.AttachStdout || x.conf.Tty, Stderr: x.conf.AttachStderr && !x.conf.Tty})
+	s, err := task.Attach(ctx, x.id, runtime.Attach{Stdin: x.conf.AttachStdin, Stdout: x.conf.AttachStdout || x.conf.Tty, Stderr: x.conf.AttachStderr && !x.conf.Tty})
+	if err != nil {
+		return nil, notRunning(x.e.id, err)
+	}
+	return s, nil
 }
 
 // run starts the process and watches for its end.
@@ -222,7 +226,7 @@ func (m *execs) run(ctx context.Context, x *exec, size [2]uint16) error {
 			code = se.Code
 		}
 		x.end(code)
-		return startError(x.e, err)
+		return startError(x.e, notRunning(x.e.id, err))
 	}
 	x.mu.Lock()
 	x.running, x.pid = true, pid
@@ -298,7 +302,12 @@ func (m *Manager) ExecResize(ctx context.Context, id string, rows, cols uint16) 
 	if task == nil || !x.isRunning() {
 		return kindf(errConflict, "exec %s is not running", id)
 	}
-	return task.Resize(ctx, id, rows, cols)
+	if err := task.Resize(ctx, id, rows, cols); gone(err) {
+		return kindf(errConflict, "exec %s is not running", id)
+	} else if err != nil {
+		return err
+	}
+	return nil
 }
 
 // ExecGet returns an exec by its id.

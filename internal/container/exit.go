@@ -63,8 +63,9 @@ func (m *runner) exited(e *entry, r *run, exit runtime.Exit, cause error) {
 	lived := time.Since(r.started)
 	again, delay := e.decideRestart(exit.Code, lived)
 	next := Exited
+	var pending pendingRestart
 	if again {
-		next = Restarting
+		next, pending = Restarting, m.armRestart(e)
 	}
 	err := m.updateLocked(e, true, func(rec *Record) error {
 		st := &rec.State
@@ -97,7 +98,7 @@ func (m *runner) exited(e *entry, r *run, exit runtime.Exit, cause error) {
 	m.background(func(ctx context.Context) { m.reap(ctx, &rec, r, eps) })
 	switch {
 	case again:
-		m.scheduleRestart(e, delay)
+		m.scheduleRestart(e, pending, delay)
 	case rec.HostConfig.AutoRemove:
 		m.background(func(ctx context.Context) { m.autoRemove(ctx, e) })
 	}

@@ -28,6 +28,7 @@ type fakeEngine struct {
 	tasks     map[string]*fakeTask // live ones, by container id
 	exits     map[string]runtime.Exit
 	startErr  error
+	starting  func() // called while a process is made
 	prepared  map[string]bool
 	mounted   map[string]bool
 	sandboxes map[string]bool
@@ -130,6 +131,7 @@ type fakeTask struct {
 	lost   bool
 	pid    int
 	ignore syscall.Signal // a signal that the process ignores
+	stuck  chan struct{}  // when set, signals wait for its end
 
 	mu    sync.Mutex
 	execs map[string]chan struct{}
@@ -155,6 +157,9 @@ func (t *fakeTask) Start(context.Context) (int, error) {
 	if t.f.startErr != nil {
 		return 0, t.f.startErr
 	}
+	if t.f.starting != nil {
+		t.f.starting()
+	}
 	t.pid = 4242
 	return t.pid, nil
 }
@@ -169,10 +174,16 @@ func (t *fakeTask) Exec(_ context.Context, e runtime.Exec) (int, error) {
 }
 
 func (t *fakeTask) Attach(context.Context, string, runtime.Attach) (runtime.Stream, error) {
+	if !t.alive() {
+		return nil, runtime.ErrMonitorLost
+	}
 	return &fakeStream{Reader: bytes.NewReader(nil)}, nil
 }
 
 func (t *fakeTask) Signal(_ context.Context, _ string, sig syscall.Signal) error {
+	if t.stuck != nil {
+		<-t.stuck
+	}
 	if sig != t.ignore {
 		t.finish(128 + int(sig))
 	}

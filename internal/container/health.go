@@ -230,13 +230,16 @@ func (m prober) exec(ctx context.Context, e *entry, p probe, out io.Writer) (int
 		<-copied
 		return *x.code, nil
 	case <-ctx.Done():
-		return 0, ctx.Err()
+		err = ctx.Err()
 	case <-timeout.C:
 		if task := e.live(); task != nil {
 			task.Signal(ctx, x.id, 9)
 		}
-		return 0, context.DeadlineExceeded
+		err = context.DeadlineExceeded
 	}
+	stream.Close() // out is the caller's again
+	<-copied
+	return 0, err
 }
 
 // demux takes Docker's frames apart and writes what they carry, either stream.

@@ -220,6 +220,9 @@ func (m *Manager) Rename(ctx context.Context, ref, name string) error {
 		return err
 	}
 	defer e.op.unlock()
+	if e.gone() { // while this waited
+		return errNoSuch(ref)
+	}
 	old := e.view().Name
 	if old == name {
 		return kindf(errInvalid, "Renaming a container with the same name as its current name")

@@ -24,6 +24,9 @@ func (m *Manager) Open(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	for id, err := range m.store.dark {
+		m.log.Error("record is left alone with all that belongs to it: it cannot be read", "container", id.Short(), "error", err)
+	}
 	if err := os.MkdirAll(m.cfg.RunDir, 0o711); err != nil {
 		return err
 	}
@@ -75,16 +78,19 @@ func (m *Manager) Resume(ctx context.Context) {
 		case auto:
 			m.autoRemove(ctx, e)
 		case again:
+			var pending pendingRestart
 			if err := m.update(e, false, func(rec *Record) error {
+				pending = m.armRestart(e)
 				if rec.State.Status == Restarting {
 					return nil
 				}
 				return rec.State.move(Restarting)
 			}); err != nil {
 				m.log.Error("restarting", "container", e.id.Short(), "error", err)
+				pending.cancel()
 				continue
 			}
-			m.scheduleRestart(e, 0)
+			m.scheduleRestart(e, pending, 0)
 		}
 	}
 }
@@ -217,27 +223,30 @@ func (m recovery) tookUpEnded(e *entry, r *run, exit runtime.Exit, cause error) 
 // sweepRuns gives back what runs left in the kernel that nobody watches any
 // more. The run directory is the journal: it is made first and removed last.
 func (m recovery) sweepRuns(ctx context.Context) {
-	dirs, _ := filepath.Glob(filepath.Join(m.cfg.RunDir, "*", "*"))
-	for _, dir := range dirs {
-		id := ID(filepath.Base(filepath.Dir(dir)))
-		generation, err := strconv.ParseUint(filepath.Base(dir), 10, 64)
-		if err != nil {
-			continue
-		}
-		rec := Record{ID: id}
-		if e, err := m.store.find(string(id)); err == nil && e.id == id {
-			v := e.view()
-			if v.State.Running() && v.State.Generation == generation {
-				continue
+	for _, id := range names(m.cfg.RunDir) {
+		dir := filepath.Join(m.cfg.RunDir, id)
+		for _, name := range names(dir) {
+			if generation, err := strconv.ParseUint(name, 10, 64); err == nil {
+				m.sweepUnlessLive(ctx, ID(id), generation)
 			}
-			rec = v.Record
 		}
-		m.sweepRun(ctx, &rec, generation)
+		os.Remove(dir) // if it is empty
 	}
-	ids, _ := filepath.Glob(filepath.Join(m.cfg.RunDir, "*"))
-	for _, dir := range ids {
-		os.Remove(dir) // those that are empty
+}
+
+func (m recovery) sweepUnlessLive(ctx context.Context, id ID, generation uint64) {
+	if m.store.dark[id] != nil {
+		return
 	}
+	rec := Record{ID: id}
+	if e, err := m.store.find(string(id)); err == nil && e.id == id {
+		v := e.view()
+		if v.State.Running() && v.State.Generation == generation {
+			return
+		}
+		rec = v.Record
+	}
+	m.sweepRun(ctx, &rec, generation)
 }
 
 func (m recovery) sweepRun(ctx context.Context, rec *Record, generation uint64) {
@@ -280,6 +289,9 @@ func (m recovery) sweepRoots(ctx context.Context) {
 	}
 	for _, id := range roots {
 		if e, err := m.store.find(id); err == nil && string(e.id) == id {
+			continue
+		}
+		if m.store.dark[ID(id)] != nil {
 			continue
 		}
 		if err := m.cfg.Rootfs.Remove(ctx, id); err != nil {

@@ -17,12 +17,9 @@ func (m *Manager) Remove(ctx context.Context, ref string, o Remove) error {
 	}
 	if o.Force {
 		// A start or stop under way may hold the container for long: force goes ahead.
-		e.mu.Lock()
-		if r := e.run; r != nil && r.task != nil && e.rec.State.Running() {
-			e.stopping, e.rec.ManuallyStopped = true, true
-			r.task.Signal(ctx, "", syscall.SIGKILL)
+		if task := e.doom(); task != nil {
+			task.Signal(ctx, "", syscall.SIGKILL) // the stop below tells what is wrong
 		}
-		e.mu.Unlock()
 	}
 	if err := e.op.lock(ctx); err != nil {
 		return err

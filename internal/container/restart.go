@@ -47,15 +47,26 @@ func (e *entry) wantsRestart(code int) bool {
 	return false
 }
 
+// pendingRestart is a restart that waits for its time.
+type pendingRestart struct {
+	ctx    context.Context // ends when the restart is not wanted any more
+	cancel context.CancelFunc
+}
+
+// armRestart prepares a restart, so that it can be cancelled from the moment
+// the container is Restarting. Called with mu held; scheduleRestart follows.
+func (m *runner) armRestart(e *entry) pendingRestart {
+	ctx, cancel := context.WithCancel(m.ctx)
+	e.restart.cancel = cancel
+	return pendingRestart{ctx, cancel}
+}
+
 // scheduleRestart starts the container again after delay unless somebody stops,
 // starts or removes it first.
-func (m *runner) scheduleRestart(e *entry, delay time.Duration) {
-	ctx, cancel := context.WithCancel(m.ctx)
-	e.mu.Lock()
-	e.restart.cancel = cancel
-	e.mu.Unlock()
+func (m *runner) scheduleRestart(e *entry, p pendingRestart, delay time.Duration) {
+	ctx := p.ctx
 	m.background(func(context.Context) {
-		defer cancel()
+		defer p.cancel()
 		t := time.NewTimer(delay)
 		defer t.Stop()
 		select {
@@ -78,15 +89,15 @@ func (m *runner) scheduleRestart(e *entry, delay time.Duration) {
 	})
 }
 
-// cancelRestart ends a waiting restart; false when none waited.
+// cancelRestart ends a waiting restart; false when none waited. One that Resume
+// has not come to yet waits too.
 func (e *entry) cancelRestart() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.restart.backoff = 0
-	if e.restart.cancel == nil {
-		return false
+	if e.restart.cancel != nil {
+		e.restart.cancel()
+		e.restart.cancel = nil
 	}
-	e.restart.cancel()
-	e.restart.cancel = nil
 	return e.rec.State.Status == Restarting
 }

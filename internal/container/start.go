@@ -99,6 +99,7 @@ func (m *runner) launch(ctx context.Context, e *entry, r *run) error {
 	}
 	s.closeHeld()
 	m.started(e, s)
+	e.admit(ctx, s.task) // who came while the process was being made
 	return nil
 }
 

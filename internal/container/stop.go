@@ -3,12 +3,11 @@ package container
 import (
 	"context"
 	"errors"
-	"net"
+	"math"
 	"strconv"
 	"syscall"
 	"time"
 
-	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	apievents "github.com/moby/moby/api/types/events"
 	"github.com/moby/sys/signal"
@@ -24,11 +23,43 @@ func (m *Manager) Stop(ctx context.Context, ref string, s Stop) error {
 	if _, err := stopSignal(s, nil); err != nil {
 		return err
 	}
-	if err := e.op.lock(ctx); err != nil {
+	if err := m.lockToStop(ctx, e, s); err != nil {
 		return err
 	}
 	defer e.op.unlock()
 	return m.stopByClient(context.WithoutCancel(ctx), e, s)
+}
+
+// lockToStop takes the op lock. A stop that holds it may wait for its container
+// much longer than s would, for ever if so asked: s's own patience counts too.
+func (m *runner) lockToStop(ctx context.Context, e *entry, s Stop) error {
+	e.mu.Lock()
+	r, timeout := e.run, m.stopTimeout(e.rec.Config, s)
+	stopping := e.stopping && e.rec.State.Running() && r != nil && r.task != nil
+	e.mu.Unlock()
+	if !stopping || timeout < 0 {
+		return e.op.lock(ctx)
+	}
+	t := time.NewTimer(seconds(timeout))
+	defer t.Stop()
+	return e.op.lockAlarm(ctx, t.C, func() error { return m.signal(ctx, e, r, syscall.SIGKILL) })
+}
+
+// stopTimeout is how many seconds a stop waits: the client's, else the
+// container's, else the engine's. Negative: for ever.
+func (m *core) stopTimeout(c *container.Config, s Stop) int {
+	switch {
+	case s.Timeout != nil:
+		return *s.Timeout
+	case c.StopTimeout != nil:
+		return *c.StopTimeout
+	}
+	return m.cfg.Defaults.StopTimeout
+}
+
+// seconds is n seconds, or as long as a duration can be.
+func seconds(n int) time.Duration {
+	return time.Duration(min(int64(n), int64(math.MaxInt64/time.Second))) * time.Second
 }
 
 // stopByClient stops e, whose op lock is held, and rests its restart policy.
@@ -71,13 +102,7 @@ func (m *runner) stop(ctx context.Context, e *entry, s Stop) error {
 	if err != nil {
 		return err
 	}
-	timeout := m.cfg.Defaults.StopTimeout
-	if v.Config.StopTimeout != nil {
-		timeout = *v.Config.StopTimeout
-	}
-	if s.Timeout != nil {
-		timeout = *s.Timeout
-	}
+	timeout := m.stopTimeout(v.Config, s)
 	e.mu.Lock()
 	r := e.run
 	e.stopping = true
@@ -123,7 +148,7 @@ func (m *runner) killRun(ctx context.Context, e *entry, r *run) error {
 // meanwhile is no error.
 func (m *runner) signal(ctx context.Context, e *entry, r *run, sig syscall.Signal) error {
 	err := r.task.Signal(ctx, "", sig)
-	if errdefs.IsNotFound(err) || errors.Is(err, errMonitorLost) || errors.Is(err, net.ErrClosed) {
+	if gone(err) {
 		return nil // ending: watch records it
 	}
 	if err == nil {
@@ -142,7 +167,7 @@ func waitEnd(ctx context.Context, r *run, timeout int) bool {
 			return false
 		}
 	}
-	t := time.NewTimer(time.Duration(timeout) * time.Second)
+	t := time.NewTimer(seconds(timeout))
 	defer t.Stop()
 	select {
 	case <-r.ended:
@@ -225,7 +250,7 @@ func (m *Manager) Restart(ctx context.Context, ref string, s Stop) error {
 	if _, err := stopSignal(s, nil); err != nil {
 		return err
 	}
-	if err := e.op.lock(ctx); err != nil {
+	if err := m.lockToStop(ctx, e, s); err != nil {
 		return err
 	}
 	defer e.op.unlock()
@@ -267,6 +292,10 @@ func (m *Manager) Wait(ctx context.Context, ref, condition string) (<-chan WaitR
 		}
 		e.wait(ctx, &waiter{ch: ch})
 	case container.WaitConditionNextExit:
+		if e.removed { // there is no next
+			ch <- WaitResult{ExitCode: st.ExitCode}
+			return ch, nil
+		}
 		e.wait(ctx, &waiter{ch: ch})
 	case container.WaitConditionRemoved:
 		if e.removed {
@@ -291,7 +320,7 @@ func (m *Manager) Resize(ctx context.Context, ref string, rows, cols uint16) err
 		return kindf(errConflict, "container %s is not running", e.id)
 	}
 	if err := task.Resize(ctx, "", rows, cols); err != nil {
-		return err
+		return notRunning(e.id, err)
 	}
 	m.publish(e, apievents.ActionResize, map[string]string{"height": strconv.Itoa(int(rows)), "width": strconv.Itoa(int(cols))})
 	return nil

@@ -27,13 +27,17 @@ type store struct {
 	mu    sync.RWMutex
 	byID  map[ID]*entry
 	names map[string]ID // reserved names, also of containers being created
+	dark  map[ID]error  // what has a record that cannot be read; set by load alone
 }
 
 func newStore(dir string) *store {
-	return &store{dir: dir, byID: map[ID]*entry{}, names: map[string]ID{}}
+	return &store{dir: dir, byID: map[ID]*entry{}, names: map[string]ID{}, dark: map[ID]error{}}
 }
 
-// load reads every record. A directory without a whole record is what a create
+// load reads every record. One that cannot be read, as a power cut may leave it,
+// does not keep the engine from the others: all that belongs to it stays as it
+// is (dark). A record of a newer engine does: this one would not know what it
+// does to it. A directory without a whole record is what a create
 // killed half-way left: it is moved away for collection. Names of such ids are
 // returned so that their snapshots can be collected too.
 func (s *store) load() ([]*entry, error) {
@@ -54,8 +58,11 @@ func (s *store) load() ([]*entry, error) {
 		case errors.Is(err, os.ErrNotExist):
 			s.discard(ID(d.Name()))
 			continue
-		case err != nil:
+		case errdefs.IsFailedPrecondition(err):
 			return nil, fmt.Errorf("container %s: %w", d.Name(), err)
+		case err != nil:
+			s.dark[ID(d.Name())] = err
+			continue
 		}
 		e := newEntry(rec)
 		s.byID[rec.ID], s.names[rec.Name] = e, rec.ID
@@ -148,10 +155,23 @@ func (s *store) discard(id ID) error {
 
 // collect deletes the directories of removed containers; blocks on the disk.
 func (s *store) collect() {
-	left, _ := filepath.Glob(filepath.Join(s.dir, removedPrefix+"*"))
-	for _, dir := range left {
-		os.RemoveAll(dir)
+	for _, name := range names(s.dir) {
+		if strings.HasPrefix(name, removedPrefix) {
+			os.RemoveAll(filepath.Join(s.dir, name))
+		}
 	}
+}
+
+// names lists a directory; one that cannot be read has none. Not filepath.Glob:
+// a root may well have "[" in its name.
+func names(dir string) []string {
+	d, err := os.Open(dir)
+	if err != nil {
+		return nil
+	}
+	defer d.Close()
+	list, _ := d.Readdirnames(-1)
+	return list
 }
 
 // find looks a container up by full id, name, or unique prefix of an id.
