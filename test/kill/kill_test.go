@@ -287,11 +287,19 @@ func (s *state) removeAll(api *harness.API) error {
 			errs = append(errs, api.Do(ctx, "DELETE", "/containers/"+c.ID+"?force=1&v=1", nil, nil))
 		}
 	}
-	var images []struct{ RepoTags []string }
+	var images []struct {
+		ID       string
+		RepoTags []string
+	}
 	if err := api.Do(ctx, "GET", "/images/json", nil, &images); err != nil {
 		return errors.Join(append(errs, err)...)
 	}
 	for _, img := range images {
+		// An import that was done but not answered lost its name to the one that
+		// the client tried next.
+		if *host == "" && (len(img.RepoTags) == 0 || img.RepoTags[0] == "<none>:<none>") {
+			errs = append(errs, api.Do(ctx, "DELETE", "/images/"+img.ID, nil, nil))
+		}
 		for _, tag := range img.RepoTags {
 			if strings.HasPrefix(tag, s.prefix) && (*host != "" || tag != s.prefix+":base") {
 				errs = append(errs, api.Do(ctx, "DELETE", "/images/"+tag+"?force=1", nil, nil))
