@@ -114,6 +114,9 @@ func TestKill(t *testing.T) {
 	}
 	slowest, kerr := s.kill(e, rand.New(rand.NewPCG(*seed, 0)))
 	close(s.quit)
+	if kerr != nil {
+		cancel() // nobody will answer them any more
+	}
 	finished := make(chan struct{})
 	go func() { wg.Wait(); close(finished) }()
 	select {
