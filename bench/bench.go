@@ -103,7 +103,11 @@ func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // show prints a measure as soon as it is there.
 func (b *bench) show(m *measure) {
-	fmt.Fprintf(os.Stderr, "%-44s A %s  B %s  ratio %.2f\n", m.Name, number(median(m.Samples[0])), number(median(m.Samples[1])), m.ratio())
+	ratio := "none, one end only"
+	if len(m.Samples[0]) > 0 && len(m.Samples[1]) > 0 {
+		ratio = number(m.ratio())
+	}
+	fmt.Fprintf(os.Stderr, "%-44s A %s  B %s  ratio %s\n", m.Name, number(median(m.Samples[0])), number(median(m.Samples[1])), ratio)
 }
 
 func number(f float64) string {
