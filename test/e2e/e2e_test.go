@@ -41,6 +41,13 @@ func TestMain(m *testing.M) {
 		}
 	}
 	code := m.Run()
+	if foreign != "" {
+		api := harness.NewAPI(foreign)
+		if err := api.Do(context.Background(), "DELETE", "/images/"+image+"?force=1", nil, nil); err != nil && harness.Status(err) != 404 {
+			fmt.Fprintln(os.Stderr, "clean-up:", err)
+		}
+		api.Close()
+	}
 	if e := shared.engine; e != nil {
 		if err := e.Close(); err != nil {
 			fmt.Fprintln(os.Stderr, "clean-up:", err)
