@@ -132,11 +132,10 @@ func (d *Daemon) openRoots(context.Context) error {
 			return err
 		}
 	}
-	f, err := lock(d.cfg.DataRoot)
+	err := d.lockAll()
 	if err != nil {
 		return err
 	}
-	d.onClose(f.Close)
 	if d.host, err = host.Read(); err != nil {
 		return err
 	}

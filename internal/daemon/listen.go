@@ -80,18 +80,56 @@ func listenUnix(path, group string) (net.Listener, error) {
 	return l, nil
 }
 
-// lock makes sure that one engine at a time has the data root; the kernel frees
-// it when the process ends, however it ends.
-func lock(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, err
+// instancesDir holds a locked file for each engine that runs.
+const instancesDir = "/run"
+
+// lockAll makes sure that this engine alone has its data root, its exec root and
+// its instance's name: an engine takes what it finds under them and does not
+// know for the remains of an earlier one, and gives it back to the kernel.
+func (d *Daemon) lockAll() error {
+	for _, l := range []struct{ path, what, remedy string }{
+		{filepath.Join(d.cfg.DataRoot, "lock"), "data root " + d.cfg.DataRoot, "--data-root, --exec-root and --instance"},
+		{filepath.Join(d.cfg.ExecRoot, "escaled.lock"), "exec root " + d.cfg.ExecRoot, "--exec-root and --instance"},
+		{filepath.Join(instancesDir, "escale-instance-"+d.cfg.Instance+".lock"), "instance " + d.cfg.Instance, "--instance"},
+	} {
+		f, err := lock(l.path)
+		switch {
+		case errors.Is(err, syscall.EWOULDBLOCK):
+			return fmt.Errorf("%s is in use by another engine: give this one its own %s", l.what, l.remedy)
+		case err != nil:
+			return err
+		}
+		d.onClose(func() error { return errors.Join(os.Remove(l.path), f.Close()) })
 	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+	return nil
+}
+
+// lock locks the file at path; EWOULDBLOCK: another process has. The kernel
+// frees it when the process ends, however it ends. Who is done removes the file
+// before closing it.
+func lock(path string) (*os.File, error) {
+	for {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
+		if err != nil {
+			return nil, err
+		}
+		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+			f.Close()
+			return nil, &os.PathError{Op: "lock", Path: path, Err: err}
+		}
+		mine, err := f.Stat()
+		if err == nil {
+			var there os.FileInfo
+			if there, err = os.Stat(path); err == nil && os.SameFile(mine, there) {
+				return f, nil
+			}
+		}
 		f.Close()
-		return nil, fmt.Errorf("data root %s is in use by another engine: give this one its own --data-root, --exec-root and --instance", dir)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return nil, err
+		}
+		// Its last owner removed it in between: there is another by now, or none.
 	}
-	return f, nil
 }
 
 // notify tells systemd a state (sd_notify(3)); nothing without systemd.
