@@ -104,6 +104,20 @@ func (d *Daemon) lockAll() error {
 	return nil
 }
 
+// lockPatience is how long a lock is waited for. A process that a killed engine
+// had forked holds its locks until it executes the monitor, some milliseconds.
+const lockPatience = 2 * time.Second
+
+// flock locks f for this process alone, as soon as nobody else has it.
+func flock(f *os.File) error {
+	for end := time.Now().Add(lockPatience); ; time.Sleep(10 * time.Millisecond) {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if !errors.Is(err, syscall.EWOULDBLOCK) || time.Now().After(end) {
+			return err
+		}
+	}
+}
+
 // lock locks the file at path; EWOULDBLOCK: another process has. The kernel
 // frees it when the process ends, however it ends. Who is done removes the file
 // before closing it.
@@ -113,7 +127,7 @@ func lock(path string) (*os.File, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		if err := flock(f); err != nil {
 			f.Close()
 			return nil, &os.PathError{Op: "lock", Path: path, Err: err}
 		}

@@ -21,6 +21,47 @@ import (
 	"escale.dev/escale/internal/sys/cgroup"
 )
 
+// TestAdoptAmidAStart: an engine killed while the runtime is at work leaves a
+// start whose outcome the next one must not miss.
+func TestAdoptAmidAStart(t *testing.T) {
+	b := newBox(t, "exit 21")
+	runc := b.launch.Runtime.Path
+	slow := filepath.Join(t.TempDir(), "slow-runc")
+	if err := os.WriteFile(slow, []byte("#!/bin/sh\nsleep 0.7\nexec "+runc+" \"$@\"\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	b.launch.Runtime.Path = slow
+	first := b.launchIt()
+	go first.Start(ctxFor(t)) // its answer never comes
+	time.Sleep(200 * time.Millisecond)
+	first.Close()
+	if !lives(b.launch.RunDir) {
+		t.Error("the monitor does not hold its lock")
+	}
+	task, err := b.r.Adopt(ctxFor(t), b.launch.ID, b.launch.RunDir, b.launch.StateDir)
+	if err == nil {
+		exit, werr := task.Wait(ctxFor(t), "")
+		task.Close()
+		if task.Pid() == 0 && werr == nil && exit.Code != 21 {
+			t.Errorf("exit %+v of a process that ended with 21", exit)
+		}
+	}
+	var last runtime.Exit
+	for range 200 {
+		if last, err = b.r.LastExit(b.launch.StateDir, b.launch.Generation); err == nil {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err != nil || last.Code != 21 {
+		t.Errorf("recorded %+v, %v; want 21", last, err)
+	}
+	gone(t, first.Monitor())
+	if lives(b.launch.RunDir) {
+		t.Error("the lock outlives the monitor")
+	}
+}
+
 func TestAdopt(t *testing.T) {
 	b := newBox(t, "i=0; while read x; do echo got $x; done; exit 8", func(b *box) { b.launch.OpenStdin, b.launch.Generation = true, 7 })
 	first := b.launchIt()

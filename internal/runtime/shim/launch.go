@@ -106,7 +106,12 @@ func (r *Runtime) spawn(l runtime.Launch) (*net.UnixConn, *child, error) {
 		return nil, nil, err
 	}
 	defer words.Close()
-	files := append([]*os.File{null, null, words, theirs}, l.Held...)
+	alive, err := holdAlive(l.RunDir)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer alive.Close()
+	files := append([]*os.File{null, null, words, theirs, alive}, l.Held...)
 	c, err := r.startMonitor(l, files)
 	if err != nil {
 		return nil, nil, err

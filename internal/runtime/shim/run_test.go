@@ -371,7 +371,7 @@ func TestLaunchWithoutStartLeavesNothing(t *testing.T) {
 	}
 	gone(t, task.Monitor())
 	entries, err := os.ReadDir(b.launch.RunDir)
-	if err != nil || len(entries) != 1 || entries[0].Name() != wire.StderrName {
+	if err != nil || len(entries) != 2 || entries[0].Name() != wire.AliveName || entries[1].Name() != wire.StderrName {
 		t.Errorf("left over: %v, %v", entries, err)
 	}
 	if _, err := task.Wait(ctxFor(t), ""); err == nil || errors.Is(err, runtime.ErrMonitorLost) {

@@ -65,14 +65,14 @@ func New(cfg Config) *Runtime {
 // Adopt connects to the monitor in runDir; see runtime.Runtime.
 func (r *Runtime) Adopt(ctx context.Context, id, runDir, stateDir string) (runtime.Task, error) {
 	dial := dialer(runDir)
-	nc, err := dial(ctx)
+	nc, err := reach(ctx, runDir, dial)
 	if err != nil {
 		return nil, fmt.Errorf("monitor of container %s: %w", id, err)
 	}
 	t := newTask(id, stateDir, nc, dial, r.log)
 	t.runDir = runDir
 	t.open()
-	status, err := t.conn.call(ctx, wire.Status, nil)
+	status, err := t.outcome(ctx)
 	if err == nil && status.Text(wire.TagID) != id {
 		err = fmt.Errorf("is that of container %q: %w", status.Text(wire.TagID), errdefs.ErrFailedPrecondition)
 	}

@@ -13,8 +13,10 @@ import (
 func (m *Monitor) containerEnded() {
 	p := m.init
 	p.end.oom = m.oomKilled()
-	m.release() // the ports are free before anybody hears of the end
+	// The record is there before the socket goes: an engine that finds nobody to
+	// talk to reads it, and must not take the container for one that lost its monitor.
 	m.record(p.end)
+	m.release() // the ports are free before anybody hears of the end
 	for _, w := range p.waiters {
 		w.exit(p.end)
 	}

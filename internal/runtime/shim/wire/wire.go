@@ -44,6 +44,7 @@ const (
 	MonitorName = "monitor"   // "pid start-time boot-id" of the monitor, while there is something to kill
 	StartedName = "started"   // the same of the container's process, once it runs
 	StderrName  = "shim.err"  // the monitor's own last words
+	AliveName   = "alive"     // its lock is held while a monitor has the directory
 	RootName    = "oci"       // the OCI runtime's --root
 	ExitPrefix  = "exit-"     // in the state directory: the exit record of a generation
 )
