@@ -99,6 +99,25 @@ func (s *Server) takeOver(w *response, r *request, cancel context.CancelCauseFun
 			return nil, err
 		}
 	}
+	st, err := s.register(w, r, cancel, stdin, terminal)
+	if err != nil {
+		return nil, err
+	}
+	w.status = http.StatusOK
+	if _, upgrade := r.Header["Upgrade"]; upgrade {
+		w.status = http.StatusSwitchingProtocols
+	}
+	// Outside the lock: a client that has left earlier answers on this
+	// connection unread makes this wait, until it reads or the server closes.
+	if _, err := st.conn.Write(preface(w, mediaType(r.version, terminal))); err != nil {
+		cancel(errHungUp)
+	}
+	return st, nil
+}
+
+// register takes the connection from HTTP and counts it among those that Close
+// ends and waits for.
+func (s *Server) register(w *response, r *request, cancel context.CancelCauseFunc, stdin, terminal bool) (*stream, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -117,15 +136,6 @@ func (s *Server) takeOver(w *response, r *request, cancel context.CancelCauseFun
 	st.stopAbort = context.AfterFunc(r.Context(), st.abort)
 	s.hijacked[st] = struct{}{}
 	s.streams.Add(1)
-
-	w.status = http.StatusOK
-	if _, upgrade := r.Header["Upgrade"]; upgrade {
-		w.status = http.StatusSwitchingProtocols
-	}
-	// A new connection's buffer holds this much: it does not block.
-	if _, err := conn.Write(preface(w, mediaType(r.version, terminal))); err != nil {
-		cancel(errHungUp)
-	}
 	return st, nil
 }
 
