@@ -17,7 +17,7 @@ import (
 
 // collectDelay is how long removals are gathered before one collection: each
 // stops writers of the metadata for some milliseconds.
-const collectDelay = time.Second
+const collectDelay = time.Second / 2
 
 // collector removes what nothing refers to any more, in the background, and
 // sees to it that unpacked layers reach the disk.
@@ -26,6 +26,7 @@ type collector struct {
 	wake   chan struct{}
 	cancel context.CancelFunc
 	done   chan struct{}
+	sync   chan struct{} // wakes what brings layers to the disk
 
 	running sync.Mutex // one collection at a time: containerd's locks ask for it
 
@@ -34,33 +35,53 @@ type collector struct {
 }
 
 func newCollector(s *Store) *collector {
-	return &collector{s: s, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	return &collector{s: s, wake: make(chan struct{}, 1), done: make(chan struct{}), sync: make(chan struct{}, 1)}
 }
 
 // start runs the collector until stop.
 func (g *collector) start(ctx context.Context) {
 	ctx, g.cancel = context.WithCancel(ctx)
-	go func() {
-		defer close(g.done)
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-g.wake:
-			}
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(collectDelay):
-			}
+	var loops sync.WaitGroup
+	loops.Go(func() {
+		for next(ctx, g.wake, collectDelay) {
 			if err := g.run(ctx); err != nil && ctx.Err() == nil {
 				g.s.log.Warn("collecting unused layers", "error", err)
 			}
+			ring(g.sync)
+		}
+	})
+	// A busy disk may take seconds to settle: no collection waits for that.
+	loops.Go(func() {
+		for next(ctx, g.sync, 0) {
 			if err := g.s.settle(ctx); err != nil && ctx.Err() == nil {
 				g.s.log.Warn("writing layers to the disk", "error", err)
 			}
 		}
-	}()
+	})
+	go func() { loops.Wait(); close(g.done) }()
+}
+
+// next waits until it is rung and delay has passed; false when ctx has ended.
+func next(ctx context.Context, bell <-chan struct{}, delay time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-bell:
+	}
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(delay):
+		return true
+	}
+}
+
+// ring rings a bell that holds one ring.
+func ring(bell chan<- struct{}) {
+	select {
+	case bell <- struct{}{}:
+	default:
+	}
 }
 
 // stop ends the collector and waits for it.
@@ -76,10 +97,7 @@ func (g *collector) kick(full bool) {
 	g.mu.Lock()
 	g.full = g.full || full
 	g.mu.Unlock()
-	select {
-	case g.wake <- struct{}{}:
-	default:
-	}
+	ring(g.wake)
 }
 
 // run collects now, and returns when directories and blobs are gone.
