@@ -123,6 +123,11 @@ func (w *watcher) end(e *entry, s *sampler) {
 
 // run samples until nobody looks, the container is removed or the engine stops.
 func (w *watcher) run(ctx context.Context, e *entry, s *sampler) {
+	defer func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.end(e, s)
+	}()
 	t := time.NewTicker(sampleEvery)
 	defer t.Stop()
 	for {
@@ -130,12 +135,10 @@ func (w *watcher) run(ctx context.Context, e *entry, s *sampler) {
 		if err != nil {
 			w.c.log.Warn("reading figures", "container", e.id.Short(), "error", err)
 		}
-		w.mu.Lock()
 		if err != nil || ctx.Err() != nil || e.gone() {
-			w.end(e, s)
-			w.mu.Unlock()
 			return
 		}
+		w.mu.Lock()
 		s.last = figures
 		for ch := range s.readers {
 			select {
@@ -148,6 +151,7 @@ func (w *watcher) run(ctx context.Context, e *entry, s *sampler) {
 		select {
 		case <-t.C:
 		case <-ctx.Done():
+			return
 		}
 	}
 }
