@@ -60,14 +60,13 @@ func (a *app) allPorts(ports network.PortMap) {
 // onePort prints where one port is published.
 func (a *app) onePort(ports network.PortMap, name, wanted string) error {
 	num, proto, _ := strings.Cut(wanted, "/")
-	wanted = num + "/" + cmp.Or(proto, "tcp")
-	p, err := network.ParsePort(wanted)
+	p, err := network.ParsePort(num + "/" + cmp.Or(proto, "tcp"))
 	if err != nil {
 		return fmt.Errorf("invalid port %q: %w", wanted, err)
 	}
-	bindings, ok := ports[p]
-	if !ok || bindings == nil {
-		return fmt.Errorf("no public port '%s' published for %s", wanted, name)
+	bindings := ports[p]
+	if bindings == nil {
+		return fmt.Errorf("Error: No public port '%s' published for %s", wanted, name) //nolint:staticcheck // Docker's words.
 	}
 	for _, b := range bindings {
 		a.println(hostPort(b))
