@@ -75,9 +75,11 @@ type Figures interface {
 	Read(t stats.Target) (*container.StatsResponse, error)
 }
 
-// Processes lists those of a cgroup and the ones below; see cgroup.Info.
+// Processes lists those of a cgroup and the ones below, and tells what
+// processors and memory nodes they have; see cgroup.Info.
 type Processes interface {
 	Pids(cgroupPath string) ([]int, error)
+	Cpuset(cgroupPath string) (cpus, mems string)
 }
 
 // Publisher receives what happened.

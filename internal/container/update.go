@@ -3,13 +3,13 @@ package container
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 
 	"escale.dev/escale/internal/runtime"
 	"escale.dev/escale/internal/runtime/oci"
 	"github.com/moby/moby/api/types/container"
 	apievents "github.com/moby/moby/api/types/events"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // updater changes what a container may use while it is there.
@@ -54,17 +54,53 @@ func (u updater) change(ctx context.Context, e *entry, cfg *container.UpdateConf
 	if err != nil {
 		return err
 	}
-	if limits {
-		if err := u.apply(ctx, e, &next.Resources, unlimitedSwap); err != nil {
-			return err
+	if !limits {
+		return u.record(e, next)
+	}
+	back := u.former(&v.Record, &next.Resources)
+	if err = u.apply(ctx, e, &next.Resources, unlimitedSwap); err == nil {
+		err = u.record(e, next)
+	}
+	if err != nil {
+		// The kernel takes limits one by one: those before the refused one are set.
+		if undo := u.apply(ctx, e, &back, back.MemorySwap == -1); undo != nil {
+			u.c.log.Warn("putting limits back", "container", e.id.Short(), "error", undo)
 		}
 	}
-	err = u.record(e, next)
-	if err != nil && limits {
-		back := u.apply(ctx, e, &old.Resources, old.MemorySwap == -1)
-		err = errors.Join(err, back)
-	}
 	return err
+}
+
+// former are the limits of a container before it gets those of next, as they
+// have to be said to take next back: no limit is a value of its own then.
+func (u updater) former(rec *Record, next *container.Resources) container.Resources {
+	r := rec.HostConfig.Resources
+	unset(&r.Memory, next.Memory, -1)
+	unset(&r.MemorySwap, next.MemorySwap, -1)
+	unset(&r.MemoryReservation, next.MemoryReservation, -1)
+	unset(&r.CPUShares, next.CPUShares, 1024)
+	if next.NanoCPUs != 0 && r.NanoCPUs == 0 {
+		unset(&r.CPUQuota, 1, -1)
+		unset(&r.CPUPeriod, 1, 100000)
+	}
+	unset(&r.CPUQuota, next.CPUQuota, -1)
+	unset(&r.CPUPeriod, next.CPUPeriod, 100000)
+	if r.PidsLimit == nil && next.PidsLimit != nil {
+		r.PidsLimit = new(int64)
+	}
+	if rec.State.Running() {
+		cpus, mems := u.c.cfg.Processes.Cpuset(u.c.cgroupPath(rec))
+		unset(&r.CpusetCpus, next.CpusetCpus, cpus)
+		unset(&r.CpusetMems, next.CpusetMems, mems)
+	}
+	return r
+}
+
+// unset gives a limit that was not set, and is about to be, the word for none.
+func unset[T comparable](was *T, next, none T) {
+	var zero T
+	if *was == zero && next != zero {
+		*was = none
+	}
 }
 
 // record replaces the configuration on disk, or nowhere.
@@ -98,9 +134,21 @@ func (u updater) apply(ctx context.Context, e *entry, r *container.Resources, un
 	if err != nil {
 		return err
 	}
-	if unlimitedSwap && spec.Memory != nil {
-		none := int64(-1)
-		spec.Memory.Swap = &none
+	none := int64(-1)
+	for _, l := range []struct {
+		unlimited bool
+		set       func(*specs.LinuxMemory)
+	}{
+		{unlimitedSwap, func(m *specs.LinuxMemory) { m.Swap = &none }},
+		{r.Memory < 0, func(m *specs.LinuxMemory) { m.Limit = &none }},
+		{r.MemoryReservation < 0, func(m *specs.LinuxMemory) { m.Reservation = &none }},
+	} {
+		if l.unlimited {
+			if spec.Memory == nil {
+				spec.Memory = &specs.LinuxMemory{}
+			}
+			l.set(spec.Memory)
+		}
 	}
 	b, err := json.Marshal(spec)
 	if err != nil {

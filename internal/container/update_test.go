@@ -108,6 +108,9 @@ func TestUpdateRefused(t *testing.T) {
 	if _, err := m.Update(t.Context(), "web", limits(container.Resources{Memory: 32 << 20})); err == nil || err.Error() != cannot+"device or resource busy" {
 		t.Error(err)
 	}
+	if back := f.updates[len(f.updates)-1]; len(f.updates) != 3 || !strings.Contains(back, `"limit":67108864,"swap":134217728`) {
+		t.Errorf("the old limits are not put back: %q", f.updates)
+	}
 	now, _ := m.Get("web")
 	if h := onDisk(t, m, id); h.Memory != whole.Memory || now.HostConfig.Memory != whole.Memory {
 		t.Errorf("recorded though refused: %d, in memory %d", h.Memory, now.HostConfig.Memory)
@@ -134,7 +137,7 @@ func TestUpdateNotRecorded(t *testing.T) {
 	if err := os.Rename(dir+".away", dir); err != nil {
 		t.Fatal(err)
 	}
-	if v, _ := m.Get("web"); v.HostConfig.CPUShares != 0 || len(f.updates) != 2 || strings.Contains(f.updates[1], "shares") {
+	if v, _ := m.Get("web"); v.HostConfig.CPUShares != 0 || len(f.updates) != 2 || !strings.Contains(f.updates[1], `"shares":1024`) {
 		t.Errorf("%d shares, the runtime was told %q", v.HostConfig.CPUShares, f.updates)
 	}
 }

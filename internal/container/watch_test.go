@@ -38,6 +38,8 @@ func (f *fakeFigures) Read(t stats.Target) (*container.StatsResponse, error) {
 
 func (f *fakeFigures) Pids(string) ([]int, error) { return f.pids, nil }
 
+func (f *fakeFigures) Cpuset(string) (string, string) { return "0-3", "0" }
+
 func (f *fakeFigures) count() uint64 {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -35,8 +35,8 @@ type Runtime interface {
 	Cleanup(ctx context.Context, c Cleanup) error
 
 	// Update changes the limits of a container that runs. Blocks for about
-	// 40 ms. On an error the limits are as they were, as far as the kernel lets
-	// them be put back.
+	// 40 ms. On an error some of them may have changed: the caller puts the old
+	// ones back.
 	Update(ctx context.Context, u Update) error
 }
 

@@ -16,13 +16,13 @@ import (
 
 // Update changes the limits of a running container; see runtime.Runtime. The
 // OCI runtime does it: it knows in which order the kernel takes them, in either
-// version of cgroups, and puts the old ones back when one is refused.
+// version of cgroups.
 func (r *Runtime) Update(ctx context.Context, u runtime.Update) error {
 	if u.ID == "" || filepath.Base(u.ID) != u.ID || !filepath.IsAbs(u.RunDir) {
 		return fmt.Errorf("update of container %q in %q: %w", u.ID, u.RunDir, errdefs.ErrInvalidArgument)
 	}
 	args := append([]string{}, u.Runtime.Args...)
-	args = append(args, "--root", filepath.Join(u.RunDir, wire.RootName), "update", "--resources", "-", u.ID)
+	args = append(args, "--log-format", "json", "--root", filepath.Join(u.RunDir, wire.RootName), "update", "--resources", "-", u.ID)
 	cmd := exec.CommandContext(ctx, u.Runtime.Path, args...)
 	cmd.Env = environ()[len(settings):]
 	cmd.Stdin = bytes.NewReader(u.Resources)
@@ -30,7 +30,7 @@ func (r *Runtime) Update(ctx context.Context, u runtime.Update) error {
 	if err == nil {
 		return nil
 	}
-	said := refusal{text: err.Error(), stderr: string(out)}
+	said := refusal{text: err.Error(), log: string(out), stderr: string(out)}
 	words := said.words()
 	if words == "" {
 		words = said.text

@@ -58,3 +58,17 @@ func pids(root string) ([]int, error) {
 	slices.Sort(out)
 	return slices.Compact(out), err
 }
+
+// Cpuset is the processors and memory nodes of cgroup path, as lists; empty
+// where cpusets are not there.
+func (i Info) Cpuset(path string) (cpus, mems string) {
+	dir, ok := i.Dir("cpuset", path)
+	if !ok {
+		return "", ""
+	}
+	suffix := ""
+	if i.Mode == Unified {
+		suffix = ".effective"
+	}
+	return readLine(filepath.Join(dir, "cpuset.cpus"+suffix)), readLine(filepath.Join(dir, "cpuset.mems"+suffix))
+}
