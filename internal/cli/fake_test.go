@@ -231,6 +231,16 @@ func (f *fakeEngine) serveContainers(w http.ResponseWriter, r *http.Request, p [
 		f.containers = append(f.containers, e)
 		f.mu.Unlock()
 		answer(w, 201, map[string]string{"Id": e.id})
+	case "stats":
+		f.stats(w, r, c)
+	case "top":
+		answer(w, 200, map[string]any{"Titles": []string{"PID", "CMD"}, "Processes": [][]string{{"7", "sleep 300"}}})
+	case "update":
+		b, _ := io.ReadAll(r.Body)
+		f.mu.Lock()
+		f.requests = append(f.requests, "body "+string(b))
+		f.mu.Unlock()
+		answer(w, 200, map[string]any{"Warnings": []string{"careful"}})
 	case "pause", "unpause", "restart":
 		w.WriteHeader(204)
 	default:
@@ -303,7 +313,10 @@ func (f *fakeEngine) inspect(w http.ResponseWriter, c *fakeContainer) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	answer(w, 200, map[string]any{"Id": c.id, "Name": "/" + c.name, "State": map[string]any{"Status": c.state, "Running": c.state == "running", "ExitCode": c.code},
-		"Config": map[string]any{"Tty": c.tty, "OpenStdin": c.openStdin, "Cmd": c.cmd}, "HostConfig": map[string]any{"AutoRemove": c.autoRemove}})
+		"Config": map[string]any{"Tty": c.tty, "OpenStdin": c.openStdin, "Cmd": c.cmd}, "HostConfig": map[string]any{"AutoRemove": c.autoRemove},
+		"NetworkSettings": map[string]any{"Ports": map[string]any{
+			"443/tcp": []any{map[string]any{"HostIp": "127.0.0.1", "HostPort": "8443"}}, "80/tcp": nil,
+			"81/udp": []any{map[string]any{"HostIp": "0.0.0.0", "HostPort": "8081"}, map[string]any{"HostIp": "::", "HostPort": "8081"}}}}})
 }
 
 // hijack turns the request into a raw connection.

@@ -85,13 +85,17 @@ func verbs() []verb {
 		{"kill", groupOther, "Send a signal to running containers: KILL unless told", killCommand},
 		{"load", groupOther, "Load images from an archive that save or another tool has made", loadCommand},
 		{"pause", groupOther, "Freeze all processes of containers", pauseCommand},
+		{"port", groupOther, "Show where the ports of a container are published", portCommand},
 		{"rename", groupOther, "Rename a container", renameCommand},
 		{"restart", groupOther, "Stop containers and start them again", restartCommand},
 		{"rmi", groupOther, "Remove images", rmiCommand},
 		{"save", groupOther, "Write images to an archive (to STDOUT unless told)", saveCommand},
 		{"start", groupOther, "Start stopped containers", startCommand},
+		{"stats", groupOther, "Show what containers use, live", statsCommand},
 		{"tag", groupOther, "Give an image one more name", tagCommand},
+		{"top", groupOther, "Show the processes of a container", topCommand},
 		{"unpause", groupOther, "Let the processes of paused containers go on", unpauseCommand},
+		{"update", groupOther, "Change the limits of containers", updateCommand},
 		{"wait", groupOther, "Wait until containers stop and print their exit codes", waitCommand},
 		{"completion", groupOther, "Print a script that completes commands in a shell", completionCommand},
 	}
@@ -114,7 +118,7 @@ func addCommands(a *app, root *cobra.Command) {
 	}
 	for _, g := range []*cobra.Command{
 		group(a, "container", "Manage containers", containerCommands, "attach", "create", "exec", "kill", "logs", "ps",
-			"pause", "rename", "restart", "rm", "run", "start", "stop", "unpause", "wait"),
+			"pause", "port", "rename", "restart", "rm", "run", "start", "stats", "stop", "top", "unpause", "update", "wait"),
 		group(a, "image", "Manage images", imageCommands, "history", "import", "load", "images", "rmi", "save", "tag"),
 		group(a, "system", "Look at the engine", systemCommands, "events", "info"),
 	} {

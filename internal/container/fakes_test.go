@@ -35,6 +35,10 @@ type fakeEngine struct {
 	cleaned   map[string]int
 	volumes   map[string]map[string]bool
 	events    []events.Message
+	updates   []string // resources, JSON
+	updateErr error
+	onUpdate  func()
+	figures   fakeFigures
 }
 
 func newFakeEngine() *fakeEngine {
@@ -50,7 +54,7 @@ func (f *fakeEngine) manager(t *testing.T, dir string) *Manager {
 	f.dir = dir
 	m := New(Config{
 		Dir: dir + "/containers", RunDir: dir + "/run", Runtime: fakeRuntime{f}, Images: fakeImages{}, Rootfs: fakeRootfs{f},
-		Networks: fakeNetworks{f}, Volumes: fakeVolumes{f}, Specs: fakeSpecs{}, Freezer: fakeFreezer{}, Events: f,
+		Networks: fakeNetworks{f}, Volumes: fakeVolumes{f}, Specs: fakeSpecs{}, Freezer: fakeFreezer{}, Figures: &f.figures, Processes: &f.figures, Events: f,
 		Defaults: Defaults{LogDriver: "json-file", Runtime: "runc", Runtimes: map[string]runtime.Binary{"runc": {Path: "/runc"}}, CgroupParent: "/docker", StopTimeout: 10},
 		Logger:   slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
@@ -119,6 +123,16 @@ func (r fakeRuntime) Cleanup(_ context.Context, c runtime.Cleanup) error {
 	defer r.f.mu.Unlock()
 	r.f.cleaned[c.ID]++
 	return nil
+}
+
+func (r fakeRuntime) Update(_ context.Context, u runtime.Update) error {
+	r.f.mu.Lock()
+	defer r.f.mu.Unlock()
+	r.f.updates = append(r.f.updates, string(u.Resources))
+	if r.f.onUpdate != nil {
+		r.f.onUpdate()
+	}
+	return r.f.updateErr
 }
 
 // fakeTask is a process that ends when it is told to.
@@ -332,6 +346,13 @@ func (fakeSpecs) Process(*specs.Spec, string, oci.ExecOptions) (*specs.Process, 
 }
 func (fakeSpecs) Validate(*container.HostConfig, *container.Config) ([]string, error) {
 	return nil, nil
+}
+
+func (fakeSpecs) ValidateResources(r *container.Resources, _ bool) ([]string, error) {
+	if r.Memory == 1 {
+		return nil, kindf(errInvalid, "Minimum memory limit allowed is 6MB")
+	}
+	return []string{"careful"}, nil
 }
 
 func (fakeSpecs) Complete(*container.HostConfig) {}

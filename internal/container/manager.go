@@ -13,6 +13,7 @@ import (
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/runtime"
 	"escale.dev/escale/internal/runtime/oci"
+	"escale.dev/escale/internal/stats"
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	apievents "github.com/moby/moby/api/types/events"
@@ -59,6 +60,7 @@ type Specs interface {
 	Spec(ctx context.Context, o oci.Options) (*specs.Spec, []string, error)
 	Process(spec *specs.Spec, rootfs string, e oci.ExecOptions) (*specs.Process, error)
 	Validate(h *container.HostConfig, c *container.Config) (warnings []string, err error)
+	ValidateResources(r *container.Resources, update bool) (warnings []string, err error)
 	Complete(h *container.HostConfig)
 }
 
@@ -66,6 +68,18 @@ type Specs interface {
 type Freezer interface {
 	Freeze(cgroupPath string) error
 	Thaw(cgroupPath string) error
+}
+
+// Figures reads what the processes of a cgroup use; see stats.Reader.
+type Figures interface {
+	Read(t stats.Target) (*container.StatsResponse, error)
+}
+
+// Processes lists those of a cgroup and the ones below, and tells what
+// processors and memory nodes they have; see cgroup.Info.
+type Processes interface {
+	Pids(cgroupPath string) ([]int, error)
+	Cpuset(cgroupPath string) (cpus, mems string)
 }
 
 // Publisher receives what happened.
@@ -89,18 +103,20 @@ type Defaults struct {
 
 // Config is what a Manager needs.
 type Config struct {
-	Dir      string // durable: containers/<id>/
-	RunDir   string // on tmpfs: <id>/<generation>/
-	Runtime  runtime.Runtime
-	Images   Images
-	Rootfs   Rootfs
-	Networks Networks
-	Volumes  Volumes
-	Specs    Specs
-	Freezer  Freezer
-	Events   Publisher
-	Defaults Defaults
-	Logger   *slog.Logger
+	Dir       string // durable: containers/<id>/
+	RunDir    string // on tmpfs: <id>/<generation>/
+	Runtime   runtime.Runtime
+	Images    Images
+	Rootfs    Rootfs
+	Networks  Networks
+	Volumes   Volumes
+	Specs     Specs
+	Freezer   Freezer
+	Figures   Figures
+	Processes Processes
+	Events    Publisher
+	Defaults  Defaults
+	Logger    *slog.Logger
 }
 
 // core is what every part of the package works with.
@@ -116,9 +132,11 @@ type core struct {
 
 // Manager is the life of all containers of an engine: what clients ask for.
 // What happens underneath is done by its parts, each with one subject: creator,
-// mounts, runner, execs, prober, recovery.
+// mounts, runner, execs, prober, recovery, watcher, updater.
 type Manager struct {
 	*runner
+	*watcher
+	updater
 	creator creator
 }
 
@@ -131,6 +149,8 @@ func New(cfg Config) *Manager {
 	return &Manager{
 		runner:  &runner{core: c, execs: x, prober: prober{x}, mounts: m},
 		creator: creator{core: c, mounts: m},
+		watcher: &watcher{c: c, samplers: map[ID]*sampler{}},
+		updater: updater{c},
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"escale.dev/escale/internal/network/bridge"
 	"escale.dev/escale/internal/network/none"
 	"escale.dev/escale/internal/runtime/oci"
+	"escale.dev/escale/internal/stats"
 	"escale.dev/escale/internal/sys/freezer"
 	"escale.dev/escale/internal/volume/local"
 )
@@ -70,6 +71,7 @@ func (d *Daemon) openContainers(ctx context.Context) error {
 		Dir: filepath.Join(d.cfg.DataRoot, "containers"), RunDir: filepath.Join(d.cfg.ExecRoot, "containers"),
 		Runtime: monitors, Images: d.images, Rootfs: d.images.Roots(), Networks: d.networks,
 		Volumes: local.New(filepath.Join(d.cfg.DataRoot, "volumes")), Specs: oci.New(d.facts), Freezer: freezer.Freezer{Root: cgroupRoot},
+		Figures: stats.New(d.facts.Cgroup), Processes: d.facts.Cgroup,
 		Events: d.events, Defaults: d.defaults(), Logger: d.log.With("component", "container"),
 	})
 	d.onClose(d.containers.Close)
@@ -95,7 +97,7 @@ func (d *Daemon) openAPI(context.Context) error {
 		return err
 	}
 	d.server = engine.New(engine.Config{
-		Containers: d.containers, Images: images{Store: d.images, users: d.containers.Users, events: d.events},
+		Containers: d.containers, Watching: d.containers, Updates: d.containers, Images: images{Store: d.images, users: d.containers.Users, events: d.events},
 		System: systemInfo{d}, Events: d.events, Logger: d.log, Version: Version,
 		ContainerDir: filepath.Join(d.cfg.DataRoot, "containers"), StorageDriver: storageDriver, Sandbox: d.sandbox,
 	})

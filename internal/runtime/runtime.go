@@ -33,6 +33,11 @@ type Runtime interface {
 	// running: the OCI runtime's state, leftover processes, cgroups. It kills
 	// whatever still lives in them. Idempotent; blocks until the kernel is done.
 	Cleanup(ctx context.Context, c Cleanup) error
+
+	// Update changes the limits of a container that runs. Blocks for about
+	// 40 ms. On an error some of them may have changed: the caller puts the old
+	// ones back.
+	Update(ctx context.Context, u Update) error
 }
 
 // Launch says how one start of a container is to be run.
@@ -79,6 +84,14 @@ type Cleanup struct {
 	RunDir     string
 	Runtime    Binary
 	CgroupPath string
+}
+
+// Update is a change of a running container's limits.
+type Update struct {
+	ID        string
+	RunDir    string // of the present start
+	Runtime   Binary
+	Resources []byte // linux.resources of the OCI specification, JSON; what is absent stays
 }
 
 // Task is a container under a monitor. Its methods may be called at once from

@@ -244,7 +244,8 @@ func TestEngine(t *testing.T) {
 	})
 }
 
-// condition knows [docker] and [escale], the client at work, and [foreign].
+// condition knows [docker] and [escale], the client at work, [foreign], and
+// [cgroup1]: limits are set by version 1 of cgroups.
 func condition(client string) func(string) (bool, error) {
 	return func(cond string) (bool, error) {
 		switch cond {
@@ -252,6 +253,9 @@ func condition(client string) func(string) (bool, error) {
 			return cond == client, nil
 		case "foreign":
 			return foreign != "", nil
+		case "cgroup1":
+			_, err := os.Stat("/sys/fs/cgroup/memory/memory.limit_in_bytes")
+			return err == nil, nil
 		}
 		return false, fmt.Errorf("unknown condition %q", cond)
 	}

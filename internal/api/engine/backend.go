@@ -8,6 +8,7 @@ import (
 	"escale.dev/escale/internal/events"
 	"escale.dev/escale/internal/image"
 	"escale.dev/escale/internal/logs"
+	apicontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/system"
 )
 
@@ -45,6 +46,20 @@ type Containers interface {
 	ExecStart(ctx context.Context, id string, consoleSize [2]uint16, open func(terminal bool) (io.ReadWriteCloser, error)) error
 	ExecResize(ctx context.Context, id string, rows, cols uint16) error
 	ExecGet(id string) (container.Exec, error)
+}
+
+// Watching is what the routes need that show a container at work.
+type Watching interface {
+	// Stats sends samples until ctx ends, send returns an error, or the
+	// container is removed; a single one unless o.Stream.
+	Stats(ctx context.Context, ref string, o container.StatsOptions, send func(*apicontainer.StatsResponse) error) error
+	// Top lists the processes as ps does with psArgs, "" being "-ef".
+	Top(ctx context.Context, ref, psArgs string) (apicontainer.TopResponse, error)
+}
+
+// Updates changes limits and the restart policy of a container.
+type Updates interface {
+	Update(ctx context.Context, ref string, u apicontainer.UpdateConfig) (warnings []string, err error)
 }
 
 // Images is what the image routes need.

@@ -128,6 +128,34 @@ func unixOf(t time.Time) string {
 	}
 	return t.UTC().Format(time.RFC3339Nano)
 }
+func (f *fakeContainers) Stats(ctx context.Context, ref string, o container.StatsOptions, send func(*apicontainer.StatsResponse) error) error {
+	if err := f.note("Stats", ref, o.Stream, o.OneShot); err != nil {
+		return err
+	}
+	for {
+		s := &apicontainer.StatsResponse{ID: "c0ffee", Name: "/" + ref, OSType: "linux"}
+		s.CPUStats.CPUUsage.TotalUsage = 5
+		if err := send(s); err != nil || !o.Stream {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			_ = f.note("Stats ended")
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+func (f *fakeContainers) Top(_ context.Context, ref, args string) (apicontainer.TopResponse, error) {
+	return apicontainer.TopResponse{Titles: []string{"PID", "CMD"}, Processes: [][]string{{"1", "sleep <9>"}}}, f.note("Top", ref, args)
+}
+func (f *fakeContainers) Update(_ context.Context, ref string, u apicontainer.UpdateConfig) ([]string, error) {
+	pids := any("same")
+	if u.PidsLimit != nil {
+		pids = *u.PidsLimit
+	}
+	return []string{"careful"}, f.note("Update", ref, u.Memory, pids, u.RestartPolicy.Name)
+}
 func (f *fakeContainers) ExecCreate(_ context.Context, ref string, c container.ExecConfig) (string, error) {
 	return "e1", f.note("ExecCreate", ref, c)
 }
@@ -328,7 +356,7 @@ func newRig(t testing.TB, prepare ...func(*rig)) *rig {
 		socket: filepath.Join(t.TempDir(), "s"),
 	}
 	r.server = New(Config{
-		Containers: r.con, Images: r.img, System: fakeSystem{}, Events: r.events, Version: "0.1",
+		Containers: r.con, Watching: r.con, Updates: r.con, Images: r.img, System: fakeSystem{}, Events: r.events, Version: "0.1",
 		ContainerDir: "/var/lib/escale/containers",
 		Sandbox:      func(id container.ID) (string, string) { return "s-" + id.Short(), "/run/escale/netns/s" },
 	})

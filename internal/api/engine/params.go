@@ -22,6 +22,7 @@ func parseParams(raw string) (params, error) {
 }
 
 func (p params) get(key string) string   { return p.values.Get(key) }
+func (p params) has(key string) bool     { return p.values.Has(key) }
 func (p params) all(key string) []string { return p.values[key] }
 
 // bool reads a switch as Docker does: whatever is not one of the words for no

@@ -19,6 +19,7 @@ type Config struct {
 	CurrentContext string            `json:"currentContext"`
 	DetachKeys     string            `json:"detachKeys"`
 	PsFormat       string            `json:"psFormat"`
+	StatsFormat    string            `json:"statsFormat"`
 	ImagesFormat   string            `json:"imagesFormat"`
 	PruneFilters   []string          `json:"pruneFilters"`
 	Proxies        map[string]Proxy  `json:"proxies"`
