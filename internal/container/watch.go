@@ -193,10 +193,3 @@ func (w *watcher) links(rec *Record) []string {
 	}
 	return out
 }
-
-// gone reports whether the container was removed.
-func (e *entry) gone() bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.removed
-}
