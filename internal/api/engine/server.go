@@ -19,10 +19,11 @@ const (
 	closeGrace        = 3 * time.Second // for requests under way when the server closes
 )
 
-// Config is what a Server needs. Containers, Images, System, Events and Logger
-// must be set.
+// Config is what a Server needs. Containers, Archives, Images, System, Events
+// and Logger must be set.
 type Config struct {
 	Containers Containers
+	Archives   Archives
 	Images     Images
 	System     System
 	Events     Events
@@ -73,6 +74,7 @@ func (s *Server) table() []route {
 	var all []route
 	all = append(all, sys.routes()...)
 	all = append(all, con.routes()...)
+	all = append(all, archiveRoutes{s}.routes()...)
 	all = append(all, execRoutes{s}.routes()...)
 	all = append(all, imageRoutes{s}.routes()...)
 	return all
