@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/containerd/log"
 	"github.com/docker/go-units"
 	archive "github.com/moby/go-archive"
 	moby "github.com/moby/moby/client"
@@ -52,6 +53,10 @@ func (o *cpOptions) run(ctx context.Context, a *app, src, dst string) error {
 		return errors.New("copying between containers is not supported")
 	case fromContainer == "" && toContainer == "":
 		return errors.New("must specify at least one container source")
+	}
+	// The library logs what the error tells already.
+	if err := log.SetLevel("panic"); err != nil {
+		return err
 	}
 	c, err := a.client()
 	if err != nil {

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	goruntime "runtime"
+	"slices"
+	"strings"
 
 	"escale.dev/escale/internal/container/archive"
 	"github.com/moby/moby/api/types/mount"
@@ -50,6 +52,7 @@ func cloneMount(dir string) (*os.File, error) {
 // killed here leaves what the next one's sweep knows.
 func (f Files) mount(ctx context.Context, e *entry, mounted bool) (*mountedView, error) {
 	rec := e.view().Record
+	rec.Mounts = f.m.withHostFiles(&rec)
 	root, err := f.detachedRoot(ctx, &rec)
 	if err != nil {
 		return nil, err
@@ -73,6 +76,27 @@ func (f Files) mount(ctx context.Context, e *entry, mounted bool) (*mountedView,
 		return nil, err
 	}
 	return v, nil
+}
+
+// withHostFiles adds the files in /etc that the last start wrote to the mount
+// points, as far as nothing else is there.
+func (m *core) withHostFiles(rec *Record) []Mount {
+	all := slices.Clone(rec.Mounts)
+	files := m.hostFilesOf(rec.ID)
+	for _, p := range []Mount{
+		{Source: files.hostname, Destination: "/etc/hostname"},
+		{Source: files.hosts, Destination: "/etc/hosts"},
+		{Source: files.resolv, Destination: "/etc/resolv.conf"},
+	} {
+		taken := slices.ContainsFunc(rec.Mounts, func(o Mount) bool { return o.Destination == p.Destination })
+		if _, err := os.Stat(p.Source); err != nil || taken {
+			continue
+		}
+		p.Type, p.RW = mount.TypeBind, true
+		all = append(all, p)
+	}
+	slices.SortFunc(all, func(a, b Mount) int { return strings.Compare(a.Destination, b.Destination) })
+	return all
 }
 
 // detachedRoot mounts the root file system and keeps only a nameless copy.

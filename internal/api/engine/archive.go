@@ -96,6 +96,7 @@ func (a archiveRoutes) write(w *response, r *request) error {
 	if err := a.cfg.Archives.Write(r.Context(), r.name, p, r.Body, o); err != nil {
 		return err
 	}
+	w.Header().Set("Content-Length", "0")
 	w.WriteHeader(http.StatusOK)
 	return nil
 }

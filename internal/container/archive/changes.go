@@ -14,10 +14,11 @@ import (
 
 // Changes tells what the upper layer of an overlay changes of the layers below
 // it, the topmost first: what was added, changed and deleted, and the
-// directories that this changed. Sorted, parents before what is in them. The
+// directories that this changed. Sorted, parents before what is in them. Names
+// that are placed count as there before: they are made for mounts, empty. The
 // upper layer may be in use.
-func Changes(ctx context.Context, upper string, lowers []string) ([]container.FilesystemChange, error) {
-	c := &comparison{ctx: ctx}
+func Changes(ctx context.Context, upper string, lowers []string, placed func(name string) bool) ([]container.FilesystemChange, error) {
+	c := &comparison{ctx: ctx, placed: placed}
 	defer c.close()
 	for _, dir := range append([]string{upper}, lowers...) {
 		fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -26,17 +27,19 @@ func Changes(ctx context.Context, upper string, lowers []string) ([]container.Fi
 		}
 		c.open = append(c.open, fd)
 	}
-	if err := c.directory(c.open[0], "/", c.open[1:]); err != nil {
+	if _, err := c.directory(c.open[0], "/", c.open[1:]); err != nil {
 		return nil, err
 	}
+	slices.SortFunc(c.found, func(a, b container.FilesystemChange) int { return comparePaths(a.Path, b.Path) })
 	return c.found, nil
 }
 
 // comparison walks an upper layer along the layers below.
 type comparison struct {
-	ctx   context.Context
-	open  []int
-	found []container.FilesystemChange
+	ctx    context.Context
+	open   []int
+	placed func(name string) bool
+	found  []container.FilesystemChange
 }
 
 func (c *comparison) close() {
@@ -50,14 +53,14 @@ func (c *comparison) tell(kind container.ChangeType, name string) {
 }
 
 // directory compares a directory of the upper layer with those it is merged
-// with, the topmost first.
-func (c *comparison) directory(dir int, name string, below []int) error {
+// with, the topmost first. placed: something was made in it for a mount.
+func (c *comparison) directory(dir int, name string, below []int) (placed bool, err error) {
 	if err := c.ctx.Err(); err != nil {
-		return err
+		return false, err
 	}
 	names, err := list(dir)
 	if err != nil {
-		return err
+		return false, err
 	}
 	for _, base := range names {
 		fd, err := handle(dir, base)
@@ -65,22 +68,23 @@ func (c *comparison) directory(dir int, name string, below []int) error {
 			continue
 		}
 		if err != nil {
-			return err
+			return placed, err
 		}
-		err = c.entry(fd, base, path.Join(name, base), below)
+		hidden, err := c.entry(fd, base, path.Join(name, base), below)
 		unix.Close(fd)
 		if err != nil {
-			return err
+			return placed, err
 		}
+		placed = placed || hidden
 	}
-	return nil
+	return placed, nil
 }
 
-// entry compares one entry of the upper layer.
-func (c *comparison) entry(fd int, base, name string, below []int) error {
+// entry compares one entry of the upper layer. placed: it was made for a mount.
+func (c *comparison) entry(fd int, base, name string, below []int) (placed bool, err error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return err
+		return false, err
 	}
 	old, was := lookup(below, base)
 	switch {
@@ -88,23 +92,24 @@ func (c *comparison) entry(fd int, base, name string, below []int) error {
 		if was {
 			c.tell(container.ChangeDelete, name)
 		}
-		return nil
 	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
 		return c.subdirectory(fd, base, name, below)
+	case !was && st.Size == 0 && c.placed(name):
+		return true, nil
 	case !was:
 		c.tell(container.ChangeAdd, name)
-	case !same(&st, &old) || st.Size != old.Size:
+	case !same(&st, &old, true) || st.Size != old.Size:
 		c.tell(container.ChangeModify, name)
 	}
-	return nil
+	return false, nil
 }
 
 // subdirectory compares a directory; one that was there before is told if it
 // changed itself, or anything in it did.
-func (c *comparison) subdirectory(fd int, base, name string, below []int) error {
+func (c *comparison) subdirectory(fd int, base, name string, below []int) (placed bool, err error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return err
+		return false, err
 	}
 	old, was := lookup(below, base)
 	var merged []int
@@ -120,7 +125,7 @@ func (c *comparison) subdirectory(fd int, base, name string, below []int) error 
 	if isOpaque(fd) {
 		gone, err := hidden(fd, merged)
 		if err != nil {
-			return err
+			return false, err
 		}
 		for _, g := range gone {
 			c.tell(container.ChangeDelete, path.Join(name, g))
@@ -128,15 +133,19 @@ func (c *comparison) subdirectory(fd int, base, name string, below []int) error 
 		// What is in it is compared with what was there before all the same:
 		// a file of the same name has changed, it has not been added.
 	}
-	if err := c.directory(fd, name, merged); err != nil {
-		return err
+	inside, err := c.directory(fd, name, merged)
+	if err != nil || len(c.found) > at+1 {
+		return false, err
 	}
-	if was && len(c.found) == at+1 && same(&st, &old) {
+	if was && same(&st, &old, !inside) {
 		c.found = c.found[:at] // it is here for something that changed nothing
-		return nil
+		return false, nil
 	}
-	slices.SortFunc(c.found[at:], func(a, b container.FilesystemChange) int { return comparePaths(a.Path, b.Path) })
-	return nil
+	if !was && c.placed(name) {
+		c.found = c.found[:at]
+		return true, nil
+	}
+	return false, nil
 }
 
 // comparePaths sorts a directory before what is in it.
@@ -155,9 +164,10 @@ func comparePaths(a, b string) int {
 	return len(a) - len(b)
 }
 
-// same tells whether a copy in the upper layer is as the original was.
-func same(a, b *unix.Stat_t) bool {
-	return a.Mode == b.Mode && a.Uid == b.Uid && a.Gid == b.Gid && a.Rdev == b.Rdev && a.Mtim == b.Mtim
+// same tells whether a copy in the upper layer is as the original was; with its
+// time, or without.
+func same(a, b *unix.Stat_t, timed bool) bool {
+	return a.Mode == b.Mode && a.Uid == b.Uid && a.Gid == b.Gid && a.Rdev == b.Rdev && (!timed || a.Mtim == b.Mtim)
 }
 
 // hidden lists what the layers below have in a directory that shows nothing of
