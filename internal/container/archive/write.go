@@ -163,9 +163,10 @@ func (u *unpacker) explain(name string, err error) error {
 }
 
 // directory opens a directory of the tree, making what is missing of the way.
+// A destination that has gone meanwhile is not made anew.
 func (u *unpacker) directory(name string) (int, error) {
 	fd, err := open(u.root, name, unix.O_PATH|unix.O_DIRECTORY)
-	if err == nil || !errors.Is(err, fs.ErrNotExist) || name == "/" {
+	if err == nil || !errors.Is(err, fs.ErrNotExist) || name == "/" || name == u.dest {
 		return fd, err
 	}
 	parent, err := u.directory(path.Dir(name))
