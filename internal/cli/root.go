@@ -78,8 +78,11 @@ func verbs() []verb {
 		{"info", groupCommon, "Show what the engine is, has and can do", infoCommand},
 		{"daemon", groupCommon, "Run the engine in the foreground", daemonCommand},
 		{"attach", groupOther, "Join the standard streams of a running container", attachCommand},
+		{"cp", groupOther, "Copy files between a container and this machine", cpCommand},
 		{"create", groupOther, "Create a container without starting it", createCommand},
+		{"diff", groupOther, "Show what a container has changed in its file system", diffCommand},
 		{"events", groupOther, "Show what happens in the engine, as it happens", eventsCommand},
+		{"export", groupOther, "Write a container's file system to a tar archive", exportCommand},
 		{"history", groupOther, "Show how an image came about, layer by layer", historyCommand},
 		{"inspect", groupOther, "Show everything the engine knows about an object", inspectCommand},
 		{"kill", groupOther, "Send a signal to running containers: KILL unless told", killCommand},
@@ -117,7 +120,7 @@ func addCommands(a *app, root *cobra.Command) {
 		root.AddCommand(described(c, v.short))
 	}
 	for _, g := range []*cobra.Command{
-		group(a, "container", "Manage containers", containerCommands, "attach", "create", "exec", "kill", "logs", "ps",
+		group(a, "container", "Manage containers", containerCommands, "attach", "cp", "create", "diff", "exec", "export", "kill", "logs", "ps",
 			"pause", "port", "rename", "restart", "rm", "run", "start", "stats", "stop", "top", "unpause", "update", "wait"),
 		group(a, "image", "Manage images", imageCommands, "history", "import", "load", "images", "rmi", "save", "tag"),
 		group(a, "system", "Look at the engine", systemCommands, "events", "info"),

@@ -57,7 +57,7 @@ func (o *saveOptions) run(ctx context.Context, a *app, images []string) error {
 		_, err = io.Copy(a.out, r)
 		return err
 	}
-	return writeWhole(o.output, func(w io.Writer) error {
+	return writeWhole("image", o.output, func(w io.Writer) error {
 		r, err := c.ImageSave(ctx, images, opts...)
 		if err != nil {
 			return err
@@ -72,11 +72,12 @@ func (o *saveOptions) run(ctx context.Context, a *app, images []string) error {
 
 // writeWhole lets write fill a new file beside path and moves it there once it
 // is complete, so that a failure leaves what was there before. What is no
-// regular file (a pipe, /dev/null) is written as it is.
-func writeWhole(path string, write func(io.Writer) error) (err error) {
+// regular file (a pipe, /dev/null) is written as it is. what names in errors
+// what is saved.
+func writeWhole(what, path string, write func(io.Writer) error) (err error) {
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		if info.IsDir() {
-			return fmt.Errorf("failed to save image: %s is a directory", path)
+			return fmt.Errorf("failed to save %s: %s is a directory", what, path)
 		}
 		f, err := os.OpenFile(path, os.O_WRONLY, 0)
 		if err != nil {
@@ -86,7 +87,7 @@ func writeWhole(path string, write func(io.Writer) error) (err error) {
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
-		return fmt.Errorf("failed to save image: %w", err)
+		return fmt.Errorf("failed to save %s: %w", what, err)
 	}
 	defer func() {
 		if err != nil {

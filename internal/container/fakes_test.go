@@ -249,6 +249,10 @@ func (fakeImages) Get(_ context.Context, ref string) (image.Image, error) {
 
 type fakeRootfs struct{ f *fakeEngine }
 
+func (r fakeRootfs) Layers(context.Context, string) (string, []string, error) {
+	return "", nil, errdefs.ErrNotFound
+}
+
 func (r fakeRootfs) set(m map[string]bool, k string, v bool) error {
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()

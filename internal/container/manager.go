@@ -34,6 +34,9 @@ type Rootfs interface {
 	Remove(ctx context.Context, containerID string) error
 	Size(ctx context.Context, containerID string) (rw, rootfs int64, err error)
 	Containers(ctx context.Context) ([]string, error)
+	// Layers tells where what the container wrote lies, and what is below it,
+	// the topmost layer first.
+	Layers(ctx context.Context, containerID string) (upper string, lowers []string, err error)
 }
 
 // Networks gives containers their network namespace; see network.Manager.
@@ -132,7 +135,7 @@ type core struct {
 
 // Manager is the life of all containers of an engine: what clients ask for.
 // What happens underneath is done by its parts, each with one subject: creator,
-// mounts, runner, execs, prober, recovery, watcher, updater.
+// mounts, runner, execs, prober, recovery, watcher, updater, Files.
 type Manager struct {
 	*runner
 	*watcher
@@ -185,6 +188,9 @@ func (m *Manager) StopAll(ctx context.Context) {
 	}
 	wg.Wait()
 }
+
+// Files are the files of the containers.
+func (m *Manager) Files() Files { return Files{m.runner} }
 
 // Get returns a container by id, name or unique prefix.
 func (m *Manager) Get(ref string) (View, error) {

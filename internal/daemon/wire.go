@@ -97,7 +97,8 @@ func (d *Daemon) openAPI(context.Context) error {
 		return err
 	}
 	d.server = engine.New(engine.Config{
-		Containers: d.containers, Watching: d.containers, Updates: d.containers, Images: images{Store: d.images, users: d.containers.Users, events: d.events},
+		Containers: d.containers, Archives: d.containers.Files(), Watching: d.containers, Updates: d.containers,
+		Images: images{Store: d.images, users: d.containers.Users, events: d.events},
 		System: systemInfo{d}, Events: d.events, Logger: d.log, Version: Version,
 		ContainerDir: filepath.Join(d.cfg.DataRoot, "containers"), StorageDriver: storageDriver, Sandbox: d.sandbox,
 	})

@@ -166,6 +166,21 @@ func (r *Roots) Mounts(ctx context.Context, containerID string) ([]mount.Mount, 
 	return r.s.snaps.Mounts(r.s.namespace(ctx), rootKey(containerID))
 }
 
+// Layers tells where what a container wrote lies, and the layers below it, the
+// topmost first. Kind: NotFound.
+func (r *Roots) Layers(ctx context.Context, containerID string) (upper string, lowers []string, err error) {
+	mounts, err := r.Mounts(ctx, containerID)
+	if err != nil {
+		return "", nil, fmt.Errorf("root file system of container %s: %w", short(containerID), err)
+	}
+	for _, o := range mounts[0].Options {
+		if dirs, ok := strings.CutPrefix(o, "lowerdir="); ok {
+			lowers = strings.Split(dirs, ":")
+		}
+	}
+	return upperDir(mounts[0]), lowers, nil
+}
+
 // Mount mounts a container's root file system on the directory target, with as
 // many layers as there are. Kind: NotFound.
 func (r *Roots) Mount(ctx context.Context, containerID, target string) error {

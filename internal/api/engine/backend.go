@@ -62,6 +62,21 @@ type Updates interface {
 	Update(ctx context.Context, ref string, u apicontainer.UpdateConfig) (warnings []string, err error)
 }
 
+// Archives moves files in and out of containers, running or not. Errors carry
+// a kind and Docker's words.
+type Archives interface {
+	// Stat tells what path is in the container; a link is not followed.
+	Stat(ctx context.Context, ref, path string) (apicontainer.PathStat, error)
+	// Read writes path as a tar archive; open is called before the first byte.
+	Read(ctx context.Context, ref, path string, open func(apicontainer.PathStat) (io.Writer, error)) error
+	// Write puts a plain or compressed tar archive into the directory at path.
+	Write(ctx context.Context, ref, path string, r io.Reader, o container.WriteFiles) error
+	// Changes compares the container with its image.
+	Changes(ctx context.Context, ref string) ([]apicontainer.FilesystemChange, error)
+	// Export writes the container's root as a tar archive, without what is mounted in it.
+	Export(ctx context.Context, ref string, w io.Writer) error
+}
+
 // Images is what the image routes need.
 type Images interface {
 	List(ctx context.Context) ([]image.Image, error)

@@ -19,10 +19,11 @@ const (
 	closeGrace        = 3 * time.Second // for requests under way when the server closes
 )
 
-// Config is what a Server needs. Containers, Watching, Updates, Images, System,
-// Events and Logger must be set.
+// Config is what a Server needs. Containers, Archives, Watching, Updates, Images,
+// System, Events and Logger must be set.
 type Config struct {
 	Containers Containers
+	Archives   Archives
 	Watching   Watching
 	Updates    Updates
 	Images     Images
@@ -77,6 +78,7 @@ func (s *Server) table() []route {
 	all = append(all, con.routes()...)
 	all = append(all, watchRoutes{s}.routes()...)
 	all = append(all, updateRoutes{s}.routes()...)
+	all = append(all, archiveRoutes{s}.routes()...)
 	all = append(all, execRoutes{s}.routes()...)
 	all = append(all, imageRoutes{s}.routes()...)
 	return all
