@@ -122,6 +122,10 @@ func (r fakeRuntime) Cleanup(_ context.Context, c runtime.Cleanup) error {
 	r.f.mu.Lock()
 	defer r.f.mu.Unlock()
 	r.f.cleaned[c.ID]++
+	if t := r.f.tasks[c.ID]; t != nil && t.hung {
+		t.lost = true
+		t.finish(137)
+	}
 	return nil
 }
 
@@ -145,6 +149,7 @@ type fakeTask struct {
 	lost   bool
 	pid    int
 	ignore syscall.Signal // a signal that the process ignores
+	hung   bool           // the monitor answers nothing
 	stuck  chan struct{}  // when set, signals wait for its end
 
 	mu    sync.Mutex
@@ -194,7 +199,11 @@ func (t *fakeTask) Attach(context.Context, string, runtime.Attach) (runtime.Stre
 	return &fakeStream{Reader: bytes.NewReader(nil)}, nil
 }
 
-func (t *fakeTask) Signal(_ context.Context, _ string, sig syscall.Signal) error {
+func (t *fakeTask) Signal(ctx context.Context, _ string, sig syscall.Signal) error {
+	if t.hung {
+		<-ctx.Done()
+		return ctx.Err()
+	}
 	if t.stuck != nil {
 		<-t.stuck
 	}

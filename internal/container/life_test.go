@@ -127,6 +127,27 @@ func TestStopKillsWhatDoesNotListen(t *testing.T) {
 	})
 }
 
+func TestHungMonitorIsEnded(t *testing.T) {
+	world(t, func(t *testing.T, f *fakeEngine, m *Manager) {
+		id := create(t, m, "hung", nil)
+		if err := m.Start(t.Context(), "hung"); err != nil {
+			t.Fatal(err)
+		}
+		f.tasks[string(id)].hung = true
+		before := time.Now()
+		if err := m.Remove(t.Context(), "hung", Remove{Force: true}); err != nil {
+			t.Fatal(err)
+		}
+		if took := time.Since(before); took > 15*time.Second {
+			t.Errorf("removing it took %v", took)
+		}
+		synctest.Wait()
+		if _, err := m.Get("hung"); !errdefs.IsNotFound(err) || len(f.prepared)+len(f.mounted)+len(f.sandboxes) != 0 {
+			t.Errorf("left: %v, %v %v %v", err, f.prepared, f.mounted, f.sandboxes)
+		}
+	})
+}
+
 func TestRestartPolicyBacksOff(t *testing.T) {
 	world(t, func(t *testing.T, f *fakeEngine, m *Manager) {
 		id := create(t, m, "flaky", &container.HostConfig{RestartPolicy: container.RestartPolicy{Name: "on-failure", MaximumRetryCount: 3}})

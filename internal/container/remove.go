@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"syscall"
+	"time"
 
 	apievents "github.com/moby/moby/api/types/events"
 )
@@ -18,7 +19,9 @@ func (m *Manager) Remove(ctx context.Context, ref string, o Remove) error {
 	if o.Force {
 		// A start or stop under way may hold the container for long: force goes ahead.
 		if task := e.doom(); task != nil {
-			task.Signal(ctx, "", syscall.SIGKILL) // the stop below tells what is wrong
+			brief, cancel := context.WithTimeout(ctx, time.Second)
+			task.Signal(brief, "", syscall.SIGKILL) // the stop below tells what is wrong
+			cancel()
 		}
 	}
 	if err := e.op.lock(ctx); err != nil {

@@ -3,6 +3,7 @@ package container
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"strconv"
 	"syscall"
@@ -126,7 +127,12 @@ func (m *runner) stop(ctx context.Context, e *entry, s Stop) error {
 	return m.killRun(ctx, e, r)
 }
 
-// killRun sends SIGKILL and waits for the end.
+// monitorPatience is how long a monitor may take to pass a signal on, and a
+// killed process to end, until the monitor is taken for hung.
+const monitorPatience = 5 * time.Second
+
+// killRun sends SIGKILL and waits for the end. A monitor that does not do its
+// part is killed with all that it watches over.
 func (m *runner) killRun(ctx context.Context, e *entry, r *run) error {
 	if e.state().Status == Paused {
 		if err := m.thaw(e); err != nil {
@@ -135,6 +141,14 @@ func (m *runner) killRun(ctx context.Context, e *entry, r *run) error {
 	}
 	if err := m.signal(ctx, e, r, syscall.SIGKILL); err != nil {
 		return err
+	}
+	if waitEnd(ctx, r, int(monitorPatience.Seconds())) {
+		return nil
+	}
+	v := e.view()
+	m.log.Warn("monitor does not answer: ending it with its container", "container", e.id.Short(), "monitor", v.State.Monitor)
+	if err := m.cfg.Runtime.Cleanup(ctx, m.cleanup(&v.Record, r.generation)); err != nil {
+		return fmt.Errorf("container %s: %w", e.id.Short(), err)
 	}
 	select {
 	case <-r.ended:
@@ -145,10 +159,13 @@ func (m *runner) killRun(ctx context.Context, e *entry, r *run) error {
 }
 
 // signal sends sig to the container's process and tells it; one that has ended
-// meanwhile is no error.
+// meanwhile is no error, nor is a monitor that does not answer: who waits for the
+// end finds that out.
 func (m *runner) signal(ctx context.Context, e *entry, r *run, sig syscall.Signal) error {
-	err := r.task.Signal(ctx, "", sig)
-	if gone(err) {
+	brief, cancel := context.WithTimeout(ctx, monitorPatience)
+	defer cancel()
+	err := r.task.Signal(brief, "", sig)
+	if gone(err) || (brief.Err() != nil && ctx.Err() == nil) {
 		return nil // ending: watch records it
 	}
 	if err == nil {
