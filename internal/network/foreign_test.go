@@ -1,6 +1,7 @@
 package network_test
 
 import (
+	"os"
 	"os/exec"
 	"slices"
 	"strings"
@@ -20,6 +21,9 @@ type iptables struct {
 }
 
 func newIptables(t *testing.T) *iptables {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: makes network namespaces, links and nftables tables")
+	}
 	i := &iptables{t: t, c: &nftables.Conn{}, table: &nftables.Table{Family: nftables.TableFamilyIPv4, Name: "filter"}}
 	t.Cleanup(i.remove)
 	return i
