@@ -57,6 +57,7 @@ func (m *Manager) Open(ctx context.Context) error {
 	}
 	rec.sweepRuns(ctx)
 	rec.sweepRoots(ctx)
+	rec.watchAdopted(entries)
 	m.background(func(context.Context) { m.store.collect() })
 	return nil
 }
@@ -187,9 +188,22 @@ func (m recovery) tookUpRunning(e *entry, r *run, task runtime.Task) error {
 	})
 	r.started = e.rec.State.StartedAt
 	e.mu.Unlock()
-	m.watch(e, r)
-	m.prober.begin(e)
 	return err
+}
+
+// watchAdopted begins to watch what was taken up. Only now that the network
+// knows what lives: an end that was handled before would be forgotten by it, and
+// the ports of a container that is no more would stay published.
+func (m recovery) watchAdopted(entries []*entry) {
+	for _, e := range entries {
+		e.mu.Lock()
+		r, live := e.run, e.adopted && e.rec.State.Running()
+		e.mu.Unlock()
+		if live {
+			m.watch(e, r)
+			m.prober.begin(e)
+		}
+	}
 }
 
 // tookUpEnded records an end that happened while no engine was there.
