@@ -5,6 +5,7 @@ import (
 	"os"
 
 	"escale.dev/escale/internal/image"
+	"escale.dev/escale/internal/network"
 	"github.com/containerd/errdefs"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
@@ -203,9 +204,14 @@ func (m creator) checkNetwork(rec *Record) error {
 		h.NetworkMode = container.NetworkMode("container:" + string(other.id))
 		v := other.view()
 		c.Hostname, c.Domainname = v.Config.Hostname, v.Config.Domainname
-	case mode.IsHost(), mode.IsNone():
-	case !m.cfg.Networks.Has(string(mode)):
-		return kindf(errNotFound, "network %s not found", mode)
+	case mode.IsHost():
+	default:
+		nameDefault(rec.Networking, string(mode))
+		for _, asked := range []map[string]*apinetwork.EndpointSettings{{string(mode): nil}, wantedNetworks(rec)} {
+			if err := m.cfg.Networks.Validate(network.Request{Networks: asked}); err != nil {
+				return err
+			}
+		}
 	}
 	for _, l := range h.Links {
 		ref, _ := cutLink(l)
@@ -213,12 +219,25 @@ func (m creator) checkNetwork(rec *Record) error {
 			return kindf(errInvalid, "could not get container for %s: %s", ref, err)
 		}
 	}
-	for name := range rec.Networking {
-		if name != string(mode) && name != apinetwork.NetworkDefault && !m.cfg.Networks.Has(name) {
-			return kindf(errNotFound, "network %s not found", name)
+	return nil
+}
+
+// nameDefault gives what a client asked of "the default network" that network's name.
+func nameDefault(asked map[string]*apinetwork.EndpointSettings, name string) {
+	if es, ok := asked[apinetwork.NetworkDefault]; ok {
+		delete(asked, apinetwork.NetworkDefault)
+		if asked[name] == nil {
+			asked[name] = es
 		}
 	}
-	return nil
+}
+
+// wantedNetworks are the networks a container joins, with what it asked of each.
+func wantedNetworks(rec *Record) map[string]*apinetwork.EndpointSettings {
+	if _, ok := rec.Networking[apinetwork.NetworkDefault]; len(rec.Networking) == 0 || ok {
+		return map[string]*apinetwork.EndpointSettings{string(rec.HostConfig.NetworkMode): nil}
+	}
+	return rec.Networking
 }
 
 // mergeImage puts what the image says where the client said nothing.

@@ -317,8 +317,15 @@ func (n fakeNetworks) Restore(_ context.Context, live map[string][]network.Endpo
 	}
 	return nil
 }
-func (fakeNetworks) Has(name string) bool { return name == "bridge" || name == "none" }
-func (fakeNetworks) HostGateway() string  { return "172.17.0.1" }
+func (fakeNetworks) HostGateway() string { return "172.17.0.1" }
+func (fakeNetworks) Validate(r network.Request) error {
+	for name := range r.Networks {
+		if name != "bridge" && name != "none" {
+			return kindf(errNotFound, "network %s not found", name)
+		}
+	}
+	return nil
+}
 
 type fakeVolumes struct{ f *fakeEngine }
 

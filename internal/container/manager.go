@@ -45,7 +45,8 @@ type Networks interface {
 	Unpublish(ctx context.Context, id string, eps []network.Endpoint) error
 	Teardown(ctx context.Context, id string, eps []network.Endpoint) error
 	Restore(ctx context.Context, live map[string][]network.Endpoint) error
-	Has(name string) bool
+	// Validate tells what is wrong with the networks asked for, before Setup.
+	Validate(r network.Request) error
 	// HostGateway is the host's address on the default network.
 	HostGateway() string
 }

@@ -10,7 +10,6 @@ import (
 
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/runtime"
-	apinetwork "github.com/moby/moby/api/types/network"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
 )
@@ -95,12 +94,8 @@ func (s *start) network(ctx context.Context) error {
 		s.netns = fmt.Sprintf("/proc/%d/ns/net", st.Pid)
 		return nil
 	}
-	wanted := s.rec.Networking
-	if _, ok := wanted[apinetwork.NetworkDefault]; len(wanted) == 0 || ok {
-		wanted = map[string]*apinetwork.EndpointSettings{string(mode): nil}
-	}
 	sb, err := s.m.cfg.Networks.Setup(ctx, network.Request{
-		ContainerID: string(s.e.id), Name: s.rec.Name, Hostname: s.rec.Config.Hostname, Networks: wanted,
+		ContainerID: string(s.e.id), Name: s.rec.Name, Hostname: s.rec.Config.Hostname, Networks: wantedNetworks(&s.rec),
 		Exposed: s.rec.Config.ExposedPorts, Bindings: s.rec.HostConfig.PortBindings, PublishAll: s.rec.HostConfig.PublishAllPorts,
 	})
 	if err != nil {

@@ -194,14 +194,6 @@ func (m *Manager) Inspect(ref string) (Info, error) {
 	}
 }
 
-// Has tells whether there is a network of this name; "default" is the default one.
-func (m *Manager) Has(name string) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	_, ok := m.networks[canonical(name)]
-	return ok
-}
-
 // canonical is the name under which a network is kept.
 func canonical(name string) string {
 	if name == network.NetworkDefault {

@@ -69,8 +69,13 @@ func TestEndpoint(t *testing.T) {
 	if l := h.m.List(); len(l) != 2 || l[0].Name != "bridge" || l[1].Name != "none" || l[1].Driver != "null" {
 		t.Errorf("List: %+v", l)
 	}
-	if !h.m.Has("default") || !h.m.Has("none") || h.m.Has("nothing") || h.m.HostGateway() != "172.17.0.1" {
-		t.Error("Has or HostGateway are wrong")
+	for name, there := range map[string]bool{"default": true, "none": true, "nothing": false} {
+		if err := h.m.Validate(network.Request{Networks: map[string]*apinetwork.EndpointSettings{name: nil}}); (err == nil) != there {
+			t.Errorf("network %s: %v", name, err)
+		}
+	}
+	if gw := h.m.HostGateway(); gw != "172.17.0.1" {
+		t.Errorf("the host's address is %s", gw)
 	}
 	if h.m.Path(a.ID, a.Endpoints) != a.Path {
 		t.Error("Path is not that of the sandbox")
