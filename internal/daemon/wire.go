@@ -100,7 +100,8 @@ func (d *Daemon) openAPI(context.Context) error {
 		Containers: d.containers, Archives: d.containers.Files(), Watching: d.containers, Updates: d.containers,
 		Images: images{Store: d.images, users: d.containers.Users, events: d.events},
 		System: systemInfo{d}, Events: d.events, Logger: d.log, Version: Version,
-		ContainerDir: filepath.Join(d.cfg.DataRoot, "containers"), StorageDriver: storageDriver, Sandbox: d.sandbox,
+		ContainerDir: filepath.Join(d.cfg.DataRoot, "containers"), StorageDriver: storageDriver, Debug: d.cfg.Debug,
+		Sandbox: d.sandbox,
 	})
 	d.onClose(d.server.Close)
 	return nil

@@ -34,6 +34,7 @@ type Config struct {
 	Version       string // of the engine, for the Server header
 	ContainerDir  string // <ContainerDir>/<id>/ has a container's hostname, hosts and resolv.conf
 	StorageDriver string // shown as Driver of containers and images; "" is "overlayfs"
+	Debug         bool   // serve /debug: profiles and counters of the engine
 	// Sandbox tells the identity and the namespace handle of a running
 	// container's network stack; nil: they are shown empty.
 	Sandbox func(id container.ID) (sandboxID, path string)
@@ -81,6 +82,7 @@ func (s *Server) table() []route {
 	all = append(all, archiveRoutes{s}.routes()...)
 	all = append(all, execRoutes{s}.routes()...)
 	all = append(all, imageRoutes{s}.routes()...)
+	all = append(all, debugRoutes{s}.routes()...)
 	return all
 }
 
