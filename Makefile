@@ -13,6 +13,8 @@ PREFIX  ?= /usr/local
 DESTDIR ?=
 DOCKER  ?=
 ROUNDS  ?= 300
+CONTAINERS ?= 1000
+CLIENTS ?= 16
 FUZZTIME ?= 10s
 TESTFLAGS ?=
 
@@ -71,6 +73,10 @@ check: ## gofmt, go vet, staticcheck
 .PHONY: kill
 kill: build test-needs ## hundreds of rounds of killing the engine under load (ROUNDS=300)
 	ESCALE_KILL_ROUNDS=$(ROUNDS) go test -count=1 -timeout 0 -v -run Kill ./test/kill
+
+.PHONY: soak
+soak: build test-needs ## many containers' whole lives with the engine killed meanwhile (CONTAINERS=1000 CLIENTS=16)
+	ESCALE_SOAK_CONTAINERS=$(CONTAINERS) ESCALE_SOAK_CLIENTS=$(CLIENTS) go test -count=1 -timeout 0 -v -run Soak ./test/soak
 
 .PHONY: fuzz
 fuzz: ## every fuzz test for FUZZTIME=10s

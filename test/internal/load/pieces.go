@@ -1,4 +1,4 @@
-package kill
+package load
 
 import (
 	"archive/tar"
@@ -15,7 +15,7 @@ const draw = "r=$(cat /proc/sys/kernel/random/uuid); "
 
 // attached is `run`: create, attach, start, wait, and compare output, log and
 // exit code; then perhaps once more; then rm.
-func (c *client) attached() error {
+func (c *Client) attached() error {
 	lines, code := 1+c.rng.IntN(60), c.rng.IntN(120)
 	nap := []string{"", "usleep 2000; ", "usleep 20000; "}[c.rng.IntN(3)]
 	script := draw + fmt.Sprintf(`i=0; while [ $i -lt %d ]; do echo "$r $i"; i=$((i+1)); %sdone; echo "$r $i end"; exit %d`, lines, nap, code)
@@ -51,7 +51,7 @@ func (b *box) runToEnd(lines int) error {
 	} else if harness.Status(err) != 0 {
 		return err
 	}
-	cuts, starts := b.cut.Load(), b.starts
+	cuts, starts := b.Cut.Load(), b.starts
 	if err := b.start(); err != nil {
 		return err
 	}
@@ -62,7 +62,7 @@ func (b *box) runToEnd(lines int) error {
 	switch {
 	case code == b.code:
 	case code == 137 && !b.acked: // killed between its last line and its end, as a start without an answer may be
-		b.rolledBack.Add(1)
+		b.RolledBack.Add(1)
 	default:
 		b.blame(&b.wrong, 1, "%s (%.12s): %s with exit code %d recorded, its process returned %d (its start had an answer: %v)",
 			b.name, b.id, b.status, code, b.code, b.acked)
@@ -71,11 +71,11 @@ func (b *box) runToEnd(lines int) error {
 		return err
 	}
 	// What came through the attached connection counts when no kill fell into this run.
-	if s != nil && cuts == b.cut.Load() && b.starts == starts+1 {
+	if s != nil && cuts == b.Cut.Load() && b.starts == starts+1 {
 		select {
 		case o := <-heard:
 			l := parseLog(o.text)
-			if o.err == nil && (l.last() == nil || !l.last().ended || l.last().lost+l.last().doubled > 0) && cuts == b.cut.Load() {
+			if o.err == nil && (l.last() == nil || !l.last().ended || l.last().lost+l.last().doubled > 0) && cuts == b.Cut.Load() {
 				b.blame(&b.lost, 1, "%s (%.12s): attach gave %d bytes, not the whole output of %d lines: %.200q", b.name, b.id, len(o.text), lines, o.text)
 			}
 		case <-time.After(10 * time.Second):
@@ -87,7 +87,7 @@ func (b *box) runToEnd(lines int) error {
 }
 
 // burst prints many lines at once and ends.
-func (c *client) burst() error {
+func (c *Client) burst() error {
 	lines, code := 2000+c.rng.IntN(20000), c.rng.IntN(120)
 	script := draw + fmt.Sprintf(`awk -v r=$r 'BEGIN { for (i = 0; i < %d; i++) print r, i }'; echo "$r %d end"; exit %d`, lines, lines, code)
 	b, err := c.create("burst", script, code)
@@ -106,7 +106,7 @@ const counterScript = draw + `q=; i=0; trap q=1 TERM; while [ -z "$q" ]; do echo
 
 // counter is `run -d` of something that goes on, with a few operations on it,
 // stopped in the end: then its last line tells what must be in the log.
-func (c *client) counter() error {
+func (c *Client) counter() error {
 	b, err := c.create("counter", counterScript, 55)
 	if err != nil {
 		return err
@@ -167,8 +167,8 @@ func (b *box) stop() error {
 	if err != nil {
 		return err
 	}
-	if code != 55 {
-		b.blame(&b.wrong, 1, "%s (%.12s): stopped: exit code %d recorded, its process returned 55", b.name, b.id, code)
+	if code != b.code {
+		b.blame(&b.wrong, 1, "%s (%.12s): stopped: exit code %d recorded, its process returned %d", b.name, b.id, code, b.code)
 	}
 	if err := b.check(1, false); err != nil {
 		return err
@@ -186,6 +186,14 @@ func (b *box) stopAndStart() error {
 
 // killAndStart kills the counter, checks the code, starts it again.
 func (b *box) killAndStart() error {
+	if err := b.kill(); err != nil {
+		return err
+	}
+	return b.start()
+}
+
+// kill kills the counter and checks code and log.
+func (b *box) kill() error {
 	cut, err := b.do("POST", "/containers/"+b.id+"/kill", nil, nil)
 	if err != nil && (!cut || harness.Status(err) != 409) {
 		return err
@@ -200,10 +208,8 @@ func (b *box) killAndStart() error {
 	if err := b.check(-1, false); err != nil {
 		return err
 	}
-	if _, err := b.look(); err != nil {
-		return err
-	}
-	return b.start()
+	_, err = b.look()
+	return err
 }
 
 // restart restarts it; a restart without an answer is asked again.
@@ -220,7 +226,7 @@ func (b *box) restart() error {
 		if late {
 			return fmt.Errorf("restart: no answer within 40 s: %w", err)
 		}
-		b.cut.Add(1)
+		b.Cut.Add(1)
 		b.pause(20 * time.Millisecond)
 	}
 	return fmt.Errorf("restart of %s: no answer for a minute", b.name)
@@ -245,16 +251,22 @@ func (b *box) rename() error {
 // exec runs a process inside and compares output and exit code, unless a kill
 // fell into it.
 func (b *box) exec() error {
+	_, err := b.judgedExec()
+	return err
+}
+
+// judgedExec tells also whether it came to comparing.
+func (b *box) judgedExec() (judged bool, err error) {
 	code := b.rng.IntN(120)
-	cuts := b.cut.Load()
+	cuts := b.Cut.Load()
 	ask := map[string]any{"Cmd": []string{"sh", "-c", fmt.Sprintf("echo hi; exit %d", code)}, "AttachStdout": true, "AttachStderr": true}
 	var made struct{ ID string }
 	cut, err := b.do("POST", "/containers/"+b.id+"/exec", ask, &made)
 	if cut {
-		return nil
+		return false, nil
 	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	ctx, cancel := context.WithTimeout(b.ctx, 30*time.Second)
 	defer cancel()
@@ -262,28 +274,28 @@ func (b *box) exec() error {
 	if err != nil {
 		if harness.Status(err) == 404 { // a kill between the two: execs do not outlive the engine
 			b.pause(20 * time.Millisecond)
-			return nil
+			return false, nil
 		}
 		if harness.Status(err) != 0 {
-			return err
+			return false, err
 		}
-		b.cut.Add(1)
-		return nil
+		b.Cut.Add(1)
+		return false, nil
 	}
 	defer s.Close()
 	var out bytes.Buffer
 	if err := harness.Demux(s, &out, &out); err != nil {
-		b.cut.Add(1)
-		return nil
+		b.Cut.Add(1)
+		return false, nil
 	}
 	var how struct {
 		Running  bool
 		ExitCode *int
 	}
-	if cut, err := b.do("GET", "/exec/"+made.ID+"/json", nil, &how); cut || harness.Status(err) == 404 || b.cut.Load() != cuts {
-		return nil
+	if cut, err := b.do("GET", "/exec/"+made.ID+"/json", nil, &how); cut || harness.Status(err) == 404 || b.Cut.Load() != cuts {
+		return false, nil
 	} else if err != nil {
-		return err
+		return false, err
 	}
 	if how.ExitCode == nil || *how.ExitCode != code {
 		b.blame(&b.wrong, 1, "%s (%.12s): exec: exit code %v recorded, its process returned %d", b.name, b.id, deref(how.ExitCode), code)
@@ -291,7 +303,8 @@ func (b *box) exec() error {
 	if out.String() != "hi\n" {
 		b.blame(&b.lost, 1, "%s (%.12s): exec: output %q", b.name, b.id, out.String())
 	}
-	return nil
+	b.Execs.Add(1)
+	return true, nil
 }
 
 func deref(n *int) any {
@@ -302,8 +315,8 @@ func deref(n *int) any {
 }
 
 // autoRemove is `run --rm`: nothing may be left of it after its end.
-func (c *client) autoRemove() error {
-	b := &box{client: c, kind: "rm", name: c.name("rm"), seen: map[string]int{}}
+func (c *Client) autoRemove() error {
+	b := &box{Client: c, kind: "rm", name: c.name("rm"), seen: map[string]int{}}
 	spec := c.spec(fmt.Sprintf("usleep %d; exit 3", c.rng.IntN(200000)))
 	spec["HostConfig"].(map[string]any)["AutoRemove"] = true
 	if err := b.make(spec); err != nil {
@@ -335,7 +348,7 @@ func (c *client) autoRemove() error {
 }
 
 // forced is rm -f at a random moment of a container's life.
-func (c *client) forced() error {
+func (c *Client) forced() error {
 	b, err := c.create("forced", counterScript, 55)
 	if err != nil {
 		return err
@@ -356,7 +369,7 @@ func (c *client) forced() error {
 }
 
 // image imports an image of its own, tags it, uses it, removes it.
-func (c *client) image() error {
+func (c *Client) image() error {
 	repo := c.name("img")
 	payload := make([]byte, 1000+c.rng.IntN(100000))
 	for i := range payload {
@@ -383,13 +396,13 @@ func (c *client) image() error {
 		if harness.Status(err) != 0 || ctx.Err() == context.DeadlineExceeded {
 			return err
 		}
-		c.cut.Add(1)
+		c.Cut.Add(1)
 		c.pause(20 * time.Millisecond)
 	}
 	if _, err := c.do("POST", "/images/"+repo+":1/tag?repo="+repo+"&tag=2", nil, nil); err != nil {
 		return err
 	}
-	b := &box{client: c, kind: "img", name: c.name("user"), seen: map[string]int{}}
+	b := &box{Client: c, kind: "img", name: c.name("user"), seen: map[string]int{}}
 	if err := b.make(map[string]any{"Image": repo + ":2", "Cmd": []string{"/none"}}); err != nil {
 		return err
 	}

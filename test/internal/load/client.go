@@ -1,4 +1,4 @@
-package kill
+package load
 
 import (
 	"context"
@@ -11,10 +11,10 @@ import (
 	"escale.dev/escale/test/internal/harness"
 )
 
-// client does one piece of work after the other. A connection that breaks is
+// Client does one piece of work after the other. A connection that breaks is
 // no finding, it tries again; an answer that nobody expects is one.
-type client struct {
-	*state
+type Client struct {
+	*Run
 	n   int
 	seq int
 	api *harness.API
@@ -24,22 +24,22 @@ type client struct {
 type piece struct {
 	name   string
 	weight int
-	do     func(c *client) error
+	do     func(c *Client) error
 }
 
 func allPieces() []piece {
 	return []piece{
-		{"attached", 5, (*client).attached}, {"burst", 1, (*client).burst}, {"counter", 4, (*client).counter},
-		{"autoremove", 2, (*client).autoRemove}, {"image", 2, (*client).image}, {"forced", 2, (*client).forced},
+		{"attached", 5, (*Client).attached}, {"burst", 1, (*Client).burst}, {"counter", 4, (*Client).counter},
+		{"autoremove", 2, (*Client).autoRemove}, {"image", 2, (*Client).image}, {"forced", 2, (*Client).forced},
 	}
 }
 
-// work runs until quit is closed or the whole test is over.
-func (c *client) work() {
-	defer c.api.Close()
+// Pieces does pieces of the named kinds, of all when none is named, until Quit
+// or the end of the whole run.
+func (c *Client) Pieces(names []string) {
 	var choice []piece
 	for _, p := range allPieces() {
-		if *pieces == "" || slices.Contains(strings.Split(*pieces, ","), p.name) {
+		if len(names) == 0 || slices.Contains(names, p.name) {
 			for range p.weight {
 				choice = append(choice, p)
 			}
@@ -54,7 +54,7 @@ func (c *client) work() {
 		default:
 		}
 		p := choice[c.rng.IntN(len(choice))]
-		c.begun.Add(1)
+		c.Begun.Add(1)
 		if err := p.do(c); err != nil {
 			if c.ctx.Err() != nil {
 				c.blame(&c.odd, 1, "%s: client %d was still at it when the test ended: %v", p.name, c.n, err)
@@ -62,19 +62,19 @@ func (c *client) work() {
 			}
 			c.blame(&c.odd, 1, "%s: client %d: %v", p.name, c.n, err)
 		}
-		c.done.Add(1)
+		c.Done.Add(1)
 	}
 }
 
 // name is a fresh name for a container or an image.
-func (c *client) name(what string) string {
+func (c *Client) name(what string) string {
 	c.seq++
-	return fmt.Sprintf("%s-%d-%d-%s", c.prefix, c.n, c.seq, what)
+	return fmt.Sprintf("%s-%d-%d-%s", c.Prefix, c.n, c.seq, what)
 }
 
 // do asks until there is an answer. cut tells that an earlier try got none, so
 // that its work may have been done.
-func (c *client) do(method, path string, body, out any) (cut bool, err error) {
+func (c *Client) do(method, path string, body, out any) (cut bool, err error) {
 	for {
 		ctx, cancel := context.WithTimeout(c.ctx, 40*time.Second)
 		err := c.api.Do(ctx, method, path, body, out)
@@ -86,13 +86,13 @@ func (c *client) do(method, path string, body, out any) (cut bool, err error) {
 		if late {
 			return cut, fmt.Errorf("no answer within 40 s: %w", err)
 		}
-		c.cut.Add(1)
+		c.Cut.Add(1)
 		cut = true
 		c.pause(20 * time.Millisecond)
 	}
 }
 
-func (c *client) pause(d time.Duration) {
+func (c *Client) pause(d time.Duration) {
 	select {
 	case <-c.ctx.Done():
 	case <-time.After(d):
@@ -100,13 +100,13 @@ func (c *client) pause(d time.Duration) {
 }
 
 // upTo is a random time.
-func (c *client) upTo(d time.Duration) time.Duration {
+func (c *Client) upTo(d time.Duration) time.Duration {
 	return time.Duration(c.rng.Int64N(int64(d) + 1))
 }
 
 // box is one container with what is known of it.
 type box struct {
-	*client
+	*Client
 	kind   string
 	name   string
 	id     string
@@ -119,13 +119,13 @@ type box struct {
 
 // create makes a container. A name in use after a request without an answer is
 // that request's work.
-func (c *client) create(kind, script string, code int) (*box, error) {
-	b := &box{client: c, kind: kind, name: c.name(kind), code: code, seen: map[string]int{}}
+func (c *Client) create(kind, script string, code int) (*box, error) {
+	b := &box{Client: c, kind: kind, name: c.name(kind), code: code, seen: map[string]int{}}
 	return b, b.make(c.spec(script))
 }
 
 // spec picks a network; one in four bridged ones publishes a port.
-func (c *client) spec(script string) map[string]any {
+func (c *Client) spec(script string) map[string]any {
 	hc := map[string]any{"NetworkMode": "bridge"}
 	switch c.rng.IntN(6) {
 	case 0:
@@ -136,7 +136,7 @@ func (c *client) spec(script string) map[string]any {
 		hc["PortBindings"] = map[string]any{"80/tcp": []map[string]string{{"HostIp": "127.0.0.1", "HostPort": ""}}}
 	}
 	return map[string]any{
-		"Image": c.prefix + ":base", "Cmd": []string{"sh", "-c", script},
+		"Image": c.Prefix + ":base", "Cmd": []string{"sh", "-c", script},
 		"AttachStdout": true, "AttachStderr": true, "HostConfig": hc, "StopTimeout": 10,
 	}
 }
@@ -151,11 +151,11 @@ func (b *box) make(spec map[string]any) error {
 			return fmt.Errorf("create said the name is in use: %w", err)
 		}
 		b.id, err = c.ID, nil
-		b.note(b.id)
+		b.Note(b.id)
 		return nil
 	}
 	if err == nil {
-		b.note(b.id)
+		b.Note(b.id)
 	}
 	return err
 }
@@ -183,7 +183,7 @@ func (b *box) start() error {
 		if late {
 			return fmt.Errorf("start: no answer within 40 s: %w", err)
 		}
-		b.cut.Add(1)
+		b.Cut.Add(1)
 		c, err := b.inspect()
 		if err != nil {
 			return fmt.Errorf("after a start without an answer: %w", err)
@@ -201,7 +201,7 @@ func (b *box) start() error {
 		for _, r := range l.runs {
 			b.seen[r.id] = max(b.seen[r.id], r.lines)
 		}
-		b.rolledBack.Add(1)
+		b.RolledBack.Add(1)
 	}
 	return fmt.Errorf("start of %s: no answer for a minute", b.name)
 }
@@ -224,6 +224,7 @@ func (b *box) wait() (int, error) {
 		b.blame(&b.wrong, 1, "%s: wait says exit code %d, inspect %d", b.name, res.StatusCode, c.State.ExitCode)
 	}
 	b.status = c.State.Status
+	b.Codes.Add(1)
 	return c.State.ExitCode, nil
 }
 
