@@ -143,7 +143,7 @@ func (s *Store) open(ctx context.Context) (err error) {
 	if s.userXattr, err = overlayutils.NeedsUserXAttr(snapRoot); err != nil {
 		s.log.Warn("overlayfs: cannot tell whether userxattr is needed", "error", err)
 	}
-	s.db = metadata.NewDB(s.bolt, blobs, map[string]snapshots.Snapshotter{snapshotterName: plain{s.backend}})
+	s.db = metadata.NewDB(s.bolt, flushing{blobs, blobRoot}, map[string]snapshots.Snapshotter{snapshotterName: plain{s.backend}})
 	if err := s.db.Init(ctx); err != nil {
 		return err
 	}

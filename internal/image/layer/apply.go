@@ -3,6 +3,7 @@ package layer
 import (
 	"archive/tar"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -166,6 +167,11 @@ func (a *applier) entry(hdr *tar.Header, data io.Reader) error {
 		return nil
 	}
 	delete(a.implied, name)
+	// Most names are new: the kernel says which are not, without being asked.
+	err = a.create(parent, name, base, hdr, data, false)
+	if !errors.Is(err, unix.EEXIST) {
+		return err
+	}
 	existed, err := a.clear(parent, base, hdr.Typeflag == tar.TypeDir)
 	if err != nil {
 		return pathErr("replace", hdr.Name, err)
