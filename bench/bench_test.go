@@ -34,6 +34,9 @@ func TestParse(t *testing.T) {
 		{"-only nosuch", `no case "nosuch"`},
 		{"-n 0", "positive"},
 		{"-restart c", "a, b or ab"},
+		{"-scale-ends x", "a, b or ab"},
+		{"-scale 1000,x", "numbers of containers"},
+		{"-scale 0", "numbers of containers"},
 		{"stray", `unknown argument "stray"`},
 	} {
 		_, err := parse(strings.Fields(c.args))

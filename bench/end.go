@@ -126,10 +126,14 @@ type spec struct {
 	Cmd        []string
 	Labels     map[string]string
 	HostConfig struct {
-		NetworkMode string `json:",omitempty"`
-		AutoRemove  bool
+		NetworkMode  string `json:",omitempty"`
+		AutoRemove   bool
+		PortBindings map[string][]portBinding `json:",omitempty"`
 	}
 }
+
+// portBinding is where a port is published; an empty port is any that is free.
+type portBinding struct{ HostIP, HostPort string }
 
 // create makes a container and returns its id.
 func (e *end) create(ctx context.Context, s spec) (string, error) {

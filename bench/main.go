@@ -37,21 +37,23 @@ func main() {
 
 // options are the flags.
 type options struct {
-	a, b     string
-	image    string
-	only     string
-	n        int
-	json     string
-	cli      string
-	tar      string
-	size     int
-	storm    int
-	list     int
-	lines    int
-	restart  string
-	restartN int
-	pids     [2]string
-	timeout  time.Duration
+	a, b      string
+	image     string
+	only      string
+	n         int
+	json      string
+	cli       string
+	tar       string
+	size      int
+	storm     int
+	list      int
+	lines     int
+	scale     string
+	scaleEnds string
+	restart   string
+	restartN  int
+	pids      [2]string
+	timeout   time.Duration
 }
 
 func parse(args []string) (options, error) {
@@ -69,6 +71,8 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.storm, "storm", 60, "containers of the start storm, 8 at a time")
 	f.IntVar(&o.list, "list", 100, "containers that are listed")
 	f.IntVar(&o.lines, "lines", 1_000_000, "log lines")
+	f.StringVar(&o.scale, "scale", "10,100,1000", "`numbers` of running containers among which one more is measured")
+	f.StringVar(&o.scaleEnds, "scale-ends", "b", "`ends` that have to carry so many: a, b or ab")
 	f.StringVar(&o.restart, "restart", "", "which engines may be killed and started again: `a`, b or ab; no supervisor may stand over them")
 	f.IntVar(&o.restartN, "restart-containers", 100, "running containers at a restart")
 	f.StringVar(&o.pids[0], "pids-a", "", "processes of engine A, comma-separated (default: the socket's owner and its children)")
@@ -82,6 +86,12 @@ func parse(args []string) (options, error) {
 	}
 	if o.n < 1 || o.storm < 1 || o.list < 1 || o.lines < 1 || o.size < 1 || o.restartN < 1 {
 		return o, errors.New("counts must be positive")
+	}
+	if _, err := o.sizes(); err != nil {
+		return o, err
+	}
+	if strings.Trim(o.scaleEnds, "ab") != "" {
+		return o, fmt.Errorf("-scale-ends %q: a, b or ab", o.scaleEnds)
 	}
 	if strings.Trim(o.restart, "ab") != "" {
 		return o, fmt.Errorf("-restart %q: a, b or ab", o.restart)
