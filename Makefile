@@ -58,6 +58,7 @@ test: build test-needs ## every test (root: the engine's too), some 30 rounds of
 .PHONY: test-needs
 test-needs:
 	@scripts/need.sh --optional 'tests that run busybox' busybox-static
+	@scripts/need.sh --optional 'the tests of clients that Debian ships' python3-docker docker-compose
 
 .PHONY: test-short
 test-short: ## quick tests only, no root needed
