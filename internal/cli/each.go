@@ -6,7 +6,45 @@ import (
 	"sync"
 
 	moby "github.com/moby/moby/client"
+	"github.com/spf13/cobra"
+
+	"escale.dev/escale/client"
 )
+
+// eachRunning makes a verb that does one thing to each of the running
+// containers it is given.
+func eachRunning(a *app, use string, do func(ctx context.Context, c *client.Client, name string) error) *cobra.Command {
+	return &cobra.Command{
+		Use:               use,
+		Args:              minArgs(1),
+		ValidArgsFunction: completeContainers(a, runningContainers, -1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			return a.each(cmd.Context(), args, func(ctx context.Context, name string) error { return do(ctx, c, name) }, nil)
+		},
+	}
+}
+
+// inTurn runs op on one name after the other, whatever comes of it, and returns
+// all errors. It ends early only where no engine is.
+func inTurn(names []string, op func(name string) error) error {
+	var errs []error
+	for _, n := range names {
+		if err := op(n); err != nil {
+			errs = append(errs, err)
+			if moby.IsErrConnectionFailed(err) {
+				break
+			}
+		}
+	}
+	if len(errs) == 1 {
+		return errs[0]
+	}
+	return errors.Join(errs...)
+}
 
 // each runs op on every name, up to 50 at a time, and prints the names that
 // went well, in the order given, as they are done. report, when set, may take

@@ -52,19 +52,12 @@ func (o *importOptions) run(ctx context.Context, a *app, args []string) error {
 	case strings.HasPrefix(from, "https://"), strings.HasPrefix(from, "http://"):
 		src.SourceName = from
 	default:
-		f, err := os.Open(from)
+		f, size, err := openArchive(from, fmt.Sprintf("pack it first, as in 'tar -C %s -c . | %s import - %s'", from, a.name, cmp.Or(ref, "NAME")))
 		if err != nil {
 			return err
 		}
 		defer f.Close()
-		info, err := f.Stat()
-		if err != nil {
-			return err
-		}
-		if info.IsDir() {
-			return fmt.Errorf("%s is a directory: pack it first, as in 'tar -C %[1]s -c . | %s import - %s'", from, a.name, cmp.Or(ref, "NAME"))
-		}
-		src.Source, total = f, info.Size()
+		src.Source, total = f, size
 	}
 	opts := moby.ImageImportOptions{Message: o.message, Changes: o.changes.Values}
 	p, err := parsePlatform(o.platform)

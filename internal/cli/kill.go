@@ -5,26 +5,20 @@ import (
 
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
+
+	"escale.dev/escale/client"
 )
 
 func killCommand(a *app) *cobra.Command {
 	var sig string
-	cmd := &cobra.Command{
-		Use:               "kill [OPTIONS] CONTAINER [CONTAINER...]",
-		Args:              minArgs(1),
-		ValidArgsFunction: completeContainers(a, runningContainers, -1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			return a.each(cmd.Context(), args, func(ctx context.Context, name string) error {
-				_, err := c.ContainerKill(ctx, name, moby.ContainerKillOptions{Signal: sig})
-				return err
-			}, nil)
-		},
-	}
+	cmd := eachRunning(a, "kill [OPTIONS] CONTAINER [CONTAINER...]", func(ctx context.Context, c *client.Client, name string) error {
+		_, err := c.ContainerKill(ctx, name, moby.ContainerKillOptions{Signal: sig})
+		return err
+	})
 	cmd.Flags().StringVarP(&sig, "signal", "s", "", "Signal to send")
-	_ = cmd.RegisterFlagCompletionFunc("signal", completeWords("TERM", "INT", "KILL", "HUP", "QUIT", "USR1", "USR2"))
+	_ = cmd.RegisterFlagCompletionFunc("signal", completeWords(signals...))
 	return cmd
 }
+
+// signals are the ones that a shell completes; every other is taken too.
+var signals = []string{"TERM", "INT", "KILL", "HUP", "QUIT", "USR1", "USR2"}

@@ -48,19 +48,12 @@ func (o *loadOptions) run(ctx context.Context, a *app) error {
 			return errors.New("requested load from stdin, but stdin is empty")
 		}
 	} else {
-		f, err := os.Open(o.input)
+		f, size, err := openArchive(o.input, fmt.Sprintf("give a tar archive (for a file system tree use '%s import')", a.name))
 		if err != nil {
 			return err
 		}
 		defer f.Close()
-		info, err := f.Stat()
-		if err != nil {
-			return err
-		}
-		if info.IsDir() {
-			return fmt.Errorf("%s is a directory: give a tar archive (for a file system tree use '%s import')", o.input, a.name)
-		}
-		input, total = f, info.Size()
+		input, total = f, size
 	}
 	c, err := a.client()
 	if err != nil {
@@ -100,4 +93,22 @@ func showLoaded(r io.Reader, out io.Writer) error {
 	}
 	_, err = b.WriteTo(out)
 	return err
+}
+
+// openArchive opens a file to send, and tells its size; of a directory it says
+// what to do instead.
+func openArchive(path, instead string) (*os.File, int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, 0, err
+	}
+	info, err := f.Stat()
+	if err == nil && info.IsDir() {
+		err = fmt.Errorf("%s is a directory: %s", path, instead)
+	}
+	if err != nil {
+		f.Close()
+		return nil, 0, err
+	}
+	return f, info.Size(), nil
 }

@@ -5,22 +5,20 @@ import (
 
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
+
+	"escale.dev/escale/client"
 )
 
 func pauseCommand(a *app) *cobra.Command {
-	return &cobra.Command{
-		Use:               "pause CONTAINER [CONTAINER...]",
-		Args:              minArgs(1),
-		ValidArgsFunction: completeContainers(a, runningContainers, -1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := a.client()
-			if err != nil {
-				return err
-			}
-			return a.each(cmd.Context(), args, func(ctx context.Context, name string) error {
-				_, err := c.ContainerPause(ctx, name, moby.ContainerPauseOptions{})
-				return err
-			}, nil)
-		},
-	}
+	return eachRunning(a, "pause CONTAINER [CONTAINER...]", func(ctx context.Context, c *client.Client, name string) error {
+		_, err := c.ContainerPause(ctx, name, moby.ContainerPauseOptions{})
+		return err
+	})
+}
+
+func unpauseCommand(a *app) *cobra.Command {
+	return eachRunning(a, "unpause CONTAINER [CONTAINER...]", func(ctx context.Context, c *client.Client, name string) error {
+		_, err := c.ContainerUnpause(ctx, name, moby.ContainerUnpauseOptions{})
+		return err
+	})
 }

@@ -1,8 +1,6 @@
 package cli
 
 import (
-	"errors"
-
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 )
@@ -22,19 +20,13 @@ func restartCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var errs []error
-			for _, name := range args {
+			return inTurn(args, func(name string) error {
 				_, err := c.ContainerRestart(cmd.Context(), name, moby.ContainerRestartOptions{Signal: s.signal, Timeout: timeout})
-				switch {
-				case err == nil:
+				if err == nil {
 					a.println(name)
-				case moby.IsErrConnectionFailed(err):
-					return errors.Join(append(errs, err)...)
-				default:
-					errs = append(errs, err)
 				}
-			}
-			return errors.Join(errs...)
+				return err
+			})
 		},
 	}
 	s.add(cmd)

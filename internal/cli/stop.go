@@ -21,7 +21,7 @@ func (s *stopFlags) add(cmd *cobra.Command) {
 	f.IntVarP(&s.timeout, "timeout", "t", 0, "Seconds to wait before killing the container (-1 for ever)")
 	f.IntVar(&s.timeout, "time", 0, "Seconds to wait before killing the container")
 	_ = f.MarkDeprecated("time", "use --timeout instead")
-	_ = cmd.RegisterFlagCompletionFunc("signal", completeWords("TERM", "INT", "KILL", "HUP", "QUIT", "USR1", "USR2"))
+	_ = cmd.RegisterFlagCompletionFunc("signal", completeWords(signals...))
 }
 
 // wait gives the timeout, nil for the container's own.

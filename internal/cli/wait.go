@@ -1,8 +1,6 @@
 package cli
 
 import (
-	"errors"
-
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 )
@@ -17,20 +15,16 @@ func waitCommand(a *app) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var errs []error
-			for _, name := range args {
+			return inTurn(args, func(name string) error {
 				w := c.ContainerWait(cmd.Context(), name, moby.ContainerWaitOptions{})
 				select {
 				case r := <-w.Result:
 					a.println(r.StatusCode)
+					return nil
 				case err := <-w.Error:
-					if moby.IsErrConnectionFailed(err) {
-						return err
-					}
-					errs = append(errs, err)
+					return err
 				}
-			}
-			return errors.Join(errs...)
+			})
 		},
 	}
 }
