@@ -95,7 +95,7 @@ func (a *app) resolve() error {
 	}
 	var err error
 	if a.config, err = endpoint.LoadConfig(a.flags.ConfigDir); err != nil {
-		return err
+		a.complain("WARNING:", err) // and go on without, as the stock client does
 	}
 	if a.endpoint, err = endpoint.Resolve(a.flags, a.config); err != nil {
 		return err

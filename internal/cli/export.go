@@ -42,7 +42,7 @@ func export(ctx context.Context, a *app, container, output string) error {
 		_, err = io.Copy(a.out, r)
 		return err
 	}
-	return writeWhole("container", output, func(w io.Writer) error {
+	return writeWhole("export container", output, func(w io.Writer) error {
 		r, err := c.ContainerExport(ctx, container, moby.ContainerExportOptions{})
 		if err != nil {
 			return err

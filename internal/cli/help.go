@@ -128,11 +128,11 @@ func otherNames(cmd *cobra.Command) string {
 	forms := []string{verb}
 	switch full {
 	case "container ls":
-		forms, short = append(forms, "ps", "list"), "ps"
+		forms, short = append(forms, "list", "ps"), "ps"
 	case "image ls":
 		forms, short = append(forms, "list"), "images"
 	case "image rm":
-		forms, short = append(forms, "rmi", "remove"), "rmi"
+		forms, short = append(forms, "remove"), "rmi"
 	default:
 		forms = append(forms, cmd.Aliases...)
 	}

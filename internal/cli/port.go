@@ -62,7 +62,7 @@ func (a *app) onePort(ports network.PortMap, name, wanted string) error {
 	num, proto, _ := strings.Cut(wanted, "/")
 	p, err := network.ParsePort(num + "/" + cmp.Or(proto, "tcp"))
 	if err != nil {
-		return fmt.Errorf("invalid port %q: %w", wanted, err)
+		return fmt.Errorf("Error: invalid port (%s): a number, perhaps with /tcp, /udp or /sctp, is wanted", wanted) //nolint:staticcheck // Docker's words.
 	}
 	bindings := ports[p]
 	if bindings == nil {

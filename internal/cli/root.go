@@ -162,11 +162,11 @@ func group(a *app, name, short string, build func(*app) []*cobra.Command, held .
 func grouped(c *cobra.Command) *cobra.Command {
 	switch c.Name() {
 	case "ps":
-		c.Use, c.Aliases = "ls [OPTIONS]", []string{"ps", "list"}
+		c.Use, c.Aliases = "ls [OPTIONS]", []string{"list", "ps"}
 	case "images":
 		c.Use, c.Aliases = "ls [OPTIONS] [REPOSITORY[:TAG]]", []string{"list"}
 	case "rmi":
-		c.Use, c.Aliases = "rm [OPTIONS] IMAGE [IMAGE...]", []string{"rmi", "remove"}
+		c.Use, c.Aliases = "rm [OPTIONS] IMAGE [IMAGE...]", []string{"remove", "rmi"}
 	}
 	return c
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -57,7 +58,7 @@ func (o *saveOptions) run(ctx context.Context, a *app, images []string) error {
 		_, err = io.Copy(a.out, r)
 		return err
 	}
-	return writeWhole("image", o.output, func(w io.Writer) error {
+	return writeWhole("save image", o.output, func(w io.Writer) error {
 		r, err := c.ImageSave(ctx, images, opts...)
 		if err != nil {
 			return err
@@ -72,12 +73,12 @@ func (o *saveOptions) run(ctx context.Context, a *app, images []string) error {
 
 // writeWhole lets write fill a new file beside path and moves it there once it
 // is complete, so that a failure leaves what was there before. What is no
-// regular file (a pipe, /dev/null) is written as it is. what names in errors
-// what is saved.
+// regular file (a pipe, /dev/null) is written as it is. what names the
+// deed in errors.
 func writeWhole(what, path string, write func(io.Writer) error) (err error) {
 	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
 		if info.IsDir() {
-			return fmt.Errorf("failed to save %s: %s is a directory", what, path)
+			return fmt.Errorf("failed to %s: %s is a directory", what, path)
 		}
 		f, err := os.OpenFile(path, os.O_WRONLY, 0)
 		if err != nil {
@@ -87,7 +88,11 @@ func writeWhole(what, path string, write func(io.Writer) error) (err error) {
 	}
 	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
 	if err != nil {
-		return fmt.Errorf("failed to save %s: %w", what, err)
+		var at *fs.PathError
+		if errors.As(err, &at) {
+			at.Path = path // not the name of the file beside it
+		}
+		return fmt.Errorf("failed to %s: %w", what, err)
 	}
 	defer func() {
 		if err != nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"strings"
 	"sync"
 
 	"github.com/containerd/errdefs"
@@ -51,7 +52,7 @@ func (o *statsOptions) run(ctx context.Context, a *app, names []string) error {
 	// A template with a mistake is told before anything is waited for.
 	probe := &statsRow{s: &container.StatsResponse{}, trunc: true}
 	if _, err := table.Uses(format, probe, func() bool { return false }); err != nil {
-		return err
+		return errors.New(strings.Replace(err.Error(), "failed to execute template", "template parsing error", 1)) // as the stock client says it here
 	}
 	if o.noStream {
 		return o.once(ctx, a, c, names, format)

@@ -140,7 +140,7 @@ func runVersion(ctx context.Context, a *app, format string) error {
 	if err != nil {
 		return err
 	}
-	tmpl, err := base.Funcs(template.FuncMap{
+	tmpl, err := base.New("version").Funcs(template.FuncMap{
 		"keys": func(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) },
 	}).Parse(format)
 	if err != nil {

@@ -46,19 +46,21 @@ func ConfigDir() string {
 	return filepath.Join(home, ".docker")
 }
 
-// LoadConfig reads dir/config.json. A file that is not there is an empty one.
+// LoadConfig reads dir/config.json. A file that is not there is an empty one. The
+// words of an error are those of Docker's warning.
 func LoadConfig(dir string) (Config, error) {
 	name := filepath.Join(dir, "config.json")
-	b, err := os.ReadFile(name)
+	f, err := os.Open(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return Config{}, nil
 	}
-	var c Config
-	if err == nil {
-		err = json.Unmarshal(b, &c)
-	}
 	if err != nil {
-		return Config{}, fmt.Errorf("config file %s: %w", name, err)
+		return Config{}, fmt.Errorf("Error loading config file: %w", err) //nolint:staticcheck // Docker's words.
+	}
+	defer f.Close()
+	var c Config
+	if err := json.NewDecoder(f).Decode(&c); err != nil {
+		return Config{}, fmt.Errorf("Error parsing config file (%s): %w", name, err) //nolint:staticcheck // Docker's words.
 	}
 	return c, nil
 }

@@ -8,6 +8,7 @@ import (
 // Update is the flags of `update`: the limits of a container that is there.
 type Update struct {
 	memory, reservation, swap size
+	kernel                    size // taken and left out, as by the stock client
 	cpus                      nanoCPUs
 	restart                   string
 	r                         container.Resources
@@ -26,6 +27,8 @@ func (u *Update) AddFlags(f *pflag.FlagSet) {
 	f.Var(&u.cpus, "cpus", "Number of CPUs")
 	f.StringVar(&u.r.CpusetCpus, "cpuset-cpus", "", "CPUs to run on (0-3, 0,1)")
 	f.StringVar(&u.r.CpusetMems, "cpuset-mems", "", "Memory nodes to use (0-3, 0,1)")
+	f.Var(&u.kernel, "kernel-memory", "No kernel has this limit any more")
+	_ = f.MarkHidden("kernel-memory")
 	f.VarP(&u.memory, "memory", "m", "Most memory")
 	f.Var(&u.reservation, "memory-reservation", "Memory to come down to when the machine is short of it")
 	f.Var(&u.swap, "memory-swap", "Most memory and swap together; -1 for swap without limit")
