@@ -9,8 +9,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 
+	"escale.dev/escale/internal/sys/du"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -216,7 +216,7 @@ func (r *Roots) Size(ctx context.Context, containerID string) (rw, rootfs int64,
 	if err != nil {
 		return 0, 0, fmt.Errorf("root file system of container %s: %w", short(containerID), err)
 	}
-	if rw, err = treeSize(ctx, upperDir(mounts[0])); err != nil {
+	if rw, err = du.Size(ctx, upperDir(mounts[0])); err != nil {
 		return 0, 0, err
 	}
 	r.mu.Lock()
@@ -254,37 +254,4 @@ func (r *Roots) emptyUpper(ctx context.Context, containerID string) error {
 		return err
 	}
 	return empty(upperDir(mounts[0]))
-}
-
-// treeSize adds up the regular files below dir, each inode once. Files that go
-// meanwhile do not count.
-func treeSize(ctx context.Context, dir string) (total int64, err error) {
-	seen := map[uint64]bool{}
-	err = filepath.WalkDir(dir, func(_ string, d os.DirEntry, err error) error {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		if err != nil || !d.Type().IsRegular() {
-			return err
-		}
-		info, err := d.Info()
-		if errors.Is(err, os.ErrNotExist) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Nlink > 1 {
-			if seen[st.Ino] {
-				return nil
-			}
-			seen[st.Ino] = true
-		}
-		total += info.Size()
-		return nil
-	})
-	return total, err
 }
