@@ -126,6 +126,7 @@ func (m *runner) reap(ctx context.Context, rec *Record, r *run, eps []network.En
 	}
 	ok := warn("runtime", m.cfg.Runtime.Cleanup(ctx, m.cleanup(rec, r.generation)))
 	ok = warn("root file system", m.unmountRun(rec.ID, r.generation)) && ok
+	ok = warn("volumes", m.mounts.unmount(rec, rec.Mounts, true)) && ok
 	if len(eps) > 0 {
 		ok = warn("network", m.cfg.Networks.Teardown(ctx, string(rec.ID), eps)) && ok
 	}

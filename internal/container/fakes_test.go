@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -16,6 +17,7 @@ import (
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/runtime"
 	"escale.dev/escale/internal/runtime/oci"
+	"escale.dev/escale/internal/volume"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -329,22 +331,28 @@ func (fakeNetworks) Validate(r network.Request) error {
 
 type fakeVolumes struct{ f *fakeEngine }
 
-func (v fakeVolumes) Acquire(_ context.Context, name, user string, _ map[string]string) (string, error) {
+func (v fakeVolumes) Acquire(_ context.Context, r volume.Request, user string) (volume.Volume, error) {
 	v.f.mu.Lock()
 	defer v.f.mu.Unlock()
+	name := r.Name
+	if name == "" {
+		name = strings.Repeat("a", 64)
+	}
 	if v.f.volumes[name] == nil {
 		v.f.volumes[name] = map[string]bool{}
 	}
 	v.f.volumes[name][user] = true
 	path := filepath.Join(v.f.dir, "volumes", name)
-	return path, os.MkdirAll(path, 0o755)
+	return volume.Volume{Name: name, Path: path}, os.MkdirAll(path, 0o755)
 }
 func (v fakeVolumes) Release(name, user string) {
 	v.f.mu.Lock()
 	defer v.f.mu.Unlock()
 	delete(v.f.volumes[name], user)
 }
-func (v fakeVolumes) Remove(_ context.Context, name string) error {
+func (v fakeVolumes) Mount(context.Context, string, string) error { return nil }
+func (v fakeVolumes) Unmount(string, string) error                { return nil }
+func (v fakeVolumes) Remove(_ context.Context, name string, _ bool) error {
 	v.f.mu.Lock()
 	defer v.f.mu.Unlock()
 	delete(v.f.volumes, name)

@@ -14,6 +14,7 @@ import (
 	"escale.dev/escale/internal/runtime"
 	"escale.dev/escale/internal/runtime/oci"
 	"escale.dev/escale/internal/stats"
+	"escale.dev/escale/internal/volume"
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	apievents "github.com/moby/moby/api/types/events"
@@ -52,11 +53,14 @@ type Networks interface {
 }
 
 // Volumes keeps named and anonymous volumes. Acquire makes a volume that is not
-// there; a volume lives at least as long as one user holds it.
+// there; a volume lives at least as long as one user holds it. Between Mount and
+// Unmount, which is idempotent, its data is where its path leads.
 type Volumes interface {
-	Acquire(ctx context.Context, name, user string, labels map[string]string) (path string, err error)
+	Acquire(ctx context.Context, r volume.Request, user string) (volume.Volume, error)
 	Release(name, user string)
-	Remove(ctx context.Context, name string) error
+	Remove(ctx context.Context, name string, force bool) error
+	Mount(ctx context.Context, name, user string) error
+	Unmount(name, user string) error
 }
 
 // Specs makes OCI specifications; see oci.Builder.

@@ -9,6 +9,7 @@ import (
 	"sort"
 	"strings"
 
+	"escale.dev/escale/internal/volume"
 	"github.com/moby/moby/api/types/mount"
 )
 
@@ -111,21 +112,23 @@ func (m mounts) volumesFrom(rec *Record, set mountSet) error {
 
 // acquire makes or finds the volume of a mount point and holds it for the container.
 func (m mounts) acquire(ctx context.Context, rec *Record, p *Mount) error {
-	labels := map[string]string{}
-	if p.Name == "" {
-		p.Name = string(newID())
-		labels[anonymousLabel] = ""
+	r := volume.Request{Name: p.Name, Driver: p.Driver}
+	for i := range rec.HostConfig.Mounts {
+		mt := &rec.HostConfig.Mounts[i]
+		if o := mt.VolumeOptions; o != nil && filepath.Clean(mt.Target) == p.Destination {
+			r.Labels = o.Labels
+			if o.DriverConfig != nil {
+				r.Options = o.DriverConfig.Options
+			}
+		}
 	}
-	path, err := m.cfg.Volumes.Acquire(ctx, p.Name, string(rec.ID), labels)
+	v, err := m.cfg.Volumes.Acquire(ctx, r, string(rec.ID))
 	if err != nil {
 		return err
 	}
-	p.Source = path
+	p.Name, p.Source = v.Name, v.Path
 	return nil
 }
-
-// anonymousLabel marks volumes without a name of their own, as Docker does.
-const anonymousLabel = "com.docker.volume.anonymous"
 
 // release lets go of the container's volumes.
 func (m mounts) release(rec *Record) {
@@ -140,7 +143,7 @@ func (m mounts) release(rec *Record) {
 func (m mounts) removeAnonymous(rec *Record) {
 	for _, p := range rec.Mounts {
 		if p.Type == mount.TypeVolume && len(p.Name) == 64 && !namedByClient(rec, p.Destination) {
-			if err := m.cfg.Volumes.Remove(m.ctx, p.Name); err != nil {
+			if err := m.cfg.Volumes.Remove(m.ctx, p.Name, true); err != nil {
 				m.log.Debug("anonymous volume stays", "volume", p.Name, "reason", err)
 			}
 		}

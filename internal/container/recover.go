@@ -12,7 +12,9 @@ import (
 
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/runtime"
+	"escale.dev/escale/internal/volume"
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/mount"
 )
 
 // Open reads the records, takes up what runs, records what ended meanwhile, and
@@ -50,6 +52,7 @@ func (m *Manager) Open(ctx context.Context) error {
 	for _, e := range entries {
 		if v := e.view(); v.State.Running() {
 			live[string(e.id)] = v.Endpoints
+			m.mounts.keepMounted(ctx, &v.Record)
 		}
 	}
 	if err := m.cfg.Networks.Restore(ctx, live); err != nil {
@@ -118,8 +121,21 @@ func (m mounts) hold(ctx context.Context, e *entry) {
 		if p.Name == "" {
 			continue
 		}
-		if _, err := m.cfg.Volumes.Acquire(ctx, p.Name, string(e.id), nil); err != nil {
+		if _, err := m.cfg.Volumes.Acquire(ctx, volume.Request{Name: p.Name, Driver: p.Driver}, string(e.id)); err != nil {
 			m.log.Warn("holding volume", "container", e.id.Short(), "volume", p.Name, "error", err)
+		}
+	}
+}
+
+// keepMounted counts a running container among those for whom its volumes are
+// mounted.
+func (m mounts) keepMounted(ctx context.Context, rec *Record) {
+	for _, p := range rec.Mounts {
+		if p.Type != mount.TypeVolume {
+			continue
+		}
+		if err := m.cfg.Volumes.Mount(ctx, p.Name, string(rec.ID)); err != nil {
+			m.log.Warn("keeping volume mounted", "container", rec.ID.Short(), "volume", p.Name, "error", err)
 		}
 	}
 }

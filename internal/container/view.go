@@ -20,6 +20,7 @@ import (
 type mountedView struct {
 	root *os.File
 	quit chan struct{} // ends the thread that holds the mounts; nil: there is none
+	done func()        // undoes what was mounted for it
 	gone chan struct{}
 }
 
@@ -29,6 +30,9 @@ func (v *mountedView) close() {
 	if v.quit != nil {
 		close(v.quit)
 		<-v.gone
+	}
+	if v.done != nil {
+		v.done()
 	}
 }
 
@@ -60,7 +64,12 @@ func (f Files) mount(ctx context.Context, e *entry, mounted bool) (*mountedView,
 	if !mounted || (len(rec.Mounts) == 0 && !rec.HostConfig.ReadonlyRootfs) {
 		return &mountedView{root: root}, nil
 	}
-	v := &mountedView{root: root, quit: make(chan struct{}), gone: make(chan struct{})}
+	done, err := f.mountVolumes(ctx, &rec)
+	if err != nil {
+		root.Close()
+		return nil, err
+	}
+	v := &mountedView{root: root, quit: make(chan struct{}), gone: make(chan struct{}), done: done}
 	ready := make(chan error)
 	go func() {
 		defer close(v.gone)
@@ -76,6 +85,28 @@ func (f Files) mount(ctx context.Context, e *entry, mounted bool) (*mountedView,
 		return nil, err
 	}
 	return v, nil
+}
+
+// mountVolumes mounts the volumes of a container that does not run, beside those
+// for whom they may be mounted already.
+func (f Files) mountVolumes(ctx context.Context, rec *Record) (undo func(), err error) {
+	user := string(rec.ID) + "/files"
+	var undos undoStack
+	for _, p := range rec.Mounts {
+		if p.Type != mount.TypeVolume {
+			continue
+		}
+		if err := f.m.cfg.Volumes.Mount(ctx, p.Name, user); err != nil {
+			undos.run()
+			return nil, err
+		}
+		undos.add(func() {
+			if err := f.m.cfg.Volumes.Unmount(p.Name, user); err != nil {
+				f.m.log.Warn("unmounting volume", "volume", p.Name, "error", err)
+			}
+		})
+	}
+	return undos.run, nil
 }
 
 // withHostFiles adds the files in /etc that the last start wrote to the mount

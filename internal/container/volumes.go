@@ -5,17 +5,21 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 
+	"escale.dev/escale/internal/events"
 	"github.com/containerd/continuity/fs"
 	securejoin "github.com/cyphar/filepath-securejoin"
+	apievents "github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
 )
 
 // volumes makes what the mount points need on the host: directories of binds
-// that are not there, and, at the first start, what the image has where an
-// empty volume is mounted.
-func (s *start) volumes(context.Context) error {
+// that are not there, what the options of volumes name, and, at the first start,
+// what the image has where an empty volume is mounted.
+func (s *start) volumes(ctx context.Context) error {
+	s.undo.add(func() { s.m.mounts.unmount(&s.rec, s.rec.Mounts, false) })
 	for _, p := range s.rec.Mounts {
 		switch p.Type {
 		case mount.TypeBind:
@@ -23,6 +27,9 @@ func (s *start) volumes(context.Context) error {
 				return kindf(errInvalid, "error while creating mount source path '%s': %s", p.Source, err)
 			}
 		case mount.TypeVolume:
+			if err := s.m.mounts.mount(ctx, &s.rec, &p); err != nil {
+				return err
+			}
 			if s.run.generation > 1 || noCopy(&s.rec, p) {
 				continue
 			}
@@ -32,6 +39,42 @@ func (s *start) volumes(context.Context) error {
 		}
 	}
 	return nil
+}
+
+// mount mounts a volume for the container and tells so.
+func (m mounts) mount(ctx context.Context, rec *Record, p *Mount) error {
+	if err := m.cfg.Volumes.Mount(ctx, p.Name, string(rec.ID)); err != nil {
+		return err
+	}
+	m.tell(apievents.ActionMount, p, map[string]string{
+		"container": string(rec.ID), "destination": p.Destination, "propagation": string(p.Propagation), "read/write": strconv.FormatBool(p.RW),
+	})
+	return nil
+}
+
+// unmount ends that for the volumes among points; with told their users hear of it.
+func (m mounts) unmount(rec *Record, points []Mount, told bool) error {
+	var errs []error
+	for i := range points {
+		p := &points[i]
+		if p.Type != mount.TypeVolume {
+			continue
+		}
+		if err := m.cfg.Volumes.Unmount(p.Name, string(rec.ID)); err != nil {
+			errs = append(errs, fmt.Errorf("volume %s: %w", p.Name, err))
+		} else if told {
+			m.tell(apievents.ActionUnmount, p, map[string]string{"container": string(rec.ID)})
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// tell publishes an event of a volume.
+func (m mounts) tell(action apievents.Action, p *Mount, attributes map[string]string) {
+	attributes["driver"] = p.Driver
+	m.cfg.Events.Publish(events.Message{
+		Type: apievents.VolumeEventType, Action: action, Actor: apievents.Actor{ID: p.Name, Attributes: attributes},
+	})
 }
 
 func isFile(path string) bool {

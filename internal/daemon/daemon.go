@@ -25,6 +25,7 @@ import (
 	"escale.dev/escale/internal/runtime/shim"
 	"escale.dev/escale/internal/sys/atomicfile"
 	"escale.dev/escale/internal/sys/host"
+	"escale.dev/escale/internal/volume/local"
 )
 
 // Daemon is an engine: everything it is made of, wired.
@@ -40,6 +41,7 @@ type Daemon struct {
 	events     *events.Journal
 	images     *image.Store
 	networks   *network.Manager
+	volumes    *local.Store
 	containers *container.Manager
 	server     *engine.Server
 	listeners  []net.Listener
@@ -74,6 +76,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		{"events", d.openEvents},
 		{"images", d.openImages},
 		{"network", d.openNetwork},
+		{"volumes", d.openVolumes},
 		{"containers", d.openContainers},
 		{"API", d.openAPI},
 	} {

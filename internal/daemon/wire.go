@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"path/filepath"
+	"time"
 
 	"escale.dev/escale/internal/api/engine"
 	"escale.dev/escale/internal/container"
@@ -57,6 +58,13 @@ func (d *Daemon) openNetwork(ctx context.Context) error {
 	return d.networks.Open(ctx)
 }
 
+func (d *Daemon) openVolumes(context.Context) (err error) {
+	d.volumes, err = local.Open(local.Config{
+		Dir: filepath.Join(d.cfg.DataRoot, "volumes"), Events: d.events, Logger: d.log.With("component", "volume"),
+	})
+	return err
+}
+
 func (d *Daemon) openContainers(ctx context.Context) error {
 	// Now that the network is open: whether the host forwards is one of the facts.
 	var err error
@@ -70,12 +78,16 @@ func (d *Daemon) openContainers(ctx context.Context) error {
 	d.containers = container.New(container.Config{
 		Dir: filepath.Join(d.cfg.DataRoot, "containers"), RunDir: filepath.Join(d.cfg.ExecRoot, "containers"),
 		Runtime: monitors, Images: d.images, Rootfs: d.images.Roots(), Networks: d.networks,
-		Volumes: local.New(filepath.Join(d.cfg.DataRoot, "volumes")), Specs: oci.New(d.facts), Freezer: freezer.Freezer{Root: cgroupRoot},
+		Volumes: d.volumes, Specs: oci.New(d.facts), Freezer: freezer.Freezer{Root: cgroupRoot},
 		Figures: stats.New(d.facts.Cgroup), Processes: d.facts.Cgroup,
 		Events: d.events, Defaults: d.defaults(), Logger: d.log.With("component", "container"),
 	})
 	d.onClose(d.containers.Close)
-	return d.containers.Open(ctx)
+	if err := d.containers.Open(ctx); err != nil {
+		return err
+	}
+	d.volumes.Settle()
+	return nil
 }
 
 // defaults are the settings that reach containers.
@@ -97,7 +109,10 @@ func (d *Daemon) openAPI(context.Context) error {
 		return err
 	}
 	d.server = engine.New(engine.Config{
-		Containers: d.containers, Archives: d.containers.Files(), Watching: d.containers, Updates: d.containers,
+		Containers: d.containers, Archives: d.containers.Files(), Watching: d.containers, Updates: d.containers, Volumes: d.volumes,
+		Networks: networks{Manager: d.networks, host: network.Info{
+			Name: "host", ID: d.networks.ID("host"), Driver: "host", Scope: "local", Created: time.Now(),
+		}},
 		Images: images{Store: d.images, users: d.containers.Users, events: d.events},
 		System: systemInfo{d}, Events: d.events, Logger: d.log, Version: Version,
 		ContainerDir: filepath.Join(d.cfg.DataRoot, "containers"), StorageDriver: storageDriver, Debug: d.cfg.Debug,

@@ -20,9 +20,16 @@ type Image struct {
 	Config      dockerspec.DockerOCIImage
 	Comment     string // of the config blob, beside what OCI names
 	Size        int64  // bytes of all layers, unpacked
+	Layers      []Layer
 	LastTagged  time.Time
 	ChainID     string             // key of the committed top snapshot; empty for an image without layers
 	Target      ocispec.Descriptor // manifest or index
+}
+
+// Layer is one layer of an image; images that begin with the same layers share them.
+type Layer struct {
+	ChainID string // tells it from a layer of the same content elsewhere
+	Size    int64  // bytes of its files
 }
 
 // ImportOptions says how a root filesystem becomes an image.

@@ -113,6 +113,7 @@ func (r *record) fill(config []byte) error {
 	img.ChainID = r.chain().String()
 	for _, l := range r.Layers {
 		img.Size += l.Size
+		img.Layers = append(img.Layers, Layer{ChainID: l.ChainID.String(), Size: l.Size})
 	}
 	r.image = img
 	r.name()

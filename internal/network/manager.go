@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"escale.dev/escale/internal/network/port"
 	"escale.dev/escale/internal/sys/netns"
@@ -79,6 +80,7 @@ func (m *Manager) Open(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("network %q: %w", name, err)
 		}
+		info.Created = time.Now()
 		m.mu.Lock()
 		if a, ok := m.networks[name]; ok {
 			a.info = info
@@ -193,6 +195,9 @@ func (m *Manager) Inspect(ref string) (Info, error) {
 		return Info{}, worded(errdefs.ErrInvalidArgument, "network %s is ambiguous (%d matches found on name)", ref, len(found))
 	}
 }
+
+// ID is the id that a network of this name has or would have.
+func (m *Manager) ID(name string) string { return m.cfg.NetworkID(name) }
 
 // canonical is the name under which a network is kept.
 func canonical(name string) string {

@@ -4,6 +4,7 @@ package network
 
 import (
 	"os"
+	"time"
 
 	"github.com/moby/moby/api/types/network"
 )
@@ -48,5 +49,6 @@ type Info struct {
 	Name, ID, Driver, Scope string
 	Subnet, Gateway         string
 	Options                 map[string]string
+	Created                 time.Time           // by this engine, or when it took it up
 	Containers              map[string]Endpoint // by container id
 }

@@ -287,8 +287,8 @@ func setup(env *testscript.Env, client, path, host string) error {
 	return nil
 }
 
-// removeNamed removes what a script that failed left: containers and images
-// that bear its name or its label.
+// removeNamed removes what a script that failed left: containers, images and
+// volumes that bear its name or its label.
 func removeNamed(host, n string) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -319,6 +319,20 @@ func removeNamed(host, n string) {
 			if strings.HasPrefix(tag, n) {
 				_ = api.Do(ctx, "DELETE", "/images/"+tag+"?force=1", nil, nil)
 			}
+		}
+	}
+	var volumes struct {
+		Volumes []struct {
+			Name   string
+			Labels map[string]string
+		}
+	}
+	if api.Do(ctx, "GET", "/volumes", nil, &volumes) != nil {
+		return
+	}
+	for _, v := range volumes.Volumes {
+		if v.Labels["e2e"] == n || strings.HasPrefix(v.Name, n) {
+			_ = api.Do(ctx, "DELETE", "/volumes/"+v.Name+"?force=1", nil, nil)
 		}
 	}
 }

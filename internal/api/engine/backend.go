@@ -8,6 +8,8 @@ import (
 	"escale.dev/escale/internal/events"
 	"escale.dev/escale/internal/image"
 	"escale.dev/escale/internal/logs"
+	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/volume"
 	apicontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/system"
 )
@@ -90,6 +92,22 @@ type Images interface {
 	History(ctx context.Context, ref string) ([]image.HistoryItem, error)
 }
 
+// Volumes is what the volume routes need.
+type Volumes interface {
+	Create(ctx context.Context, r volume.Request) (volume.Volume, error)
+	Get(name string) (volume.Volume, error)
+	List() []volume.Volume // by name
+	Remove(ctx context.Context, name string, force bool) error
+	// Size is the bytes of a volume's files; it looks at all of them.
+	Size(ctx context.Context, name string) (int64, error)
+}
+
+// Networks is what the network routes need.
+type Networks interface {
+	List() []network.Info // by name
+	Inspect(ref string) (network.Info, error)
+}
+
 // System answers for the engine as a whole.
 type System interface {
 	Info(ctx context.Context) (*system.Info, error)
@@ -97,9 +115,11 @@ type System interface {
 	Ping() PingInfo
 }
 
-// Events is what the events route needs.
+// Events is what the events route needs; what the routes themselves do is told
+// there too.
 type Events interface {
 	Subscribe(ctx context.Context, s events.Subscription) (*events.Stream, error)
+	Publish(m events.Message)
 }
 
 // PingInfo feeds the headers of /_ping.

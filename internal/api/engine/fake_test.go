@@ -282,10 +282,12 @@ func sampleImages() []image.Image {
 	base.Config.Config.Cmd = []string{"sh"}
 	base.Config.Config.Labels = map[string]string{"base": "yes"}
 	base.Config.RootFS.DiffIDs = []digest.Digest{"sha256:aa"}
+	base.Layers = []image.Layer{{ChainID: "aa", Size: 100}}
 	later := at.Add(time.Hour)
 	child := image.Image{ID: "sha256:" + strings.Repeat("2", 64), RepoTags: []string{"registry.example/app:1", "app:1"}, Size: 150, Comment: "built"}
 	child.Config.Created, child.Config.OS, child.Config.Architecture = &later, "linux", "amd64"
 	child.Config.RootFS.DiffIDs = []digest.Digest{"sha256:aa", "sha256:bb"}
+	child.Layers = []image.Layer{{ChainID: "aa", Size: 100}, {ChainID: "aabb", Size: 50}}
 	loose := image.Image{ID: "sha256:" + strings.Repeat("3", 64), Size: 7}
 	loose.Config.OS, loose.Config.Architecture = "linux", "arm64"
 	return []image.Image{base, child, loose}
@@ -356,7 +358,7 @@ func newRig(t testing.TB, prepare ...func(*rig)) *rig {
 		socket: filepath.Join(t.TempDir(), "s"),
 	}
 	r.server = New(Config{
-		Containers: r.con, Watching: r.con, Updates: r.con, Images: r.img, System: fakeSystem{}, Events: r.events, Version: "0.1",
+		Containers: r.con, Watching: r.con, Updates: r.con, Images: r.img, Volumes: new(fakeVolumes), Networks: fakeNetworks(nil), System: fakeSystem{}, Events: r.events, Version: "0.1",
 		ContainerDir: "/var/lib/escale/containers",
 		Sandbox:      func(id container.ID) (string, string) { return "s-" + id.Short(), "/run/escale/netns/s" },
 	})

@@ -106,32 +106,6 @@ func created(img *image.Image) time.Time {
 	return *img.Config.Created
 }
 
-// layerUse counts the images of every chain of layers, by the chain's digests.
-func layerUse(images []image.Image) map[string]int {
-	use := map[string]int{}
-	for n := range images {
-		use[chainKey(&images[n])]++
-	}
-	return use
-}
-
-func chainKey(img *image.Image) string {
-	var b strings.Builder
-	for _, d := range img.Config.RootFS.DiffIDs {
-		b.WriteString(d.String())
-	}
-	return b.String()
-}
-
-// sharedSize is known for images that have all layers in common with another:
-// sizes of single layers are not recorded.
-func sharedSize(img *image.Image, use map[string]int) int64 {
-	if len(img.Config.RootFS.DiffIDs) > 0 && use[chainKey(img)] > 1 {
-		return img.Size
-	}
-	return 0
-}
-
 // imageMatch prepares the filters of a list: it gives an image's names as far as
 // they were asked for.
 func (i imageRoutes) imageMatch(r *request, f filters) (func(*image.Image) (tags, digests []string, ok bool), error) {

@@ -2,12 +2,16 @@ package engine
 
 import (
 	"net/http"
+	"strconv"
 	"time"
 
 	"escale.dev/escale/internal/container"
+	"escale.dev/escale/internal/events"
 	"escale.dev/escale/internal/image"
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/build"
 	apicontainer "github.com/moby/moby/api/types/container"
+	apievents "github.com/moby/moby/api/types/events"
 	apiimage "github.com/moby/moby/api/types/image"
 )
 
@@ -51,6 +55,7 @@ func (c containerRoutes) prune(w *response, r *request) error {
 		report.ContainersDeleted = append(report.ContainersDeleted, string(v.ID))
 		report.SpaceReclaimed += uint64(max(0, rw))
 	}
+	c.tellPrune(apievents.ContainerEventType, report.SpaceReclaimed)
 	return writeJSON(w, http.StatusOK, report)
 }
 
@@ -83,7 +88,39 @@ func (i imageRoutes) prune(w *response, r *request) error {
 	for _, d := range done.Deleted {
 		report.ImagesDeleted = append(report.ImagesDeleted, apiimage.DeleteResponse{Untagged: d.Untagged, Deleted: d.Deleted})
 	}
+	i.tellPrune(apievents.ImageEventType, report.SpaceReclaimed)
 	return writeJSON(w, http.StatusOK, report)
+}
+
+// pruneBuild answers for a builder that keeps nothing yet, what is asked of it
+// checked as a builder would.
+func (s systemRoutes) pruneBuild(w *response, r *request) error {
+	f, err := parseFilters(r.query.get("filters"), nil) // as Docker: what a builder does not know is let be
+	if err != nil {
+		return err
+	}
+	for _, key := range []string{"until", "unused-for"} {
+		if _, err := f.time(key, time.Now()); err != nil {
+			return err
+		}
+	}
+	for _, key := range []string{"keep-storage", "reserved-space", "max-used-space", "min-free-space"} {
+		if text := r.query.get(key); text != "" {
+			if _, err := strconv.ParseInt(text, 10, 64); err != nil {
+				return invalidf("%s is in bytes and expects an integer, got %v", key, text)
+			}
+		}
+	}
+	s.tellPrune(apievents.BuilderEventType, 0)
+	return writeJSON(w, http.StatusOK, build.CachePruneReport{})
+}
+
+// tellPrune publishes what a prune gave back, in bytes.
+func (s *Server) tellPrune(kind apievents.Type, reclaimed uint64) {
+	s.cfg.Events.Publish(events.Message{
+		Type: kind, Action: apievents.ActionPrune,
+		Actor: apievents.Actor{Attributes: map[string]string{"reclaimed": strconv.FormatUint(reclaimed, 10)}},
+	})
 }
 
 // users tells, from one look at the containers, which of them use an image.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"escale.dev/escale/internal/container"
+	"golang.org/x/sync/singleflight"
 )
 
 // Bounds on what a client may cost before its request is understood.
@@ -20,13 +21,15 @@ const (
 )
 
 // Config is what a Server needs. Containers, Archives, Watching, Updates, Images,
-// System, Events and Logger must be set.
+// Volumes, Networks, System, Events and Logger must be set.
 type Config struct {
 	Containers Containers
 	Archives   Archives
 	Watching   Watching
 	Updates    Updates
 	Images     Images
+	Volumes    Volumes
+	Networks   Networks
 	System     System
 	Events     Events
 	Logger     *slog.Logger
@@ -83,6 +86,9 @@ func (s *Server) table() []route {
 	all = append(all, execRoutes{s}.routes()...)
 	all = append(all, imageRoutes{s}.routes()...)
 	all = append(all, debugRoutes{s}.routes()...)
+	all = append(all, volumeRoutes{s}.routes()...)
+	all = append(all, networkRoutes{s}.routes()...)
+	all = append(all, dfRoutes{s, new(singleflight.Group)}.routes()...)
 	return all
 }
 

@@ -1,92 +1,417 @@
 // Package local keeps volumes as directories under the data root:
-// volumes/<name>/_data beside a small record of the volume.
+// volumes/<name>/_data beside a small record of the volume. With the options
+// type, device and o something is mounted at _data as long as a container that
+// has the volume runs.
 package local
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"escale.dev/escale/internal/events"
 	"escale.dev/escale/internal/sys/atomicfile"
+	"escale.dev/escale/internal/sys/du"
 	"escale.dev/escale/internal/volume"
 	"github.com/containerd/errdefs"
+	apievents "github.com/moby/moby/api/types/events"
 )
 
-const recordFile = "volume.json"
+const (
+	// Driver is this driver's name.
+	Driver = "local"
+
+	recordFile = "volume.json"
+	dataDir    = "_data"
+	format     = 1 // of the record; see docs/formats.md
+	// What is on its way to become a volume, or was one, has a name that no
+	// volume can have.
+	newPrefix, oldPrefix = ".new-", ".removed-"
+)
+
+// record is a volume on the disk.
+type record struct {
+	Version   int // 0 is the format before versions: it lacks Options
+	Name      string
+	Driver    string
+	Labels    map[string]string `json:",omitempty"`
+	Options   map[string]string `json:",omitempty"`
+	CreatedAt time.Time
+}
+
+// Publisher receives what happened.
+type Publisher interface{ Publish(events.Message) }
+
+// Config is what a Store needs.
+type Config struct {
+	Dir    string // made when the first volume is
+	Events Publisher
+	Logger *slog.Logger
+}
 
 // Store is the local volume driver. Safe for concurrent use.
 type Store struct {
-	dir string
+	cfg Config
 
-	mu    sync.Mutex
-	users map[string]map[string]bool // by volume name: the containers that hold it
+	mu     sync.Mutex
+	byName map[string]*entry
 }
 
-// New makes a store in dir, which is made when the first volume is.
-func New(dir string) *Store {
-	return &Store{dir: dir, users: map[string]map[string]bool{}}
+// entry is a volume in memory.
+type entry struct {
+	vol   volume.Volume   // without its users; never changes
+	users map[string]bool // guarded by Store.mu
+
+	mounting sync.Mutex      // held while it is mounted and unmounted
+	mounts   map[string]bool // who has it mounted; guarded by mounting
+}
+
+// Open reads the volumes that are there and collects what a killed engine left
+// half-made or half-removed. A record of a later format is refused
+// (FailedPrecondition). It blocks for the disk.
+func Open(c Config) (*Store, error) {
+	s := &Store{cfg: c, byName: map[string]*entry{}}
+	list, err := os.ReadDir(c.Dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("volumes: %w", err)
+	}
+	for _, d := range list {
+		name := d.Name()
+		switch {
+		case strings.HasPrefix(name, newPrefix), strings.HasPrefix(name, oldPrefix):
+			s.discard(filepath.Join(c.Dir, name))
+		case !d.IsDir() || checkName(name) != nil:
+		default:
+			v, err := s.read(name)
+			if errors.Is(err, fs.ErrNotExist) {
+				c.Logger.Warn("not a volume: it has no data directory", "path", filepath.Join(c.Dir, name))
+				continue
+			}
+			if err != nil {
+				return nil, fmt.Errorf("volume %q: %w", name, err)
+			}
+			s.byName[name] = newEntry(v)
+		}
+	}
+	return s, nil
+}
+
+func newEntry(v volume.Volume) *entry {
+	return &entry{vol: v, users: map[string]bool{}, mounts: map[string]bool{}}
+}
+
+// read makes a volume of its directory. One that somebody has put there without
+// a record is a volume too.
+func (s *Store) read(name string) (volume.Volume, error) {
+	dir := filepath.Join(s.cfg.Dir, name)
+	info, err := os.Stat(filepath.Join(dir, dataDir))
+	if err != nil {
+		return volume.Volume{}, err
+	}
+	v := volume.Volume{Name: name, Driver: Driver, Path: filepath.Join(dir, dataDir), CreatedAt: info.ModTime().UTC()}
+	b, err := os.ReadFile(filepath.Join(dir, recordFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return v, nil
+	}
+	if err != nil {
+		return v, err
+	}
+	var rec record
+	if err := json.Unmarshal(b, &rec); err != nil {
+		// The data is what counts: it stays reachable.
+		s.cfg.Logger.Error("record of volume cannot be read: it is shown without labels and options", "volume", name, "error", err)
+		return v, nil
+	}
+	if rec.Version > format {
+		return v, fmt.Errorf("its record has format %d, this version of Escale knows %d; downgrading is not possible: %w", rec.Version, format, errdefs.ErrFailedPrecondition)
+	}
+	v.Labels, v.Options, v.CreatedAt = rec.Labels, rec.Options, rec.CreatedAt
+	return v, nil
+}
+
+// Create makes a volume, or gives the one that has the name. Kinds:
+// InvalidArgument, NotFound (the driver).
+func (s *Store) Create(_ context.Context, r volume.Request) (volume.Volume, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, err := s.obtain(r)
+	if err != nil {
+		return volume.Volume{}, err
+	}
+	return e.view(), nil
 }
 
 // Acquire gives the path of a volume's data and notes that user holds it; a
-// volume that is not there is made.
-func (s *Store) Acquire(_ context.Context, name, user string, labels map[string]string) (string, error) {
+// volume that is not there is made. Kinds are those of Create.
+func (s *Store) Acquire(_ context.Context, r volume.Request, user string) (volume.Volume, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	data := filepath.Join(s.dir, name, "_data")
-	if _, err := os.Stat(data); errors.Is(err, os.ErrNotExist) {
-		if err := s.create(name, labels); err != nil {
-			return "", fmt.Errorf("volume %q: %w", name, err)
-		}
-	} else if err != nil {
-		return "", fmt.Errorf("volume %q: %w", name, err)
+	e, err := s.obtain(r)
+	if err != nil {
+		return volume.Volume{}, err
 	}
-	if s.users[name] == nil {
-		s.users[name] = map[string]bool{}
-	}
-	s.users[name][user] = true
-	return data, nil
+	e.users[user] = true
+	return e.view(), nil
 }
 
-// create writes the record first: a directory without data is collected or
-// completed by whoever asks next.
-func (s *Store) create(name string, labels map[string]string) error {
-	dir := filepath.Join(s.dir, name)
-	if err := os.MkdirAll(dir, 0o701); err != nil {
+// obtain finds or makes a volume; mu is held.
+func (s *Store) obtain(r volume.Request) (*entry, error) {
+	if r.Driver != "" && r.Driver != Driver {
+		return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("error looking up volume plugin %s: plugin %q not found", r.Driver, r.Driver))
+	}
+	labels := maps.Clone(r.Labels)
+	if r.Name == "" {
+		var raw [32]byte
+		rand.Read(raw[:])
+		r.Name = hex.EncodeToString(raw[:])
+		if labels == nil {
+			labels = map[string]string{}
+		}
+		labels[volume.Anonymous] = ""
+	}
+	if err := checkName(r.Name); err != nil {
+		return nil, fmt.Errorf("create %s: %w", r.Name, err)
+	}
+	if e := s.byName[r.Name]; e != nil {
+		return e, nil
+	}
+	if err := checkOptions(r.Options); err != nil {
+		return nil, fmt.Errorf("create %s: %w", r.Name, err)
+	}
+	v := volume.Volume{
+		Name: r.Name, Driver: Driver, Path: filepath.Join(s.cfg.Dir, r.Name, dataDir),
+		Labels: labels, Options: maps.Clone(r.Options), CreatedAt: time.Now().UTC(),
+	}
+	if err := s.write(v); err != nil {
+		return nil, fmt.Errorf("create %s: %w", r.Name, err)
+	}
+	e := newEntry(v)
+	s.byName[r.Name] = e
+	s.tell(apievents.ActionCreate, r.Name)
+	return e, nil
+}
+
+// write makes a volume's directory under another name and renames it: it is
+// there with all that belongs to it, or not at all.
+func (s *Store) write(v volume.Volume) (err error) {
+	if err := os.MkdirAll(s.cfg.Dir, 0o701); err != nil {
 		return err
 	}
-	v := volume.Volume{Name: name, Driver: "local", Path: filepath.Join(dir, "_data"), Labels: labels, CreatedAt: time.Now().UTC()}
-	b, err := json.Marshal(v)
+	tmp, err := os.MkdirTemp(s.cfg.Dir, newPrefix)
 	if err != nil {
 		return err
 	}
-	if err := atomicfile.Write(filepath.Join(dir, recordFile), b, 0o600, atomicfile.Options{Sync: true}); err != nil {
+	defer func() {
+		if err != nil {
+			os.RemoveAll(tmp)
+		}
+	}()
+	b, err := json.Marshal(record{Version: format, Name: v.Name, Driver: v.Driver, Labels: v.Labels, Options: v.Options, CreatedAt: v.CreatedAt})
+	if err != nil {
 		return err
 	}
-	return os.Mkdir(v.Path, 0o755)
+	if err := os.Chmod(tmp, 0o701); err != nil {
+		return err
+	}
+	data := filepath.Join(tmp, dataDir)
+	if err := os.Mkdir(data, 0o755); err != nil {
+		return err
+	}
+	if err := os.Chmod(data, 0o755); err != nil { // whatever the umask
+		return err
+	}
+	if err := atomicfile.Write(filepath.Join(tmp, recordFile), b, 0o600, atomicfile.Options{Sync: true}); err != nil {
+		return err
+	}
+	// A directory that is no volume may be in the way: then it stays, and this is told.
+	if err := os.Rename(tmp, filepath.Join(s.cfg.Dir, v.Name)); err != nil {
+		return err
+	}
+	return atomicfile.SyncDir(s.cfg.Dir)
+}
+
+// view is the volume with its users; Store.mu is held.
+func (e *entry) view() volume.Volume {
+	v := e.vol
+	v.Users = slices.Sorted(maps.Keys(e.users))
+	return v
+}
+
+// Get finds a volume. Kind: NotFound.
+func (s *Store) Get(name string) (volume.Volume, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, err := s.find(name)
+	if err != nil {
+		return volume.Volume{}, err
+	}
+	return e.view(), nil
+}
+
+func (s *Store) find(name string) (*entry, error) {
+	e := s.byName[name]
+	if e == nil {
+		return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("get %s: no such volume", name))
+	}
+	return e, nil
+}
+
+// List gives all volumes, by name.
+func (s *Store) List() []volume.Volume {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := make([]volume.Volume, 0, len(s.byName))
+	for _, name := range slices.Sorted(maps.Keys(s.byName)) {
+		out = append(out, s.byName[name].view())
+	}
+	return out
+}
+
+// Size adds up the files of a volume; it walks all of them. Kind: NotFound.
+func (s *Store) Size(ctx context.Context, name string) (int64, error) {
+	v, err := s.Get(name)
+	if err != nil {
+		return 0, err
+	}
+	n, err := du.Size(ctx, v.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil // removed meanwhile
+	}
+	return n, err
 }
 
 // Release notes that user no longer holds the volume.
 func (s *Store) Release(name, user string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.users[name], user)
-	if len(s.users[name]) == 0 {
-		delete(s.users, name)
+	if e := s.byName[name]; e != nil {
+		delete(e.users, user)
 	}
 }
 
-// Remove deletes a volume and its data; Conflict while a container holds it.
-// A volume that is not there is no error.
-func (s *Store) Remove(_ context.Context, name string) error {
+// Remove deletes a volume and its data. Kinds: NotFound, unless force;
+// Conflict while a container holds it.
+func (s *Store) Remove(_ context.Context, name string, force bool) error {
+	gone, err := s.detach(name)
+	if err != nil {
+		if force && errdefs.IsNotFound(err) {
+			return nil
+		}
+		return err
+	}
+	s.tell(apievents.ActionDestroy, name)
+	s.discard(gone)
+	return nil
+}
+
+// detach takes a volume off the list: it is renamed, and with that it is gone.
+func (s *Store) detach(name string) (gone string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if n := len(s.users[name]); n > 0 {
-		return fmt.Errorf("volume %q is in use by %d containers: %w", name, n, errdefs.ErrConflict)
+	e, err := s.find(name)
+	if err != nil {
+		return "", err
 	}
-	return os.RemoveAll(filepath.Join(s.dir, name))
+	if len(e.users) > 0 {
+		return "", errdefs.ErrConflict.WithMessage(fmt.Sprintf("remove %s: volume is in use - [%s]", name, strings.Join(e.view().Users, ", ")))
+	}
+	e.mounting.Lock()
+	defer e.mounting.Unlock()
+	if len(e.vol.Options) > 0 {
+		if err := unmountAt(e.vol.Path); err != nil {
+			return "", fmt.Errorf("remove %s: %w", name, err)
+		}
+	}
+	if on, err := mounted(e.vol.Path); err != nil || on {
+		return "", errors.Join(err, errdefs.ErrConflict.WithMessage(fmt.Sprintf("remove %s: %s is a mount point: unmount it first", name, e.vol.Path)))
+	}
+	dir := filepath.Dir(e.vol.Path)
+	gone = filepath.Join(s.cfg.Dir, oldPrefix+rand.Text())
+	if err := os.Rename(dir, gone); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", fmt.Errorf("remove %s: %w", name, err)
+	}
+	delete(s.byName, name)
+	return gone, atomicfile.SyncDir(s.cfg.Dir)
+}
+
+// discard deletes what no name leads to any more; what cannot be deleted now is
+// tried again by the next engine.
+func (s *Store) discard(dir string) {
+	if err := deleteTree(dir); err != nil {
+		s.cfg.Logger.Warn("deleting a volume's files", "path", dir, "error", err)
+	}
+}
+
+// tell publishes an event of a volume.
+func (s *Store) tell(action apievents.Action, name string) {
+	s.cfg.Events.Publish(events.Message{
+		Type: apievents.VolumeEventType, Action: action,
+		Actor: apievents.Actor{ID: name, Attributes: map[string]string{"driver": Driver}},
+	})
+}
+
+// Mount sees to it that what the volume's options name is mounted as long as
+// user has it. It blocks as long as the kernel takes. Kind: NotFound.
+func (s *Store) Mount(_ context.Context, name, user string) error {
+	s.mu.Lock()
+	e, err := s.find(name)
+	s.mu.Unlock()
+	if err != nil || len(e.vol.Options) == 0 {
+		return err
+	}
+	e.mounting.Lock()
+	defer e.mounting.Unlock()
+	// An engine before this one may have mounted it.
+	on, err := mounted(e.vol.Path)
+	if err != nil {
+		return fmt.Errorf("volume %q: %w", name, err)
+	}
+	if !on {
+		if err := mountAt(e.vol.Path, e.vol.Options); err != nil {
+			return err
+		}
+	}
+	e.mounts[user] = true
+	return nil
+}
+
+// Unmount ends what Mount began for user. Idempotent.
+func (s *Store) Unmount(name, user string) error {
+	s.mu.Lock()
+	e := s.byName[name]
+	s.mu.Unlock()
+	if e == nil || len(e.vol.Options) == 0 {
+		return nil
+	}
+	e.mounting.Lock()
+	defer e.mounting.Unlock()
+	if delete(e.mounts, user); len(e.mounts) > 0 {
+		return nil
+	}
+	return unmountAt(e.vol.Path)
+}
+
+// Settle unmounts what an engine before this one had mounted for containers
+// that do not run any more. Called once those that run have what they need.
+func (s *Store) Settle() {
+	s.mu.Lock()
+	all := slices.Collect(maps.Values(s.byName))
+	s.mu.Unlock()
+	for _, e := range all {
+		if err := s.Unmount(e.vol.Name, ""); err != nil {
+			s.cfg.Logger.Warn("unmounting volume", "volume", e.vol.Name, "error", err)
+		}
+	}
 }
