@@ -150,8 +150,8 @@ func otherNames(cmd *cobra.Command) string {
 func longForm(cmd *cobra.Command) string {
 	path := strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
 	switch path {
-	case "container inspect", "image inspect", "container prune", "image prune", "system dial-stdio", "inspect",
-		"version", "daemon", "completion", "help", "container", "image", "system", cmd.Root().Name():
+	case "container inspect", "image inspect", "container prune", "image prune", "system dial-stdio", "system df", "system prune", "inspect",
+		"version", "daemon", "completion", "help", "container", "image", "network", "system", "volume", cmd.Root().Name():
 		return ""
 	case "ps":
 		return "container ls"
@@ -163,6 +163,9 @@ func longForm(cmd *cobra.Command) string {
 		return "image " + path
 	case "events", "info":
 		return "system " + path
+	}
+	if strings.HasPrefix(path, "volume ") || strings.HasPrefix(path, "network ") {
+		return "" // these groups have no verbs elsewhere
 	}
 	if strings.Contains(path, " ") {
 		return path

@@ -47,17 +47,20 @@ func containerPruneCommand(a *app) *cobra.Command {
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return o.prune(cmd.Context(), a, "all stopped containers", func(ctx context.Context) (string, uint64, error) {
-				res, err := a.conn.ContainerPrune(ctx, moby.ContainerPruneOptions{Filters: o.filters(a)})
-				if err != nil || len(res.Report.ContainersDeleted) == 0 {
-					return "", 0, err
-				}
-				return "Deleted Containers:\n" + strings.Join(res.Report.ContainersDeleted, "\n") + "\n", res.Report.SpaceReclaimed, nil
-			})
+			return o.prune(cmd.Context(), a, "all stopped containers", o.containers)
 		},
 	}
 	o.addFlags(cmd)
 	return cmd
+}
+
+// containers removes containers and tells which, and how many bytes that gave back.
+func (o *pruneOptions) containers(ctx context.Context, a *app) (string, uint64, error) {
+	res, err := a.conn.ContainerPrune(ctx, moby.ContainerPruneOptions{Filters: o.filters(a)})
+	if err != nil || len(res.Report.ContainersDeleted) == 0 {
+		return "", 0, err
+	}
+	return "Deleted Containers:\n" + strings.Join(res.Report.ContainersDeleted, "\n") + "\n", res.Report.SpaceReclaimed, nil
 }
 
 func imagePruneCommand(a *app) *cobra.Command {
@@ -72,23 +75,7 @@ func imagePruneCommand(a *app) *cobra.Command {
 			if o.all {
 				what = "all images without at least one container associated to them"
 			}
-			return o.prune(cmd.Context(), a, what, func(ctx context.Context) (string, uint64, error) {
-				filters := o.filters(a).Clone().Add("dangling", strconv.FormatBool(!o.all))
-				res, err := a.conn.ImagePrune(ctx, moby.ImagePruneOptions{Filters: filters})
-				if err != nil || len(res.Report.ImagesDeleted) == 0 {
-					return "", 0, err
-				}
-				var b strings.Builder
-				b.WriteString("Deleted Images:\n")
-				for _, d := range res.Report.ImagesDeleted {
-					if d.Untagged != "" {
-						b.WriteString("untagged: " + d.Untagged + "\n")
-					} else {
-						b.WriteString("deleted: " + d.Deleted + "\n")
-					}
-				}
-				return b.String(), res.Report.SpaceReclaimed, nil
-			})
+			return o.prune(cmd.Context(), a, what, o.images)
 		},
 	}
 	o.addFlags(cmd)
@@ -96,18 +83,40 @@ func imagePruneCommand(a *app) *cobra.Command {
 	return cmd
 }
 
-// prune asks, unless told not to, and prints what was removed.
-func (o *pruneOptions) prune(ctx context.Context, a *app, what string, do func(context.Context) (string, uint64, error)) error {
-	if _, err := a.client(); err != nil {
-		return err
+// images removes images and tells which, and how many bytes that gave back.
+func (o *pruneOptions) images(ctx context.Context, a *app) (string, uint64, error) {
+	filters := o.filters(a).Clone().Add("dangling", strconv.FormatBool(!o.all))
+	res, err := a.conn.ImagePrune(ctx, moby.ImagePruneOptions{Filters: filters})
+	if err != nil || len(res.Report.ImagesDeleted) == 0 {
+		return "", 0, err
 	}
-	if !o.force {
-		yes, err := a.confirm(ctx, "WARNING! This will remove "+what+".\nAre you sure you want to continue?")
-		if err != nil || !yes {
-			return err
+	var b strings.Builder
+	b.WriteString("Deleted Images:\n")
+	for _, d := range res.Report.ImagesDeleted {
+		if d.Untagged != "" {
+			b.WriteString("untagged: " + d.Untagged + "\n")
+		} else {
+			b.WriteString("deleted: " + d.Deleted + "\n")
 		}
 	}
-	text, bytes, err := do(ctx)
+	return b.String(), res.Report.SpaceReclaimed, nil
+}
+
+// agreed connects, and asks the question unless told not to.
+func (o *pruneOptions) agreed(ctx context.Context, a *app, question string) (bool, error) {
+	if _, err := a.client(); err != nil || o.force {
+		return err == nil, err
+	}
+	return a.confirm(ctx, question)
+}
+
+// prune asks, unless told not to, and prints what was removed.
+func (o *pruneOptions) prune(ctx context.Context, a *app, what string, do func(context.Context, *app) (string, uint64, error)) error {
+	yes, err := o.agreed(ctx, a, "WARNING! This will remove "+what+".\nAre you sure you want to continue?")
+	if err != nil || !yes {
+		return err
+	}
+	text, bytes, err := do(ctx, a)
 	if err != nil {
 		return err
 	}

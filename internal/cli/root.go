@@ -123,7 +123,9 @@ func addCommands(a *app, root *cobra.Command) {
 		group(a, "container", "Manage containers", containerCommands, "attach", "cp", "create", "diff", "exec", "export", "kill", "logs", "ps",
 			"pause", "port", "rename", "restart", "rm", "run", "start", "stats", "stop", "top", "unpause", "update", "wait"),
 		group(a, "image", "Manage images", imageCommands, "history", "import", "load", "images", "rmi", "save", "tag"),
-		group(a, "system", "Look at the engine", systemCommands, "events", "info"),
+		group(a, "network", "Look at networks", networkCommands),
+		group(a, "system", "Look at the engine and what it keeps", systemCommands, "events", "info"),
+		group(a, "volume", "Manage volumes", volumeCommands),
 	} {
 		g.GroupID = groupManage
 		root.AddCommand(g)
@@ -179,7 +181,9 @@ func imageCommands(a *app) []*cobra.Command {
 	return []*cobra.Command{imageInspectCommand(a), imagePruneCommand(a)}
 }
 
-func systemCommands(a *app) []*cobra.Command { return []*cobra.Command{dialStdioCommand(a)} }
+func systemCommands(a *app) []*cobra.Command {
+	return []*cobra.Command{dfCommand(a), dialStdioCommand(a), systemPruneCommand(a)}
+}
 
 // addGlobalFlags defines what stands before the verb.
 func (a *app) addGlobalFlags(f *pflag.FlagSet) {

@@ -21,6 +21,8 @@ type Config struct {
 	PsFormat       string            `json:"psFormat"`
 	StatsFormat    string            `json:"statsFormat"`
 	ImagesFormat   string            `json:"imagesFormat"`
+	VolumesFormat  string            `json:"volumesFormat"`
+	NetworksFormat string            `json:"networksFormat"`
 	PruneFilters   []string          `json:"pruneFilters"`
 	Proxies        map[string]Proxy  `json:"proxies"`
 }

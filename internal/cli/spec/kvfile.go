@@ -66,6 +66,14 @@ func parseKeyValues(r io.Reader, lookup func(string) (string, bool)) ([]string, 
 	return out, sc.Err()
 }
 
+// KeyValues splits KEY=VALUE entries; the last of a key wins. No entries are nil.
+func KeyValues(entries []string) map[string]string {
+	if len(entries) == 0 {
+		return nil
+	}
+	return toMap(entries)
+}
+
 // toMap splits KEY=VALUE entries; the last of a key wins.
 func toMap(entries []string) map[string]string {
 	m := make(map[string]string, len(entries))

@@ -1,0 +1,150 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	moby "github.com/moby/moby/client"
+	"github.com/spf13/cobra"
+
+	"escale.dev/escale/internal/cli/spec"
+)
+
+// volumeCommands are those of the group volume, which has no verbs elsewhere.
+func volumeCommands(a *app) []*cobra.Command {
+	return []*cobra.Command{volumeCreateCommand(a), volumeInspectCommand(a), volumeLsCommand(a), volumePruneCommand(a), volumeRmCommand(a)}
+}
+
+func volumeCreateCommand(a *app) *cobra.Command {
+	var o moby.VolumeCreateOptions
+	var labels, options []string
+	cmd := &cobra.Command{
+		Use:   "create [OPTIONS] [VOLUME]",
+		Short: "Create a volume",
+		Example: `escale volume create data
+escale volume create --label owner=ann -o type=tmpfs -o device=tmpfs -o o=size=64m scratch`,
+		Args:              maxArgs(1),
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				if o.Name != "" {
+					return errors.New("conflicting options: cannot specify a volume-name through both --name and as a positional arg")
+				}
+				o.Name = args[0]
+			}
+			o.Labels, o.DriverOpts = spec.KeyValues(labels), spec.KeyValues(options)
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			res, err := c.VolumeCreate(cmd.Context(), o)
+			if err != nil {
+				return err
+			}
+			a.println(res.Volume.Name)
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVarP(&o.Driver, "driver", "d", "local", "Name of the driver")
+	f.StringVar(&o.Name, "name", "", "Name of the volume")
+	_ = f.MarkHidden("name")
+	f.StringArrayVarP(&options, "opt", "o", nil, "Option of the driver: KEY=VALUE")
+	f.StringArrayVar(&labels, "label", nil, "Label of the volume: KEY[=VALUE]")
+	return cmd
+}
+
+func volumeInspectCommand(a *app) *cobra.Command {
+	o := inspectOptions{kind: "volume"}
+	cmd := &cobra.Command{
+		Use:               "inspect [OPTIONS] VOLUME [VOLUME...]",
+		Short:             "Show everything the engine knows about volumes",
+		Args:              minArgs(1),
+		ValidArgsFunction: completeVolumes(a),
+		RunE:              func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), a, args) },
+	}
+	cmd.Flags().StringVarP(&o.format, "format", "f", "", inspectHelp)
+	return cmd
+}
+
+func volumeRmCommand(a *app) *cobra.Command {
+	var force bool
+	cmd := &cobra.Command{
+		Use:               "rm [OPTIONS] VOLUME [VOLUME...]",
+		Aliases:           []string{"remove"},
+		Short:             "Remove volumes that no container has",
+		Args:              minArgs(1),
+		ValidArgsFunction: completeVolumes(a),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			return a.each(cmd.Context(), args, func(ctx context.Context, name string) error {
+				_, err := c.VolumeRemove(ctx, name, moby.VolumeRemoveOptions{Force: force})
+				return err
+			}, nil)
+		},
+	}
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "A volume that is not there is no error")
+	return cmd
+}
+
+func volumePruneCommand(a *app) *cobra.Command {
+	var o pruneOptions
+	cmd := &cobra.Command{
+		Use:               "prune [OPTIONS]",
+		Short:             "Remove volumes that no container has",
+		Args:              noArgs,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			what := "anonymous local volumes not used by at least one container"
+			if o.all {
+				if _, ok := o.filter["all"]; ok {
+					return fmt.Errorf("conflicting options: cannot specify both --all and --filter all=1")
+				}
+				what = "all local volumes not used by at least one container"
+			}
+			return o.prune(cmd.Context(), a, what, o.volumes)
+		},
+	}
+	o.addFlags(cmd)
+	cmd.Flags().BoolVarP(&o.all, "all", "a", false, "Remove volumes with a name of their own too")
+	return cmd
+}
+
+// volumes removes volumes and tells which, and how many bytes that gave back.
+func (o *pruneOptions) volumes(ctx context.Context, a *app) (string, uint64, error) {
+	res, err := a.conn.VolumePrune(ctx, moby.VolumePruneOptions{All: o.all, Filters: o.filters(a)})
+	if err != nil || len(res.Report.VolumesDeleted) == 0 {
+		return "", 0, err
+	}
+	return "Deleted Volumes:\n" + strings.Join(res.Report.VolumesDeleted, "\n") + "\n", res.Report.SpaceReclaimed, nil
+}
+
+// completeVolumes offers the names of volumes.
+func completeVolumes(a *app) completer {
+	return func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
+		const done = cobra.ShellCompDirectiveNoFileComp
+		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
+		defer cancel()
+		if err := a.finishFlags(cmd.Root().Flags()); err != nil {
+			return nil, done
+		}
+		c, err := a.client()
+		if err != nil {
+			return nil, done
+		}
+		res, err := c.VolumeList(ctx, moby.VolumeListOptions{})
+		if err != nil {
+			return nil, cobra.ShellCompDirectiveError
+		}
+		var names []string
+		for _, v := range res.Items {
+			names = append(names, v.Name)
+		}
+		return names, done
+	}
+}
