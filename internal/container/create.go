@@ -3,13 +3,14 @@ package container
 import (
 	"context"
 	"os"
+	"slices"
 
 	"escale.dev/escale/internal/image"
 	"escale.dev/escale/internal/network"
 	"github.com/containerd/errdefs"
-	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	"github.com/moby/moby/api/types/container"
 	apievents "github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/api/types/mount"
 	apinetwork "github.com/moby/moby/api/types/network"
 )
 
@@ -32,9 +33,17 @@ func (m *Manager) Create(ctx context.Context, c Create) (CreateResult, error) {
 		rec.Networking = c.Networking.EndpointsConfig
 	}
 	rec.State.Status = Created
+	mismatch, err := checkPlatform(c.Config.Image, c.Platform, img)
+	if err != nil {
+		return CreateResult{}, err
+	}
 	warnings, err := m.creator.complete(&rec, img)
 	if err != nil {
 		return CreateResult{}, notAboutImage(err)
+	}
+	warnings = append(warnings, mismatch...)
+	if slices.ContainsFunc(rec.HostConfig.Mounts, func(mt mount.Mount) bool { return mt.Type == mount.TypeImage }) {
+		warnings = append(warnings, "Image mount is an experimental feature")
 	}
 	if rec.Name, err = m.creator.chooseName(c.Name, rec.ID); err != nil {
 		return CreateResult{}, err
@@ -88,9 +97,15 @@ func (m creator) build(ctx context.Context, rec Record) (_ *entry, err error) {
 	undo.add(func() { m.cfg.Rootfs.Remove(m.ctx, string(rec.ID)) })
 	if err := m.mounts.resolve(ctx, &rec); err != nil {
 		m.mounts.release(&rec)
+		m.mounts.removeAnonymous(&rec)
+		m.mounts.dropImages(m.ctx, &rec)
 		return nil, err
 	}
-	undo.add(func() { m.mounts.release(&rec); m.mounts.removeAnonymous(&rec) })
+	undo.add(func() {
+		m.mounts.release(&rec)
+		m.mounts.removeAnonymous(&rec)
+		m.mounts.dropImages(m.ctx, &rec)
+	})
 	e := newEntry(rec)
 	if err := m.store.save(&e.rec, true); err != nil {
 		return nil, err
@@ -164,7 +179,7 @@ func (m creator) hostDefaults(rec *Record) error {
 		return kindf(errInvalid, "--storage-opt is supported only for overlay over xfs with 'pquota' mount option")
 	}
 	if h.VolumeDriver != "" && h.VolumeDriver != "local" {
-		return kindf(errNotFound, "error looking up volume plugin %s: plugin %q not found", h.VolumeDriver, h.VolumeDriver)
+		return noVolumeDriver(h.VolumeDriver)
 	}
 	if h.AutoRemove && !h.RestartPolicy.IsNone() {
 		return kindf(errInvalid, "can't create 'AutoRemove' container with restart policy")
@@ -238,138 +253,4 @@ func wantedNetworks(rec *Record) map[string]*apinetwork.EndpointSettings {
 		return map[string]*apinetwork.EndpointSettings{string(rec.HostConfig.NetworkMode): nil}
 	}
 	return rec.Networking
-}
-
-// mergeImage puts what the image says where the client said nothing.
-func mergeImage(c *container.Config, img *dockerspec.DockerOCIImage) {
-	from := &img.Config
-	if c.User == "" {
-		c.User = from.User
-	}
-	for port := range from.ExposedPorts {
-		if p, err := apinetwork.ParsePort(port); err == nil {
-			if c.ExposedPorts == nil {
-				c.ExposedPorts = apinetwork.PortSet{}
-			}
-			c.ExposedPorts[p] = struct{}{}
-		}
-	}
-	c.Env = mergeEnv(from.Env, c.Env)
-	for k, v := range from.Labels {
-		if _, ok := c.Labels[k]; !ok {
-			if c.Labels == nil {
-				c.Labels = map[string]string{}
-			}
-			c.Labels[k] = v
-		}
-	}
-	if len(c.Entrypoint) == 0 {
-		if len(c.Cmd) == 0 {
-			c.Cmd = from.Cmd
-		}
-		if c.Entrypoint == nil {
-			c.Entrypoint = from.Entrypoint
-		}
-	}
-	if len(c.Entrypoint) == 1 && c.Entrypoint[0] == "" {
-		c.Entrypoint = nil
-	}
-	if c.WorkingDir == "" {
-		c.WorkingDir = from.WorkingDir
-	}
-	for v := range from.Volumes {
-		if c.Volumes == nil {
-			c.Volumes = map[string]struct{}{}
-		}
-		c.Volumes[v] = struct{}{}
-	}
-	if c.StopSignal == "" {
-		c.StopSignal = from.StopSignal
-	}
-	if len(c.Shell) == 0 {
-		c.Shell = from.Shell
-	}
-	mergeHealth(c, from.Healthcheck)
-}
-
-// mergeEnv puts the image's variables first and leaves out those the client sets.
-func mergeEnv(img, own []string) []string {
-	set := make(map[string]bool, len(own))
-	for _, kv := range own {
-		set[envName(kv)] = true
-	}
-	out := make([]string, 0, len(img)+len(own))
-	for _, kv := range img {
-		if !set[envName(kv)] {
-			out = append(out, kv)
-		}
-	}
-	return append(out, own...)
-}
-
-func envName(kv string) string {
-	for i := range len(kv) {
-		if kv[i] == '=' {
-			return kv[:i]
-		}
-	}
-	return kv
-}
-
-// mergeHealth completes the client's health check by the image's.
-func mergeHealth(c *container.Config, img *container.HealthConfig) {
-	if img == nil {
-		return
-	}
-	if c.Healthcheck == nil {
-		c.Healthcheck = img
-		return
-	}
-	h := *c.Healthcheck
-	if len(h.Test) == 0 {
-		h.Test = img.Test
-	}
-	if h.Interval == 0 {
-		h.Interval = img.Interval
-	}
-	if h.Timeout == 0 {
-		h.Timeout = img.Timeout
-	}
-	if h.StartPeriod == 0 {
-		h.StartPeriod = img.StartPeriod
-	}
-	if h.StartInterval == 0 {
-		h.StartInterval = img.StartInterval
-	}
-	if h.Retries == 0 {
-		h.Retries = img.Retries
-	}
-	c.Healthcheck = &h
-}
-
-// copyConfig and copyHostConfig copy what completion changes, so that a
-// caller's value stays as it was.
-func copyConfig(c *container.Config) *container.Config {
-	out := *c
-	out.Labels = cloneMap(c.Labels)
-	out.ExposedPorts = cloneMap(c.ExposedPorts)
-	out.Volumes = cloneMap(c.Volumes)
-	return &out
-}
-
-func copyHostConfig(h *container.HostConfig) *container.HostConfig {
-	out := *h
-	out.LogConfig.Config = cloneMap(h.LogConfig.Config)
-	return &out
-}
-
-func cloneMap[K comparable, V any](in map[K]V) map[K]V {
-	if in == nil {
-		return nil
-	}
-	out := make(map[K]V, len(in))
-	for k, v := range in {
-		out[k] = v
-	}
-	return out
 }

@@ -247,16 +247,18 @@ func (m *execs) run(ctx context.Context, x *exec, size [2]uint16) error {
 
 // process is the OCI process of an exec.
 func (m *execs) process(x *exec, size [2]uint16) ([]byte, error) {
-	x.e.mu.Lock()
-	generation := x.e.rec.State.Generation
-	x.e.mu.Unlock()
-	dir := m.runDir(x.e.id, generation)
+	v := x.e.view()
+	dir := m.runDir(x.e.id, v.State.Generation)
 	spec, err := readSpec(dir)
 	if err != nil {
 		return nil, err
 	}
+	links, err := m.linkEnv(&v.Record, false)
+	if err != nil {
+		return nil, err
+	}
 	p, err := m.cfg.Specs.Process(spec, dir+"/rootfs", oci.ExecOptions{
-		Config: x.e.rec.Config, HostConfig: x.e.rec.HostConfig,
+		LinkEnv: links, Config: v.Config, HostConfig: v.HostConfig,
 		Args: x.conf.Cmd, Env: x.conf.Env, WorkingDir: x.conf.WorkingDir, User: x.conf.User,
 		Tty: x.conf.Tty, Privileged: x.conf.Privileged, ConsoleSize: [2]uint{uint(size[0]), uint(size[1])},
 	})

@@ -37,7 +37,7 @@ func (s *start) writeHostFiles() (hostFiles, error) {
 	if err != nil {
 		return f, err
 	}
-	for path, text := range map[string]string{f.hostname: name + "\n", f.hosts: s.hosts(name), f.resolv: resolv} {
+	for path, text := range map[string]string{f.hostname: c.Hostname + "\n", f.hosts: s.hosts(name), f.resolv: resolv} {
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			return f, err
 		}

@@ -14,6 +14,7 @@ import (
 	"escale.dev/escale/internal/runtime"
 	"escale.dev/escale/internal/runtime/oci"
 	"escale.dev/escale/internal/stats"
+	"escale.dev/escale/internal/sys/pin"
 	"escale.dev/escale/internal/volume"
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
@@ -329,6 +330,11 @@ func (m *core) runDir(id ID, generation uint64) string {
 // the last: only now nothing of this start is left anywhere.
 func (m *core) removeRunDir(id ID, generation uint64) {
 	dir := m.runDir(id, generation)
+	// Behind what is still mounted here lie the files of others.
+	if err := pin.Clear(m.pinDir(id, generation)); err != nil {
+		m.log.Warn("removing run directory", "path", dir, "error", err)
+		return
+	}
 	if err := os.RemoveAll(dir); err != nil {
 		m.log.Warn("removing run directory", "path", dir, "error", err)
 	}

@@ -29,8 +29,10 @@ func TestParseBind(t *testing.T) {
 		"/a:b":           "mount path must be absolute",
 		"/a:/":           "destination can't be '/'",
 		"/a:/b:rw,ro":    "invalid mode",
-		"/a:/b:nocopy":   "invalid mode",
-		"vol:/b:rshared": "invalid mode",
+		"/a:/b:nocopy":   "invalid mount config for type \"bind\": field VolumeOptions must not be specified",
+		"vol:/b:rshared": "invalid mount config for type \"volume\": field BindOptions must not be specified",
+		"/a:/b:copy":     "invalid mode: copy",
+		"/a:ro":          "invalid volume specification: '/a:ro'",
 		"/a:/b:ro:more":  "invalid volume specification",
 		"we ird:/a":      "includes invalid characters for a local volume name",
 	} {

@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"escale.dev/escale/internal/runtime/oci"
-	securejoin "github.com/cyphar/filepath-securejoin"
+	"escale.dev/escale/internal/sys/pin"
 	"github.com/moby/moby/api/types/mount"
 	"golang.org/x/sys/unix"
 )
@@ -43,55 +43,13 @@ func (s *start) options() (oci.Options, error) {
 	if wanted && d.InitPath == "" {
 		return o, kindf(errInvalid, "--init needs docker-init, which is not installed beside the engine: make build brings it, or name one with --init-path")
 	}
+	if o.LinkEnv, err = s.m.linkEnv(&s.rec, true); err != nil {
+		return o, err
+	}
 	if o.Mounts, err = s.mounts(); err != nil {
 		return o, err
 	}
 	return o, s.namespaces(&o)
-}
-
-// mounts are the mount points as the specification wants them.
-func (s *start) mounts() ([]oci.Mount, error) {
-	asked := map[string]*mount.Mount{}
-	for i := range s.rec.HostConfig.Mounts {
-		mt := &s.rec.HostConfig.Mounts[i]
-		asked[filepath.Clean(mt.Target)] = mt
-	}
-	var out []oci.Mount
-	for _, p := range s.rec.Mounts {
-		mt := asked[p.Destination]
-		om := oci.Mount{Type: oci.Bind, Source: p.Source, Destination: p.Destination, ReadOnly: !p.RW, Propagation: string(p.Propagation)}
-		switch {
-		case p.Type == mount.TypeTmpfs:
-			om = oci.Mount{Type: oci.Tmpfs, Destination: p.Destination, ReadOnly: !p.RW, Options: tmpfsOptions(mt)}
-		case p.Type == mount.TypeBind && mt != nil && mt.BindOptions != nil:
-			om.NonRecursive = mt.BindOptions.NonRecursive
-			om.ReadOnlyNonRecursive = mt.BindOptions.ReadOnlyNonRecursive
-			om.ReadOnlyForceRecursive = mt.BindOptions.ReadOnlyForceRecursive
-		case p.Type == mount.TypeVolume && mt != nil && mt.VolumeOptions != nil && mt.VolumeOptions.Subpath != "":
-			sub, err := volumeSubpath(p.Source, mt.VolumeOptions.Subpath)
-			if err != nil {
-				return nil, err
-			}
-			om.Source = sub
-		}
-		out = append(out, om)
-	}
-	return out, nil
-}
-
-// volumeSubpath is a directory within a volume; the way there may not leave it.
-func volumeSubpath(root, sub string) (string, error) {
-	if filepath.IsAbs(sub) || !filepath.IsLocal(sub) {
-		return "", kindf(errInvalid, "subpath must be a relative path within the volume: %s", sub)
-	}
-	path, err := securejoin.SecureJoin(root, sub)
-	if err != nil {
-		return "", err
-	}
-	if _, err := os.Stat(path); err != nil {
-		return "", kindf(errInvalid, "cannot access path %s: %s", path, "no such file or directory")
-	}
-	return path, nil
 }
 
 // tmpfsOptions writes the options of --mount type=tmpfs as --tmpfs has them.
@@ -180,5 +138,5 @@ func (m *core) unmountRun(id ID, generation uint64) error {
 	if e := unix.Unmount(m.shmPath(id, generation), unix.MNT_DETACH); e != nil && e != unix.EINVAL && e != unix.ENOENT {
 		err = errors.Join(err, fmt.Errorf("shared memory: %w", e))
 	}
-	return err
+	return errors.Join(err, pin.Clear(m.pinDir(id, generation)))
 }

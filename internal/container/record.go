@@ -5,6 +5,7 @@ import (
 
 	"escale.dev/escale/internal/network"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 	apinetwork "github.com/moby/moby/api/types/network"
 )
 
@@ -40,7 +41,14 @@ type Record struct {
 	HostConfig *container.HostConfig
 	Networking map[string]*apinetwork.EndpointSettings // as asked, by network name
 
-	Mounts    []Mount
+	Mounts []Mount
+	// Inherited are, by destination, the --mount options of mount points that
+	// came from other containers by --volumes-from.
+	Inherited map[string]mount.Mount `json:",omitempty"`
+	// PlainBinds are the destinations of binds whose source was reached without
+	// a symbolic link when the container was made: at a start one is refused.
+	PlainBinds []string `json:",omitempty"`
+
 	Endpoints []network.Endpoint // of the last start; empty when not running
 	LogPath   string             // empty when the driver keeps no file here
 

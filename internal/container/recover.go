@@ -118,7 +118,7 @@ func (e *entry) resumes() bool {
 func (m mounts) hold(ctx context.Context, e *entry) {
 	v := e.view()
 	for _, p := range v.Mounts {
-		if p.Name == "" {
+		if p.Type != mount.TypeVolume {
 			continue
 		}
 		if _, err := m.cfg.Volumes.Acquire(ctx, volume.Request{Name: p.Name, Driver: p.Driver}, string(e.id)); err != nil {
@@ -318,10 +318,11 @@ func (m recovery) sweepRoots(ctx context.Context) {
 		return
 	}
 	for _, id := range roots {
-		if e, err := m.store.find(id); err == nil && string(e.id) == id {
+		owner := rootOwner(id)
+		if e, err := m.store.find(owner); err == nil && string(e.id) == owner {
 			continue
 		}
-		if m.store.dark[ID(id)] != nil {
+		if m.store.dark[ID(owner)] != nil {
 			continue
 		}
 		if err := m.cfg.Rootfs.Remove(ctx, id); err != nil {

@@ -92,15 +92,15 @@ func (m *runner) finishRemoval(e *entry, now bool) error {
 	}
 	m.execs.drop(e)
 	if now {
-		m.discard(m.ctx, e.id, r)
+		m.discard(m.ctx, &v.Record, r)
 		return nil
 	}
-	m.background(func(ctx context.Context) { m.discard(ctx, e.id, r) })
+	m.background(func(ctx context.Context) { m.discard(ctx, &v.Record, r) })
 	return nil
 }
 
 // discard gives the disk back what a removed container had on it.
-func (m *runner) discard(ctx context.Context, id ID, last *run) {
+func (m *runner) discard(ctx context.Context, rec *Record, last *run) {
 	if last != nil {
 		select {
 		case <-last.reaped:
@@ -109,7 +109,8 @@ func (m *runner) discard(ctx context.Context, id ID, last *run) {
 		}
 	}
 	m.store.collect()
-	if err := m.cfg.Rootfs.Remove(ctx, string(id)); err != nil && ctx.Err() == nil {
-		m.log.Warn("removing root file system", "container", id.Short(), "error", err)
+	err := errors.Join(m.cfg.Rootfs.Remove(ctx, string(rec.ID)), m.mounts.dropImages(ctx, rec))
+	if err != nil && ctx.Err() == nil {
+		m.log.Warn("removing root file system", "container", rec.ID.Short(), "error", err)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"escale.dev/escale/internal/runtime"
+	"escale.dev/escale/internal/sys/pin"
 	apievents "github.com/moby/moby/api/types/events"
 )
 
@@ -98,6 +99,10 @@ func (m *runner) launch(ctx context.Context, e *entry, r *run) error {
 		}
 	}
 	s.closeHeld()
+	// The container has mounts of its own now.
+	if err := pin.Clear(m.pinDir(e.id, r.generation)); err != nil {
+		m.log.Warn("unmounting what the mounts were made from", "container", e.id.Short(), "error", err)
+	}
 	m.started(e, s)
 	e.admit(ctx, s.task) // who came while the process was being made
 	return nil

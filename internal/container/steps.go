@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/runtime"
@@ -27,6 +28,7 @@ type start struct {
 	spec    *specs.Spec
 	task    runtime.Task
 	pid     int
+	pinned  map[string]string // what stands in the specification for the sources of mounts
 	undo    undoStack
 }
 
@@ -198,6 +200,12 @@ func (s *start) monitor(ctx context.Context) error {
 func (s *start) process(ctx context.Context) error {
 	pid, err := s.task.Start(ctx)
 	s.pid = pid
+	var se *runtime.StartError
+	if errors.As(err, &se) {
+		for pinned, source := range s.pinned { // people know only the path they gave
+			se.Message = strings.ReplaceAll(se.Message, pinned, source)
+		}
+	}
 	return err
 }
 

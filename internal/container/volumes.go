@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -20,13 +21,15 @@ import (
 // what the image has where an empty volume is mounted.
 func (s *start) volumes(ctx context.Context) error {
 	s.undo.add(func() { s.m.mounts.unmount(&s.rec, s.rec.Mounts, false) })
+	plain := s.rec.PlainBinds
 	for _, p := range s.rec.Mounts {
-		switch p.Type {
-		case mount.TypeBind:
-			if err := os.MkdirAll(p.Source, 0o755); err != nil && !errors.Is(err, os.ErrExist) && !isFile(p.Source) {
+		switch {
+		case p.Type == mount.TypeBind && !slices.Contains(plain, p.Destination):
+			// Those without a link on the way are made as they are walked.
+			if err := os.MkdirAll(p.Source, 0o755); err != nil && !isFile(p.Source) {
 				return kindf(errInvalid, "error while creating mount source path '%s': %s", p.Source, err)
 			}
-		case mount.TypeVolume:
+		case p.Type == mount.TypeVolume:
 			if err := s.m.mounts.mount(ctx, &s.rec, &p); err != nil {
 				return err
 			}
@@ -89,13 +92,8 @@ func noCopy(rec *Record, p Mount) bool {
 			return true
 		}
 	}
-	for i := range rec.HostConfig.Mounts {
-		mt := &rec.HostConfig.Mounts[i]
-		if mt.Target == p.Destination && mt.VolumeOptions != nil && (mt.VolumeOptions.NoCopy || mt.VolumeOptions.Subpath != "") {
-			return true
-		}
-	}
-	return false
+	mt := mountSpecs(rec)[p.Destination]
+	return mt != nil && mt.VolumeOptions != nil && (mt.VolumeOptions.NoCopy || mt.VolumeOptions.Subpath != "")
 }
 
 // copyUp fills an empty volume with what the image has at its destination. The

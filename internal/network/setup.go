@@ -72,7 +72,7 @@ func (m *Manager) plan(req Request) (plan, error) {
 		}
 		if _, ok := predefined[name]; ok && settings != nil {
 			if err := checkPredefined(settings); err != nil {
-				return p, err
+				return p, worded(errdefs.ErrInvalidArgument, "invalid config for network %s: invalid endpoint settings:\n%s", name, err)
 			}
 		}
 		p.networks, p.settings = append(p.networks, a), append(p.settings, settings)

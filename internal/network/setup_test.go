@@ -139,9 +139,9 @@ func TestRefusals(t *testing.T) {
 		{"none and another", with(request("b"), map[string]*settings{"none": nil, "bridge": nil}),
 			"container cannot be connected to multiple networks with one of the networks in private \\(none\\) mode", errdefs.IsInvalidArgument},
 		{"address", with(request("b"), map[string]*settings{"bridge": {IPAMConfig: &apinetwork.EndpointIPAMConfig{IPv4Address: netip.MustParseAddr("10.88.0.5")}}}),
-			"user specified IP address is supported on user defined networks only", errdefs.IsInvalidArgument},
+			"invalid config for network bridge: invalid endpoint settings:\nuser specified IP address is supported on user defined networks only", errdefs.IsInvalidArgument},
 		{"alias", with(request("b"), map[string]*settings{"default": {Aliases: []string{"x"}}}),
-			"network-scoped alias is supported only for containers in user defined networks", errdefs.IsInvalidArgument},
+			"invalid config for network bridge: invalid endpoint settings:\nnetwork-scoped alias is supported only for containers in user defined networks", errdefs.IsInvalidArgument},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, err := h.m.Setup(t.Context(), c.req)

@@ -9,13 +9,13 @@ import (
 const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 // environment is that of a container's process: the engine's variables first,
-// then the container's.
-func environment(c *container.Config, tty bool) []string {
+// those of links, then the container's.
+func environment(c *container.Config, tty bool, links []string) []string {
 	env := []string{"PATH=" + defaultPath, "HOSTNAME=" + c.Hostname}
 	if tty {
 		env = append(env, "TERM=xterm")
 	}
-	return mergeEnv(env, c.Env)
+	return mergeEnv(append(env, links...), c.Env)
 }
 
 // mergeEnv puts over into env: a variable that is there is replaced where it

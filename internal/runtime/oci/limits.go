@@ -155,7 +155,11 @@ func (b *Builder) validateBlkio(r *container.Resources, _ bool, warn func(string
 	if r.IOMaximumBandwidth != 0 || r.IOMaximumIOps != 0 {
 		return invalid("Invalid QoS settings: linux does not support Maximum IO Bandwidth or Maximum IO IOps")
 	}
-	if len(r.BlkioWeightDevice) > 0 && !f.BlkioWeightDevice {
+	weighs := f.BlkioWeightDevice
+	for _, w := range r.BlkioWeightDevice {
+		weighs = weighs && (w == nil || b.weighs(w.Path))
+	}
+	if len(r.BlkioWeightDevice) > 0 && !weighs {
 		warn("Your kernel does not support Block I/O weight_device or the cgroup is not mounted. Weight-device discarded.")
 		r.BlkioWeightDevice = nil
 	}

@@ -196,7 +196,11 @@ func (b *Builder) bind(m Mount, o Options, table *mountTable) (specs.Mount, stri
 		}
 	}
 	options = append(options, propagation)
-	return specs.Mount{Destination: m.Destination, Type: "bind", Source: m.Source, Options: options}, root, nil
+	source := m.Source
+	if m.From != "" {
+		source = m.From
+	}
+	return specs.Mount{Destination: m.Destination, Type: "bind", Source: source, Options: options}, root, nil
 }
 
 // propagate checks that the source's mount can give the propagation asked for.

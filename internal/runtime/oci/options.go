@@ -14,6 +14,8 @@ type Options struct {
 	Config     *container.Config
 	HostConfig *container.HostConfig
 
+	LinkEnv []string // variables of linked containers
+
 	Path string // the command that runs, entrypoint and command joined
 	Args []string
 
@@ -61,6 +63,7 @@ const (
 type Mount struct {
 	Type        string // Bind or Tmpfs
 	Source      string // of a bind: absolute path on the host
+	From        string // where the runtime finds it, when that is another path
 	Destination string // absolute path in the container
 	ReadOnly    bool
 
@@ -82,6 +85,7 @@ type ExecOptions struct {
 	HostConfig *container.HostConfig
 
 	Args        []string
+	LinkEnv     []string // variables of linked containers
 	Env         []string // over the container's
 	WorkingDir  string   // empty: the container's
 	User        string   // empty: the container's

@@ -1,7 +1,9 @@
 package oci
 
 import (
+	"bytes"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -162,6 +164,23 @@ func blockDevice(path string) (major, minor int64, err error) {
 		return 0, 0, fmt.Errorf("stat %s: %w", path, noKind{err})
 	}
 	return int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev)), nil
+}
+
+// weighsDevice tells whether the scheduler of a block device knows weights: bfq
+// and its forerunner do, others refuse them. A device that cannot be looked at
+// is left to the start to tell of.
+func weighsDevice(path string) bool {
+	major, minor, err := blockDevice(path)
+	if err != nil {
+		return true
+	}
+	dir := fmt.Sprintf("/sys/dev/block/%d:%d", major, minor)
+	for _, queue := range []string{dir + "/queue", dir + "/../queue"} { // a partition has its disk's
+		if b, err := os.ReadFile(queue + "/scheduler"); err == nil {
+			return bytes.Contains(b, []byte("[bfq]")) || bytes.Contains(b, []byte("[cfq]"))
+		}
+	}
+	return true
 }
 
 // rlimits are the resource limits of processes by Docker's name.

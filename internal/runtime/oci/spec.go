@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/sys/capability"
@@ -22,6 +23,7 @@ type Builder struct {
 	// What is looked up on the host while a specification is made.
 	hostDevices func() ([]specs.LinuxDevice, error)
 	readMounts  func() ([]*mountinfo.Info, error)
+	weighs      func(device string) bool
 }
 
 // New makes a Builder for host.
@@ -31,6 +33,7 @@ func New(host Host) *Builder {
 		known:       map[string]bool{},
 		hostDevices: func() ([]specs.LinuxDevice, error) { return allDevices("/dev") },
 		readMounts:  func() ([]*mountinfo.Info, error) { return mountinfo.GetMounts(nil) },
+		weighs:      weighsDevice,
 	}
 	for _, c := range capability.ListKnown() {
 		b.known[capabilityName(c)] = true
@@ -114,7 +117,7 @@ func (b *Builder) process(o Options, s Security) (*specs.Process, []string, erro
 		Terminal:        o.Config.Tty,
 		User:            user,
 		Args:            args,
-		Env:             environment(o.Config, o.Config.Tty),
+		Env:             environment(o.Config, o.Config.Tty, o.LinkEnv),
 		Cwd:             cwd,
 		Capabilities:    capabilitySets(user.UID, caps),
 		NoNewPrivileges: s.NoNewPrivileges,
@@ -186,7 +189,7 @@ func (b *Builder) Process(spec *specs.Spec, rootfs string, e ExecOptions) (*spec
 	}
 	p := *spec.Process
 	p.Args = e.Args
-	p.Env = mergeEnv(environment(e.Config, e.Tty), e.Env)
+	p.Env = mergeEnv(environment(e.Config, e.Tty, e.LinkEnv), e.Env)
 	p.Terminal = e.Tty
 	p.ConsoleSize = nil
 	if e.Tty {
@@ -234,6 +237,7 @@ func (b *Builder) Complete(hc *container.HostConfig) {
 		no := false
 		hc.OomKillDisable = &no
 	}
+	completeLabels(hc)
 	if !hc.Privileged {
 		unconfined := slices.Contains(hc.SecurityOpt, "systempaths=unconfined")
 		if hc.MaskedPaths == nil && !unconfined {
@@ -242,6 +246,15 @@ func (b *Builder) Complete(hc *container.HostConfig) {
 		if hc.ReadonlyPaths == nil && !unconfined {
 			hc.ReadonlyPaths = readonlyPaths()
 		}
+	}
+}
+
+// completeLabels turns SELinux's confinement off, as Docker does, where the
+// container sees processes or memory that have other labels.
+func completeLabels(hc *container.HostConfig) {
+	asked := slices.ContainsFunc(hc.SecurityOpt, func(o string) bool { return o == "label" || strings.HasPrefix(o, "label=") })
+	if !asked && (hc.Privileged || hc.PidMode.IsHost() || hc.IpcMode.IsHost()) {
+		hc.SecurityOpt = append(hc.SecurityOpt[:len(hc.SecurityOpt):len(hc.SecurityOpt)], "label=disable")
 	}
 }
 
