@@ -36,6 +36,7 @@ var outside = map[string][]string{
 var wired = []string{
 	"internal/network/bridge", "internal/network/host", "internal/network/none", "internal/network/macvlan", "internal/network/overlay",
 	"internal/volume/local", "internal/volume/plugin", "internal/runtime/shim",
+	"internal/logs/ship/syslog", "internal/logs/ship/gelf", "internal/logs/ship/fluentd", "internal/logs/ship/journald",
 	"internal/cluster/store/mem", "internal/cluster/store/bolt", "internal/cluster/store/etcd",
 }
 

@@ -191,10 +191,10 @@ func pump(ctx context.Context, conn io.ReadWriteCloser, stream runtime.Stream, s
 
 // replay sends what the log holds to a client that attaches late.
 func (m *Manager) replay(rec *Record, a Attach, w io.Writer) error {
-	if rec.LogPath == "" {
+	if !readable(rec) {
 		return nil
 	}
-	r, err := logs.Open(rec.LogPath, logFile(rec).MaxFiles, logs.ReadOptions{Stdout: a.Stdout, Stderr: a.Stderr, Tail: -1})
+	r, err := logs.Open(m.logPath(rec.ID), m.logFile(rec).MaxFiles, logs.ReadOptions{Stdout: a.Stdout, Stderr: a.Stderr, Tail: -1})
 	if err != nil {
 		return err
 	}

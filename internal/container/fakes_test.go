@@ -14,6 +14,7 @@ import (
 
 	"escale.dev/escale/internal/events"
 	"escale.dev/escale/internal/image"
+	"escale.dev/escale/internal/logs/ship"
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/runtime"
 	"escale.dev/escale/internal/runtime/oci"
@@ -56,7 +57,7 @@ func (f *fakeEngine) manager(t *testing.T, dir string) *Manager {
 	f.dir = dir
 	m := New(Config{
 		Dir: dir + "/containers", RunDir: dir + "/run", Runtime: fakeRuntime{f}, Images: fakeImages{}, Rootfs: fakeRootfs{f},
-		Networks: fakeNetworks{f}, Volumes: fakeVolumes{f}, Specs: fakeSpecs{}, Freezer: fakeFreezer{}, Figures: &f.figures, Processes: &f.figures, Events: f,
+		Networks: fakeNetworks{f}, Volumes: fakeVolumes{f}, Specs: fakeSpecs{}, Freezer: fakeFreezer{}, Figures: &f.figures, Processes: &f.figures, Events: f, Logs: fakeLogs{ship.Files()},
 		Defaults: Defaults{LogDriver: "json-file", Runtime: "runc", Runtimes: map[string]runtime.Binary{"runc": {Path: "/runc"}}, CgroupParent: "/docker", StopTimeout: 10},
 		Logger:   slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
@@ -65,6 +66,12 @@ func (f *fakeEngine) manager(t *testing.T, dir string) *Manager {
 	}
 	return m
 }
+
+// fakeLogs knows the drivers that keep files and sends nothing on.
+type fakeLogs struct{ ship.Kinds }
+
+func (fakeLogs) Begin(ship.Log, <-chan struct{}) error { return nil }
+func (fakeLogs) Drop(string)                           {}
 
 func (f *fakeEngine) Publish(m events.Message) {
 	f.mu.Lock()

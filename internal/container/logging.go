@@ -4,11 +4,11 @@ import (
 	"context"
 	"encoding/json"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 
 	"escale.dev/escale/internal/logs"
+	"escale.dev/escale/internal/logs/ship"
 	"escale.dev/escale/internal/runtime"
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
@@ -18,6 +18,9 @@ import (
 const (
 	defaultLogSize  = 10 << 20
 	defaultLogFiles = 5
+	// localLogSize is Docker's bound for its driver "local", which also keeps what
+	// goes to a server.
+	localLogSize = 20 << 20
 )
 
 // logPath is where Docker keeps the json-file log, because tools look there.
@@ -34,118 +37,101 @@ func (m creator) logDefaults(h *container.HostConfig) error {
 	if lc.Config == nil {
 		lc.Config = map[string]string{}
 	}
-	if lc.Type == m.cfg.Defaults.LogDriver {
-		for k, v := range m.cfg.Defaults.LogOpts {
-			if _, own := lc.Config[k]; !own {
-				lc.Config[k] = v
-			}
+	for k, v := range m.cfg.Defaults.LogOpts {
+		// Bounds of the file beside a server are the engine's for every driver.
+		if _, own := lc.Config[k]; !own && (lc.Type == m.cfg.Defaults.LogDriver || strings.HasPrefix(k, "cache-")) {
+			lc.Config[k] = v
 		}
 	}
-	return CheckLog(lc.Type, lc.Config)
+	return m.cfg.Logs.Check(lc.Type, lc.Config)
 }
 
-// CheckLog refuses a log driver or an option that is not known, in Docker's words.
-func CheckLog(driver string, opts map[string]string) error {
+// logFile says how the monitor writes the log of a container: for every driver but
+// "none", since what goes to a server is read from this file.
+func (m *core) logFile(rec *Record) runtime.LogFile {
+	driver, opts := rec.HostConfig.LogConfig.Type, rec.HostConfig.LogConfig.Config
+	f := runtime.LogFile{Path: m.logPath(rec.ID), MaxSize: defaultLogSize, MaxFiles: defaultLogFiles}
+	size, files := "max-size", "max-file"
 	switch driver {
-	case "json-file", "none":
-	default:
-		return kindf(errInvalid, "logger: no log driver named '%s' is registered", driver)
-	}
-	for k, v := range opts {
-		switch k {
-		case "max-size":
-			if n, err := units.FromHumanSize(v); err != nil || (n <= 0 && v != "-1") {
-				return kindf(errInvalid, "invalid value for max-size: %s", v)
-			}
-		case "max-file":
-			if n, err := strconv.Atoi(v); err != nil || n < 1 {
-				return kindf(errInvalid, "invalid value for max-file: %s: max-file cannot be less than 1", v)
-			}
-		case "labels-regex", "env-regex":
-			if _, err := regexp.Compile(v); err != nil {
-				return kindf(errInvalid, "invalid value for %s: %s", k, err)
-			}
-		case "compress", "mode", "max-buffer-size":
-			// Accepted as Docker has them: the monitor never blocks a container
-			// on its log and never compresses (docs/coverage.md).
-		case "labels", "env", "tag":
-		default:
-			return kindf(errInvalid, "unknown log opt '%s' for %s log driver", k, driver)
+	case "none":
+		return runtime.LogFile{MaxFiles: 1}
+	case "json-file":
+		f.Attrs = logAttrs(rec)
+		if _, ok := opts[size]; ok {
+			f.MaxFiles = 1
 		}
+	case "local":
+		f.MaxSize = localLogSize
+	default:
+		f.MaxSize = localLogSize
+		size, files = "cache-max-size", "cache-max-file"
 	}
-	return nil
-}
-
-// logFile says how the monitor writes the log of a container.
-func logFile(rec *Record) runtime.LogFile {
-	opts := rec.HostConfig.LogConfig.Config
-	f := runtime.LogFile{Path: rec.LogPath, MaxSize: defaultLogSize, MaxFiles: defaultLogFiles}
-	if v, ok := opts["max-size"]; ok {
+	if v, ok := opts[size]; ok {
 		f.MaxSize, _ = units.FromHumanSize(v) // checked at create; -1 is unbounded
-		f.MaxFiles = 1
 	}
-	if v, ok := opts["max-file"]; ok {
+	if v, ok := opts[files]; ok {
 		f.MaxFiles, _ = strconv.Atoi(v)
 	}
-	f.Attrs = logAttrs(rec, opts)
 	return f
+}
+
+// readable reports whether clients may read the log.
+func readable(rec *Record) bool {
+	lc := &rec.HostConfig.LogConfig
+	hidden, _ := strconv.ParseBool(lc.Config["cache-disabled"]) // checked at create
+	return lc.Type != "none" && (lc.Type == "json-file" || lc.Type == "local" || !hidden)
+}
+
+// logInfo is what a log driver is told of a container.
+func logInfo(rec *Record, path string) ship.Info {
+	return ship.Info{
+		Config: rec.HostConfig.LogConfig.Config, ContainerID: string(rec.ID), ContainerName: "/" + rec.Name,
+		ContainerEntrypoint: rec.Path, ContainerArgs: rec.Args, ContainerImageID: rec.ImageID, ContainerImageName: rec.Config.Image,
+		ContainerCreated: rec.Created, ContainerEnv: rec.Config.Env, ContainerLabels: rec.Config.Labels,
+		LogPath: path, DaemonName: "escale",
+	}
 }
 
 // logAttrs is the "attrs" object of each line: labels, variables and the tag
 // that the options name.
-func logAttrs(rec *Record, opts map[string]string) string {
-	attrs := map[string]string{}
-	env := map[string]string{}
-	for _, kv := range rec.Config.Env {
-		if name := envName(kv); len(kv) > len(name) {
-			env[name] = kv[len(name)+1:]
-		}
+func logAttrs(rec *Record) string {
+	info := logInfo(rec, rec.LogPath)
+	attrs, err := info.ExtraAttributes(nil)
+	if err != nil {
+		return "" // refused at create
 	}
-	pick := func(from map[string]string, list, pattern string) {
-		for _, k := range splitList(list) {
-			if v, ok := from[k]; ok {
-				attrs[k] = v
-			}
-		}
-		if pattern == "" {
-			return
-		}
-		rule, err := regexp.Compile(pattern)
-		if err != nil {
-			return // refused at create
-		}
-		for k, v := range from {
-			if rule.MatchString(k) {
-				attrs[k] = v
-			}
-		}
-	}
-	pick(rec.Config.Labels, opts["labels"], opts["labels-regex"])
-	pick(env, opts["env"], opts["env-regex"])
-	if tag, ok := opts["tag"]; ok {
-		attrs["tag"] = expandTag(tag, rec)
+	if tag, err := info.Tag(""); err == nil && tag != "" {
+		attrs["tag"] = tag
 	}
 	if len(attrs) == 0 {
 		return ""
 	}
-	b, _ := json.Marshal(attrs)
+	b, err := json.Marshal(attrs)
+	if err != nil {
+		return ""
+	}
 	return string(b)
 }
 
-// expandTag fills in the fields of a log tag ({{.Name}}, {{.ID}}, …).
-func expandTag(tag string, rec *Record) string {
-	return strings.NewReplacer(
-		"{{.ID}}", rec.ID.Short(), "{{.FullID}}", string(rec.ID), "{{.Name}}", rec.Name,
-		"{{.ImageName}}", rec.Config.Image, "{{.ImageID}}", rec.ImageID, "{{.ImageFullID}}", rec.ImageID,
-		"{{.DaemonName}}", "escale",
-	).Replace(tag)
+// ship begins to send the log of a container on, if its driver does.
+func (m *core) ship(e *entry) error {
+	rec := e.view().Record
+	return m.cfg.Logs.Begin(ship.Log{
+		ID: string(rec.ID), Driver: rec.HostConfig.LogConfig.Type, Path: m.logPath(rec.ID), MaxFiles: m.logFile(&rec).MaxFiles,
+		State: filepath.Join(m.store.path(rec.ID), "log-position"), Info: logInfo(&rec, m.logPath(rec.ID)),
+	}, e.endOfLog())
 }
 
-func splitList(s string) []string {
-	if s == "" {
-		return nil
+// shipAll goes on with what an earlier engine has left to send.
+func (m *core) shipAll(entries []*entry) {
+	for _, e := range entries {
+		if st := e.state(); st.Generation == 0 || st.Status == Removing {
+			continue
+		}
+		if err := m.ship(e); err != nil {
+			m.log.Error("log is not sent on", "container", e.id.Short(), "error", err)
+		}
 	}
-	return strings.Split(s, ",")
 }
 
 // Logs opens the log of a container. terminal tells that it has no streams to
@@ -159,11 +145,11 @@ func (m *Manager) Logs(_ context.Context, ref string, o logs.ReadOptions) (logs.
 	if v.State.Status == Removing || v.State.Status == Dead {
 		return nil, false, kindf(errConflict, "can not get logs from container which is dead or marked for removal")
 	}
-	if v.LogPath == "" {
+	if !readable(&v.Record) {
 		return nil, false, kindf(errNotImplemented, "configured logging driver does not support reading")
 	}
 	o.Ended = e.endOfLog()
-	r, err := logs.Open(v.LogPath, logFile(&v.Record).MaxFiles, o)
+	r, err := logs.Open(m.logPath(v.ID), m.logFile(&v.Record).MaxFiles, o)
 	return r, v.Config.Tty, err
 }
 

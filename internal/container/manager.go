@@ -10,6 +10,7 @@ import (
 
 	"escale.dev/escale/internal/events"
 	"escale.dev/escale/internal/image"
+	"escale.dev/escale/internal/logs/ship"
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/runtime"
 	"escale.dev/escale/internal/runtime/oci"
@@ -94,6 +95,13 @@ type Processes interface {
 // Publisher receives what happened.
 type Publisher interface{ Publish(events.Message) }
 
+// LogShipping knows the log drivers and sends logs on; see ship.Set.
+type LogShipping interface {
+	Check(driver string, opts map[string]string) error
+	Begin(l ship.Log, ended <-chan struct{}) error
+	Drop(id string)
+}
+
 // Defaults are the engine's settings that reach containers.
 type Defaults struct {
 	LogDriver    string
@@ -124,6 +132,7 @@ type Config struct {
 	Figures   Figures
 	Processes Processes
 	Events    Publisher
+	Logs      LogShipping
 	Defaults  Defaults
 	Logger    *slog.Logger
 }

@@ -61,6 +61,7 @@ func (m *Manager) Open(ctx context.Context) error {
 	rec.sweepRuns(ctx)
 	rec.sweepRoots(ctx)
 	rec.watchAdopted(entries)
+	m.shipAll(entries)
 	m.background(func(context.Context) { m.store.collect() })
 	return nil
 }

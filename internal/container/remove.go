@@ -76,6 +76,7 @@ func (m *runner) finishRemoval(e *entry, now bool) error {
 	if v.RemoveVolumes {
 		m.mounts.removeAnonymous(&v.Record)
 	}
+	m.cfg.Logs.Drop(string(e.id))
 	if err := m.store.remove(e); err != nil {
 		return err
 	}

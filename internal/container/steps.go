@@ -44,6 +44,7 @@ var startSteps = []step{
 	{"root and network", (*start).rootAndNetwork},
 	{"volumes", (*start).volumes},
 	{"specification", (*start).specify},
+	{"log", (*start).log},
 	{"monitor", (*start).monitor},
 	{"process", (*start).process},
 }
@@ -168,6 +169,15 @@ func (s *start) specify(ctx context.Context) error {
 	return os.WriteFile(filepath.Join(s.dir, "config.json"), b, 0o600)
 }
 
+// log begins to follow the log for a driver that sends it on. When the start fails
+// it sees the end of the run.
+func (s *start) log(context.Context) error {
+	if err := s.m.ship(s.e); err != nil {
+		return fmt.Errorf("failed to create task for container: failed to initialize logging driver: %w", err)
+	}
+	return nil
+}
+
 // monitor launches the monitor and lets in the clients that attached early.
 func (s *start) monitor(ctx context.Context) error {
 	c, h := s.rec.Config, s.rec.HostConfig
@@ -176,7 +186,7 @@ func (s *start) monitor(ctx context.Context) error {
 		Runtime:  s.m.cfg.Defaults.Runtimes[h.Runtime],
 		Terminal: c.Tty, Rows: uint16(h.ConsoleSize[0]), Cols: uint16(h.ConsoleSize[1]),
 		OpenStdin: c.OpenStdin, StdinOnce: c.StdinOnce,
-		Log: logFile(&s.rec), CgroupPath: s.spec.Linux.CgroupsPath,
+		Log: s.m.logFile(&s.rec), CgroupPath: s.spec.Linux.CgroupsPath,
 	}
 	if s.sandbox != nil {
 		l.Held = s.sandbox.Held

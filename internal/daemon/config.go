@@ -12,7 +12,6 @@ import (
 	"sort"
 	"strings"
 
-	"escale.dev/escale/internal/container"
 	"github.com/docker/go-units"
 	"github.com/spf13/pflag"
 )
@@ -341,8 +340,8 @@ func (c *Config) validate() error {
 	if _, ok := c.Runtimes[c.Runtime]; !ok && c.Runtime != "runc" {
 		return fmt.Errorf("default runtime %q is not known: add it with --add-runtime %s=PATH", c.Runtime, c.Runtime)
 	}
-	if err := container.CheckLog(c.LogDriver, c.LogOpts); err != nil {
-		return err
+	if err := logKinds().Check(c.LogDriver, c.LogOpts); err != nil {
+		return fmt.Errorf("failed to set log opts: %w", err)
 	}
 	for _, h := range c.Hosts {
 		if _, _, err := c.endpoint(h); err != nil {

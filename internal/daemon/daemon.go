@@ -19,6 +19,7 @@ import (
 	"escale.dev/escale/internal/container"
 	"escale.dev/escale/internal/events"
 	"escale.dev/escale/internal/image"
+	"escale.dev/escale/internal/logs/ship"
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/runtime"
 	"escale.dev/escale/internal/runtime/oci"
@@ -43,6 +44,7 @@ type Daemon struct {
 	networks   *network.Manager
 	volumes    *local.Store
 	containers *container.Manager
+	shipping   *ship.Set
 	server     *engine.Server
 	listeners  []net.Listener
 	closers    []func() error // what Run has opened, closed in reverse

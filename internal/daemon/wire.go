@@ -10,6 +10,11 @@ import (
 	"escale.dev/escale/internal/container"
 	"escale.dev/escale/internal/events"
 	"escale.dev/escale/internal/image"
+	"escale.dev/escale/internal/logs/ship"
+	"escale.dev/escale/internal/logs/ship/fluentd"
+	"escale.dev/escale/internal/logs/ship/gelf"
+	"escale.dev/escale/internal/logs/ship/journald"
+	"escale.dev/escale/internal/logs/ship/syslog"
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/network/bridge"
 	"escale.dev/escale/internal/network/none"
@@ -75,12 +80,14 @@ func (d *Daemon) openContainers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.shipping = ship.New(d.log.With("component", "log"), logKinds())
+	d.onClose(d.shipping.Close)
 	d.containers = container.New(container.Config{
 		Dir: filepath.Join(d.cfg.DataRoot, "containers"), RunDir: filepath.Join(d.cfg.ExecRoot, "containers"),
 		Runtime: monitors, Images: d.images, Rootfs: d.images.Roots(), Networks: d.networks,
 		Volumes: d.volumes, Specs: oci.New(d.facts), Freezer: freezer.Freezer{Root: cgroupRoot},
 		Figures: stats.New(d.facts.Cgroup), Processes: d.facts.Cgroup,
-		Events: d.events, Defaults: d.defaults(), Logger: d.log.With("component", "container"),
+		Events: d.events, Logs: d.shipping, Defaults: d.defaults(), Logger: d.log.With("component", "container"),
 	})
 	d.onClose(d.containers.Close)
 	if err := d.containers.Open(ctx); err != nil {
@@ -88,6 +95,11 @@ func (d *Daemon) openContainers(ctx context.Context) error {
 	}
 	d.volumes.Settle()
 	return nil
+}
+
+// logKinds are the log drivers there are.
+func logKinds() ship.Kinds {
+	return append(ship.Files(), syslog.Kind(), journald.Kind(journald.Socket), gelf.Kind(), fluentd.Kind())
 }
 
 // defaults are the settings that reach containers.

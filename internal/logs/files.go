@@ -20,6 +20,8 @@ type logFile struct {
 	gz   *gzip.Reader // nil: plain
 	off  int64        // of what was read so far, unpacked
 
+	lines int64 // taken from it
+
 	unlinked bool      // seen to have no name any more
 	last     time.Time // of its last change; set when it was let go of for that
 }

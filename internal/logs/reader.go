@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -39,6 +40,7 @@ type reader struct {
 	// dropping: within a line longer than maxLine
 	dropping bool
 	rest     bool // the unended last line has been given
+	gap      bool // a file of the log may have gone unread
 	hungry   bool // the last read filled the buffer
 
 	watch  *watch      // nil: not following
@@ -181,6 +183,7 @@ func (r *reader) rawLine() ([]byte, bool) {
 		}
 		line := r.buf[r.start : r.start+i]
 		r.start += i + 1
+		r.files[0].lines++
 		if !r.dropping {
 			return line, true
 		}
@@ -275,13 +278,16 @@ func (r *reader) successors() (more bool, err error) {
 				return false, nil
 			}
 			// Cut back beyond the line being read: the log begins again.
-			current.off, r.start, r.end, r.dropping = 0, 0, 0, false
+			current.off, current.lines, r.start, r.end, r.dropping = 0, 0, 0, 0, false
 			return st.Size() > 0, nil
 		}
 	}
 	set, err := openSet(r.path, r.maxFiles)
 	if err != nil {
 		return false, err
+	}
+	if current != nil && !slices.ContainsFunc(set, func(o *logFile) bool { return os.SameFile(o.info, current.info) }) {
+		r.gap = true // files between may have come and gone
 	}
 	newer := newerThan(current, set)
 	r.files = append(r.files, newer...)

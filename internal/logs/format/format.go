@@ -13,6 +13,11 @@ import "unicode/utf8"
 
 const hex = "0123456789abcdef"
 
+// LinesBefore is an extended attribute of each file of a log: how many lines the log
+// had before the file, as a decimal number. It tells who reads late how many
+// lines were rotated away. A file may lack it.
+const LinesBefore = "user.escale.lines"
+
 // plain says which ASCII bytes stand for themselves inside a JSON string.
 // Like Docker, the encoder also escapes <, > and &.
 var plain = func() (t [256]bool) {

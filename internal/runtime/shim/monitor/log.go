@@ -27,6 +27,10 @@ type logFile struct {
 	clock format.Clock
 	lost  int64
 	why   error // the first error of the lines lost
+
+	base  int64 // lines of the log before this file; negative: not known
+	found int64 // bytes of this file whose lines were not counted
+	lines int64 // written to this file behind them
 }
 
 // openLog opens the file that cfg names, or makes it.
@@ -54,7 +58,46 @@ func (l *logFile) open() error {
 		_ = unix.Close(l.fd) // everything was written
 	}
 	l.fd, l.size = fd, size
+	l.number()
 	return nil
+}
+
+// number finds out, or notes, how many lines the log has before the open file.
+// rotate has left their number in base when the file is a new one.
+func (l *logFile) number() {
+	l.found, l.lines = l.size, 0
+	var buf [24]byte
+	if n, err := unix.Fgetxattr(l.fd, format.LinesBefore, buf[:]); err == nil {
+		var ok bool
+		if l.base, ok = atoi(buf[:n]); !ok {
+			l.base = -1
+		}
+		return
+	}
+	if l.size > 0 {
+		l.base = -1
+	}
+	if l.base >= 0 && unix.Fsetxattr(l.fd, format.LinesBefore, []byte(itoa(l.base)), 0) != nil {
+		l.base = -1 // this file system keeps none
+	}
+}
+
+// count adds the lines of the open file to base: it is about to be left.
+func (l *logFile) count() {
+	if l.base < 0 {
+		return
+	}
+	var buf [16 << 10]byte
+	for at := int64(0); at < l.found; {
+		n, err := unix.Pread(l.fd, buf[:min(int64(len(buf)), l.found-at)], at)
+		if err != nil || n <= 0 {
+			l.base = -1
+			return
+		}
+		l.lines += int64(bytes.Count(buf[:n], newline))
+		at += int64(n)
+	}
+	l.base, l.found, l.lines = l.base+l.lines, 0, 0
 }
 
 // trimTorn removes the beginning of a line that a crash left at the file's end.
@@ -148,10 +191,12 @@ func (l *logFile) put(lines []byte) error {
 	n, err := writeAll(l.fd, lines)
 	if err == nil {
 		l.size += int64(n)
+		l.lines += int64(bytes.Count(lines, newline))
 		return nil
 	}
 	whole := bytes.LastIndexByte(lines[:n], '\n') + 1
 	l.size += int64(whole)
+	l.lines += int64(bytes.Count(lines[:whole], newline))
 	if whole < n {
 		_ = unix.Ftruncate(l.fd, l.size) // readers skip a torn line
 	}
@@ -166,6 +211,7 @@ func (l *logFile) put(lines []byte) error {
 func (l *logFile) rotate() {
 	if l.files == 1 {
 		if unix.Unlink(l.path) == nil {
+			l.count()
 			_ = l.open() // else the unlinked file goes on
 		}
 		return
@@ -176,6 +222,7 @@ func (l *logFile) rotate() {
 	if syscall.Rename(l.path, l.numbered(1)) != nil {
 		return
 	}
+	l.count()
 	if l.open() != nil {
 		_ = syscall.Rename(l.numbered(1), l.path) // else readers find it under .1
 	}
