@@ -9,6 +9,7 @@ import (
 	"net/url"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/containerd/errdefs"
@@ -40,10 +41,16 @@ func (n *creation) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&n.platform, "platform", os.Getenv("DOCKER_DEFAULT_PLATFORM"), "Platform of the image: OS[/ARCH[/VARIANT]]")
 	f.StringVar(&n.pull, "pull", "missing", `When to pull the image: "always", "missing", "never"`)
 	f.BoolVarP(&n.quiet, "quiet", "q", false, "Do not show the progress of a pull")
-	f.BoolVar(&n.untrusted, "disable-content-trust", true, "Skip verification of the image's signature")
+	f.BoolVar(&n.untrusted, "disable-content-trust", !trustWanted(), "Skip verification of the image's signature")
 	f.Bool("help", false, "Print usage")
 	f.Lookup("help").Hidden = true
 	f.Lookup("disable-content-trust").Hidden = true
+}
+
+// trustWanted reports whether the environment asks for signed images only.
+func trustWanted() bool {
+	on, err := strconv.ParseBool(os.Getenv("DOCKER_CONTENT_TRUST"))
+	return on && err == nil
 }
 
 func createCommand(a *app) *cobra.Command {
@@ -101,6 +108,10 @@ func (n *creation) request(ctx context.Context, a *app, f *pflag.FlagSet, args [
 	default:
 		return nil, nil, a.withHelp(125, n.verb, fmt.Errorf(
 			"invalid pull option: '%s': must be one of \"always\", \"missing\" or \"never\"", n.pull))
+	}
+	if !n.untrusted {
+		return nil, nil, a.withHelp(125, n.verb, errors.New(
+			"signatures of images are not verified by this version: unset DOCKER_CONTENT_TRUST and leave out --disable-content-trust=false, or name the image by its digest"))
 	}
 	c, err := a.client()
 	if err != nil {

@@ -281,6 +281,12 @@ func (o *Options) ports() (network.PortSet, network.PortMap, error) {
 			proto = "tcp"
 		}
 		first, last, err := portRange(ports)
+		switch {
+		case ports == "":
+			err = errors.New("empty string specified for ports")
+		case errors.Is(err, errBackwards):
+			err = fmt.Errorf("invalid range specified for port: %s", ports)
+		}
 		if err != nil {
 			return nil, nil, fmt.Errorf("invalid range format for --expose: %s, error: %w", s, err)
 		}
@@ -380,6 +386,9 @@ func publishIP(s string) (netip.Addr, error) {
 	return a, nil
 }
 
+// errBackwards: a range whose end comes before its begin.
+var errBackwards = errors.New("invalid port range")
+
 // portRange reads N or N-M with 0 ≤ N ≤ M ≤ 65535.
 func portRange(s string) (first, last int, err error) {
 	a, b, isRange := strings.Cut(s, "-")
@@ -395,7 +404,7 @@ func portRange(s string) (first, last int, err error) {
 		return 0, 0, err
 	}
 	if l < f {
-		return 0, 0, fmt.Errorf("invalid port range '%s'", s)
+		return 0, 0, fmt.Errorf("%w '%s'", errBackwards, s)
 	}
 	return int(f), int(l), nil
 }
