@@ -8,6 +8,7 @@ import (
 	"escale.dev/escale/internal/image"
 	"escale.dev/escale/internal/network"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"github.com/moby/moby/api/types/container"
 	apievents "github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
@@ -25,6 +26,9 @@ func (m *Manager) Create(ctx context.Context, c Create) (CreateResult, error) {
 	}
 	img, err := m.cfg.Images.Get(ctx, c.Config.Image)
 	if err != nil {
+		return CreateResult{}, err
+	}
+	if err := fits(img, c.Config.Image, c.Platform); err != nil {
 		return CreateResult{}, err
 	}
 	rec := Record{Format: RecordFormat, ID: newID(), Created: now(), ImageID: img.ID, Platform: "linux"}
@@ -55,6 +59,25 @@ func (m *Manager) Create(ctx context.Context, c Create) (CreateResult, error) {
 	}
 	m.publish(e, apievents.ActionCreate, nil)
 	return CreateResult{ID: rec.ID, Warnings: warnings}, nil
+}
+
+// fits refuses an image for another platform than the one asked for, which may be
+// "". It is not found then, so that clients pull the right one.
+func fits(img image.Image, ref, wanted string) error {
+	if wanted == "" {
+		return nil
+	}
+	p, err := platforms.Parse(wanted)
+	if err != nil {
+		return kindf(errInvalid, "%s", err)
+	}
+	has := platforms.Normalize(img.Config.Platform)
+	// Older builders left the variant out.
+	if img.Config.OS == "" || platforms.Only(p).Match(has) || has.Variant == "" && has.OS == p.OS && has.Architecture == p.Architecture {
+		return nil
+	}
+	return kindf(errNotFound, "image with reference %s was found but its platform (%s) does not match the specified platform (%s)",
+		ref, platforms.FormatAll(has), platforms.FormatAll(p))
 }
 
 func (m creator) chooseName(name string, id ID) (string, error) {
