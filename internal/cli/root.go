@@ -78,6 +78,7 @@ func verbs() []verb {
 		{"info", groupCommon, "Show what the engine is, has and can do", infoCommand},
 		{"daemon", groupCommon, "Run the engine in the foreground", daemonCommand},
 		{"attach", groupOther, "Join the standard streams of a running container", attachCommand},
+		{"commit", groupOther, "Make an image of a container", commitCommand},
 		{"cp", groupOther, "Copy files between a container and this machine", cpCommand},
 		{"create", groupOther, "Create a container without starting it", createCommand},
 		{"diff", groupOther, "Show what a container has changed in its file system", diffCommand},
@@ -120,7 +121,7 @@ func addCommands(a *app, root *cobra.Command) {
 		root.AddCommand(described(c, v.short))
 	}
 	for _, g := range []*cobra.Command{
-		group(a, "container", "Manage containers", containerCommands, "attach", "cp", "create", "diff", "exec", "export", "kill", "logs", "ps",
+		group(a, "container", "Manage containers", containerCommands, "attach", "commit", "cp", "create", "diff", "exec", "export", "kill", "logs", "ps",
 			"pause", "port", "rename", "restart", "rm", "run", "start", "stats", "stop", "top", "unpause", "update", "wait"),
 		group(a, "image", "Manage images", imageCommands, "history", "import", "load", "images", "rmi", "save", "tag"),
 		group(a, "network", "Look at networks", networkCommands),

@@ -254,6 +254,11 @@ func (*fakeStream) CloseWrite() error           { return nil }
 
 type fakeImages struct{}
 
+func (fakeImages) Commit(ctx context.Context, o image.CommitOptions) (image.Image, error) {
+	_, err := o.Diff(ctx, io.Discard)
+	return image.Image{ID: "sha256:committed"}, err
+}
+
 func (fakeImages) Get(_ context.Context, ref string) (image.Image, error) {
 	if ref != "debian" {
 		return image.Image{}, kindf(errNotFound, "No such image: %s", ref)

@@ -23,9 +23,10 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// Images resolves what a container is made from.
+// Images resolves what a container is made from, and takes what is made from one.
 type Images interface {
 	Get(ctx context.Context, ref string) (image.Image, error)
+	Commit(ctx context.Context, o image.CommitOptions) (image.Image, error)
 }
 
 // Rootfs keeps the root file systems of containers. Remove and Unmount are

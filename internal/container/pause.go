@@ -25,6 +25,11 @@ func (m *Manager) Pause(ctx context.Context, ref string) error {
 	case !st.Running():
 		return kindf(errConflict, "container %s is not running", e.id)
 	}
+	return m.freeze(e)
+}
+
+// freeze stops all processes of a running container, whose op lock is held.
+func (m *runner) freeze(e *entry) error {
 	v := e.view()
 	if err := m.cfg.Freezer.Freeze(m.cgroupPath(&v.Record)); err != nil {
 		return fmt.Errorf("container %s: %w", e.id.Short(), err)

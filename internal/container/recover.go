@@ -217,6 +217,7 @@ func (m recovery) watchAdopted(entries []*entry) {
 		r, live := e.run, e.adopted && e.rec.State.Running()
 		e.mu.Unlock()
 		if live {
+			m.resume(e)
 			m.watch(e, r)
 			m.prober.begin(e)
 		}

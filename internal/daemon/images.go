@@ -33,6 +33,15 @@ func (i images) Import(ctx context.Context, r io.Reader, o image.ImportOptions) 
 	return img, err
 }
 
+// Commit makes an image of a container.
+func (i images) Commit(ctx context.Context, o image.CommitOptions) (image.Image, error) {
+	img, err := i.Store.Commit(ctx, o)
+	if err == nil && o.Ref != "" {
+		i.tell(apievents.ActionTag, img.ID, o.Ref)
+	}
+	return img, err
+}
+
 func (i images) Load(ctx context.Context, r io.Reader, o image.LoadOptions) error {
 	told := o.Loaded
 	o.Loaded = func(line string) {

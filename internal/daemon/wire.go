@@ -84,7 +84,7 @@ func (d *Daemon) openContainers(ctx context.Context) error {
 	d.onClose(d.shipping.Close)
 	d.containers = container.New(container.Config{
 		Dir: filepath.Join(d.cfg.DataRoot, "containers"), RunDir: filepath.Join(d.cfg.ExecRoot, "containers"),
-		Runtime: monitors, Images: d.images, Rootfs: d.images.Roots(), Networks: d.networks,
+		Runtime: monitors, Images: images{Store: d.images, events: d.events}, Rootfs: d.images.Roots(), Networks: d.networks,
 		Volumes: d.volumes, Specs: oci.New(d.facts), Freezer: freezer.Freezer{Root: cgroupRoot},
 		Figures: stats.New(d.facts.Cgroup), Processes: d.facts.Cgroup,
 		Events: d.events, Logs: d.shipping, Defaults: d.defaults(), Logger: d.log.With("component", "container"),

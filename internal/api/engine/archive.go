@@ -20,6 +20,7 @@ func (a archiveRoutes) routes() []route {
 		{http.MethodPut, "/containers/{name}/archive", a.write},
 		{http.MethodGet, "/containers/{name}/changes", a.changes},
 		{http.MethodGet, "/containers/{name}/export", a.export},
+		{http.MethodPost, "/commit", a.commit},
 	}
 }
 

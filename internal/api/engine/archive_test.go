@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"io"
 	"net/http"
@@ -60,6 +61,13 @@ func (fakeArchives) Changes(_ context.Context, ref string) ([]apicontainer.Files
 	return []apicontainer.FilesystemChange{{Kind: apicontainer.ChangeAdd, Path: "/f"}}, nil
 }
 
+func (fakeArchives) Commit(_ context.Context, ref string, o container.Commit) (string, error) {
+	if ref == "" {
+		return "", noSuch("container: ")
+	}
+	b, err := json.Marshal(o)
+	return ref + " " + string(b), err
+}
 func (fakeArchives) Export(_ context.Context, ref string, w io.Writer) error {
 	_, err := io.WriteString(w, "tree")
 	if ref == "broken" {

@@ -75,6 +75,8 @@ type Archives interface {
 	Write(ctx context.Context, ref, path string, r io.Reader, o container.WriteFiles) error
 	// Changes compares the container with its image.
 	Changes(ctx context.Context, ref string) ([]apicontainer.FilesystemChange, error)
+	// Commit makes an image of the container; its id is returned.
+	Commit(ctx context.Context, ref string, o container.Commit) (string, error)
 	// Export writes the container's root as a tar archive, without what is mounted in it.
 	Export(ctx context.Context, ref string, w io.Writer) error
 }

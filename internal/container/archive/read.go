@@ -69,11 +69,12 @@ type packer struct {
 	ctx   context.Context
 	tw    *tar.Writer
 	first map[inode]string // the names under which files with several went in
+	attrs func(fd int, hdr *tar.Header)
 	buf   []byte
 }
 
 func newPacker(ctx context.Context, w io.Writer) *packer {
-	return &packer{ctx: ctx, tw: tar.NewWriter(w), first: map[inode]string{}, buf: make([]byte, 128<<10)}
+	return &packer{ctx: ctx, tw: tar.NewWriter(w), first: map[inode]string{}, attrs: xattrs, buf: make([]byte, 128<<10)}
 }
 
 // add writes what fd is a handle of, and what is in it.
@@ -98,7 +99,7 @@ func (p *packer) add(fd int, name string) error {
 	case tar.TypeReg:
 		return p.file(fd, &st, hdr)
 	}
-	xattrs(fd, hdr)
+	p.attrs(fd, hdr)
 	if err := p.tw.WriteHeader(hdr); err != nil {
 		return fmt.Errorf("%s: %w", name, err)
 	}
@@ -202,7 +203,7 @@ func (p *packer) file(fd int, st *unix.Stat_t, hdr *tar.Header) error {
 		return fmt.Errorf("%s: %w", hdr.Name, errors.Unwrap(err))
 	}
 	defer f.Close()
-	xattrs(fd, hdr)
+	p.attrs(fd, hdr)
 	if err := p.tw.WriteHeader(hdr); err != nil {
 		return fmt.Errorf("%s: %w", hdr.Name, err)
 	}
