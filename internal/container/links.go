@@ -22,10 +22,7 @@ func (m *core) linkEnv(rec *Record, strict bool) ([]string, error) {
 		ref, alias := cutLink(l)
 		other, err := m.store.find(ref)
 		if err != nil {
-			if strict {
-				return nil, err
-			}
-			continue
+			continue // removed since, and the link with it
 		}
 		v := other.view()
 		name := "/" + rec.Name + "/" + alias

@@ -36,15 +36,6 @@ func (s *start) options() (oci.Options, error) {
 		NetNS: s.netns, CgroupsPath: s.m.cgroupPath(&s.rec),
 		InitPath: d.InitPath, InitByDefault: d.Init, DefaultUlimits: d.Ulimits,
 	}
-	linked, err := s.linkEnv()
-	if err != nil {
-		return o, err
-	}
-	if len(linked) > 0 {
-		conf := *s.rec.Config
-		conf.Env = mergeEnv(linked, conf.Env)
-		o.Config = &conf
-	}
 	wanted := d.Init
 	if own := s.rec.HostConfig.Init; own != nil {
 		wanted = *own
