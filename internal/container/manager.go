@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -18,7 +17,6 @@ import (
 	"escale.dev/escale/internal/stats"
 	"escale.dev/escale/internal/sys/pin"
 	"escale.dev/escale/internal/volume"
-	"github.com/containerd/errdefs"
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	apievents "github.com/moby/moby/api/types/events"
@@ -119,6 +117,8 @@ type Defaults struct {
 	Runtimes     map[string]runtime.Binary // by name
 	CgroupParent string                    // "/docker"
 	StopTimeout  int                       // seconds
+
+	AppArmorProfile string // of containers that name none; empty: unconfined
 }
 
 // Config is what a Manager needs.
@@ -257,9 +257,7 @@ func (m *Manager) Rename(ctx context.Context, ref, name string) error {
 	if err != nil {
 		return err
 	}
-	if name, err = validName(name); errdefs.IsInvalidArgument(err) && !strings.HasPrefix(err.Error(), "Neither") {
-		return kindf(errInvalid, "Error when allocating new name: %s", err)
-	} else if err != nil {
+	if name, err = validName(name); err != nil {
 		return err
 	}
 	if err := e.op.lock(ctx); err != nil {
@@ -274,7 +272,7 @@ func (m *Manager) Rename(ctx context.Context, ref, name string) error {
 		return kindf(errInvalid, "Renaming a container with the same name as its current name")
 	}
 	if err := m.store.reserve(name, e.id); err != nil {
-		return kindf(errConflict, "Error when allocating new name: %s", err)
+		return err
 	}
 	e.mu.Lock()
 	e.rec.Name = name

@@ -34,7 +34,7 @@ func (s *start) options() (oci.Options, error) {
 		Path: s.rec.Path, Args: s.rec.Args,
 		HostnamePath: files.hostname, HostsPath: files.hosts, ResolvConfPath: files.resolv,
 		NetNS: s.netns, CgroupsPath: s.m.cgroupPath(&s.rec),
-		InitPath: d.InitPath, InitByDefault: d.Init, DefaultUlimits: d.Ulimits,
+		InitPath: d.InitPath, InitByDefault: d.Init, DefaultUlimits: d.Ulimits, AppArmorProfile: d.AppArmorProfile,
 	}
 	wanted := d.Init
 	if own := s.rec.HostConfig.Init; own != nil {

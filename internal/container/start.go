@@ -120,6 +120,7 @@ func (m *runner) started(e *entry, s *start) {
 		st.Pid, st.PidStart, st.Monitor = s.pid, pidStart(s.pid), s.task.Monitor()
 		st.StartedAt, st.ExitCode, st.Error, st.OOMKilled = now(), 0, "", false
 		rec.Endpoints = s.endpoints()
+		rec.AppArmorProfile = s.confined()
 		return nil
 	})
 	e.mu.Unlock()

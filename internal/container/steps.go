@@ -178,6 +178,15 @@ func (s *start) log(context.Context) error {
 	return nil
 }
 
+// confined is the AppArmor profile that the process runs under; empty where
+// the kernel has none.
+func (s *start) confined() string {
+	if s.spec == nil || s.spec.Process == nil {
+		return ""
+	}
+	return s.spec.Process.ApparmorProfile
+}
+
 // monitor launches the monitor and lets in the clients that attached early.
 func (s *start) monitor(ctx context.Context) error {
 	c, h := s.rec.Config, s.rec.HostConfig

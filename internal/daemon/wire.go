@@ -80,14 +80,17 @@ func (d *Daemon) openContainers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	specs := d.confine()
+	defaults := d.defaults()
+	defaults.AppArmorProfile = specs.name()
 	d.shipping = ship.New(d.log.With("component", "log"), logKinds())
 	d.onClose(d.shipping.Close)
 	d.containers = container.New(container.Config{
 		Dir: filepath.Join(d.cfg.DataRoot, "containers"), RunDir: filepath.Join(d.cfg.ExecRoot, "containers"),
 		Runtime: monitors, Images: images{Store: d.images, events: d.events}, Rootfs: d.images.Roots(), Networks: d.networks,
-		Volumes: d.volumes, Specs: oci.New(d.facts), Freezer: freezer.Freezer{Root: cgroupRoot},
+		Volumes: d.volumes, Specs: specs, Freezer: freezer.Freezer{Root: cgroupRoot},
 		Figures: stats.New(d.facts.Cgroup), Processes: d.facts.Cgroup,
-		Events: d.events, Logs: d.shipping, Defaults: d.defaults(), Logger: d.log.With("component", "container"),
+		Events: d.events, Logs: d.shipping, Defaults: defaults, Logger: d.log.With("component", "container"),
 	})
 	d.onClose(d.containers.Close)
 	if err := d.containers.Open(ctx); err != nil {

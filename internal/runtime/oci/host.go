@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"escale.dev/escale/internal/sys/apparmor"
 	"escale.dev/escale/internal/sys/cgroup"
 
 	"github.com/moby/sys/capability"
@@ -66,8 +67,7 @@ func DetectHost() (Host, error) {
 	h.RaiseLimits = caps.Get(capability.EFFECTIVE, capability.CAP_SYS_RESOURCE)
 
 	h.Seccomp = seccompSupported()
-	_, err = os.ReadFile("/sys/kernel/security/apparmor/profiles")
-	h.AppArmor = err == nil
+	h.AppArmor = apparmor.Enabled()
 	h.RecursiveReadOnly = recursiveReadOnlySupported()
 	h.IPv4Forwarding = readNumber("/proc/sys/net/ipv4/ip_forward") == 1
 	h.PingGroupRange = exists("/proc/sys/net/ipv4/ping_group_range")
