@@ -109,18 +109,27 @@ func (s systemInfo) cgroups(info *system.Info) {
 	info.CgroupDriver, info.CgroupVersion = "cgroupfs", c.Version()
 	info.MemoryLimit, info.SwapLimit, info.OomKillDisable = f.MemoryLimit, f.SwapLimit, f.OOMKillDisable
 	info.CPUCfsPeriod, info.CPUCfsQuota, info.CPUShares, info.CPUSet, info.PidsLimit = f.CPUCfs, f.CPUCfs, f.CPUShares, f.Cpuset, f.PidsLimit
+	// What a version never had is not worth a warning: weights of block devices
+	// left version 1 with kernel 5.0, and version 2 knows no disabled OOM killer.
+	unified := c.Version() == "2"
 	for _, lack := range []struct {
 		have bool
 		what string
 	}{
 		{f.MemoryLimit, "No memory limit support"},
 		{f.SwapLimit, "No swap limit support"},
+		{f.OOMKillDisable || unified, "No oom kill disable support"},
 		{f.CPUCfs, "No cpu cfs quota support"},
 		{f.CPUCfs, "No cpu cfs period support"},
 		{f.CPUShares, "No cpu shares support"},
 		{f.Cpuset, "No cpuset support"},
 		{f.PidsLimit, "No pids limit support"},
-		{f.BlkioWeight, "No blkio weight support"},
+		{f.BlkioWeight || !unified, "No blkio weight support"},
+		{f.BlkioWeightDevice || !unified, "No blkio weight_device support"},
+		{f.BlkioReadBps, "No blkio throttle.read_bps_device support"},
+		{f.BlkioWriteBps, "No blkio throttle.write_bps_device support"},
+		{f.BlkioReadIOps, "No blkio throttle.read_iops_device support"},
+		{f.BlkioWriteIOps, "No blkio throttle.write_iops_device support"},
 		{info.IPv4Forwarding, "IPv4 forwarding is disabled"},
 	} {
 		if !lack.have {
