@@ -132,7 +132,7 @@ func openFrom(first int) (list []int) {
 // for this process.
 func environ() (env []string) {
 	for _, kv := range os.Environ() {
-		if hasPrefix(kv, "GOGC=") || hasPrefix(kv, "GOMAXPROCS=") || hasPrefix(kv, "GOTRACEBACK=") {
+		if hasPrefix(kv, "GOGC=") || hasPrefix(kv, "GOMAXPROCS=") || hasPrefix(kv, "GOTRACEBACK=") || hasPrefix(kv, "GODEBUG=") {
 			continue
 		}
 		env = append(env, kv)
