@@ -56,12 +56,8 @@ func (e *entry) view() View {
 		h := *v.State.Health
 		v.State.Health = &h
 	}
-	for id, x := range e.execs {
-		select {
-		case <-x.done: // no longer part of the container
-		default:
-			v.ExecIDs = append(v.ExecIDs, id)
-		}
+	for id := range e.execs {
+		v.ExecIDs = append(v.ExecIDs, id)
 	}
 	return v
 }

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path"
 	"path/filepath"
 	"strings"
 )
@@ -38,8 +37,8 @@ func (s *start) writeHostFiles() (hostFiles, error) {
 	if err != nil {
 		return f, err
 	}
-	for file, text := range map[string]string{f.hostname: c.Hostname + "\n", f.hosts: s.hosts(name), f.resolv: resolv} {
-		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+	for path, text := range map[string]string{f.hostname: c.Hostname + "\n", f.hosts: s.hosts(name), f.resolv: resolv} {
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			return f, err
 		}
 	}
@@ -96,13 +95,12 @@ func (s *start) hosts(name string) string {
 }
 
 // cutLink splits "container:alias"; without an alias the container's name is it.
-// What an inspection shows, "/container:/user/alias", is read too.
 func cutLink(l string) (ref, alias string) {
 	ref, alias, ok := strings.Cut(l, ":")
 	if !ok {
 		alias = ref
 	}
-	return strings.TrimPrefix(ref, "/"), path.Base(alias)
+	return strings.TrimPrefix(ref, "/"), alias
 }
 
 // cutHost splits "name:address"; the address may hold colons or stand in brackets.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"regexp"
 	"strings"
 	"sync"
@@ -208,6 +209,9 @@ func TestTeardownIsIdempotentAndLeavesTheNextStartAlone(t *testing.T) {
 }
 
 func TestFirstPacketIsNotLost(t *testing.T) {
+	if os.Getenv("ESCALE_TEST_SLOW") != "" {
+		t.Skip("needs a machine at full speed: what was lost is told by the time it took")
+	}
 	h := newHost(t)
 	l, err := net.ListenPacket("udp4", ":7000")
 	if err != nil {

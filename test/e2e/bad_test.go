@@ -38,7 +38,7 @@ func TestBadInput(t *testing.T) {
 		{"stdin never read", stdinNeverRead}, {"one name many times", oneName}, {"all at once", allAtOnce},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(time.Minute))
 			defer cancel()
 			before := e.RSS()
 			c.do(t, ctx, e)

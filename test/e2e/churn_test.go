@@ -16,7 +16,7 @@ import (
 // in anybody's way.
 func TestChurn(t *testing.T) {
 	e := start(t, harness.Options{})
-	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(100*time.Second))
 	defer cancel()
 	api := e.API()
 	defer api.Close()
@@ -69,7 +69,7 @@ func TestChurn(t *testing.T) {
 // TestRemoveRaces removes busy containers at once, from several sides.
 func TestRemoveRaces(t *testing.T) {
 	e := start(t, harness.Options{})
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(time.Minute))
 	defer cancel()
 	api := e.API()
 	defer api.Close()

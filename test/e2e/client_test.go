@@ -18,7 +18,7 @@ import (
 // life, an exec, the events of it.
 func TestGoClient(t *testing.T) {
 	e := start(t, harness.Options{})
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(time.Minute))
 	defer cancel()
 	c, err := client.New(client.Options{Host: e.Host()})
 	if err != nil {
@@ -110,7 +110,7 @@ func goExec(t *testing.T, ctx context.Context, c *client.Client) {
 
 func goEvents(t *testing.T, ctx context.Context, c *client.Client, since time.Time, id string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, harness.Patience(10*time.Second))
 	defer cancel()
 	stream := c.Events(ctx, moby.EventsListOptions{
 		Since: since.Add(-time.Second).Format(time.RFC3339Nano), Until: time.Now().Add(time.Second).Format(time.RFC3339Nano),

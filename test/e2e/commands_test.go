@@ -70,10 +70,11 @@ func code(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
+// seconds is how long a script waits at most: longer on a slow machine.
 func seconds(ts *testscript.TestScript, s string) time.Duration {
 	f, err := strconv.ParseFloat(s, 64)
 	ts.Check(err)
-	return time.Duration(f * float64(time.Second))
+	return harness.Patience(time.Duration(f * float64(time.Second)))
 }
 
 func until(ts *testscript.TestScript, neg bool, args []string) {
@@ -116,7 +117,7 @@ func program(ts *testscript.TestScript, name string) string {
 }
 
 func runIn(ts *testscript.TestScript, name string, args ...string) []byte {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(20*time.Second))
 	defer cancel()
 	cmd := exec.CommandContext(ctx, program(ts, name), args...)
 	cmd.Env, cmd.Dir = environment(ts), ts.MkAbs(".")
@@ -182,7 +183,7 @@ func tty(ts *testscript.TestScript, neg bool, args []string) {
 	}()
 	select {
 	case err = <-ended:
-	case <-time.After(15 * time.Second):
+	case <-time.After(harness.Patience(15 * time.Second)):
 		_ = cmd.Process.Kill()
 		<-ended
 		ts.Fatalf("tty: the program did not end after the dialogue; it said:\n%s", all.String())
@@ -192,7 +193,7 @@ func tty(ts *testscript.TestScript, neg bool, args []string) {
 
 // expect reads until re matches what came after position at.
 func expect(ts *testscript.TestScript, re *regexp.Regexp, all *bytes.Buffer, at int, heard <-chan []byte) int {
-	late := time.After(15 * time.Second)
+	late := time.After(harness.Patience(15 * time.Second))
 	for {
 		if m := re.FindIndex(all.Bytes()[at:]); m != nil {
 			return at + m[1]
@@ -215,7 +216,7 @@ func api(ts *testscript.TestScript, neg bool, args []string) {
 	}
 	a := harness.NewAPI(ts.Getenv("HOST"))
 	defer a.Close()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(30*time.Second))
 	defer cancel()
 	var body io.Reader
 	if len(args) > 2 {
@@ -241,7 +242,7 @@ func get(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) != 2 {
 		ts.Fatalf("usage: get SECONDS URL")
 	}
-	c := &http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	c := &http.Client{Timeout: harness.Patience(2 * time.Second), Transport: &http.Transport{DisableKeepAlives: true}}
 	for end := time.Now().Add(seconds(ts, args[0])); ; time.Sleep(50 * time.Millisecond) {
 		res, err := c.Get(args[1])
 		if err == nil {
@@ -296,8 +297,12 @@ func within(ts *testscript.TestScript, neg bool, args []string) {
 	if len(args) == 1 {
 		since, err := strconv.ParseInt(ts.Getenv("WITHIN"), 10, 64)
 		ts.Check(err)
-		if took := now.Sub(time.Unix(0, since)); (took > seconds(ts, args[0])) != neg {
-			ts.Fatalf("took %v; limit %s s (negated: %v)", took, args[0], neg)
+		limit := seconds(ts, args[0])
+		if neg { // what must take its time does so on any machine
+			limit = time.Duration(float64(limit) / harness.Slow())
+		}
+		if took := now.Sub(time.Unix(0, since)); (took > limit) != neg {
+			ts.Fatalf("took %v; limit %s (negated: %v)", took, limit, neg)
 		}
 	}
 	ts.Setenv("WITHIN", strconv.FormatInt(now.UnixNano(), 10))
@@ -319,7 +324,7 @@ func engine(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) == 0 {
 		ts.Fatalf("usage: engine start|begin|kill|stop|fail|hup|tail [FLAGS…]")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(30*time.Second))
 	defer cancel()
 	switch args[0] {
 	case "start":
@@ -340,7 +345,7 @@ func engine(ts *testscript.TestScript, neg bool, args []string) {
 		e.SetArgs(args[1:])
 		ts.Check(os.RemoveAll(e.LogFile))
 		ts.Check(e.Launch())
-		err := e.Ended(10 * time.Second)
+		err := e.Ended(harness.Patience(10 * time.Second))
 		if err == nil || errors.Is(err, context.DeadlineExceeded) {
 			ts.Fatalf("engine with %q: %v, want an error", args[1:], err)
 		}

@@ -18,7 +18,7 @@ import (
 // lives, is killed, starts, and that removal gives everything back.
 func TestFullDisk(t *testing.T) {
 	e, disk := startOn(t, 48)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(time.Minute))
 	defer cancel()
 	api := e.API()
 	defer api.Close()
@@ -69,7 +69,7 @@ func TestFullDisk(t *testing.T) {
 // engine the kernel refuses: its databases are open.)
 func TestReadOnlyDisk(t *testing.T) {
 	e, disk := startOn(t, 64)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(time.Minute))
 	defer cancel()
 	api := e.API()
 	defer api.Close()

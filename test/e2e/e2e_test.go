@@ -89,7 +89,7 @@ func start(t *testing.T, o harness.Options) *harness.Engine {
 
 // begin starts an engine, imports the image, runs one container and marks.
 func begin(e *harness.Engine) error {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(30*time.Second))
 	defer cancel()
 	if err := e.Start(ctx); err != nil {
 		return err
@@ -102,7 +102,7 @@ func begin(e *harness.Engine) error {
 	if _, err := runTo(ctx, api, map[string]any{"Image": image, "Cmd": []string{"true"}}); err != nil {
 		return err
 	}
-	time.Sleep(300 * time.Millisecond)
+	time.Sleep(harness.Patience(300 * time.Millisecond))
 	return e.Mark()
 }
 
@@ -244,17 +244,30 @@ func TestEngine(t *testing.T) {
 	})
 }
 
-// condition knows [docker] and [escale], the client at work, [foreign], and
-// [cgroup1]: limits are set by version 1 of cgroups.
+// condition knows [docker] and [escale], the client at work, [foreign], [slow], and
+// [cgroup1] and [cgroup2]: limits are set by that version of cgroups, and
+// [apparmor]: there is one, and its parser.
 func condition(client string) func(string) (bool, error) {
 	return func(cond string) (bool, error) {
 		switch cond {
 		case "docker", "escale":
 			return cond == client, nil
+		case "slow":
+			return harness.Slow() > 1, nil
 		case "foreign":
 			return foreign != "", nil
 		case "cgroup1":
 			_, err := os.Stat("/sys/fs/cgroup/memory/memory.limit_in_bytes")
+			return err == nil, nil
+		case "cgroup2":
+			_, err := os.Stat("/sys/fs/cgroup/cgroup.controllers")
+			return err == nil, nil
+		case "apparmor":
+			b, err := os.ReadFile("/sys/module/apparmor/parameters/enabled")
+			if err != nil || b[0] != 'Y' {
+				return false, nil
+			}
+			_, err = exec.LookPath("apparmor_parser")
 			return err == nil, nil
 		}
 		return false, fmt.Errorf("unknown condition %q", cond)
@@ -268,6 +281,9 @@ func setup(env *testscript.Env, client, path, host string) error {
 		return err
 	}
 	if err := os.Symlink(path, filepath.Join(bin, "docker")); err != nil {
+		return err
+	}
+	if err := slowSleep(bin); err != nil {
 		return err
 	}
 	// N begins every name a script gives; it is unique among the scripts that
@@ -287,10 +303,20 @@ func setup(env *testscript.Env, client, path, host string) error {
 	return nil
 }
 
+// slowSleep puts a sleep into dir that takes longer where the machine is slow: what
+// a script waits for takes longer, too.
+func slowSleep(dir string) error {
+	if harness.Slow() == 1 {
+		return nil
+	}
+	script := fmt.Sprintf("#!/bin/sh\nexec /bin/sleep $(awk \"BEGIN { print $1 * %g }\")\n", harness.Slow())
+	return os.WriteFile(filepath.Join(dir, "sleep"), []byte(script), 0o755)
+}
+
 // removeNamed removes what a script that failed left: containers, images and
 // volumes that bear its name or its label.
 func removeNamed(host, n string) {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(30*time.Second))
 	defer cancel()
 	api := harness.NewAPI(host)
 	defer api.Close()

@@ -28,7 +28,7 @@ import (
 // guests' ports in both, one killed and removed without harm to the other.
 func TestSideBySide(t *testing.T) {
 	a, b := start(t, harness.Options{}), start(t, harness.Options{})
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(time.Minute))
 	defer cancel()
 	ids := map[*harness.Engine]string{}
 	ports := map[*harness.Engine]string{}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"slices"
+	"time"
 
 	"escale.dev/escale/internal/container"
 	"escale.dev/escale/internal/image"
@@ -212,7 +213,7 @@ func (d dfRoutes) containers(ctx context.Context, ver version) (*usage[json.RawM
 		return nil, err
 	}
 	u := &usage[json.RawMessage]{Items: []json.RawMessage{}}
-	l := d.listEncoder(ctx, ver, views)
+	l := listEncoder{version: ver, now: time.Now(), images: d.imageCache(ctx)}
 	for i := range views {
 		if gone[i] {
 			continue

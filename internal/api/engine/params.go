@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"errors"
 	"net/url"
 	"strconv"
 	"strings"
@@ -61,7 +60,7 @@ func (p params) size() (rows, cols uint16, err error) {
 			if key == "w" {
 				word = "width"
 			}
-			return 0, 0, invalidf("invalid resize %s %q: %s", word, p.get(key), errors.Unwrap(err))
+			return 0, 0, invalidf("invalid resize %s %q: %s", word, p.get(key), err)
 		}
 		n[i] = uint16(u)
 	}

@@ -288,8 +288,7 @@ func TestExecError(t *testing.T) {
 			return errBoom
 		}
 		c := r.dial()
-		body := fmt.Sprintf(`{"Tty":%t}`, terminal)
-		fmt.Fprintf(c, "POST /exec/e1/start HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%s\r\n%s", len(body), upgrade, body)
+		fmt.Fprintf(c, "POST /exec/e1/start HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n%s\r\n{}", upgrade)
 		in := bufio.NewReader(c)
 		head(t, in)
 		all, err := io.ReadAll(in)

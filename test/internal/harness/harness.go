@@ -281,7 +281,7 @@ func (e *Engine) Signal(sig syscall.Signal) error {
 	if err := cmd.Process.Signal(sig); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
-	return e.Ended(30 * time.Second)
+	return e.Ended(Patience(30 * time.Second))
 }
 
 // Kill is kill -9.

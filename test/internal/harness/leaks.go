@@ -138,7 +138,7 @@ func (e *Engine) Leaks(ctx context.Context) (Report, error) {
 			return nil, err
 		}
 		r := inv.since(e.baseline)
-		if waited := time.Since(begun); r.Empty() || waited > diskSettle || (waited > settle && !r.onlyDisk()) {
+		if waited := time.Since(begun); r.Empty() || waited > Patience(diskSettle) || (waited > Patience(settle) && !r.onlyDisk()) {
 			return r, nil
 		}
 		select {
