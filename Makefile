@@ -15,6 +15,7 @@ DOCKER  ?=
 ROUNDS  ?= 300
 CONTAINERS ?= 1000
 CLIENTS ?= 16
+VMROUNDS ?= 5
 FUZZTIME ?= 10s
 TESTFLAGS ?=
 
@@ -72,8 +73,15 @@ check: ## gofmt, go vet, staticcheck
 	go tool staticcheck ./...
 
 .PHONY: kill
-kill: build test-needs ## hundreds of rounds of killing the engine under load (ROUNDS=300)
+kill: build test-needs ## hundreds of rounds of killing the engine under load (ROUNDS=300), and its machine (VMROUNDS=5)
 	ESCALE_KILL_ROUNDS=$(ROUNDS) go test -count=1 -timeout 0 -v -run Kill ./test/kill
+	VMTESTS= scripts/vm.sh
+	ESCALE_VM=$(CURDIR)/build/vm ESCALE_VM_ROUNDS=$(VMROUNDS) go test -count=1 -timeout 0 -v -run PowerCut ./test/vm
+
+.PHONY: test-vm
+test-vm: build test-needs ## the engine's tests in a virtual machine: Debian's kernel, pure cgroup v2, AppArmor, power cuts
+	scripts/vm.sh
+	ESCALE_VM=$(CURDIR)/build/vm ESCALE_VM_ROUNDS=$(VMROUNDS) go test -count=1 -timeout 0 -v ./test/vm
 
 .PHONY: soak
 soak: build test-needs ## many containers' whole lives with the engine killed meanwhile (CONTAINERS=1000 CLIENTS=16)
