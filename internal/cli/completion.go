@@ -13,7 +13,7 @@ import (
 func completionCommand(a *app) *cobra.Command {
 	return &cobra.Command{
 		Use: "completion bash|zsh|fish",
-		Example: `source <(escale completion bash)                    # this shell
+		Example: `source <(escale completion bash)                    # this shell; needs the package bash-completion
 escale completion bash > /etc/bash_completion.d/escale
 escale completion zsh > "${fpath[1]}/_escale"
 escale completion fish > ~/.config/fish/completions/escale.fish`,
@@ -114,6 +114,8 @@ func completeImages(a *app, n int) completer {
 func (a *app) completionClient(cmd *cobra.Command) (interface {
 	ContainerList(context.Context, moby.ContainerListOptions) (moby.ContainerListResult, error)
 	ImageList(context.Context, moby.ImageListOptions) (moby.ImageListResult, error)
+	NetworkList(context.Context, moby.NetworkListOptions) (moby.NetworkListResult, error)
+	Info(context.Context, moby.InfoOptions) (moby.SystemInfoResult, error)
 }, error) {
 	if err := a.finishFlags(cmd.Root().Flags()); err != nil {
 		return nil, err

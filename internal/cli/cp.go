@@ -30,7 +30,8 @@ func cpCommand(a *app) *cobra.Command {
 directory of the container. '-' as the destination writes a tar archive to STDOUT.`,
 		Example: `escale cp web:/etc/nginx/nginx.conf .
 escale cp site/. web:/usr/share/nginx/html`,
-		Args: exactArgs(2),
+		Args:              exactArgs(2),
+		ValidArgsFunction: completeCopy(a),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !cmd.Flags().Changed("quiet") {
 				o.quiet = !tty.IsTerminal(a.out)

@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -130,6 +131,9 @@ func addCommands(a *app, root *cobra.Command) {
 	} {
 		g.GroupID = groupManage
 		root.AddCommand(g)
+	}
+	if len(a.args) > 0 && strings.HasPrefix(a.args[0], "__complete") {
+		completeFlags(a, root)
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"escale.dev/escale/client"
@@ -125,6 +126,21 @@ type metadata struct {
 		Host          string
 		SkipTLSVerify bool
 	}
+}
+
+// Contexts lists the names of the contexts stored below a configuration folder,
+// in order; what cannot be read is left out.
+func Contexts(configDir string) []string {
+	files, _ := filepath.Glob(filepath.Join(configDir, "contexts", "meta", "*", "meta.json"))
+	var names []string
+	for _, f := range files {
+		var m metadata
+		if b, err := os.ReadFile(f); err == nil && json.Unmarshal(b, &m) == nil && m.Name != "" {
+			names = append(names, m.Name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 func (ep *Endpoint) fromContext(dir, name string) error {
