@@ -64,6 +64,9 @@ func TestSame(t *testing.T) {
 				}
 			}
 			t.Logf("%d lines compared", compared)
+			if t.Failed() && shared.engine != nil {
+				t.Logf("the engine said last:\n%s", shared.engine.Tail(3000))
+			}
 		})
 	}
 }
