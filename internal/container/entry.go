@@ -40,6 +40,7 @@ type run struct {
 	started    time.Time
 	ended      chan struct{} // closed when the exit is recorded
 	reaped     chan struct{} // closed when mounts, network and cgroup are gone
+	root       bareRoot
 }
 
 func newEntry(rec Record) *entry {

@@ -125,6 +125,7 @@ func (m *runner) reap(ctx context.Context, rec *Record, r *run, eps []network.En
 		return err == nil
 	}
 	ok := warn("runtime", m.cfg.Runtime.Cleanup(ctx, m.cleanup(rec, r.generation)))
+	r.root.close()
 	ok = warn("root file system", m.unmountRun(rec.ID, r.generation)) && ok
 	ok = warn("volumes", m.mounts.unmount(rec, rec.Mounts, true)) && ok
 	if len(eps) > 0 {

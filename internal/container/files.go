@@ -207,7 +207,7 @@ func (f Files) live(e *entry, mounted bool) (*os.File, error) {
 		if !st.Running() {
 			return nil, nil
 		}
-		root, err := openRoot(st.Pid, f.m.rootfsDir(e.id, st.Generation), mounted)
+		root, err := f.openRoot(e, &st, mounted)
 		// The pid must still have been the container's when its root was open.
 		if now := e.state(); now.Running() && now.Generation == st.Generation {
 			if pidStart(st.Pid) == st.PidStart {
@@ -244,11 +244,16 @@ func (f Files) awaitEnd(e *entry, generation uint64) error {
 	}
 }
 
-// openRoot opens a running container's root: as its process has it, or a
-// private copy of the bare mount that no unmounting waits for.
-func openRoot(pid int, rootfs string, mounted bool) (*os.File, error) {
-	if !mounted {
-		return cloneMount(rootfs)
+// openRoot opens a running container's root: as its process has it, or the bare mount.
+func (f Files) openRoot(e *entry, st *State, mounted bool) (*os.File, error) {
+	if mounted {
+		return os.OpenFile("/proc/"+uitoa(uint64(st.Pid))+"/root", unix.O_PATH|unix.O_DIRECTORY, 0)
 	}
-	return os.OpenFile("/proc/"+uitoa(uint64(pid))+"/root", unix.O_PATH|unix.O_DIRECTORY, 0)
+	e.mu.Lock()
+	r := e.run
+	e.mu.Unlock()
+	if r == nil || r.generation != st.Generation {
+		return nil, os.ErrClosed
+	}
+	return r.root.open(f.m.rootfsDir(e.id, st.Generation), st)
 }

@@ -212,6 +212,7 @@ func (m recovery) tookUpRunning(e *entry, r *run, task runtime.Task) error {
 // knows what lives: an end that was handled before would be forgotten by it, and
 // the ports of a container that is no more would stay published.
 func (m recovery) watchAdopted(entries []*entry) {
+	var roots []func()
 	for _, e := range entries {
 		e.mu.Lock()
 		r, live := e.run, e.adopted && e.rec.State.Running()
@@ -220,8 +221,17 @@ func (m recovery) watchAdopted(entries []*entry) {
 			m.resume(e)
 			m.watch(e, r)
 			m.prober.begin(e)
+			roots = append(roots, func() { m.hideRoot(e, r) })
 		}
 	}
+	m.background(func(ctx context.Context) {
+		for _, hide := range roots {
+			if ctx.Err() != nil {
+				return
+			}
+			hide()
+		}
+	})
 }
 
 // tookUpEnded records an end that happened while no engine was there.

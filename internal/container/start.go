@@ -129,6 +129,7 @@ func (m *runner) started(e *entry, s *start) {
 	}
 	m.publish(e, apievents.ActionStart, nil)
 	m.watch(e, s.run)
+	m.background(func(context.Context) { m.hideRoot(e, s.run) })
 	m.prober.begin(e)
 }
 
