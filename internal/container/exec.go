@@ -257,7 +257,12 @@ func (m *execs) process(x *exec, size [2]uint16) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := m.cfg.Specs.Process(spec, dir+"/rootfs", oci.ExecOptions{
+	root, err := m.openBareRoot(x.e, &v.State)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	p, err := m.cfg.Specs.Process(spec, "/proc/self/fd/"+uitoa(uint64(root.Fd())), oci.ExecOptions{
 		LinkEnv: links, Config: v.Config, HostConfig: v.HostConfig,
 		Args: x.conf.Cmd, Env: x.conf.Env, WorkingDir: x.conf.WorkingDir, User: x.conf.User,
 		Tty: x.conf.Tty, Privileged: x.conf.Privileged, ConsoleSize: [2]uint{uint(size[0]), uint(size[1])},

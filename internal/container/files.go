@@ -249,11 +249,5 @@ func (f Files) openRoot(e *entry, st *State, mounted bool) (*os.File, error) {
 	if mounted {
 		return os.OpenFile("/proc/"+uitoa(uint64(st.Pid))+"/root", unix.O_PATH|unix.O_DIRECTORY, 0)
 	}
-	e.mu.Lock()
-	r := e.run
-	e.mu.Unlock()
-	if r == nil || r.generation != st.Generation {
-		return nil, os.ErrClosed
-	}
-	return r.root.open(f.m.rootfsDir(e.id, st.Generation), st)
+	return f.m.openBareRoot(e, st)
 }

@@ -131,6 +131,17 @@ func onLostThread(f func()) {
 	<-done
 }
 
+// openBareRoot opens the root of the run that st tells of; os.ErrClosed when it is over.
+func (m *core) openBareRoot(e *entry, st *State) (*os.File, error) {
+	e.mu.Lock()
+	r := e.run
+	e.mu.Unlock()
+	if r == nil || r.generation != st.Generation {
+		return nil, os.ErrClosed
+	}
+	return r.root.open(m.rootfsDir(e.id, st.Generation), st)
+}
+
 // hideRoot takes the root of a run out of sight. That it stays is no harm but to
 // the speed of others, so that this only tells.
 func (m *runner) hideRoot(e *entry, r *run) {
