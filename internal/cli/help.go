@@ -151,7 +151,7 @@ func longForm(cmd *cobra.Command) string {
 	path := strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
 	switch path {
 	case "container inspect", "image inspect", "container prune", "image prune", "system dial-stdio", "system df", "system prune", "inspect",
-		"version", "daemon", "completion", "help", "container", "image", "network", "system", "volume", cmd.Root().Name():
+		"version", "daemon", "completion", "login", "logout", "help", "container", "image", "network", "system", "volume", cmd.Root().Name():
 		return ""
 	case "ps":
 		return "container ls"

@@ -89,6 +89,8 @@ func verbs() []verb {
 		{"inspect", groupOther, "Show everything the engine knows about an object", inspectCommand},
 		{"kill", groupOther, "Send a signal to running containers: KILL unless told", killCommand},
 		{"load", groupOther, "Load images from an archive that save or another tool has made", loadCommand},
+		{"login", groupOther, "Log in to a registry", loginCommand},
+		{"logout", groupOther, "Forget the login to a registry", logoutCommand},
 		{"pause", groupOther, "Freeze all processes of containers", pauseCommand},
 		{"port", groupOther, "Show where the ports of a container are published", portCommand},
 		{"rename", groupOther, "Rename a container", renameCommand},

@@ -57,6 +57,7 @@ type Config struct {
 	InitPath       string
 	Ulimits        map[string]*units.Ulimit
 	Labels         []string
+	Insecure       []string // registries
 	CgroupParent   string
 	StopTimeout    int
 	StopContainers bool
@@ -124,6 +125,7 @@ func (c *Config) flags() *pflag.FlagSet {
 	fs.StringVar(&c.InitPath, "init-path", "", "Path of the init binary")
 	fs.Var(ulimitFlag{&c.Ulimits}, "default-ulimit", "Default ulimit of containers, name=soft[:hard]")
 	fs.StringArrayVar(&c.Labels, "label", nil, "Label of this engine, key=value")
+	fs.StringArrayVar(&c.Insecure, "insecure-registry", nil, "Registry that need not have TLS, or a good certificate: HOST[:PORT] or a range of addresses")
 	fs.StringVar(&c.CgroupParent, "cgroup-parent", "", "Parent cgroup of containers")
 	fs.IntVar(&c.StopTimeout, "shutdown-timeout", 15, "Seconds that containers have to end with --stop-containers")
 	fs.BoolVar(&c.StopContainers, "stop-containers", false, "Stop the containers when the engine stops")
@@ -135,7 +137,7 @@ func (c *Config) flags() *pflag.FlagSet {
 // fileKeys maps keys of daemon.json to flags where the names differ.
 var fileKeys = map[string]string{
 	"hosts": "host", "labels": "label", "log-opts": "log-opt", "dns-opts": "dns-opt", "default-ulimits": "default-ulimit",
-	"default-address-pools": "default-address-pool", "runtimes": "add-runtime", "bridge": "bridge-name",
+	"default-address-pools": "default-address-pool", "runtimes": "add-runtime", "insecure-registries": "insecure-registry", "bridge": "bridge-name",
 }
 
 // dockerKeys are keys of Docker's daemon.json that this version has no use for:
@@ -146,7 +148,7 @@ var dockerKeys = map[string]bool{
 	"cluster-advertise": true, "cluster-store": true, "containerd": true, "containerd-namespace": true, "containerd-plugin-namespace": true,
 	"default-cgroupns-mode": true, "default-gateway": true, "default-gateway-v6": true, "default-ipc-mode": true, "default-network-opts": true,
 	"default-shm-size": true, "experimental": true, "features": true, "fixed-cidr": true, "fixed-cidr-v6": true, "host-gateway-ip": true, "host-gateway-ips": true,
-	"http-proxy": true, "https-proxy": true, "insecure-registries": true, "ip": true, "ip6tables": true, "iptables": true, "ipv6": true, "live-restore": true,
+	"http-proxy": true, "https-proxy": true, "ip": true, "ip6tables": true, "iptables": true, "ipv6": true, "live-restore": true,
 	"log-format": true, "max-concurrent-downloads": true, "max-concurrent-uploads": true, "max-download-attempts": true, "metrics-addr": true,
 	"no-new-privileges": true, "no-pivot-root": true, "no-proxy": true, "node-generic-resources": true, "oom-score-adjust": true, "proxies": true,
 	"raw-logs": true, "registry-mirrors": true, "rootless": true, "seccomp-profile": true, "selinux-enabled": true, "storage-driver": true,

@@ -18,6 +18,7 @@ import (
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/network/bridge"
 	"escale.dev/escale/internal/network/none"
+	"escale.dev/escale/internal/registry"
 	"escale.dev/escale/internal/runtime/oci"
 	"escale.dev/escale/internal/stats"
 	"escale.dev/escale/internal/sys/freezer"
@@ -123,8 +124,15 @@ func (d *Daemon) openAPI(context.Context) error {
 	if err := d.listen(); err != nil {
 		return err
 	}
+	registries, err := registry.New(registry.Config{
+		Insecure: d.cfg.Insecure, CertDirs: []string{"/etc/escale/certs.d", "/etc/docker/certs.d"}, UserAgent: "Escale/" + Version,
+	})
+	if err != nil {
+		return err
+	}
 	d.server = engine.New(engine.Config{
 		Containers: d.containers, Archives: d.containers.Files(), Watching: d.containers, Updates: d.containers, Volumes: d.volumes,
+		Registries: registries,
 		Networks: networks{Manager: d.networks, host: network.Info{
 			Name: "host", ID: d.networks.ID("host"), Driver: "host", Scope: "local", Created: time.Now(),
 		}},

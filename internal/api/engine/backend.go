@@ -11,6 +11,7 @@ import (
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/volume"
 	apicontainer "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/system"
 )
 
@@ -108,6 +109,13 @@ type Volumes interface {
 type Networks interface {
 	List() []network.Info // by name
 	Inspect(ref string) (network.Info, error)
+}
+
+// Registries is what a login needs.
+type Registries interface {
+	// Login checks credentials with the registry they are for; token, if there
+	// is one, is to be used instead of the password.
+	Login(ctx context.Context, auth registry.AuthConfig) (token string, err error)
 }
 
 // System answers for the engine as a whole.

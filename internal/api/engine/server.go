@@ -21,7 +21,7 @@ const (
 )
 
 // Config is what a Server needs. Containers, Archives, Watching, Updates, Images,
-// Volumes, Networks, System, Events and Logger must be set.
+// Volumes, Networks, Registries, System, Events and Logger must be set.
 type Config struct {
 	Containers Containers
 	Archives   Archives
@@ -30,6 +30,7 @@ type Config struct {
 	Images     Images
 	Volumes    Volumes
 	Networks   Networks
+	Registries Registries
 	System     System
 	Events     Events
 	Logger     *slog.Logger

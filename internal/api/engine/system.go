@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/system"
 )
 
@@ -18,6 +19,7 @@ func (s systemRoutes) routes() []route {
 		{http.MethodGet, "/info", s.info},
 		{http.MethodGet, "/events", s.events},
 		{http.MethodPost, "/build/prune", s.pruneBuild},
+		{http.MethodPost, "/auth", s.login},
 	}
 }
 
@@ -41,6 +43,19 @@ func (s systemRoutes) ping(w *response, r *request) error {
 	h.Set("Content-Length", "2")
 	_, err := w.Write([]byte("OK"))
 	return err
+}
+
+// login checks credentials with their registry.
+func (s systemRoutes) login(w *response, r *request) error {
+	var auth registry.AuthConfig
+	if err := readJSON(w, r, &auth); err != nil {
+		return err
+	}
+	token, err := s.cfg.Registries.Login(r.Context(), auth)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, registry.AuthResponse{Status: "Login Succeeded", IdentityToken: token})
 }
 
 func (s systemRoutes) versions(w *response, r *request) error {

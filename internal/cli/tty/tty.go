@@ -53,6 +53,13 @@ var ErrDetached = errors.New("read escape sequence")
 // DefaultDetachKeys are Ctrl-P, Ctrl-Q.
 var DefaultDetachKeys = []byte{16, 17}
 
+// ReadPassword reads a line from a terminal that does not show it. It blocks
+// until the line has ended.
+func ReadPassword(f *os.File) (string, error) {
+	b, err := term.ReadPassword(int(f.Fd()))
+	return string(b), err
+}
+
 // ParseKeys reads a list of keys joined by commas: single characters and
 // ctrl-X, where X is a letter or one of @ [ \ ] ^ _.
 func ParseKeys(s string) ([]byte, error) {

@@ -1,0 +1,113 @@
+package credentials
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestFile(t *testing.T) {
+	dir := t.TempDir()
+	real := filepath.Join(dir, "real.json")
+	if err := os.WriteFile(real, []byte(`{"psFormat":"x","auths":{"other":{"auth":"b3RoZXI6cHc=","email":"e"}},"unknown":[1]}`), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s := Store{filepath.Join(dir, "conf")}
+	if err := os.Mkdir(s.Dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(real, s.File()); err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range []Login{{Username: "ann", Password: "se:cret"}, {Username: "ann", IdentityToken: "tok"}} {
+		if plain, err := s.Put("r.example:5000", l); err != nil || !plain {
+			t.Errorf("put: %v, %v", plain, err)
+		}
+		if got, err := s.Get("r.example:5000"); err != nil || got != l {
+			t.Errorf("got %+v, %v, want %+v", got, err, l)
+		}
+	}
+	if got, err := s.Get("other"); err != nil || got != (Login{Username: "other", Password: "pw"}) {
+		t.Errorf("other: %+v, %v", got, err)
+	}
+	if found, err := s.Erase("r.example:5000"); err != nil || !found {
+		t.Errorf("erased: %v, %v", found, err)
+	}
+	if found, err := s.Erase("r.example:5000"); err != nil || found {
+		t.Errorf("erased twice: %v, %v", found, err)
+	}
+	b, err := os.ReadFile(real) // through the link
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all map[string]any
+	if err := json.Unmarshal(b, &all); err != nil || all["psFormat"] != "x" || all["unknown"] == nil || !strings.Contains(string(b), `"email": "e"`) {
+		t.Errorf("left: %s, %v", b, err)
+	}
+	if info, err := os.Stat(real); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode: %v, %v", info.Mode(), err)
+	}
+	if names, _ := filepath.Glob(filepath.Join(dir, ".config*")); len(names) > 0 {
+		t.Errorf("left behind: %s", names)
+	}
+}
+
+func TestHelper(t *testing.T) {
+	dir := t.TempDir()
+	program := `#!/bin/sh
+case $1 in
+store) cat > "$HELD" ;;
+get) read -r server; if [ -s "$HELD" ]; then cat "$HELD"; else echo "credentials not found in native keychain"; exit 1; fi ;;
+erase) read -r server; rm "$HELD" ;;
+esac
+`
+	if err := os.WriteFile(filepath.Join(dir, "docker-credential-fake"), []byte(program), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	t.Setenv("HELD", filepath.Join(dir, "held"))
+	s := Store{dir}
+	if err := os.WriteFile(s.File(), []byte(`{"credsStore":"missing","credHelpers":{"r.example":"fake"}}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if l, err := s.Get("r.example"); err != nil || l != (Login{}) {
+		t.Errorf("nothing yet: %+v, %v", l, err)
+	}
+	for _, l := range []Login{{Username: "ann", Password: "secret"}, {IdentityToken: "tok"}} {
+		if plain, err := s.Put("r.example", l); err != nil || plain {
+			t.Errorf("put: %v, %v", plain, err)
+		}
+		if got, err := s.Get("r.example"); err != nil || got != l {
+			t.Errorf("got %+v, %v, want %+v", got, err, l)
+		}
+	}
+	b, _ := os.ReadFile(s.File())
+	if strings.Contains(string(b), "tok") || strings.Contains(string(b), base64.StdEncoding.EncodeToString([]byte("ann:secret"))) {
+		t.Errorf("the file has it too: %s", b)
+	}
+	if found, err := s.Erase("r.example"); err != nil || !found {
+		t.Errorf("erased: %v, %v", found, err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "held")); !os.IsNotExist(err) {
+		t.Error("the helper has it still")
+	}
+	if _, err := s.Get("elsewhere"); err == nil || !strings.Contains(err.Error(), "credential helper missing") {
+		t.Errorf("a helper that is not there: %v", err)
+	}
+}
+
+// Whatever stands in a configuration file, nothing panics.
+func FuzzDecode(f *testing.F) {
+	f.Add([]byte(`{"auth":"YTpi"}`))
+	f.Add([]byte(`{"auth":"YTpi","identitytoken":"t"}`))
+	f.Add([]byte(`{"auth":"="}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		l, err := decode(b)
+		if err == nil && l.Username == "" && l.Password != "" {
+			t.Errorf("%q: a password of nobody: %+v", b, l)
+		}
+	})
+}

@@ -1,0 +1,316 @@
+// Package registry talks to image registries.
+package registry
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/v2/core/remotes/docker/auth"
+	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/registry"
+)
+
+const (
+	// Hub is the address by which Docker Hub is logged in to.
+	Hub = "https://index.docker.io/v1/"
+
+	hubHost  = "registry-1.docker.io"
+	timeout  = 15 * time.Second // for one answer
+	clientID = "docker"
+)
+
+// Config says how registries are reached.
+type Config struct {
+	// Insecure are the registries, as host, host:port or range of addresses,
+	// whose certificates are not checked and that may answer without TLS. Those
+	// at 127.0.0.0/8, ::1 and localhost are always among them.
+	Insecure []string
+	// CertDirs hold for each registry a folder HOST[:PORT] with *.crt, CAs to
+	// trust, and *.cert with *.key, certificates of our own.
+	CertDirs  []string
+	UserAgent string
+}
+
+// Client talks to registries. Safe for concurrent use.
+type Client struct {
+	cfg      Config
+	insecure map[string]bool
+	ranges   []netip.Prefix
+}
+
+// New makes a Client. Kind: InvalidArgument for an entry of c.Insecure.
+func New(c Config) (*Client, error) {
+	cl := &Client{cfg: c, insecure: map[string]bool{"localhost": true}, ranges: []netip.Prefix{
+		netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"),
+	}}
+	for _, entry := range c.Insecure {
+		if p, err := netip.ParsePrefix(entry); err == nil {
+			cl.ranges = append(cl.ranges, p.Masked())
+			continue
+		}
+		if entry == "" || strings.ContainsAny(entry, "/ ") {
+			return nil, fmt.Errorf("insecure registry %s is not valid: give host, host:port or a range of addresses: %w", entry, errdefs.ErrInvalidArgument)
+		}
+		cl.insecure[strings.ToLower(entry)] = true
+	}
+	return cl, nil
+}
+
+// host is the registry that an address means.
+func host(address string) string {
+	if address == "" || address == Hub {
+		return hubHost
+	}
+	if _, rest, ok := strings.Cut(address, "://"); ok {
+		address = rest
+	}
+	name, _, _ := strings.Cut(address, "/")
+	switch name {
+	case "docker.io", "index.docker.io":
+		return hubHost
+	}
+	return name
+}
+
+// mayBeInsecure tells whether a registry need not prove who it is.
+func (c *Client) mayBeInsecure(host string) bool {
+	host = strings.ToLower(host)
+	name := host
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		name = h
+	}
+	if c.insecure[host] || c.insecure[name] {
+		return true
+	}
+	addr, err := netip.ParseAddr(strings.Trim(name, "[]"))
+	if err != nil {
+		return false
+	}
+	for _, r := range c.ranges {
+		if r.Contains(addr.Unmap()) {
+			return true
+		}
+	}
+	return false
+}
+
+// Login checks credentials with the registry they are for. It blocks for the
+// registry's answers, some seconds at most for each. token, when the registry
+// gives one, serves instead of the password from then on. Kinds: Unauthorized,
+// InvalidArgument.
+func (c *Client) Login(ctx context.Context, a registry.AuthConfig) (token string, err error) {
+	h := host(a.ServerAddress)
+	if u, err := url.Parse("https://" + h + "/v2/"); err != nil || u.Host != h || h == "" {
+		return "", fmt.Errorf("registry %q: not a host: %w", a.ServerAddress, errdefs.ErrInvalidArgument)
+	}
+	insecure := c.mayBeInsecure(h)
+	conf, err := c.tlsConfig(h, insecure)
+	if err != nil {
+		return "", fmt.Errorf("registry %s: %w", h, err)
+	}
+	tr := &http.Transport{
+		Proxy: http.ProxyFromEnvironment, TLSClientConfig: conf, TLSHandshakeTimeout: timeout, ResponseHeaderTimeout: timeout,
+		DialContext: (&net.Dialer{Timeout: timeout}).DialContext, ForceAttemptHTTP2: true,
+	}
+	defer tr.CloseIdleConnections()
+	l := login{
+		http: &http.Client{Transport: tr, Timeout: 2 * timeout}, header: http.Header{"User-Agent": {c.cfg.UserAgent}}, auth: a, host: h, plain: insecure,
+	}
+	l.http.CheckRedirect = l.keepTLS
+	token, err = l.try(ctx, "https://"+h+"/v2/")
+	var unreachable *url.Error
+	if insecure && errors.As(err, &unreachable) && ctx.Err() == nil {
+		// It may answer without TLS.
+		if token, plainErr := l.try(ctx, "http://"+h+"/v2/"); !errors.As(plainErr, &unreachable) {
+			return token, plainErr
+		}
+	}
+	return token, err
+}
+
+// tlsConfig trusts what the machine trusts, and what lies in the registry's folders.
+func (c *Client) tlsConfig(host string, insecure bool) (*tls.Config, error) {
+	conf := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: insecure}
+	for _, dir := range c.cfg.CertDirs {
+		files, err := os.ReadDir(filepath.Join(dir, host))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range files {
+			path := filepath.Join(dir, host, f.Name())
+			switch filepath.Ext(f.Name()) {
+			case ".crt":
+				if err := trust(conf, path); err != nil {
+					return nil, err
+				}
+			case ".cert":
+				pair, err := tls.LoadX509KeyPair(path, strings.TrimSuffix(path, ".cert")+".key")
+				if err != nil {
+					return nil, err
+				}
+				conf.Certificates = append(conf.Certificates, pair)
+			}
+		}
+	}
+	return conf, nil
+}
+
+func trust(conf *tls.Config, path string) error {
+	if conf.RootCAs == nil {
+		pool, err := x509.SystemCertPool()
+		if err != nil {
+			pool = x509.NewCertPool()
+		}
+		conf.RootCAs = pool
+	}
+	pem, err := os.ReadFile(path)
+	if err == nil && !conf.RootCAs.AppendCertsFromPEM(pem) {
+		err = fmt.Errorf("%s: there is no certificate in it", path)
+	}
+	return err
+}
+
+// login is one attempt to log in.
+type login struct {
+	http   *http.Client
+	header http.Header
+	auth   registry.AuthConfig
+	host   string
+	plain  bool // passwords may go without TLS
+}
+
+// try asks the registry what it wants, gives it that, and asks again.
+func (l *login) try(ctx context.Context, endpoint string) (token string, err error) {
+	res, err := l.get(ctx, endpoint, "")
+	if err != nil {
+		return "", err
+	}
+	if res.StatusCode != http.StatusUnauthorized {
+		return "", outcome(endpoint, res)
+	}
+	header := ""
+	for _, c := range auth.ParseAuthHeader(res.Header) {
+		switch {
+		case c.Scheme == auth.BearerAuth && l.auth.RegistryToken != "":
+			header = "Bearer " + l.auth.RegistryToken
+		case c.Scheme == auth.BearerAuth:
+			access, refresh, err := l.fetch(ctx, c)
+			if err != nil {
+				return "", fmt.Errorf("Get %q: %w", endpoint, err) //nolint:staticcheck // as Docker says it
+			}
+			header, token = "Bearer "+access, refresh
+		case c.Scheme == auth.BasicAuth && l.auth.Username != "":
+			req := http.Request{Header: http.Header{}}
+			req.SetBasicAuth(l.auth.Username, l.auth.Password)
+			header = req.Header.Get("Authorization")
+		default:
+			continue
+		}
+		break
+	}
+	if header == "" {
+		return "", unauthorized("Get %q: unauthorized: no basic auth credentials", endpoint)
+	}
+	if res, err = l.get(ctx, endpoint, header); err != nil {
+		return "", err
+	}
+	return token, outcome(endpoint, res)
+}
+
+// outcome tells what an answer means for the login.
+func outcome(endpoint string, res *http.Response) error {
+	switch res.StatusCode {
+	case http.StatusOK:
+		return nil
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return unauthorized("login attempt to %s failed with status: %s", endpoint, res.Status)
+	}
+	return fmt.Errorf("login attempt to %s failed with status: %s", endpoint, res.Status)
+}
+
+func unauthorized(format string, args ...any) error {
+	return errdefs.ErrUnauthenticated.WithMessage(fmt.Sprintf(format, args...))
+}
+
+// get asks the registry; the answer's body is read and closed.
+func (l *login) get(ctx context.Context, endpoint, authorization string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, endpoint, nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header = l.header.Clone()
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
+	}
+	res, err := l.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer res.Body.Close()
+	_, _ = io.Copy(io.Discard, io.LimitReader(res.Body, 64<<10)) // for the connection's sake
+	return res, nil
+}
+
+// fetch gets a token from whom the registry trusts.
+func (l *login) fetch(ctx context.Context, c auth.Challenge) (access, refresh string, err error) {
+	to, err := auth.GenerateTokenOptions(ctx, l.host, l.auth.Username, l.auth.Password, c)
+	if err != nil {
+		return "", "", err
+	}
+	if u, err := url.Parse(to.Realm); err != nil || u.Scheme != "https" && !(l.plain && u.Scheme == "http") {
+		return "", "", fmt.Errorf("the registry asks to send the password to %s, which has no TLS: %w", to.Realm, errdefs.ErrInvalidArgument)
+	}
+	if l.auth.IdentityToken != "" {
+		to.Username, to.Secret = "", l.auth.IdentityToken
+		r, err := auth.FetchTokenWithOAuth(ctx, l.http, l.header, clientID, to)
+		if err != nil {
+			return "", "", denied(err)
+		}
+		return r.AccessToken, l.auth.IdentityToken, nil
+	}
+	to.FetchRefreshToken = true
+	r, err := auth.FetchToken(ctx, l.http, l.header, to)
+	if err != nil {
+		return "", "", denied(err)
+	}
+	if r.Token == "" {
+		r.Token = r.AccessToken
+	}
+	return r.Token, r.RefreshToken, nil
+}
+
+// denied words the refusal of who gives tokens.
+func denied(err error) error {
+	var status remoteerrors.ErrUnexpectedStatus
+	if errors.As(err, &status) && (status.StatusCode == http.StatusUnauthorized || status.StatusCode == http.StatusForbidden) {
+		return unauthorized("unauthorized: incorrect username or password")
+	}
+	return err
+}
+
+// keepTLS does not follow a redirection to where a password would go in the clear.
+func (l *login) keepTLS(req *http.Request, via []*http.Request) error {
+	if len(via) >= 10 {
+		return errors.New("stopped after 10 redirects")
+	}
+	if req.URL.Scheme != "https" && !l.plain {
+		return fmt.Errorf("redirected to %s, which has no TLS: %w", req.URL.Host, errdefs.ErrInvalidArgument)
+	}
+	return nil
+}
