@@ -160,11 +160,11 @@ func (m creator) complete(rec *Record, img image.Image) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := m.hostDefaults(rec); err != nil {
-		return nil, err
-	}
 	if h.UTSMode.IsHost() && c.Hostname != "" {
 		return nil, kindf(errInvalid, "conflicting options: hostname and the UTS mode")
+	}
+	if err := m.hostDefaults(rec); err != nil {
+		return nil, err
 	}
 	if h.NetworkMode.IsHost() || h.UTSMode.IsHost() {
 		if c.Hostname == "" {
@@ -228,6 +228,8 @@ func (m creator) checkNetwork(rec *Record) error {
 	h, c := rec.HostConfig, rec.Config
 	mode := h.NetworkMode
 	switch {
+	case mode.IsContainer() && mode.ConnectedContainer() == "":
+		return kindf(errInvalid, "invalid network mode: invalid container format container:<name|id>")
 	case mode.IsContainer():
 		other, err := m.store.find(mode.ConnectedContainer())
 		if err != nil {
@@ -251,11 +253,8 @@ func (m creator) checkNetwork(rec *Record) error {
 			}
 		}
 	}
-	for _, l := range h.Links {
-		ref, _ := cutLink(l)
-		if _, err := m.store.find(ref); err != nil {
-			return kindf(errInvalid, "could not get container for %s: %s", ref, err)
-		}
+	if err := m.checkLinks(rec); err != nil {
+		return err
 	}
 	return nil
 }

@@ -57,8 +57,12 @@ func (e *entry) view() View {
 		h := *v.State.Health
 		v.State.Health = &h
 	}
-	for id := range e.execs {
-		v.ExecIDs = append(v.ExecIDs, id)
+	for id, x := range e.execs {
+		select {
+		case <-x.done: // no longer part of the container
+		default:
+			v.ExecIDs = append(v.ExecIDs, id)
+		}
 	}
 	return v
 }

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"escale.dev/escale/internal/runtime"
 	"escale.dev/escale/internal/runtime/oci"
@@ -26,6 +27,7 @@ type exec struct {
 	running bool
 	pid     int
 	code    *int
+	up      chan struct{} // closed when it runs or has ended
 	done    chan struct{} // closed when it has ended
 }
 
@@ -54,7 +56,7 @@ func (m *Manager) ExecCreate(_ context.Context, ref string, c ExecConfig) (strin
 	if err := canExec(e); err != nil {
 		return "", err
 	}
-	x := &exec{id: string(newID()), e: e, conf: c, done: make(chan struct{})}
+	x := &exec{id: string(newID()), e: e, conf: c, up: make(chan struct{}), done: make(chan struct{})}
 	m.execs.add(x)
 	m.publish(e, apievents.Action("exec_create: "+strings.Join(c.Cmd, " ")), map[string]string{"execID": x.id})
 	return x.id, nil
@@ -148,7 +150,7 @@ func (m *Manager) ExecStart(ctx context.Context, id string, size [2]uint16, open
 		x.mu.Unlock()
 		select {
 		case <-x.done:
-			return kindf(errConflict, "exec command has already run")
+			return kindf(errConflict, "exec command %s has already run", id)
 		default:
 			return kindf(errConflict, "Error: Exec command %s is already running", id)
 		}
@@ -230,6 +232,9 @@ func (m *execs) run(ctx context.Context, x *exec, size [2]uint16) error {
 	}
 	x.mu.Lock()
 	x.running, x.pid = true, pid
+	if x.code == nil {
+		close(x.up)
+	}
 	x.mu.Unlock()
 	m.background(func(bg context.Context) {
 		exit, err := task.Wait(bg, x.id)
@@ -280,6 +285,9 @@ func (x *exec) end(code int) {
 	if x.code != nil {
 		return
 	}
+	if x.pid == 0 {
+		close(x.up)
+	}
 	x.code, x.running = &code, false
 	close(x.done)
 }
@@ -299,15 +307,45 @@ func (x *exec) isRunning() bool {
 	return x.running
 }
 
+// execBegin is how long a resize waits for an exec that is being started:
+// clients send it at once after the start, on another connection.
+const execBegin = 10 * time.Second
+
+// await waits until an exec that is being started runs, or has ended.
+func (x *exec) await(ctx context.Context) error {
+	x.mu.Lock()
+	started := x.started
+	x.mu.Unlock()
+	if !started {
+		return nil
+	}
+	timer := time.NewTimer(execBegin)
+	defer timer.Stop()
+	select {
+	case <-x.up:
+		return nil
+	case <-timer.C:
+		return errors.New("timeout waiting for exec session ready")
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // ExecResize sets the size of an exec's terminal.
 func (m *Manager) ExecResize(ctx context.Context, id string, rows, cols uint16) error {
 	x, err := m.execs.find(id)
 	if err != nil {
 		return err
 	}
+	if err := x.await(ctx); err != nil {
+		return err
+	}
 	task := x.e.live()
 	if task == nil || !x.isRunning() {
 		return kindf(errConflict, "exec %s is not running", id)
+	}
+	if !x.conf.Tty {
+		return nil // there is nothing to resize, and Docker's clients ask for it
 	}
 	if err := task.Resize(ctx, id, rows, cols); gone(err) {
 		return kindf(errConflict, "exec %s is not running", id)
@@ -325,8 +363,12 @@ func (m *Manager) ExecGet(id string) (Exec, error) {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	var keys []byte
+	if x.conf.DetachKeys != "" {
+		keys, _ = detachSequence(x.conf.DetachKeys) // checked at create
+	}
 	return Exec{
 		ID: id, Container: x.e.id, Config: x.conf, Running: x.running, ExitCode: x.code, Pid: x.pid,
-		DetachKeys: x.conf.DetachKeys, Entrypoint: x.conf.Cmd[0], Arguments: x.conf.Cmd[1:], ConsoleSize: x.conf.ConsoleSize,
+		DetachKeys: string(keys), Entrypoint: x.conf.Cmd[0], Arguments: x.conf.Cmd[1:], ConsoleSize: x.conf.ConsoleSize,
 	}, nil
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 )
@@ -37,8 +38,8 @@ func (s *start) writeHostFiles() (hostFiles, error) {
 	if err != nil {
 		return f, err
 	}
-	for path, text := range map[string]string{f.hostname: c.Hostname + "\n", f.hosts: s.hosts(name), f.resolv: resolv} {
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+	for file, text := range map[string]string{f.hostname: c.Hostname + "\n", f.hosts: s.hosts(name), f.resolv: resolv} {
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			return f, err
 		}
 	}
@@ -95,12 +96,13 @@ func (s *start) hosts(name string) string {
 }
 
 // cutLink splits "container:alias"; without an alias the container's name is it.
+// What an inspection shows, "/container:/user/alias", is read too.
 func cutLink(l string) (ref, alias string) {
 	ref, alias, ok := strings.Cut(l, ":")
 	if !ok {
 		alias = ref
 	}
-	return strings.TrimPrefix(ref, "/"), alias
+	return strings.TrimPrefix(ref, "/"), path.Base(alias)
 }
 
 // cutHost splits "name:address"; the address may hold colons or stand in brackets.

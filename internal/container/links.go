@@ -21,14 +21,14 @@ func (m *core) linkEnv(rec *Record, strict bool) ([]string, error) {
 	for _, l := range rec.HostConfig.Links {
 		ref, alias := cutLink(l)
 		other, err := m.store.find(ref)
+		name := "/" + rec.Name + "/" + alias
 		if err != nil {
 			if strict {
-				return nil, err
+				return nil, fmt.Errorf("Cannot link to a non running container: /%s AS %s", ref, name) //nolint:staticcheck // Docker's words.
 			}
 			continue
 		}
 		v := other.view()
-		name := "/" + rec.Name + "/" + alias
 		ip := bridgeIP(&v.Record)
 		switch {
 		case ip != "" && v.State.Running():

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"escale.dev/escale/internal/stats"
 	"escale.dev/escale/internal/sys/pin"
 	"escale.dev/escale/internal/volume"
+	"github.com/containerd/errdefs"
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	apievents "github.com/moby/moby/api/types/events"
@@ -257,7 +259,9 @@ func (m *Manager) Rename(ctx context.Context, ref, name string) error {
 	if err != nil {
 		return err
 	}
-	if name, err = validName(name); err != nil {
+	if name, err = validName(name); errdefs.IsInvalidArgument(err) && !strings.HasPrefix(err.Error(), "Neither") {
+		return kindf(errInvalid, "Error when allocating new name: %s", err)
+	} else if err != nil {
 		return err
 	}
 	if err := e.op.lock(ctx); err != nil {
@@ -272,7 +276,7 @@ func (m *Manager) Rename(ctx context.Context, ref, name string) error {
 		return kindf(errInvalid, "Renaming a container with the same name as its current name")
 	}
 	if err := m.store.reserve(name, e.id); err != nil {
-		return err
+		return kindf(errConflict, "Error when allocating new name: %s", err)
 	}
 	e.mu.Lock()
 	e.rec.Name = name

@@ -61,7 +61,7 @@ func mergeImage(c *container.Config, img *dockerspec.DockerOCIImage) {
 	mergeHealth(c, from.Healthcheck)
 }
 
-// mergeEnv puts the image's variables first and leaves out those the client sets.
+// mergeEnv adds the image's variables that the client does not set to its own.
 func mergeEnv(img, own []string) []string {
 	set := make(map[string]bool, len(own))
 	for _, kv := range own {
@@ -70,13 +70,13 @@ func mergeEnv(img, own []string) []string {
 	if len(img)+len(own) == 0 {
 		return nil // as Docker shows it
 	}
-	out := make([]string, 0, len(img)+len(own))
+	out := append(make([]string, 0, len(img)+len(own)), own...)
 	for _, kv := range img {
 		if !set[envName(kv)] {
 			out = append(out, kv)
 		}
 	}
-	return append(out, own...)
+	return out
 }
 
 func envName(kv string) string {

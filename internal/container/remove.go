@@ -35,6 +35,8 @@ func (m *Manager) Remove(ctx context.Context, ref string, o Remove) error {
 	switch {
 	case removed:
 		return errNoSuch(ref)
+	case st.Status == Paused && !o.Force:
+		return kindf(errConflict, "cannot remove container %q: container is paused and must be unpaused first", ref)
 	case st.Running() && !o.Force:
 		return kindf(errConflict, "cannot remove container %q: container is %s: stop the container before removing or force remove", ref, st.Status)
 	case st.Status == Restarting && !o.Force:

@@ -213,8 +213,14 @@ func parseSignal(name string) (syscall.Signal, error) {
 	if err != nil {
 		return 0, kindf(errInvalid, "%s", err)
 	}
+	if sig < 0 || sig > maxSignal {
+		return 0, kindf(errInvalid, "the linux daemon does not support signal %d", sig)
+	}
 	return sig, nil
 }
+
+// maxSignal is the last signal that the kernel has.
+const maxSignal = 64
 
 // Kill sends a signal to a container's process; "" is KILL. KILL waits for the end.
 func (m *Manager) Kill(ctx context.Context, ref, name string) error {
@@ -241,7 +247,7 @@ func (m *Manager) Kill(ctx context.Context, ref, name string) error {
 	}
 	e.mu.Unlock()
 	if !st.Running() || r == nil || r.task == nil {
-		return kindf(errConflict, "cannot kill container: %s: container %s is not running", ref, e.id)
+		return kindf(errConflict, "container %s is not running", e.id)
 	}
 	ctx = context.WithoutCancel(ctx)
 	if sig == syscall.SIGKILL {
@@ -335,6 +341,9 @@ func (m *Manager) Resize(ctx context.Context, ref string, rows, cols uint16) err
 	task := e.live()
 	if task == nil {
 		return kindf(errConflict, "container %s is not running", e.id)
+	}
+	if !e.view().Config.Tty {
+		return nil // there is nothing to resize, and Docker's clients ask for it
 	}
 	if err := task.Resize(ctx, "", rows, cols); err != nil {
 		return notRunning(e.id, err)

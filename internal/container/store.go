@@ -176,9 +176,18 @@ func names(dir string) []string {
 
 // find looks a container up by full id, name, or unique prefix of an id.
 func (s *store) find(ref string) (*entry, error) {
+	e, err := s.findPlain(ref)
+	if err != nil && strings.Contains(strings.TrimPrefix(ref, "/"), "/") {
+		return s.byLink(ref)
+	}
+	return e, err
+}
+
+// findPlain is find without links.
+func (s *store) findPlain(ref string) (*entry, error) {
 	name := strings.TrimPrefix(ref, "/")
 	if name == "" {
-		return nil, errNoSuch(ref)
+		return nil, kindf(errInvalid, "invalid name or ID supplied: %q", ref)
 	}
 	s.mu.RLock()
 	defer s.mu.RUnlock()

@@ -15,11 +15,11 @@ type archiveRoutes struct{ *Server }
 
 func (a archiveRoutes) routes() []route {
 	return []route{
-		{http.MethodHead, "/containers/{name}/archive", a.stat},
-		{http.MethodGet, "/containers/{name}/archive", a.read},
-		{http.MethodPut, "/containers/{name}/archive", a.write},
-		{http.MethodGet, "/containers/{name}/changes", a.changes},
-		{http.MethodGet, "/containers/{name}/export", a.export},
+		{http.MethodHead, "/containers/{name...}/archive", a.stat},
+		{http.MethodGet, "/containers/{name...}/archive", a.read},
+		{http.MethodPut, "/containers/{name...}/archive", a.write},
+		{http.MethodGet, "/containers/{name...}/changes", a.changes},
+		{http.MethodGet, "/containers/{name...}/export", a.export},
 		{http.MethodPost, "/commit", a.commit},
 	}
 }

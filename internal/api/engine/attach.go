@@ -32,10 +32,10 @@ type execRoutes struct{ *Server }
 
 func (e execRoutes) routes() []route {
 	return []route{
-		{http.MethodPost, "/containers/{name}/exec", e.create},
-		{http.MethodPost, "/exec/{id}/start", e.start},
-		{http.MethodPost, "/exec/{id}/resize", e.resize},
-		{http.MethodGet, "/exec/{id}/json", e.inspect},
+		{http.MethodPost, "/containers/{name...}/exec", e.create},
+		{http.MethodPost, "/exec/{id...}/start", e.start},
+		{http.MethodPost, "/exec/{id...}/resize", e.resize},
+		{http.MethodGet, "/exec/{id...}/json", e.inspect},
 	}
 }
 
@@ -45,7 +45,7 @@ func (e execRoutes) create(w *response, r *request) error {
 		return err
 	}
 	if len(body.Cmd) == 0 {
-		return invalidf("no exec command specified")
+		return invalidf("No exec command specified")
 	}
 	conf := container.ExecConfig{
 		Cmd: body.Cmd, Env: body.Env, WorkingDir: body.WorkingDir, User: body.User, Tty: body.Tty,
@@ -84,10 +84,8 @@ func consoleSize(size *[2]uint) (out [2]uint16, err error) {
 
 func (e execRoutes) start(w *response, r *request) error {
 	var body apicontainer.ExecStartRequest
-	if r.ContentLength != 0 {
-		if err := readJSON(w, r, &body); err != nil {
-			return err
-		}
+	if err := readJSON(w, r, &body); err != nil {
+		return err
 	}
 	have, err := e.cfg.Containers.ExecGet(r.name)
 	if err != nil {
@@ -114,7 +112,14 @@ func (e execRoutes) start(w *response, r *request) error {
 		stdin: have.Config.AttachStdin,
 		tell:  true,
 		run: func(ctx context.Context, open func(bool) (io.ReadWriteCloser, error)) error {
-			return e.cfg.Containers.ExecStart(ctx, r.name, size, open)
+			// What is asked now, not what the exec has, is the form of the stream.
+			return e.cfg.Containers.ExecStart(ctx, r.name, size, func(terminal bool) (io.ReadWriteCloser, error) {
+				st, err := open(body.Tty)
+				if err != nil {
+					return nil, err
+				}
+				return asAsked(st, body.Tty, terminal), nil
+			})
 		},
 	})
 }

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 
 	"escale.dev/escale/internal/container"
@@ -17,19 +18,19 @@ func (c containerRoutes) routes() []route {
 		{http.MethodGet, "/containers/json", c.list},
 		{http.MethodPost, "/containers/create", c.create},
 		{http.MethodPost, "/containers/prune", c.prune},
-		{http.MethodGet, "/containers/{name}/json", c.inspect},
-		{http.MethodGet, "/containers/{name}/logs", c.logs},
-		{http.MethodPost, "/containers/{name}/attach", c.attach},
-		{http.MethodPost, "/containers/{name}/start", c.start},
-		{http.MethodPost, "/containers/{name}/stop", c.stop},
-		{http.MethodPost, "/containers/{name}/restart", c.restart},
-		{http.MethodPost, "/containers/{name}/kill", c.kill},
-		{http.MethodPost, "/containers/{name}/pause", c.pause},
-		{http.MethodPost, "/containers/{name}/unpause", c.unpause},
-		{http.MethodPost, "/containers/{name}/wait", c.wait},
-		{http.MethodPost, "/containers/{name}/rename", c.rename},
-		{http.MethodPost, "/containers/{name}/resize", c.resize},
-		{http.MethodDelete, "/containers/{name}", c.remove},
+		{http.MethodGet, "/containers/{name...}/json", c.inspect},
+		{http.MethodGet, "/containers/{name...}/logs", c.logs},
+		{http.MethodPost, "/containers/{name...}/attach", c.attach},
+		{http.MethodPost, "/containers/{name...}/start", c.start},
+		{http.MethodPost, "/containers/{name...}/stop", c.stop},
+		{http.MethodPost, "/containers/{name...}/restart", c.restart},
+		{http.MethodPost, "/containers/{name...}/kill", c.kill},
+		{http.MethodPost, "/containers/{name...}/pause", c.pause},
+		{http.MethodPost, "/containers/{name...}/unpause", c.unpause},
+		{http.MethodPost, "/containers/{name...}/wait", c.wait},
+		{http.MethodPost, "/containers/{name...}/rename", c.rename},
+		{http.MethodPost, "/containers/{name...}/resize", c.resize},
+		{http.MethodDelete, "/containers/{name...}", c.remove},
 	}
 }
 
@@ -84,7 +85,10 @@ func (c containerRoutes) restart(w *response, r *request) error {
 }
 
 func (c containerRoutes) kill(w *response, r *request) error {
-	return done(w, c.cfg.Containers.Kill(detached(r), r.name, r.query.get("signal")))
+	if err := c.cfg.Containers.Kill(detached(r), r.name, r.query.get("signal")); err != nil {
+		return fmt.Errorf("cannot kill container: %s: %w", r.name, err)
+	}
+	return done(w, nil)
 }
 
 func (c containerRoutes) pause(w *response, r *request) error {

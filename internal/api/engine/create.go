@@ -1,7 +1,9 @@
 package engine
 
 import (
+	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"slices"
@@ -20,6 +22,36 @@ type createBody struct {
 	HostConfig       *hostConfigBody
 	NetworkingConfig *network.NetworkingConfig
 	MacAddress       string
+
+	// These may be a single string.
+	Cmd, Entrypoint, Shell words
+}
+
+// words is a list of strings for which a string may stand.
+type words []string
+
+// UnmarshalJSON keeps null and an empty list apart.
+func (l *words) UnmarshalJSON(b []byte) error {
+	var one string
+	if len(b) > 0 && b[0] == '"' {
+		if err := json.Unmarshal(b, &one); err != nil {
+			return err
+		}
+		*l = words{one}
+		return nil
+	}
+	return json.Unmarshal(b, (*[]string)(l))
+}
+
+// settle moves what may be a single string to where it belongs.
+func (b *createBody) settle() {
+	if b.Config == nil {
+		if b.Cmd == nil && b.Entrypoint == nil && b.Shell == nil {
+			return
+		}
+		b.Config = &apicontainer.Config{}
+	}
+	b.Config.Cmd, b.Config.Entrypoint, b.Config.Shell = b.Cmd, b.Entrypoint, b.Shell
 }
 
 type hostConfigBody struct {
@@ -30,9 +62,13 @@ type hostConfigBody struct {
 
 func (c containerRoutes) create(w *response, r *request) error {
 	var body createBody
+	if r.ContentLength == 0 && checkJSON(r) == nil {
+		return jsonError(io.EOF)
+	}
 	if err := readJSON(w, r, &body); err != nil {
 		return err
 	}
+	body.settle()
 	in, warnings, err := translateCreate(&body, r.version)
 	if err != nil {
 		return err

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"net/http"
 	"slices"
-	"time"
 
 	"escale.dev/escale/internal/container"
 	"escale.dev/escale/internal/image"
@@ -213,7 +212,7 @@ func (d dfRoutes) containers(ctx context.Context, ver version) (*usage[json.RawM
 		return nil, err
 	}
 	u := &usage[json.RawMessage]{Items: []json.RawMessage{}}
-	l := listEncoder{version: ver, now: time.Now(), images: d.imageCache(ctx)}
+	l := d.listEncoder(ctx, ver, views)
 	for i := range views {
 		if gone[i] {
 			continue

@@ -97,7 +97,7 @@ var dockerCommands = []struct {
 	{name: "start", args: "start web", out: "web\n"},
 	{name: "stop", args: "stop -t 3 -s INT web", out: "web\n"},
 	{name: "kill", args: "kill web", set: func(r *rig) {
-		r.con.fail["Kill"] = wrap(errdefs.ErrConflict, "cannot kill container: web: container aaaa is not running")
+		r.con.fail["Kill"] = wrap(errdefs.ErrConflict, "container aaaa is not running")
 	}, code: 1, errs: "Error response from daemon: cannot kill container: web: container aaaa is not running"},
 	{name: "wait", args: "wait web", set: func(r *rig) { r.con.result <- container.WaitResult{ExitCode: 3} }, out: "3\n"},
 	{name: "rm", args: "rm -fv web", out: "web\n"},

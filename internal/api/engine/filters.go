@@ -21,13 +21,9 @@ func parseFilters(raw string, allowed []string) (filters, error) {
 	}
 	var byKey map[string]map[string]bool
 	if err := json.Unmarshal([]byte(raw), &byKey); err == nil {
+		// A value is one also when it is mapped to false.
 		for k, values := range byKey {
-			for v, on := range values {
-				if on {
-					f[k] = append(f[k], v)
-				}
-			}
-			slices.Sort(f[k])
+			f[k] = sortedKeys(nil, values)
 		}
 	} else {
 		var lists map[string][]string

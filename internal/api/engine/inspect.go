@@ -89,7 +89,9 @@ func (c containerRoutes) inspectAnswer(v *container.View, ver version) inspectAn
 	if len(v.ExecIDs) > 0 {
 		in.ExecIDs = v.ExecIDs
 	}
-	if c.cfg.ContainerDir != "" && !v.State.StartedAt.IsZero() { // the first start writes them
+	if !begun(v) {
+		in.LogPath = ""
+	} else if c.cfg.ContainerDir != "" { // the first start writes them
 		dir := filepath.Join(c.cfg.ContainerDir, string(v.ID))
 		in.ResolvConfPath = filepath.Join(dir, "resolv.conf")
 		in.HostnamePath = filepath.Join(dir, "hostname")
@@ -108,8 +110,12 @@ func (c containerRoutes) inspectAnswer(v *container.View, ver version) inspectAn
 		HostConfig:      hostConfigOf(v, ver),
 		NetworkSettings: c.networkSettings(v, ver),
 	}
+	a.HostConfig.Links = c.shownLinks(v)
 	return a
 }
+
+// begun tells whether a start has been tried.
+func begun(v *container.View) bool { return !v.State.StartedAt.IsZero() || v.State.Error != "" }
 
 func stateAnswer(st *container.State) *apicontainer.State {
 	restarting := st.Status == container.Restarting
@@ -212,7 +218,9 @@ var (
 // container's place on the default network at their top.
 func (c containerRoutes) networkSettings(v *container.View, ver version) any {
 	ns := networkSettings{Ports: network.PortMap{}, Networks: map[string]*network.EndpointSettings{}}
+	known := c.remembering()
 	eachNetwork(v, func(name string, asked *network.EndpointSettings, ep *endpoint) {
+		ep = known(v, name, ep)
 		es := endpointSettings(v, asked, ep)
 		if ver.before(45) && ep != nil && apicontainer.NetworkMode(name).IsUserDefined() {
 			es.Aliases = append(es.Aliases[:len(es.Aliases):len(es.Aliases)], v.ID.Short())

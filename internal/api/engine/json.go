@@ -33,10 +33,13 @@ func checkJSON(r *request) error {
 	return nil
 }
 
-// readJSON decodes the body, which must hold one JSON value.
+// readJSON decodes the body, which must hold one JSON value or nothing at all.
 func readJSON(w *response, r *request, into any) error {
 	if err := checkJSON(r); err != nil {
 		return err
+	}
+	if r.ContentLength == 0 {
+		return nil
 	}
 	dec := json.NewDecoder(http.MaxBytesReader(w.ResponseWriter, r.Body, maxBody))
 	if err := dec.Decode(into); err != nil {

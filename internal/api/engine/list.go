@@ -31,7 +31,7 @@ func (c containerRoutes) list(w *response, r *request) error {
 	if err := q.bound(c.cfg.Containers, views); err != nil {
 		return err
 	}
-	l := listEncoder{version: r.version, now: time.Now(), images: c.imageCache(r.Context())}
+	l := c.listEncoder(r.Context(), r.version, views)
 	l.buf = make([]byte, 0, 1024*min(len(views), 256)+16)
 	l.buf = append(l.buf, '[')
 	n := 0
@@ -105,13 +105,13 @@ func (c containerRoutes) listQuery(r *request) (*listQuery, error) {
 	}
 	for _, s := range f["status"] {
 		if err := apicontainer.ValidateContainerState(apicontainer.ContainerState(s)); err != nil {
-			return nil, invalidf("%s", err)
+			return nil, invalidf("invalid filter 'status=%s': %s", s, err)
 		}
 		q.all = true
 	}
 	for _, s := range f["health"] {
 		if err := apicontainer.ValidateHealthStatus(apicontainer.HealthStatus(s)); err != nil {
-			return nil, invalidf("%s", err)
+			return nil, invalidf("invalid filter 'health=%s': %s", s, err)
 		}
 	}
 	for _, s := range f["exited"] {
@@ -188,7 +188,6 @@ func (q *listQuery) match(v *container.View) bool {
 		!f.labels("annotation", v.HostConfig.Annotations),
 		!f.exact("status", shownStatus(st)),
 		!f.exact("health", healthWord(st)),
-		!f.exact("isolation", string(v.HostConfig.Isolation)),
 		q.exits != nil && !(slices.Contains(q.exits, st.ExitCode) && !st.Running() && !st.StartedAt.IsZero()),
 		q.task != nil && *q.task != (v.Config.Labels["com.docker.swarm.task.id"] != ""),
 		q.ancestor != nil && !q.ancestor(v.ImageID),

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"net/netip"
 	"slices"
 	"strconv"
@@ -24,7 +25,13 @@ type listEncoder struct {
 	version version
 	now     time.Time
 	images  func(ref string) image.Image
+	links   map[container.ID][]string // further names, by links
+	known   func(v *container.View, name string, ep *endpoint) *endpoint
 	buf     []byte
+}
+
+func (s *Server) listEncoder(ctx context.Context, ver version, views []container.View) listEncoder {
+	return listEncoder{version: ver, now: time.Now(), images: s.imageCache(ctx), links: linkNames(views), known: s.remembering()}
 }
 
 // container appends one element.
@@ -33,6 +40,9 @@ func (l *listEncoder) container(v *container.View, size containerSize) {
 	b = append(b, v.ID...)
 	b = append(b, `","Names":[`...)
 	b = appendString(b, "/"+v.Name)
+	for _, name := range l.links[v.ID] {
+		b = appendString(append(b, ','), name)
+	}
 	b = append(b, `],"Image":`...)
 	b = appendString(b, l.imageName(v))
 	b = append(b, `,"ImageID":`...)
@@ -103,7 +113,7 @@ func (l *listEncoder) networks(b []byte, v *container.View) []byte {
 		}
 		first = false
 		b = append(appendString(b, name), ':')
-		b = l.network(b, v, asked, ep)
+		b = l.network(b, v, asked, l.known(v, name, ep))
 	})
 	return append(b, '}')
 }

@@ -50,6 +50,27 @@ func eachNetwork(v *container.View, f func(name string, asked *network.EndpointS
 	}
 }
 
+// remembering tells where a container is on a network, or what remains of that
+// once it has ended, the network's id; the ids are looked up once.
+func (s *Server) remembering() func(v *container.View, name string, ep *endpoint) *endpoint {
+	seen := map[string]string{}
+	return func(v *container.View, name string, ep *endpoint) *endpoint {
+		if ep != nil || s.cfg.Networks == nil || !begun(v) {
+			return ep
+		}
+		id, ok := seen[name]
+		if !ok {
+			info, _ := s.cfg.Networks.Inspect(name) // one that is gone has none
+			id = info.ID
+			seen[name] = id
+		}
+		if id == "" {
+			return nil
+		}
+		return &endpoint{Network: name, NetworkID: id}
+	}
+}
+
 // networkName is the name under which a network mode is shown.
 func networkName(mode string) string {
 	if mode == "" || mode == network.NetworkDefault {

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"net/url"
 	"strconv"
 	"strings"
@@ -60,7 +61,7 @@ func (p params) size() (rows, cols uint16, err error) {
 			if key == "w" {
 				word = "width"
 			}
-			return 0, 0, invalidf("invalid resize %s %q: %s", word, p.get(key), err)
+			return 0, 0, invalidf("invalid resize %s %q: %s", word, p.get(key), errors.Unwrap(err))
 		}
 		n[i] = uint16(u)
 	}

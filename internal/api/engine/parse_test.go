@@ -58,7 +58,7 @@ func TestParseFilters(t *testing.T) {
 		``:                                    {},
 		`{}`:                                  {},
 		`{"a":["x","y"]}`:                     {"a": {"x", "y"}},
-		`{"a":{"y":true,"x":true,"z":false}}`: {"a": {"x", "y"}},
+		`{"a":{"y":true,"x":true,"z":false}}`: {"a": {"x", "y", "z"}},
 		`{"a":[]}`:                            {},
 		`null`:                                {},
 	} {
@@ -132,7 +132,7 @@ func TestListFilters(t *testing.T) {
 		`all=1&filters={"ancestor":["debian"]}`:              "web job", // app is built upon debian
 		`all=1&filters={"ancestor":["app:1"]}`:               "web",
 		`all=1&filters={"ancestor":["nope"]}`:                "",
-		`all=1&filters={"isolation":["default"]}`:            "",
+		`all=1&filters={"isolation":["default"]}`:            "web job fresh",
 	} {
 		r := newRig(t)
 		q, err := url.ParseQuery(query)
@@ -159,8 +159,8 @@ func TestListFilterErrors(t *testing.T) {
 	for f, want := range map[string]string{
 		`{"foo":["bar"]}`:     `{"message":"invalid filter 'foo'"}`,
 		`bad`:                 `{"message":"invalid filter"}`,
-		`{"status":["bar"]}`:  `{"message":"invalid value for state (bar): must be one of created, running…`,
-		`{"health":["bar"]}`:  `{"message":"invalid value for health (bar): must be one of none…`,
+		`{"status":["bar"]}`:  `{"message":"invalid filter 'status=bar': invalid value for state (bar): must be one of created, running…`,
+		`{"health":["bar"]}`:  `{"message":"invalid filter 'health=bar': invalid value for health (bar): must be one of none…`,
 		`{"exited":["bar"]}`:  `{"message":"invalid filter 'exited=bar': not a number"}`,
 		`{"is-task":["bar"]}`: `{"message":"invalid filter 'is-task=[bar]'"}`,
 		`{"publish":["bar"]}`: `{"message":"error while looking up for publish bar: invalid start port 'bar'…`,

@@ -3,6 +3,8 @@ package engine
 import (
 	"errors"
 	"net/http"
+	"net/url"
+	"path"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -13,7 +15,7 @@ import (
 type handler func(w *response, r *request) error
 
 // route says which requests a handler answers. A pattern may hold one variable:
-// {name} is one path element, {name...} may hold slashes.
+// {name} is one path element, {name...} may hold slashes, or nothing.
 type route struct {
 	method  string
 	pattern string
@@ -28,11 +30,11 @@ func (rt *route) match(path string) (string, bool) {
 	}
 	end := strings.IndexByte(rt.pattern, '}')
 	prefix, suffix := rt.pattern[:open], rt.pattern[end+1:]
-	if len(path) <= len(prefix)+len(suffix) || !strings.HasPrefix(path, prefix) || !strings.HasSuffix(path, suffix) {
+	if len(path) < len(prefix)+len(suffix) || !strings.HasPrefix(path, prefix) || !strings.HasSuffix(path, suffix) {
 		return "", false
 	}
 	v := path[len(prefix) : len(path)-len(suffix)]
-	if !strings.HasSuffix(rt.pattern[open:end], "...") && strings.IndexByte(v, '/') >= 0 {
+	if !strings.HasSuffix(rt.pattern[open:end], "...") && (v == "" || strings.IndexByte(v, '/') >= 0) {
 		return "", false
 	}
 	return v, true
@@ -132,6 +134,15 @@ func (s *Server) dispatch(w *response, r *request) error {
 	h["Server"] = []string{"Escale/" + s.cfg.Version + " (" + ping.OSType + ")"}
 
 	path := r.URL.Path
+	if clean := cleanPath(path); clean != path && r.Method != http.MethodConnect {
+		w.Header()["Location"] = []string{(&url.URL{Path: clean, RawQuery: r.URL.RawQuery}).String()}
+		w.WriteHeader(http.StatusMovedPermanently)
+		return nil
+	}
+	if r.Method == http.MethodOptions { // whatever the path
+		w.WriteHeader(http.StatusOK)
+		return nil
+	}
 	word, rest, versioned := cutVersion(path)
 	r.version = newest
 	if versioned {
@@ -148,6 +159,11 @@ func (s *Server) dispatch(w *response, r *request) error {
 		}
 		if versioned {
 			v, err := negotiate(word)
+			if err != nil && tooOld(word) {
+				// So old a client shows the body as it is.
+				http.Error(w, err.Error(), statusOf(err))
+				return nil
+			}
 			if err != nil {
 				return err
 			}
@@ -162,6 +178,18 @@ func (s *Server) dispatch(w *response, r *request) error {
 	}
 	writeMessage(w, http.StatusNotFound, "page not found")
 	return nil
+}
+
+// cleanPath is the path without "//", "/./" and "/../"; a slash at its end stays.
+func cleanPath(p string) string {
+	if !strings.HasPrefix(p, "/") {
+		p = "/" + p
+	}
+	clean := path.Clean(p)
+	if strings.HasSuffix(p, "/") && clean != "/" {
+		clean += "/"
+	}
+	return clean
 }
 
 func boolWord(b bool) string {

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"bufio"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -34,7 +35,11 @@ var routeTests = []struct {
 	{"GET", "/v1.99/info", "", nil, 400, `{"message":"client version 1.99 is too new. Maximum supported API version is 1.56"}`, ""},
 	{"GET", "/v1.57/_ping", "", nil, 400, `{"message":"client version 1.57 is too new. Maximum supported API version is 1.56"}`, ""},
 	{"GET", "/v2.0/info", "", nil, 400, `{"message":"client version 2.0 is too new. Maximum…`, ""},
-	{"GET", "/v1.12/info", "", nil, 400, `{"message":"client version 1.12 is too old. Minimum supported API version is 1.24, please upgrade your client to a newer version"}`, ""},
+	{"OPTIONS", "/anything", "", nil, 200, "", ""},
+	{"GET", "/containers/nope/alias/json", "", nil, 404, `{"message":"No such container: nope/alias"}`, ""},
+	{"POST", "/containers/create", `{"Image":"i","Cmd":"true","Entrypoint":["a"]}`, nil, 201, `{"Id":"c0ffee","Warnings":["careful"]}`, "Create"},
+	{"POST", "/containers/web/exec", "", nil, 400, `{"message":"No exec command specified"}`, ""},
+	{"GET", "/v1.12/info", "", nil, 400, "client version 1.12 is too old. Minimum supported API version is 1.24, please upgrade your client to a newer version", ""},
 	{"GET", "/v1.24/_ping", "", nil, 200, "OK", ""},
 	{"GET", "/_ping?a=%zz", "", nil, 400, `{"message":"invalid query…`, ""},
 
@@ -52,8 +57,8 @@ var routeTests = []struct {
 	{"POST", "/containers/web/restart?t=1", "", nil, 204, "", "Restart web  1"},
 	{"POST", "/containers/web/restart?t=y", "", nil, 400, `{"message":"invalid value for t…`, ""},
 	{"POST", "/containers/web/kill?signal=HUP", "", nil, 204, "", "Kill web HUP"},
-	{"POST", "/containers/web/kill", "", map[string]error{"Kill": errBusy}, 409, `{"message":"busy"}`, "Kill web"},
-	{"POST", "/containers/web/kill", "", map[string]error{"Kill": wrap(errdefs.ErrInvalidArgument, "Invalid signal: X")}, 400, `{"message":"Invalid signal: X"}`, "Kill web"},
+	{"POST", "/containers/web/kill", "", map[string]error{"Kill": errBusy}, 409, `{"message":"cannot kill container: web: busy"}`, "Kill web"},
+	{"POST", "/containers/web/kill", "", map[string]error{"Kill": wrap(errdefs.ErrInvalidArgument, "Invalid signal: X")}, 400, `{"message":"cannot kill container: web: Invalid signal: X"}`, "Kill web"},
 	{"POST", "/containers/web/pause", "", nil, 204, "", "Pause web"},
 	{"POST", "/containers/web/unpause", "", map[string]error{"Unpause": errBoom}, 500, `{"message":"boom"}`, "Unpause web"},
 	{"POST", "/containers/web/rename?name=x", "", nil, 204, "", "Rename web x"},
@@ -62,7 +67,7 @@ var routeTests = []struct {
 	{"DELETE", "/containers/web", "", map[string]error{"Remove": errBusy}, 409, `{"message":"busy"}`, "Remove web false false"},
 	{"DELETE", "/containers/web?link=1", "", nil, 400, `{"message":"removing a legacy link…`, ""},
 	{"POST", "/containers/web/resize?h=10&w=20", "", nil, 200, "", "Resize web 10 20"},
-	{"POST", "/containers/web/resize?h=10", "", nil, 400, `{"message":"invalid resize width \"\": strconv…`, ""},
+	{"POST", "/containers/web/resize?h=10", "", nil, 400, `{"message":"invalid resize width \"\": invalid syntax"}`, ""},
 	{"POST", "/containers/web/resize?h=70000&w=1", "", nil, 400, `{"message":"invalid resize height \"70000\"…`, ""},
 	{"GET", "/containers/nope/json", "", nil, 404, `{"message":"No such container: nope"}`, ""},
 	{"GET", "/containers/web/json?size=1", "", map[string]error{"Size": errBoom}, 500, `{"message":"boom"}`, ""},
@@ -74,7 +79,7 @@ var routeTests = []struct {
 	{"POST", "/containers/web/wait?condition=foo", "", nil, 400, `{"message":"invalid condition: \"foo\""}`, ""},
 	{"POST", "/containers/web/wait", "", map[string]error{"Wait": noSuch("container: web")}, 404, `{"message":"No such container: web"}`, "Wait web"},
 
-	{"POST", "/containers/web/exec", `{"Cmd":[]}`, nil, 400, `{"message":"no exec command specified"}`, ""},
+	{"POST", "/containers/web/exec", `{"Cmd":[]}`, nil, 400, `{"message":"No exec command specified"}`, ""},
 	{"POST", "/containers/web/exec", `{"Cmd":["ls"],"Env":["A=b"],"WorkingDir":"/","Tty":true,"ConsoleSize":[3,4]}`, nil, 201, `{"Id":"e1"}`, "ExecCreate web {Cmd:[ls] Env:[A=b] WorkingDir:/ User: Tty:true AttachStdin:false AttachStdout:false AttachStderr:false Privileged:false DetachKeys: ConsoleSize:[3 4]}"},
 	{"POST", "/v1.24/containers/web/exec", `{"Cmd":["ls"],"Env":["A=b"],"WorkingDir":"/","ConsoleSize":[3,4]}`, nil, 201, `{"Id":"e1"}`, "ExecCreate web {Cmd:[ls] Env:[] WorkingDir: User: Tty:false AttachStdin:false AttachStdout:false AttachStderr:false Privileged:false DetachKeys: ConsoleSize:[0 0]}"},
 	{"POST", "/containers/web/exec", `{"Cmd":["ls"],"ConsoleSize":[99999,4]}`, nil, 400, `{"message":"invalid console size…`, ""},
@@ -122,7 +127,11 @@ func TestRoutes(t *testing.T) {
 			if got := r.con.last(); got != tt.call {
 				t.Errorf("call %q, want %q", got, tt.call)
 			}
-			if status >= 400 && h.Get("Content-Type") != "application/json" {
+			media := "application/json"
+			if !strings.HasPrefix(body, "{") {
+				media = "text/plain; charset=utf-8"
+			}
+			if status >= 400 && h.Get("Content-Type") != media {
 				t.Errorf("Content-Type %q", h.Get("Content-Type"))
 			}
 		})
@@ -339,6 +348,31 @@ func TestWait(t *testing.T) {
 		}
 		if !strings.Contains(all, tt.want) {
 			t.Errorf("%s: %q", tt.path, all)
+		}
+	}
+}
+
+// A path that is not clean is answered with where the clean one is; clients
+// that put a container's name with its slash into a path follow that.
+func TestUncleanPath(t *testing.T) {
+	for in, want := range map[string]string{
+		"/v1.41/containers//web/json?size=1": "/v1.41/containers/web/json?size=1",
+		"/containers/%2Fweb/json":            "/containers/web/json",
+		"/containers/../info":                "/info",
+		"//info/":                            "/info/",
+		"/images/a%2Fb/json":                 "",
+		"/containers/web/archive?path=/../x": "",
+	} {
+		r := newRig(t)
+		c := r.dial()
+		fmt.Fprintf(c, "GET %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n", in)
+		res, err := http.ReadResponse(bufio.NewReader(c), nil)
+		if err != nil {
+			t.Fatal(in, err)
+		}
+		res.Body.Close()
+		if got := res.Header.Get("Location"); got != want || (res.StatusCode == http.StatusMovedPermanently) != (want != "") {
+			t.Errorf("%s: %d %q, want %q", in, res.StatusCode, got, want)
 		}
 	}
 }

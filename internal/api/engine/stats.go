@@ -13,8 +13,8 @@ type watchRoutes struct{ *Server }
 
 func (s watchRoutes) routes() []route {
 	return []route{
-		{http.MethodGet, "/containers/{name}/stats", s.stats},
-		{http.MethodGet, "/containers/{name}/top", s.top},
+		{http.MethodGet, "/containers/{name...}/stats", s.stats},
+		{http.MethodGet, "/containers/{name...}/top", s.top},
 	}
 }
 

@@ -288,7 +288,8 @@ func TestExecError(t *testing.T) {
 			return errBoom
 		}
 		c := r.dial()
-		fmt.Fprintf(c, "POST /exec/e1/start HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 2\r\n%s\r\n{}", upgrade)
+		body := fmt.Sprintf(`{"Tty":%t}`, terminal)
+		fmt.Fprintf(c, "POST /exec/e1/start HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n%s\r\n%s", len(body), upgrade, body)
 		in := bufio.NewReader(c)
 		head(t, in)
 		all, err := io.ReadAll(in)

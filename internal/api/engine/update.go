@@ -10,7 +10,7 @@ import (
 type updateRoutes struct{ *Server }
 
 func (s updateRoutes) routes() []route {
-	return []route{{http.MethodPost, "/containers/{name}/update", s.update}}
+	return []route{{http.MethodPost, "/containers/{name...}/update", s.update}}
 }
 
 func (s updateRoutes) update(w *response, r *request) error {

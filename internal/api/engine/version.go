@@ -47,9 +47,7 @@ func cutVersion(path string) (word, rest string, ok bool) {
 // negotiate reads a version a client asks for. Components after the second do
 // not count.
 func negotiate(word string) (version, error) {
-	major, rest, _ := strings.Cut(word, ".")
-	minor, _, _ := strings.Cut(rest, ".")
-	asked := version(component(major)*10000 + component(minor))
+	asked := parseVersion(word)
 	switch {
 	case asked < oldest:
 		return 0, invalidf("client version %s is too old. Minimum supported API version is %s, please upgrade your client to a newer version", word, oldest)
@@ -58,6 +56,16 @@ func negotiate(word string) (version, error) {
 	}
 	return asked, nil
 }
+
+func parseVersion(word string) version {
+	major, rest, _ := strings.Cut(word, ".")
+	minor, _, _ := strings.Cut(rest, ".")
+	return version(component(major)*10000 + component(minor))
+}
+
+// tooOld tells whether a client speaks a version from before 1.24, when errors
+// were plain text.
+func tooOld(word string) bool { return parseVersion(word) < oldest }
 
 // component is one number of a version; what is no number counts as 0, what is
 // too large as 9999.

@@ -51,7 +51,8 @@ func NewAPI(host string) *API {
 		DialContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return a.Dial(ctx) },
 		MaxIdleConnsPerHost: 16, DisableCompression: true,
 	}
-	a.http = &http.Client{Transport: a.tr}
+	// An answer is shown as it is, also one that sends elsewhere.
+	a.http = &http.Client{Transport: a.tr, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	return a
 }
 
@@ -67,6 +68,11 @@ func (a *API) Close() { a.tr.CloseIdleConnections() }
 // Open sends a request and returns the answer whatever its status; the caller
 // closes its body. body: nil, an io.Reader, or a value sent as JSON.
 func (a *API) Open(ctx context.Context, method, path string, body any) (*http.Response, error) {
+	return a.Ask(ctx, method, path, nil, body)
+}
+
+// Ask is Open with headers, which win over what the body would set.
+func (a *API) Ask(ctx context.Context, method, path string, header http.Header, body any) (*http.Response, error) {
 	var r io.Reader
 	kind := ""
 	switch b := body.(type) {
@@ -86,6 +92,12 @@ func (a *API) Open(ctx context.Context, method, path string, body any) (*http.Re
 	}
 	if kind != "" {
 		req.Header.Set("Content-Type", kind)
+	}
+	for k, v := range header {
+		req.Header[k] = v
+		if len(v) == 1 && v[0] == "-" {
+			delete(req.Header, k)
+		}
 	}
 	return a.http.Do(req)
 }
