@@ -19,18 +19,19 @@ type entry struct {
 
 	op opLock
 
-	mu          sync.Mutex
-	rec         Record
-	run         *run // the present or last run; nil before the first
-	waiters     []*waiter
-	early       []*earlyAttach // clients that attached before the start
-	execs       map[string]*exec
-	probing     context.CancelFunc // ends the health check of this run
-	restart     restartState
-	removed     bool
-	adopted     bool // the run was taken up from an earlier engine
-	stopping    bool // a client's stop or kill is under way: the exit is intended
-	holdRemoval bool // a restart is under way: --rm does not act
+	mu       sync.Mutex
+	rec      Record
+	run      *run // the present or last run; nil before the first
+	waiters  []*waiter
+	early    []*earlyAttach // clients that attached before the start
+	execs    map[string]*exec
+	probing  context.CancelFunc // ends the health check of this run
+	restart  restartState
+	removed  bool
+	adopted  bool                    // the run was taken up from an earlier engine
+	stopping bool                    // a client's stop or kill is under way: the exit is intended
+	restarts int                     // clients' restarts that are under way: --rm does not act
+	abort    context.CancelCauseFunc // ends the start that is under way; nil: none is
 }
 
 // run is one start of a container, until the kernel holds nothing of it.
@@ -91,16 +92,40 @@ func (e *entry) gone() bool {
 	return e.removed
 }
 
-// doom notes that a client wants the end of the container for good, and returns
-// the task to kill; nil: it does not run.
+// doom notes that a client wants the end of the container for good, ends a start
+// that is under way, and returns the task to kill; nil: it does not run.
 func (e *entry) doom() runtime.Task {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.abort != nil {
+		e.abort(errAborted)
+	}
 	if e.run == nil || e.run.task == nil || !e.rec.State.Running() {
 		return nil
 	}
 	e.stopping, e.rec.ManuallyStopped = true, true
 	return e.run.task
+}
+
+// holdRemoval adds n restarts to those under way.
+func (e *entry) holdRemoval(n int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.restarts += n
+}
+
+// setAbort says what ends the start that is under way.
+func (e *entry) setAbort(abort context.CancelCauseFunc) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.abort = abort
+}
+
+// paused tells whether r is the present run, and frozen.
+func (e *entry) paused(r *run) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.run == r && e.rec.State.Status == Paused
 }
 
 // opLock is a mutex whose waiting a context can end.
@@ -110,22 +135,6 @@ func newOpLock() opLock { return make(opLock, 1) }
 
 func (l opLock) lock(ctx context.Context) error {
 	select {
-	case l <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-// lockAlarm is lock, and calls ring once when the alarm goes off before it has
-// the lock. What ring answers ends the waiting.
-func (l opLock) lockAlarm(ctx context.Context, alarm <-chan time.Time, ring func() error) error {
-	select {
-	case <-alarm:
-		if err := ring(); err != nil {
-			return err
-		}
-		return l.lock(ctx)
 	case l <- struct{}{}:
 		return nil
 	case <-ctx.Done():

@@ -12,6 +12,7 @@ import (
 
 	"escale.dev/escale/internal/runtime"
 	"escale.dev/escale/internal/runtime/oci"
+	"github.com/containerd/errdefs"
 	apievents "github.com/moby/moby/api/types/events"
 )
 
@@ -207,15 +208,18 @@ func (m *execs) attach(ctx context.Context, x *exec) (runtime.Stream, error) {
 
 // run starts the process and watches for its end.
 func (m *execs) run(ctx context.Context, x *exec, size [2]uint16) error {
-	task := x.e.live()
-	if task == nil {
+	x.e.mu.Lock()
+	r, st := x.e.run, x.e.rec.State
+	x.e.mu.Unlock()
+	if r == nil || r.task == nil || !st.Running() {
 		x.end(126)
 		return kindf(errConflict, "container %s is not running", x.e.id)
 	}
+	task := r.task
 	process, err := m.process(x, size)
 	if err != nil {
 		x.end(126)
-		return err
+		return execError(ctx, x.e, r, err)
 	}
 	m.publish(x.e, apievents.Action("exec_start: "+strings.Join(x.conf.Cmd, " ")), map[string]string{"execID": x.id})
 	pid, err := task.Exec(ctx, runtime.Exec{
@@ -228,7 +232,7 @@ func (m *execs) run(ctx context.Context, x *exec, size [2]uint16) error {
 			code = se.Code
 		}
 		x.end(code)
-		return startError(x.e, notRunning(x.e.id, err))
+		return execError(ctx, x.e, r, err)
 	}
 	x.mu.Lock()
 	x.running, x.pid = true, pid
@@ -248,6 +252,27 @@ func (m *execs) run(ctx context.Context, x *exec, size [2]uint16) error {
 		m.publish(x.e, apievents.ActionExecDie, map[string]string{"execID": x.id, "exitCode": strconv.Itoa(exit.Code)})
 	})
 	return nil
+}
+
+// dyingPatience is how long a container that refuses an exec may take to show
+// that it had just ended.
+const dyingPatience = time.Second
+
+// execError gives a refused exec its kind. A container that ends in these very
+// milliseconds makes the OCI runtime stumble anywhere: what counts is the end.
+func execError(ctx context.Context, e *entry, r *run, err error) error {
+	if err = notRunning(e.id, startError(e, err)); errdefs.IsInvalidArgument(err) || errdefs.IsConflict(err) {
+		return err
+	}
+	t := time.NewTimer(dyingPatience)
+	defer t.Stop()
+	select {
+	case <-r.ended:
+		return kindf(errConflict, "container %s is not running", e.id)
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	return err
 }
 
 // process is the OCI process of an exec.

@@ -142,7 +142,10 @@ func (m *runner) autoRemove(ctx context.Context, e *entry) {
 		return
 	}
 	defer e.op.unlock()
-	if e.state().Running() {
+	e.mu.Lock()
+	wanted := e.rec.HostConfig.AutoRemove && e.restarts == 0 && !e.rec.State.Running()
+	e.mu.Unlock()
+	if !wanted {
 		return
 	}
 	if err := m.removeLocked(ctx, e, Remove{Volumes: true}); err != nil && ctx.Err() == nil {

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"escale.dev/escale/internal/events"
 	"escale.dev/escale/internal/image"
@@ -32,6 +33,7 @@ type fakeEngine struct {
 	exits     map[string]runtime.Exit
 	startErr  error
 	starting  func() // called while a process is made
+	hangs     bool   // processes are never made
 	prepared  map[string]bool
 	mounted   map[string]bool
 	sandboxes map[string]bool
@@ -58,7 +60,7 @@ func (f *fakeEngine) manager(t *testing.T, dir string) *Manager {
 	m := New(Config{
 		Dir: dir + "/containers", RunDir: dir + "/run", Runtime: fakeRuntime{f}, Images: fakeImages{}, Rootfs: fakeRootfs{f},
 		Networks: fakeNetworks{f}, Volumes: fakeVolumes{f}, Specs: fakeSpecs{}, Freezer: fakeFreezer{}, Figures: &f.figures, Processes: &f.figures, Events: f, Logs: fakeLogs{ship.Files()},
-		Defaults: Defaults{LogDriver: "json-file", Runtime: "runc", Runtimes: map[string]runtime.Binary{"runc": {Path: "/runc"}}, CgroupParent: "/docker", StopTimeout: 10},
+		Defaults: Defaults{LogDriver: "json-file", Runtime: "runc", Runtimes: map[string]runtime.Binary{"runc": {Path: "/runc"}}, CgroupParent: "/docker", StopTimeout: 10, StartTimeout: 2 * time.Minute},
 		Logger:   slog.New(slog.NewTextHandler(io.Discard, nil)),
 	})
 	if err := m.Open(t.Context()); err != nil {
@@ -161,6 +163,8 @@ type fakeTask struct {
 	hung   bool           // the monitor answers nothing
 	stuck  chan struct{}  // when set, signals wait for its end
 
+	execErr error // of every exec
+
 	mu    sync.Mutex
 	execs map[string]chan struct{}
 }
@@ -181,9 +185,13 @@ func (t *fakeTask) finish(code int) {
 	})
 }
 
-func (t *fakeTask) Start(context.Context) (int, error) {
+func (t *fakeTask) Start(ctx context.Context) (int, error) {
 	if t.f.startErr != nil {
 		return 0, t.f.startErr
+	}
+	if t.f.hangs {
+		<-ctx.Done()
+		return 0, ctx.Err()
 	}
 	if t.f.starting != nil {
 		t.f.starting()
@@ -193,6 +201,9 @@ func (t *fakeTask) Start(context.Context) (int, error) {
 }
 
 func (t *fakeTask) Exec(_ context.Context, e runtime.Exec) (int, error) {
+	if t.execErr != nil {
+		return 0, t.execErr
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.execs[e.ID] == nil {

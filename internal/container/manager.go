@@ -120,7 +120,8 @@ type Defaults struct {
 	CgroupParent string                    // "/docker"
 	StopTimeout  int                       // seconds
 
-	AppArmorProfile string // of containers that name none; empty: unconfined
+	AppArmorProfile string        // of containers that name none; empty: unconfined
+	StartTimeout    time.Duration // that an OCI runtime has for a start
 }
 
 // Config is what a Manager needs.
@@ -201,12 +202,25 @@ func (m *Manager) StopAll(ctx context.Context) {
 			continue
 		}
 		wg.Go(func() {
-			if err := m.stop(ctx, e, Stop{}); err != nil {
+			if err := m.stopForEngine(ctx, e); err != nil {
 				m.log.Warn("stopping container", "container", e.id.Short(), "error", err)
 			}
 		})
 	}
 	wg.Wait()
+}
+
+// stopForEngine stops a container whose restart policy goes on.
+func (m *runner) stopForEngine(ctx context.Context, e *entry) error {
+	if err := e.op.lock(ctx); err != nil {
+		return err
+	}
+	r, err := m.signalStop(ctx, e, Stop{})
+	e.op.unlock()
+	if err != nil || r == nil {
+		return err
+	}
+	return m.awaitEnd(ctx, e, r, Stop{})
 }
 
 // Files are the files of the containers.

@@ -4,10 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"log/slog"
 	"math"
 	"os"
 	"path/filepath"
-	"sync"
+	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -241,21 +242,203 @@ func TestWaitForTheNextExitOfWhatIsGone(t *testing.T) {
 	}
 }
 
-func TestLockAlarm(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := newOpLock()
-		if err := l.lock(t.Context()); err != nil {
+// While a stop waits for its container, everybody else has their answer at once.
+func TestNobodyWaitsBehindAStop(t *testing.T) {
+	world(t, func(t *testing.T, f *fakeEngine, m *Manager) {
+		ctx := t.Context()
+		id := create(t, m, "web", nil)
+		if err := m.Start(ctx, "web"); err != nil {
 			t.Fatal(err)
 		}
-		var once sync.Once
-		if err := l.lockAlarm(t.Context(), time.After(time.Second), func() error { once.Do(l.unlock); return nil }); err != nil {
-			t.Error(err)
+		f.tasks[string(id)].ignore = syscall.SIGTERM
+		forever := -1
+		stopped := make(chan error, 1)
+		go func() { stopped <- m.Stop(ctx, "web", Stop{Timeout: &forever}) }()
+		synctest.Wait()
+		begun := time.Now()
+		if err := m.Start(ctx, "web"); !errors.Is(err, ErrNotModified) {
+			t.Errorf("start: %v, want not modified", err)
 		}
-		broken := errors.New("broken")
-		if err := l.lockAlarm(t.Context(), time.After(time.Second), func() error { return broken }); !errors.Is(err, broken) {
-			t.Errorf("%v, want %v", err, broken)
+		for what, err := range map[string]error{
+			"pause": m.Pause(ctx, "web"), "rename": m.Rename(ctx, "web", "www"),
+		} {
+			if err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		if err := m.Unpause(ctx, "www"); err != nil {
+			t.Errorf("unpause: %v", err)
+		}
+		if _, err := m.Update(ctx, "www", container.UpdateConfig{RestartPolicy: container.RestartPolicy{Name: "always"}}); err != nil {
+			t.Errorf("update: %v", err)
+		}
+		if err := m.Kill(ctx, "www", ""); err != nil {
+			t.Errorf("kill: %v", err)
+		}
+		if err := <-stopped; err != nil {
+			t.Errorf("the stop: %v", err)
+		}
+		if d := time.Since(begun); d != 0 {
+			t.Errorf("all that took %s", d)
+		}
+		synctest.Wait()
+		if s := status(t, m, id); s.Status != Exited || s.ExitCode != 137 {
+			t.Errorf("after it: %+v", s)
 		}
 	})
+}
+
+// A removal while a restart waits for the stop it began wins; the restart says so.
+func TestRemoveAmidRestart(t *testing.T) {
+	world(t, func(t *testing.T, f *fakeEngine, m *Manager) {
+		id := create(t, m, "web", &container.HostConfig{AutoRemove: true})
+		if err := m.Start(t.Context(), "web"); err != nil {
+			t.Fatal(err)
+		}
+		f.tasks[string(id)].ignore = syscall.SIGTERM
+		restarted := make(chan error, 1)
+		go func() { restarted <- m.Restart(t.Context(), "web", Stop{}) }()
+		synctest.Wait()
+		if err := m.Remove(t.Context(), "web", Remove{Force: true}); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-restarted; !errdefs.IsConflict(err) && !errdefs.IsNotFound(err) {
+			t.Errorf("restart: %v", err)
+		}
+		synctest.Wait()
+		if len(f.prepared)+len(f.mounted)+len(f.sandboxes) != 0 {
+			t.Errorf("left: %v %v %v", f.prepared, f.mounted, f.sandboxes)
+		}
+	})
+}
+
+// An OCI runtime that does not come back is given up in time; rm -f does not
+// even wait for that. Either way nothing is left.
+func TestStartThatHangs(t *testing.T) {
+	for _, forced := range []bool{false, true} {
+		world(t, func(t *testing.T, f *fakeEngine, m *Manager) {
+			f.hangs = true
+			id := create(t, m, "web", nil)
+			begun := time.Now()
+			started := make(chan error, 1)
+			go func() { started <- m.Start(t.Context(), "web") }()
+			synctest.Wait()
+			if forced {
+				if err := m.Remove(t.Context(), "web", Remove{Force: true}); err != nil {
+					t.Errorf("rm -f: %v", err)
+				}
+				if err := <-started; !errdefs.IsConflict(err) {
+					t.Errorf("start of what is removed: %v", err)
+				}
+				if d := time.Since(begun); d != 0 {
+					t.Errorf("rm -f took %s", d)
+				}
+				synctest.Wait()
+			} else {
+				if err := <-started; err == nil || !strings.Contains(err.Error(), "did not start the container within 2m0s") {
+					t.Errorf("start: %v", err)
+				}
+				if d := time.Since(begun); d != 2*time.Minute {
+					t.Errorf("start took %s, want two minutes", d)
+				}
+				if s := status(t, m, id); s.Status != Created || s.ExitCode != 128 {
+					t.Errorf("state %+v", s)
+				}
+			}
+			if len(f.mounted)+len(f.sandboxes) != 0 || f.cleaned[string(id)] != 1 {
+				t.Errorf("left behind: mounts %v, sandboxes %v, cleanups %v", f.mounted, f.sandboxes, f.cleaned)
+			}
+		})
+	}
+}
+
+// A container that ends while an exec is made in it is a conflict, whatever the
+// OCI runtime stumbled over.
+func TestEndAmidExec(t *testing.T) {
+	world(t, func(t *testing.T, f *fakeEngine, m *Manager) {
+		id := create(t, m, "web", nil)
+		if err := m.Start(t.Context(), "web"); err != nil {
+			t.Fatal(err)
+		}
+		task := f.tasks[string(id)]
+		exec := func() error {
+			x, err := m.ExecCreate(t.Context(), "web", ExecConfig{Cmd: []string{"true"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return m.ExecStart(t.Context(), x, [2]uint16{}, nil)
+		}
+		task.execErr = &runtime.StartError{Code: 127, Message: "exec: \"nope\": not found"}
+		if err := exec(); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("unknown command: %v", err)
+		}
+		task.execErr = &runtime.StartError{Code: 128, Message: "setns: no such process"}
+		if err := exec(); errdefs.IsConflict(err) || err == nil {
+			t.Errorf("a refusal of a container that goes on: %v", err)
+		}
+		time.AfterFunc(200*time.Millisecond, func() { f.end(id, 0) })
+		if err := exec(); !errdefs.IsConflict(err) || !strings.Contains(err.Error(), "is not running") {
+			t.Errorf("an exec in a container that ends: %v", err)
+		}
+	})
+}
+
+func TestUnlink(t *testing.T) {
+	world(t, func(t *testing.T, f *fakeEngine, m *Manager) {
+		ctx := t.Context()
+		create(t, m, "db", nil)
+		if err := m.Start(ctx, "db"); err != nil {
+			t.Fatal(err)
+		}
+		id := create(t, m, "web", &container.HostConfig{Links: []string{"db:store", "db:other"}})
+		if err := m.Start(ctx, "web"); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Unlink(ctx, "web"); !errdefs.IsConflict(err) {
+			t.Errorf("the container's own name: %v", err)
+		}
+		if err := m.Unlink(ctx, "/web/nope"); !errdefs.IsNotFound(err) || err.Error() != "No such container: /web/nope" {
+			t.Errorf("no link: %v", err)
+		}
+		if err := m.Unlink(ctx, "web/store"); err != nil {
+			t.Fatal(err)
+		}
+		v, _ := m.Get("web")
+		hosts, _ := os.ReadFile(m.hostFilesOf(id).hosts)
+		if len(v.HostConfig.Links) != 1 || strings.Contains(string(hosts), "store") || !strings.Contains(string(hosts), "other") {
+			t.Errorf("links %v, hosts %q", v.HostConfig.Links, hosts)
+		}
+	})
+}
+
+func TestMtabStaysInTheRoot(t *testing.T) {
+	outside, root := t.TempDir(), t.TempDir()
+	s := &start{e: &entry{}, m: &runner{core: &core{log: slog.New(slog.DiscardHandler)}}, dir: root}
+	if err := os.MkdirAll(s.rootfs(), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(outside, s.rootfs()+"/etc"); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.mtab(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if list, _ := os.ReadDir(outside); len(list) != 0 {
+		t.Errorf("made outside: %v", list)
+	}
+	if err := errors.Join(os.Remove(s.rootfs()+"/etc"), s.mtab(t.Context()), s.mtab(t.Context())); err != nil {
+		t.Error(err)
+	}
+	if to, err := os.Readlink(s.rootfs() + "/etc/mtab"); err != nil || to != "/proc/mounts" {
+		t.Errorf("/etc/mtab leads to %q, %v", to, err)
+	}
+	s.rec.State.StartedAt = time.Now()
+	if err := errors.Join(os.Remove(s.rootfs()+"/etc/mtab"), s.mtab(t.Context())); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Lstat(s.rootfs() + "/etc/mtab"); err == nil {
+		t.Error("a link that the container removed is back at its second start")
+	}
 }
 
 func TestRenameOfWhatWasRemovedMeanwhile(t *testing.T) {

@@ -42,7 +42,12 @@ func (m *Manager) Remove(ctx context.Context, ref string, o Remove) error {
 	case st.Status == Restarting && !o.Force:
 		return kindf(errConflict, "cannot remove container %q: container is restarting: stop the container before removing or force remove", ref)
 	}
-	if err := m.stopByClient(ctx, e, Stop{Signal: "KILL", Timeout: new(int)}); err != nil && !errors.Is(err, ErrNotModified) {
+	now := Stop{Signal: "KILL", Timeout: new(int)}
+	r, err := m.askToStop(ctx, e, now)
+	if err == nil {
+		err = m.awaitStop(ctx, e, r, now)
+	}
+	if err != nil && !errors.Is(err, ErrNotModified) {
 		return err
 	}
 	return m.removeLocked(ctx, e, o)
@@ -51,7 +56,7 @@ func (m *Manager) Remove(ctx context.Context, ref string, o Remove) error {
 // removeLocked removes a container that does not run; its op lock is held.
 func (m *runner) removeLocked(ctx context.Context, e *entry, o Remove) error {
 	e.mu.Lock()
-	if e.removed || e.holdRemoval {
+	if e.removed {
 		e.mu.Unlock()
 		return nil
 	}

@@ -55,12 +55,23 @@ func (m *runner) startLocked(ctx context.Context, e *entry, byClient bool) error
 	if err != nil {
 		return err
 	}
-	if err := m.launch(ctx, e, r); err != nil {
+	ctx, abort := context.WithCancelCause(ctx)
+	defer abort(nil)
+	e.setAbort(abort)
+	err = m.launch(ctx, e, r)
+	e.setAbort(nil)
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
 		m.startFailed(e, r, before, err)
 		return startError(e, err)
 	}
 	return nil
 }
+
+// errAborted is how a start ends whose container somebody removes meanwhile.
+var errAborted = kindf(errConflict, "container is marked for removal and cannot be started")
 
 // intend writes down that a start begins, before anything reaches the kernel.
 func (m *runner) intend(e *entry, byClient bool) (*run, State, error) {
@@ -156,7 +167,7 @@ func (m *runner) startFailed(e *entry, r *run, before State, cause error) {
 	early := e.early
 	e.early = nil
 	e.notify(false, WaitResult{ExitCode: code})
-	auto := e.rec.HostConfig.AutoRemove
+	auto := e.rec.HostConfig.AutoRemove && e.restarts == 0
 	e.mu.Unlock()
 	for _, a := range early {
 		a.fail(cause)

@@ -42,6 +42,7 @@ type step struct {
 var startSteps = []step{
 	{"directory", (*start).makeDir},
 	{"root and network", (*start).rootAndNetwork},
+	{"link of mounts", (*start).mtab},
 	{"volumes", (*start).volumes},
 	{"specification", (*start).specify},
 	{"log", (*start).log},
@@ -215,9 +216,16 @@ func (s *start) monitor(ctx context.Context) error {
 	return nil
 }
 
-// process runs the container's process.
+// process runs the container's process. An OCI runtime that does not come back
+// is given up, and ended with all its children by the undo of the monitor.
 func (s *start) process(ctx context.Context) error {
-	pid, err := s.task.Start(ctx)
+	patience := s.m.cfg.Defaults.StartTimeout
+	brief, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	pid, err := s.task.Start(brief)
+	if err != nil && brief.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("OCI runtime %q did not start the container within %s: %w", s.rec.HostConfig.Runtime, patience, context.DeadlineExceeded)
+	}
 	s.pid = pid
 	var se *runtime.StartError
 	if errors.As(err, &se) {

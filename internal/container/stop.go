@@ -15,7 +15,8 @@ import (
 )
 
 // Stop asks a container to end, and kills it when it does not in time. Blocks
-// until it has ended. ErrNotModified when it does not run.
+// until it has ended. ErrNotModified when it does not run. While it waits, other
+// clients may do with the container what they like.
 func (m *Manager) Stop(ctx context.Context, ref string, s Stop) error {
 	e, err := m.store.find(ref)
 	if err != nil {
@@ -24,26 +25,16 @@ func (m *Manager) Stop(ctx context.Context, ref string, s Stop) error {
 	if _, err := stopSignal(s, nil); err != nil {
 		return err
 	}
-	if err := m.lockToStop(ctx, e, s); err != nil {
+	if err := e.op.lock(ctx); err != nil {
 		return err
 	}
-	defer e.op.unlock()
-	return m.stopByClient(context.WithoutCancel(ctx), e, s)
-}
-
-// lockToStop takes the op lock. A stop that holds it may wait for its container
-// much longer than s would, for ever if so asked: s's own patience counts too.
-func (m *runner) lockToStop(ctx context.Context, e *entry, s Stop) error {
-	e.mu.Lock()
-	r, timeout := e.run, m.stopTimeout(e.rec.Config, s)
-	stopping := e.stopping && e.rec.State.Running() && r != nil && r.task != nil
-	e.mu.Unlock()
-	if !stopping || timeout < 0 {
-		return e.op.lock(ctx)
+	ctx = context.WithoutCancel(ctx)
+	r, err := m.askToStop(ctx, e, s)
+	e.op.unlock()
+	if err != nil {
+		return err
 	}
-	t := time.NewTimer(seconds(timeout))
-	defer t.Stop()
-	return e.op.lockAlarm(ctx, t.C, func() error { return m.signal(ctx, e, r, syscall.SIGKILL) })
+	return m.awaitStop(ctx, e, r, s)
 }
 
 // stopTimeout is how many seconds a stop waits: the client's, else the
@@ -63,20 +54,31 @@ func seconds(n int) time.Duration {
 	return time.Duration(min(int64(n), int64(math.MaxInt64/time.Second))) * time.Second
 }
 
-// stopByClient stops e, whose op lock is held, and rests its restart policy.
-func (m *runner) stopByClient(ctx context.Context, e *entry, s Stop) error {
+// askToStop rests e's restart policy and sends the stop signal; its op lock is
+// held. The run it gives is for awaitStop; nil: there is nothing to wait for.
+// ErrNotModified when e does not run.
+func (m *runner) askToStop(ctx context.Context, e *entry, s Stop) (*run, error) {
 	waiting := e.cancelRestart()
 	if st := e.state(); !st.Running() && !waiting {
-		return ErrNotModified
+		return nil, ErrNotModified
 	}
 	if err := m.update(e, true, func(rec *Record) error { rec.ManuallyStopped = true; return nil }); err != nil {
 		// A full disk is no reason to let it run: only a crash now would forget.
 		m.log.Warn("recording stop", "container", e.id.Short(), "error", err)
 	}
 	if waiting {
-		return m.settle(e)
+		return nil, m.settle(e)
 	}
-	if err := m.stop(ctx, e, s); err != nil {
+	return m.signalStop(ctx, e, s)
+}
+
+// awaitStop waits for the end of a run that was asked to stop, kills it when its
+// time is over, and tells. The op lock need not be held.
+func (m *runner) awaitStop(ctx context.Context, e *entry, r *run, s Stop) error {
+	if r == nil {
+		return nil
+	}
+	if err := m.awaitEnd(ctx, e, r, s); err != nil {
 		return err
 	}
 	m.publish(e, apievents.ActionStop, nil)
@@ -96,33 +98,35 @@ func (m *runner) settle(e *entry) error {
 	})
 }
 
-// stop sends the stop signal, waits, and kills. Returns when the exit is recorded.
-func (m *runner) stop(ctx context.Context, e *entry, s Stop) error {
+// signalStop sends the stop signal, unless no time is left for it to be heard.
+func (m *runner) signalStop(ctx context.Context, e *entry, s Stop) (*run, error) {
 	v := e.view()
 	sig, err := stopSignal(s, v.Config)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	timeout := m.stopTimeout(v.Config, s)
 	e.mu.Lock()
 	r := e.run
 	e.stopping = true
 	e.mu.Unlock()
-	if r == nil || r.task == nil {
+	if r == nil || r.task == nil || m.stopTimeout(v.Config, s) == 0 {
+		return r, nil
+	}
+	if v.State.Status == Paused {
+		if err := m.thaw(e); err != nil {
+			return nil, err
+		}
+	}
+	return r, m.signal(ctx, e, r, sig)
+}
+
+// awaitEnd returns when the exit of the run is recorded: by itself in time, or killed.
+func (m *runner) awaitEnd(ctx context.Context, e *entry, r *run, s Stop) error {
+	if r.task == nil {
 		return nil
 	}
-	if timeout != 0 {
-		if v.State.Status == Paused {
-			if err := m.thaw(e); err != nil {
-				return err
-			}
-		}
-		if err := m.signal(ctx, e, r, sig); err != nil {
-			return err
-		}
-		if waitEnd(ctx, r, timeout) {
-			return nil
-		}
+	if timeout := m.stopTimeout(e.view().Config, s); timeout != 0 && waitEnd(ctx, r, timeout) {
+		return nil
 	}
 	return m.killRun(ctx, e, r)
 }
@@ -134,7 +138,7 @@ const monitorPatience = 5 * time.Second
 // killRun sends SIGKILL and waits for the end. A monitor that does not do its
 // part is killed with all that it watches over.
 func (m *runner) killRun(ctx context.Context, e *entry, r *run) error {
-	if e.state().Status == Paused {
+	if e.paused(r) {
 		if err := m.thaw(e); err != nil {
 			return err
 		}
@@ -224,15 +228,16 @@ const maxSignal = 64
 
 // Kill sends a signal to a container's process; "" is KILL. KILL waits for the end.
 func (m *Manager) Kill(ctx context.Context, ref, name string) error {
-	e, err := m.store.find(ref)
-	if err != nil {
-		return err
-	}
 	sig := syscall.SIGKILL
 	if name != "" {
+		var err error
 		if sig, err = parseSignal(name); err != nil {
 			return err
 		}
+	}
+	e, err := m.store.find(ref)
+	if err != nil {
+		return err
 	}
 	if e.state().Status == Restarting && sig == syscall.SIGKILL {
 		if err := m.Stop(ctx, string(e.id), Stop{}); !errors.Is(err, ErrNotModified) {
@@ -273,26 +278,37 @@ func (m *Manager) Restart(ctx context.Context, ref string, s Stop) error {
 	if _, err := stopSignal(s, nil); err != nil {
 		return err
 	}
-	if err := m.lockToStop(ctx, e, s); err != nil {
+	if err := e.op.lock(ctx); err != nil {
 		return err
 	}
-	defer e.op.unlock()
 	ctx = context.WithoutCancel(ctx)
-	e.mu.Lock()
-	e.holdRemoval = true // --rm waits: this is not the end
-	e.mu.Unlock()
-	defer func() {
-		e.mu.Lock()
-		e.holdRemoval = false
-		e.mu.Unlock()
-	}()
-	if err := m.stopByClient(ctx, e, s); err != nil && !errors.Is(err, ErrNotModified) {
-		return err
+	e.holdRemoval(1) // --rm waits: this is not the end
+	r, err := m.askToStop(ctx, e, s)
+	e.op.unlock()
+	if err == nil {
+		err = m.awaitStop(ctx, e, r, s)
 	}
-	if err := m.startLocked(ctx, e, true); err != nil {
+	if err == nil || errors.Is(err, ErrNotModified) {
+		err = m.startAgain(ctx, e)
+	}
+	e.holdRemoval(-1)
+	if err != nil {
+		m.background(func(ctx context.Context) { m.autoRemove(ctx, e) }) // what --rm would have done
 		return err
 	}
 	m.publish(e, apievents.ActionRestart, nil)
+	return nil
+}
+
+// startAgain starts what a restart has stopped, unless somebody else just did.
+func (m *runner) startAgain(ctx context.Context, e *entry) error {
+	if err := e.op.lock(ctx); err != nil {
+		return err
+	}
+	defer e.op.unlock()
+	if err := m.startLocked(ctx, e, true); !errors.Is(err, ErrNotModified) {
+		return err
+	}
 	return nil
 }
 

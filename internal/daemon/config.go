@@ -60,6 +60,7 @@ type Config struct {
 	Insecure       []string // registries
 	CgroupParent   string
 	StopTimeout    int
+	StartTimeout   int
 	StopContainers bool
 	ValidateOnly   bool
 	ShowVersion    bool
@@ -128,6 +129,7 @@ func (c *Config) flags() *pflag.FlagSet {
 	fs.StringArrayVar(&c.Insecure, "insecure-registry", nil, "Registry that need not have TLS, or a good certificate: HOST[:PORT] or a range of addresses")
 	fs.StringVar(&c.CgroupParent, "cgroup-parent", "", "Parent cgroup of containers")
 	fs.IntVar(&c.StopTimeout, "shutdown-timeout", 15, "Seconds that containers have to end with --stop-containers")
+	fs.IntVar(&c.StartTimeout, "start-timeout", 120, "Seconds that an OCI runtime has to start a container")
 	fs.BoolVar(&c.StopContainers, "stop-containers", false, "Stop the containers when the engine stops")
 	fs.BoolVar(&c.ValidateOnly, "validate", false, "Check the configuration and exit")
 	fs.BoolVarP(&c.ShowVersion, "version", "v", false, "Print the version and exit")
@@ -338,6 +340,9 @@ func (c *Config) validate() error {
 	}
 	if _, err := c.pools(); err != nil {
 		return err
+	}
+	if c.StartTimeout < 1 {
+		return fmt.Errorf("invalid --start-timeout %d: want a second or more", c.StartTimeout)
 	}
 	if _, ok := c.Runtimes[c.Runtime]; !ok && c.Runtime != "runc" {
 		return fmt.Errorf("default runtime %q is not known: add it with --add-runtime %s=PATH", c.Runtime, c.Runtime)

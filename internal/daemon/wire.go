@@ -117,6 +117,7 @@ func (d *Daemon) defaults() container.Defaults {
 		LogDriver: c.LogDriver, LogOpts: c.LogOpts, Init: c.Init, InitPath: init, Ulimits: c.Ulimits,
 		DNS: c.DNS, DNSSearch: c.DNSSearch, DNSOptions: c.DNSOptions,
 		Runtime: c.Runtime, Runtimes: d.runtimes, CgroupParent: c.CgroupParent, StopTimeout: 10,
+		StartTimeout: time.Duration(c.StartTimeout) * time.Second,
 	}
 }
 

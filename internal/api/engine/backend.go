@@ -28,6 +28,7 @@ type Containers interface {
 	Unpause(ctx context.Context, ref string) error
 	Wait(ctx context.Context, ref string, condition string) (<-chan container.WaitResult, error)
 	Remove(ctx context.Context, ref string, r container.Remove) error
+	Unlink(ctx context.Context, link string) error // link is "parent/alias"
 	Rename(ctx context.Context, ref, name string) error
 	Resize(ctx context.Context, ref string, rows, cols uint16) error
 	Get(ref string) (container.View, error)

@@ -105,7 +105,7 @@ func (c containerRoutes) rename(w *response, r *request) error {
 
 func (c containerRoutes) remove(w *response, r *request) error {
 	if r.query.bool("link") {
-		return invalidf("removing a legacy link is not supported: remove the container")
+		return done(w, c.cfg.Containers.Unlink(detached(r), r.name))
 	}
 	return done(w, c.cfg.Containers.Remove(detached(r), r.name, container.Remove{
 		Force: r.query.bool("force"), Volumes: r.query.bool("v"),

@@ -86,6 +86,9 @@ func (f *fakeContainers) Unpause(_ context.Context, ref string) error { return f
 func (f *fakeContainers) Wait(_ context.Context, ref, cond string) (<-chan container.WaitResult, error) {
 	return f.result, f.note("Wait", ref, cond)
 }
+func (f *fakeContainers) Unlink(_ context.Context, link string) error {
+	return f.note("Unlink", link)
+}
 func (f *fakeContainers) Remove(_ context.Context, ref string, r container.Remove) error {
 	return f.note("Remove", ref, r.Force, r.Volumes)
 }

@@ -65,7 +65,7 @@ var routeTests = []struct {
 	{"POST", "/containers/web/rename", "", map[string]error{"Rename": wrap(errdefs.ErrInvalidArgument, "Neither old nor new names may be empty")}, 400, `{"message":"Neither old nor new names may be empty"}`, "Rename web"},
 	{"DELETE", "/containers/web?force=1&v=true", "", nil, 204, "", "Remove web true true"},
 	{"DELETE", "/containers/web", "", map[string]error{"Remove": errBusy}, 409, `{"message":"busy"}`, "Remove web false false"},
-	{"DELETE", "/containers/web?link=1", "", nil, 400, `{"message":"removing a legacy link…`, ""},
+	{"DELETE", "/containers/web/db?link=1", "", nil, 204, "", "Unlink web/db"},
 	{"POST", "/containers/web/resize?h=10&w=20", "", nil, 200, "", "Resize web 10 20"},
 	{"POST", "/containers/web/resize?h=10", "", nil, 400, `{"message":"invalid resize width \"\": invalid syntax"}`, ""},
 	{"POST", "/containers/web/resize?h=70000&w=1", "", nil, 400, `{"message":"invalid resize height \"70000\"…`, ""},

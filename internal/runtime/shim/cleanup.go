@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -65,11 +67,19 @@ func needsRuntime(b runtime.Binary, state string) bool {
 	return err == nil && bytes.Contains(kept, []byte(`"poststop":[`))
 }
 
+// deletePatience is how long an OCI runtime may take to delete a container.
+const deletePatience = 30 * time.Second
+
 func deleteByRuntime(ctx context.Context, c runtime.Cleanup, root string) error {
 	args := append([]string{}, c.Runtime.Args...)
 	args = append(args, "--root", root, "delete", "--force", c.ID)
+	ctx, cancel := context.WithTimeout(ctx, deletePatience)
+	defer cancel()
 	cmd := exec.CommandContext(ctx, c.Runtime.Path, args...)
 	cmd.Env = environ()[len(settings):]
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) } // with all it has started
+	cmd.WaitDelay = time.Second
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("%s delete: %w: %s", c.Runtime.Path, err, bytes.TrimSpace(out))
 	}
@@ -93,22 +103,67 @@ func killMonitor(ctx context.Context, runDir string) (orphans []*os.File, err er
 		return nil, removeNames(runDir)
 	}
 	defer pidfd.Close()
-	// The children stay the monitor's while it lives, so these pids are theirs.
-	for _, child := range children(pid) {
-		if f, err := pidfdOpen(child); err == nil {
-			orphans = append(orphans, f)
-		}
+	if orphans, err = killBelow(pid); err != nil {
+		return orphans, err
 	}
-	for _, p := range append([]*os.File{pidfd}, orphans...) {
-		if err := unix.PidfdSendSignal(int(p.Fd()), unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
-			return orphans, os.NewSyscallError("pidfd_send_signal", err)
-		}
+	if err := unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
+		return orphans, os.NewSyscallError("pidfd_send_signal", err)
 	}
 	if err := awaitAll(ctx, []*os.File{pidfd}, unix.POLLIN); err != nil {
 		return orphans, err
 	}
 	return orphans, removeNames(runDir)
 }
+
+// killBelow kills all that descends from the process pid, which lives and adopts
+// whoever loses its parent: what an OCI runtime had started and left, too. One
+// that forks meanwhile is found in the next round; those that are frozen end later.
+func killBelow(pid int) (killed []*os.File, err error) {
+	seen := map[int]bool{}
+	for {
+		opened := map[int]*os.File{}
+		for _, p := range descendants(pid) {
+			if seen[p] || opened[p] != nil {
+				continue
+			}
+			seen[p] = true
+			if f, err := pidfdOpen(p); err == nil {
+				opened[p] = f
+			}
+		}
+		if len(opened) == 0 {
+			return killed, nil
+		}
+		// A pid may have become another's before its descriptor was open; who is
+		// still listed now is whom we have.
+		for _, p := range descendants(pid) {
+			f := opened[p]
+			if f == nil {
+				continue
+			}
+			delete(opened, p)
+			killed = append(killed, f)
+			if err := unix.PidfdSendSignal(int(f.Fd()), unix.SIGKILL, nil, 0); err != nil && err != unix.ESRCH {
+				return killed, os.NewSyscallError("pidfd_send_signal", err)
+			}
+		}
+		for _, f := range opened {
+			_ = f.Close() // nothing was done with it
+		}
+	}
+}
+
+// descendants lists the children of a process, theirs, and so on.
+func descendants(pid int) []int {
+	list := children(pid)
+	for i := 0; i < len(list) && i < maxDescendants; i++ {
+		list = append(list, children(list[i])...)
+	}
+	return list
+}
+
+// maxDescendants bounds the look at processes that fork faster than they are listed.
+const maxDescendants = 1 << 16
 
 // removeNames removes what a monitor would have removed itself.
 func removeNames(runDir string) error {
