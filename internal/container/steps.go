@@ -224,7 +224,7 @@ func (s *start) process(ctx context.Context) error {
 	defer cancel()
 	pid, err := s.task.Start(brief)
 	if err != nil && brief.Err() != nil && ctx.Err() == nil {
-		return fmt.Errorf("OCI runtime %q did not start the container within %s: %w", s.rec.HostConfig.Runtime, patience, context.DeadlineExceeded)
+		return fmt.Errorf("OCI runtime %q did not start the container within %s", s.rec.HostConfig.Runtime, patience)
 	}
 	s.pid = pid
 	var se *runtime.StartError

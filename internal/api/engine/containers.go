@@ -21,6 +21,7 @@ func (c containerRoutes) routes() []route {
 		{http.MethodGet, "/containers/{name...}/json", c.inspect},
 		{http.MethodGet, "/containers/{name...}/logs", c.logs},
 		{http.MethodPost, "/containers/{name...}/attach", c.attach},
+		{http.MethodGet, "/containers/{name...}/attach/ws", c.attachWebsocket},
 		{http.MethodPost, "/containers/{name...}/start", c.start},
 		{http.MethodPost, "/containers/{name...}/stop", c.stop},
 		{http.MethodPost, "/containers/{name...}/restart", c.restart},

@@ -54,9 +54,12 @@ type Server struct {
 	mu       sync.Mutex
 	closed   bool
 	cancels  map[*http.Server]context.CancelFunc
-	hijacked map[*stream]struct{}
+	hijacked map[aborter]struct{}
 	streams  sync.WaitGroup // handlers of hijacked connections
 }
+
+// aborter is a connection taken over from HTTP, which Close ends.
+type aborter interface{ abort() }
 
 // New makes a Server; nothing is opened or started.
 func New(cfg Config) *Server {
@@ -68,7 +71,7 @@ func New(cfg Config) *Server {
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger.With("component", "api"),
-		cancels: map[*http.Server]context.CancelFunc{}, hijacked: map[*stream]struct{}{},
+		cancels: map[*http.Server]context.CancelFunc{}, hijacked: map[aborter]struct{}{},
 	}
 	s.routes = s.table()
 	return s

@@ -139,7 +139,7 @@ func (s *Server) register(w *response, r *request, cancel context.CancelCauseFun
 	return st, nil
 }
 
-func (s *Server) forget(st *stream) {
+func (s *Server) forget(st aborter) {
 	s.mu.Lock()
 	delete(s.hijacked, st)
 	s.mu.Unlock()
