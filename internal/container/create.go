@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"errors"
 	"os"
 	"slices"
 
@@ -148,7 +149,7 @@ type creator struct {
 func (m creator) complete(rec *Record, img image.Image) ([]string, error) {
 	c, h := rec.Config, rec.HostConfig
 	mergeImage(c, &img.Config)
-	if err := checkHealth(c.Healthcheck); err != nil {
+	if err := errors.Join(checkHealth(c.Healthcheck), checkHealLabel(c)); err != nil {
 		return nil, err
 	}
 	argv := append(append([]string{}, c.Entrypoint...), c.Cmd...)
@@ -185,7 +186,7 @@ func (m creator) complete(rec *Record, img image.Image) ([]string, error) {
 
 // hostDefaults completes the host configuration by Docker's rules.
 func (m creator) hostDefaults(rec *Record) error {
-	h, d := rec.HostConfig, &m.cfg.Defaults
+	h, d := rec.HostConfig, m.defaults()
 	if h.NetworkMode == "" || h.NetworkMode.IsDefault() {
 		h.NetworkMode = apinetwork.NetworkBridge
 	}

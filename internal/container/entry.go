@@ -31,6 +31,8 @@ type entry struct {
 	adopted  bool                    // the run was taken up from an earlier engine
 	stopping bool                    // a client's stop or kill is under way: the exit is intended
 	restarts int                     // clients' restarts that are under way: --rm does not act
+	healing  *run                    // that is ended because it is unhealthy
+	changed  chan struct{}           // closed at the next change of state or health; nil: nobody waits
 	abort    context.CancelCauseFunc // ends the start that is under way; nil: none is
 }
 

@@ -87,6 +87,7 @@ func (m *runner) exited(e *entry, r *run, exit runtime.Exit, cause error) {
 	})
 	rec := e.rec
 	close(r.ended)
+	e.tellChange()
 	e.endExecs()
 	r.task.Close()
 	e.notify(false, WaitResult{ExitCode: exit.Code, Err: cause})

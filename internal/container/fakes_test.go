@@ -32,8 +32,9 @@ type fakeEngine struct {
 	tasks     map[string]*fakeTask // live ones, by container id
 	exits     map[string]runtime.Exit
 	startErr  error
-	starting  func() // called while a process is made
-	hangs     bool   // processes are never made
+	starting  func()          // called while a process is made
+	hangs     bool            // processes are never made
+	refuse    map[string]bool // by id: processes that are not made
 	prepared  map[string]bool
 	mounted   map[string]bool
 	sandboxes map[string]bool
@@ -188,6 +189,9 @@ func (t *fakeTask) finish(code int) {
 func (t *fakeTask) Start(ctx context.Context) (int, error) {
 	if t.f.startErr != nil {
 		return 0, t.f.startErr
+	}
+	if t.f.refuse[t.launch.ID] {
+		return 0, &runtime.StartError{Code: 127, Message: "refused"}
 	}
 	if t.f.hangs {
 		<-ctx.Done()

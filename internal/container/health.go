@@ -91,7 +91,10 @@ func orDefault(d *time.Duration, v time.Duration) {
 }
 
 // prober runs health checks.
-type prober struct{ *execs }
+type prober struct {
+	*execs
+	judged func(*entry, *run) // is told after each probe
+}
 
 // begin starts the health check of a run, if the container has one. A
 // container taken up from an earlier engine keeps its standing.
@@ -180,6 +183,7 @@ func (m prober) judge(e *entry, r *run, p probe, started time.Time, result *cont
 	e.rec.State.Health = &h
 	var err error
 	if changed {
+		e.tellChange()
 		err = m.updateLocked(e, false, func(*Record) error { return nil })
 	}
 	e.mu.Unlock()
@@ -189,6 +193,7 @@ func (m prober) judge(e *entry, r *run, p probe, started time.Time, result *cont
 	if changed {
 		m.publish(e, apievents.Action("health_status: "+h.Status), nil)
 	}
+	m.judged(e, r)
 }
 
 // once runs the probe as an exec and collects its output.

@@ -127,7 +127,7 @@ func (s *start) gateway() string {
 // resolvConf is /etc/resolv.conf: the client's or the engine's servers, else
 // the machine's without those that only the machine itself can reach.
 func (s *start) resolvConf() (string, error) {
-	h, d := s.rec.HostConfig, &s.m.cfg.Defaults
+	h, d := s.rec.HostConfig, s.m.defaults()
 	servers := make([]string, 0, 3)
 	for _, a := range h.DNS {
 		servers = append(servers, a.String())

@@ -32,14 +32,14 @@ func (m *core) logPath(id ID) string {
 func (m creator) logDefaults(h *container.HostConfig) error {
 	lc := &h.LogConfig
 	if lc.Type == "" {
-		lc.Type = m.cfg.Defaults.LogDriver
+		lc.Type = m.defaults().LogDriver
 	}
 	if lc.Config == nil {
 		lc.Config = map[string]string{}
 	}
-	for k, v := range m.cfg.Defaults.LogOpts {
+	for k, v := range m.defaults().LogOpts {
 		// Bounds of the file beside a server are the engine's for every driver.
-		if _, own := lc.Config[k]; !own && (lc.Type == m.cfg.Defaults.LogDriver || strings.HasPrefix(k, "cache-")) {
+		if _, own := lc.Config[k]; !own && (lc.Type == m.defaults().LogDriver || strings.HasPrefix(k, "cache-")) {
 			lc.Config[k] = v
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"escale.dev/escale/internal/events"
@@ -122,6 +123,7 @@ type Defaults struct {
 
 	AppArmorProfile string        // of containers that name none; empty: unconfined
 	StartTimeout    time.Duration // that an OCI runtime has for a start
+	Heal            Heal          // of containers that do not say it themselves
 }
 
 // Config is what a Manager needs.
@@ -148,11 +150,19 @@ type core struct {
 	cfg   Config
 	log   *slog.Logger
 	store *store
+	live  atomic.Pointer[Defaults] // cfg.Defaults, or what took their place
+	gate  gate
 
 	ctx    context.Context // ends with Close: loops of the package's own
 	cancel context.CancelFunc
 	loops  sync.WaitGroup
 }
+
+// defaults are the settings of now; they are not changed in place.
+func (m *core) defaults() *Defaults { return m.live.Load() }
+
+// SetDefaults replaces the settings for what is done from now on.
+func (m *Manager) SetDefaults(d Defaults) { m.live.Store(&d) }
 
 // Manager is the life of all containers of an engine: what clients ask for.
 // What happens underneath is done by its parts, each with one subject: creator,
@@ -168,10 +178,13 @@ type Manager struct {
 func New(cfg Config) *Manager {
 	ctx, cancel := context.WithCancel(context.Background()) // detached: lives from New to Close
 	c := &core{cfg: cfg, log: cfg.Logger, store: newStore(cfg.Dir), ctx: ctx, cancel: cancel}
+	c.live.Store(&cfg.Defaults)
 	x := &execs{core: c, byID: map[string]*exec{}}
 	m := mounts{c}
+	r := &runner{core: c, execs: x, mounts: m}
+	r.prober = prober{execs: x, judged: r.judged}
 	return &Manager{
-		runner:  &runner{core: c, execs: x, prober: prober{x}, mounts: m},
+		runner:  r,
 		creator: creator{core: c, mounts: m},
 		watcher: &watcher{c: c, samplers: map[ID]*sampler{}},
 		updater: updater{c},

@@ -15,7 +15,7 @@ import (
 
 // cgroupPath is the cgroup of a container as the specification has it.
 func (m *core) cgroupPath(rec *Record) string {
-	parent := m.cfg.Defaults.CgroupParent
+	parent := m.defaults().CgroupParent
 	if rec.HostConfig != nil && rec.HostConfig.CgroupParent != "" {
 		parent = rec.HostConfig.CgroupParent
 	}
@@ -24,7 +24,7 @@ func (m *core) cgroupPath(rec *Record) string {
 
 // options gathers what the specification of a start is made from.
 func (s *start) options() (oci.Options, error) {
-	d := &s.m.cfg.Defaults
+	d := s.m.defaults()
 	files, err := s.writeHostFiles()
 	if err != nil {
 		return oci.Options{}, err

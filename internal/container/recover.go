@@ -66,9 +66,11 @@ func (m *Manager) Open(ctx context.Context) error {
 	return nil
 }
 
-// Resume lets restart policies act on what does not run, and removes what was
-// started with --rm and has ended. Called once the engine is ready.
+// Resume lets restart policies act on what does not run, each container after
+// what it needs (see boot), and removes what was started with --rm and has
+// ended. Called once the engine is ready.
 func (m *Manager) Resume(ctx context.Context) {
+	var starts []*bootStart
 	for _, e := range m.store.all() {
 		e.mu.Lock()
 		st := e.rec.State
@@ -95,9 +97,10 @@ func (m *Manager) Resume(ctx context.Context) {
 				pending.cancel()
 				continue
 			}
-			m.scheduleRestart(e, pending, 0)
+			starts = append(starts, &bootStart{e: e, pending: pending})
 		}
 	}
+	m.startAtBoot(starts)
 }
 
 // resumes tells whether a container that does not run is started when the
@@ -313,8 +316,8 @@ func (m recovery) sweepRun(ctx context.Context, rec *Record, generation uint64) 
 // stands in its bundle.
 func (m recovery) cleanupOfBundle(id ID, generation uint64) runtime.Cleanup {
 	c := runtime.Cleanup{
-		ID: string(id), RunDir: m.runDir(id, generation), Runtime: m.cfg.Defaults.Runtimes[m.cfg.Defaults.Runtime],
-		CgroupPath: m.cfg.Defaults.CgroupParent + "/" + string(id),
+		ID: string(id), RunDir: m.runDir(id, generation), Runtime: m.defaults().Runtimes[m.defaults().Runtime],
+		CgroupPath: m.defaults().CgroupParent + "/" + string(id),
 	}
 	if spec, err := readSpec(c.RunDir); err == nil && spec.Linux != nil {
 		c.CgroupPath = spec.Linux.CgroupsPath

@@ -2,7 +2,6 @@ package container
 
 import (
 	"context"
-	"errors"
 	"time"
 )
 
@@ -18,13 +17,22 @@ const (
 type restartState struct {
 	backoff time.Duration
 	cancel  context.CancelFunc // ends a waiting restart; nil when none waits
+
+	heals     int                // restarts for its health since it was last well for long
+	heal      context.CancelFunc // ends a waiting one; nil when none waits
+	wellSince time.Time          // zero: it is not healthy
 }
 
 // decideRestart tells whether the policy starts the container again, and after
 // how long. Called with mu held, before RestartCount is raised.
 func (e *entry) decideRestart(code int, lived time.Duration) (bool, time.Duration) {
-	if e.stopping || e.rec.ManuallyStopped || !e.wantsRestart(code) {
+	healed := e.healing != nil && e.healing == e.run
+	e.healing = nil
+	if e.stopping || e.rec.ManuallyStopped || !healed && !e.wantsRestart(code) {
 		return false, 0
+	}
+	if healed { // it has waited already
+		return true, firstBackoff
 	}
 	switch {
 	case lived >= goodRun || e.restart.backoff == 0:
@@ -74,18 +82,9 @@ func (m *runner) scheduleRestart(e *entry, p pendingRestart, delay time.Duration
 		case <-ctx.Done():
 			return
 		}
-		if err := e.op.lock(ctx); err != nil {
-			return
+		if m.gate.wait(ctx) == nil {
+			m.restartNow(ctx, e)
 		}
-		defer e.op.unlock()
-		if ctx.Err() != nil || e.state().Status != Restarting {
-			return
-		}
-		err := m.startLocked(ctx, e, false)
-		if err == nil || errors.Is(err, ErrNotModified) {
-			return
-		}
-		m.log.Warn("restarting", "container", e.id.Short(), "error", err)
 	})
 }
 

@@ -95,7 +95,7 @@ func (m *runner) intend(e *entry, byClient bool) (*run, State, error) {
 		e.rec.State = before
 		return nil, before, err
 	}
-	e.run, e.stopping = r, false
+	e.run, e.stopping, e.healing = r, false, nil
 	return r, before, nil
 }
 
@@ -134,6 +134,7 @@ func (m *runner) started(e *entry, s *start) {
 		rec.AppArmorProfile = s.confined()
 		return nil
 	})
+	e.tellChange()
 	e.mu.Unlock()
 	if err != nil {
 		m.log.Error("recording start", "container", e.id.Short(), "error", err)
@@ -164,6 +165,7 @@ func (m *runner) startFailed(e *entry, r *run, before State, cause error) {
 	})
 	close(r.ended)
 	close(r.reaped)
+	e.tellChange()
 	early := e.early
 	e.early = nil
 	e.notify(false, WaitResult{ExitCode: code})

@@ -193,7 +193,7 @@ func (s *start) monitor(ctx context.Context) error {
 	c, h := s.rec.Config, s.rec.HostConfig
 	l := runtime.Launch{
 		ID: string(s.e.id), Generation: s.run.generation, Bundle: s.dir, RunDir: s.dir, StateDir: s.m.store.path(s.e.id),
-		Runtime:  s.m.cfg.Defaults.Runtimes[h.Runtime],
+		Runtime:  s.m.defaults().Runtimes[h.Runtime],
 		Terminal: c.Tty, Rows: uint16(h.ConsoleSize[0]), Cols: uint16(h.ConsoleSize[1]),
 		OpenStdin: c.OpenStdin, StdinOnce: c.StdinOnce,
 		Log: s.m.logFile(&s.rec), CgroupPath: s.spec.Linux.CgroupsPath,
@@ -219,7 +219,7 @@ func (s *start) monitor(ctx context.Context) error {
 // process runs the container's process. An OCI runtime that does not come back
 // is given up, and ended with all its children by the undo of the monitor.
 func (s *start) process(ctx context.Context) error {
-	patience := s.m.cfg.Defaults.StartTimeout
+	patience := s.m.defaults().StartTimeout
 	brief, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	pid, err := s.task.Start(brief)
@@ -240,7 +240,7 @@ func (s *start) process(ctx context.Context) error {
 func (m *core) cleanup(rec *Record, generation uint64) runtime.Cleanup {
 	return runtime.Cleanup{
 		ID: string(rec.ID), RunDir: m.runDir(rec.ID, generation),
-		Runtime: m.cfg.Defaults.Runtimes[rec.HostConfig.Runtime], CgroupPath: m.cgroupPath(rec),
+		Runtime: m.defaults().Runtimes[rec.HostConfig.Runtime], CgroupPath: m.cgroupPath(rec),
 	}
 }
 

@@ -46,7 +46,7 @@ func (m *core) stopTimeout(c *container.Config, s Stop) int {
 	case c.StopTimeout != nil:
 		return *c.StopTimeout
 	}
-	return m.cfg.Defaults.StopTimeout
+	return m.defaults().StopTimeout
 }
 
 // seconds is n seconds, or as long as a duration can be.
@@ -89,6 +89,7 @@ func (m *runner) awaitStop(ctx context.Context, e *entry, r *run, s Stop) error 
 func (m *runner) settle(e *entry) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	defer e.tellChange()
 	defer e.notify(false, WaitResult{ExitCode: e.rec.State.ExitCode})
 	return m.updateLocked(e, true, func(rec *Record) error {
 		if rec.State.Status != Restarting {
@@ -98,26 +99,32 @@ func (m *runner) settle(e *entry) error {
 	})
 }
 
-// signalStop sends the stop signal, unless no time is left for it to be heard.
+// signalStop sends the stop signal, as somebody wishes; the run it gives is the
+// one that got it.
 func (m *runner) signalStop(ctx context.Context, e *entry, s Stop) (*run, error) {
-	v := e.view()
-	sig, err := stopSignal(s, v.Config)
-	if err != nil {
-		return nil, err
-	}
 	e.mu.Lock()
 	r := e.run
 	e.stopping = true
 	e.mu.Unlock()
-	if r == nil || r.task == nil || m.stopTimeout(v.Config, s) == 0 {
-		return r, nil
+	if r == nil {
+		return nil, nil
+	}
+	return r, m.sendStop(ctx, e, r, s)
+}
+
+// sendStop sends the stop signal, unless no time is left for it to be heard.
+func (m *runner) sendStop(ctx context.Context, e *entry, r *run, s Stop) error {
+	v := e.view()
+	sig, err := stopSignal(s, v.Config)
+	if err != nil || r.task == nil || m.stopTimeout(v.Config, s) == 0 {
+		return err
 	}
 	if v.State.Status == Paused {
 		if err := m.thaw(e); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return r, m.signal(ctx, e, r, sig)
+	return m.signal(ctx, e, r, sig)
 }
 
 // awaitEnd returns when the exit of the run is recorded: by itself in time, or killed.

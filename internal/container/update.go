@@ -156,7 +156,7 @@ func (u updater) apply(ctx context.Context, e *entry, r *container.Resources, un
 	}
 	err = u.c.cfg.Runtime.Update(ctx, runtime.Update{
 		ID: string(e.id), RunDir: u.c.runDir(e.id, v.State.Generation),
-		Runtime: u.c.cfg.Defaults.Runtimes[v.HostConfig.Runtime], Resources: b,
+		Runtime: u.c.defaults().Runtimes[v.HostConfig.Runtime], Resources: b,
 	})
 	if err != nil && e.live() == nil {
 		return nil // it ended meanwhile: the next start has the limits
