@@ -189,7 +189,7 @@ func imageCommands(a *app) []*cobra.Command {
 }
 
 func systemCommands(a *app) []*cobra.Command {
-	return []*cobra.Command{dfCommand(a), dialStdioCommand(a), systemPruneCommand(a)}
+	return []*cobra.Command{dfCommand(a), dialStdioCommand(a), safeModeCommand(a), systemPruneCommand(a)}
 }
 
 // addGlobalFlags defines what stands before the verb.

@@ -38,29 +38,34 @@ type Config struct {
 	TLSKey      string
 	InsecureTCP bool
 
-	BIP            string
-	Bridge         string
-	Pools          []string
-	MTU            int
-	ICC            bool
-	IPForward      bool
-	IPMasq         bool
-	DNS            []string
-	DNSSearch      []string
-	DNSOptions     []string
-	LogDriver      string
-	LogOpts        map[string]string
-	Runtime        string
-	Runtimes       map[string]string // name → path
-	RuntimeArgs    map[string][]string
-	Init           bool
-	InitPath       string
-	Ulimits        map[string]*units.Ulimit
-	Labels         []string
-	Insecure       []string // registries
-	CgroupParent   string
-	StopTimeout    int
-	StartTimeout   int
+	BIP          string
+	Bridge       string
+	Pools        []string
+	MTU          int
+	ICC          bool
+	IPForward    bool
+	IPMasq       bool
+	DNS          []string
+	DNSSearch    []string
+	DNSOptions   []string
+	LogDriver    string
+	LogOpts      map[string]string
+	Runtime      string
+	Runtimes     map[string]string // name → path
+	RuntimeArgs  map[string][]string
+	Init         bool
+	InitPath     string
+	Ulimits      map[string]*units.Ulimit
+	Labels       []string
+	Insecure     []string // registries
+	CgroupParent string
+	StopTimeout  int
+	StartTimeout int
+
+	RestartUnhealthy string
+	SafeMode         string
+	CleanExit        bool
+
 	StopContainers bool
 	ValidateOnly   bool
 	ShowVersion    bool
@@ -130,6 +135,9 @@ func (c *Config) flags() *pflag.FlagSet {
 	fs.StringVar(&c.CgroupParent, "cgroup-parent", "", "Parent cgroup of containers")
 	fs.IntVar(&c.StopTimeout, "shutdown-timeout", 15, "Seconds that containers have to end with --stop-containers")
 	fs.IntVar(&c.StartTimeout, "start-timeout", 120, "Seconds that an OCI runtime has to start a container")
+	fs.StringVar(&c.RestartUnhealthy, "restart-unhealthy", "false", "Restart containers with a restart policy that stay unhealthy: true, false, or for how long (5m)")
+	fs.StringVar(&c.SafeMode, "safe-mode", safeAuto, "Start nothing by itself: on, off, or auto, after three crashes of the engine within a minute")
+	fs.BoolVar(&c.CleanExit, "clean-exit", false, "Leave no bridge, firewall table or cgroup behind when the engine ends and no container runs")
 	fs.BoolVar(&c.StopContainers, "stop-containers", false, "Stop the containers when the engine stops")
 	fs.BoolVar(&c.ValidateOnly, "validate", false, "Check the configuration and exit")
 	fs.BoolVarP(&c.ShowVersion, "version", "v", false, "Print the version and exit")
@@ -140,6 +148,7 @@ func (c *Config) flags() *pflag.FlagSet {
 var fileKeys = map[string]string{
 	"hosts": "host", "labels": "label", "log-opts": "log-opt", "dns-opts": "dns-opt", "default-ulimits": "default-ulimit",
 	"default-address-pools": "default-address-pool", "runtimes": "add-runtime", "insecure-registries": "insecure-registry", "bridge": "bridge-name",
+	"live-restore": "stop-containers", // the other way round
 }
 
 // dockerKeys are keys of Docker's daemon.json that this version has no use for:
@@ -150,7 +159,7 @@ var dockerKeys = map[string]bool{
 	"cluster-advertise": true, "cluster-store": true, "containerd": true, "containerd-namespace": true, "containerd-plugin-namespace": true,
 	"default-cgroupns-mode": true, "default-gateway": true, "default-gateway-v6": true, "default-ipc-mode": true, "default-network-opts": true,
 	"default-shm-size": true, "experimental": true, "features": true, "fixed-cidr": true, "fixed-cidr-v6": true, "host-gateway-ip": true, "host-gateway-ips": true,
-	"http-proxy": true, "https-proxy": true, "ip": true, "ip6tables": true, "iptables": true, "ipv6": true, "live-restore": true,
+	"http-proxy": true, "https-proxy": true, "ip": true, "ip6tables": true, "iptables": true, "ipv6": true,
 	"log-format": true, "max-concurrent-downloads": true, "max-concurrent-uploads": true, "max-download-attempts": true, "metrics-addr": true,
 	"no-new-privileges": true, "no-pivot-root": true, "no-proxy": true, "node-generic-resources": true, "oom-score-adjust": true, "proxies": true,
 	"raw-logs": true, "registry-mirrors": true, "rootless": true, "seccomp-profile": true, "selinux-enabled": true, "storage-driver": true,
@@ -189,6 +198,9 @@ func (c *Config) readFile(fs *pflag.FlagSet) error {
 		}
 		if fs.Changed(name) {
 			continue
+		}
+		if key == "live-restore" {
+			raw = json.RawMessage(map[string]string{"true": "false", "false": "true"}[string(raw)])
 		}
 		if err := c.setKey(fs, name, raw); err != nil {
 			return fmt.Errorf("unable to configure the engine with file %s: %s: %w", c.ConfigFile, key, err)
@@ -340,6 +352,14 @@ func (c *Config) validate() error {
 	}
 	if _, err := c.pools(); err != nil {
 		return err
+	}
+	if _, err := container.ParseHeal(c.RestartUnhealthy); err != nil {
+		return fmt.Errorf("invalid --restart-unhealthy: %w", err)
+	}
+	switch c.SafeMode {
+	case safeAuto, safeOn, safeOff:
+	default:
+		return fmt.Errorf("invalid --safe-mode %q: want auto, on or off", c.SafeMode)
 	}
 	if c.StartTimeout < 1 {
 		return fmt.Errorf("invalid --start-timeout %d: want a second or more", c.StartTimeout)

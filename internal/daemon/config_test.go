@@ -54,7 +54,7 @@ func TestConfigFile(t *testing.T) {
 		len(pools) != 1 || pools[0].Size != 24 || c.Runtimes["crun"] != "/usr/bin/crun" || c.RuntimeArgs["crun"][0] != "--x" {
 		t.Errorf("file read as %+v", c)
 	}
-	if strings.Join(c.unused, " ") != "live-restore registry-mirrors" {
+	if strings.Join(c.unused, " ") != "registry-mirrors" {
 		t.Errorf("unused keys: %v", c.unused)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"escale.dev/escale/internal/api/engine"
@@ -38,7 +39,10 @@ type Daemon struct {
 	host       host.Facts
 	facts      oci.Host    // of the kernel, for specifications and info
 	tls        *tls.Config // of TCP listeners; nil: none
-	runtimes   map[string]runtime.Binary
+	live       atomic.Pointer[live]
+	level      *slog.LevelVar // of the log
+	safe       *safeMode
+	crashed    crashRecord // of the engines before this one
 	events     *events.Journal
 	images     *image.Store
 	networks   *network.Manager
@@ -51,22 +55,27 @@ type Daemon struct {
 }
 
 // New checks that an engine can be made of cfg and what is installed; nothing
-// is opened before Run.
-func New(cfg *Config, log *slog.Logger) (*Daemon, error) {
-	d := &Daemon{cfg: cfg, log: log.With("instance", cfg.Instance)}
-	var err error
-	if d.runtimes, err = cfg.runtimes(); err != nil {
+// is opened before Run. A reload may change the level of the log.
+func New(cfg *Config, log *slog.Logger, level *slog.LevelVar) (*Daemon, error) {
+	d := &Daemon{cfg: cfg, log: log.With("instance", cfg.Instance), level: level}
+	runtimes, err := cfg.runtimes()
+	if err != nil {
 		return nil, err
 	}
+	d.live.Store(&live{cfg, runtimes})
 	if d.tls, err = cfg.tlsConfig(); err != nil {
 		return nil, err
 	}
 	return d, nil
 }
 
+// now is the configuration as the last reload left it.
+func (d *Daemon) now() *live { return d.live.Load() }
+
 // Run opens the engine from the ground up, serves until ctx ends, and returns.
-// Containers go on unless --stop-containers was said.
-func (d *Daemon) Run(ctx context.Context) error {
+// Containers go on unless --stop-containers was said. At each signal of hup it
+// takes over what parse gives.
+func (d *Daemon) Run(ctx context.Context, hup <-chan os.Signal, parse func() (*Config, error)) error {
 	for _, key := range d.cfg.unused {
 		d.log.Warn("daemon.json: this version has no use for the key", "key", key)
 	}
@@ -86,7 +95,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", open.what, err)
 		}
 	}
-	return d.serve(ctx)
+	return d.serve(ctx, hup, parse)
 }
 
 // Close lets go of everything in reverse. Idempotent.
@@ -102,7 +111,7 @@ func (d *Daemon) Close() error {
 func (d *Daemon) onClose(f func() error) { d.closers = append(d.closers, f) }
 
 // serve answers until ctx ends or a listener fails.
-func (d *Daemon) serve(ctx context.Context) error {
+func (d *Daemon) serve(ctx context.Context, hup <-chan os.Signal, parse func() (*Config, error)) error {
 	failed := make(chan error, len(d.listeners))
 	for _, l := range d.listeners {
 		d.log.Info("API listens", "address", l.Addr().Network()+"://"+l.Addr().String())
@@ -112,7 +121,11 @@ func (d *Daemon) serve(ctx context.Context) error {
 		d.log.Warn("telling systemd", "error", err)
 	}
 	d.log.Info("ready", "version", Version, "containers", len(d.containers.List()))
+	if err := d.holdBack(); err != nil {
+		d.log.Warn("counting crashes", "error", err)
+	}
 	d.containers.Resume(ctx)
+	go d.reloads(ctx, hup, parse)
 	select {
 	case <-ctx.Done():
 	case err := <-failed:
@@ -120,12 +133,18 @@ func (d *Daemon) serve(ctx context.Context) error {
 			return err
 		}
 	}
-	d.log.Info("stopping", "containers", map[bool]string{true: "are stopped too", false: "go on"}[d.cfg.StopContainers])
+	d.log.Info("stopping", "containers", map[bool]string{true: "are stopped too", false: "go on"}[d.now().cfg.StopContainers])
 	notify("STOPPING=1") // systemd gone meanwhile is no harm
-	if d.cfg.StopContainers {
-		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(d.cfg.StopTimeout)*time.Second)
+	cfg := d.now().cfg
+	if cfg.StopContainers {
+		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(cfg.StopTimeout)*time.Second)
 		defer cancel()
 		d.containers.StopAll(stopCtx)
+	}
+	if cfg.CleanExit {
+		if err := d.leaveNothing(ctx); err != nil {
+			d.log.Warn("leaving nothing behind", "error", err)
+		}
 	}
 	return nil
 }
@@ -139,6 +158,9 @@ func (d *Daemon) openRoots(context.Context) error {
 	}
 	err := d.lockAll()
 	if err != nil {
+		return err
+	}
+	if err := d.openSafeMode(filepath.Join(d.cfg.DataRoot, "crashes.json")); err != nil {
 		return err
 	}
 	if d.host, err = host.Read(); err != nil {

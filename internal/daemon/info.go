@@ -30,13 +30,13 @@ func (s systemInfo) Info(ctx context.Context) (*system.Info, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := d.host
+	h, now := d.host, d.now()
 	info := &system.Info{
 		ID: d.id, Images: len(images), Driver: storageDriver,
 		DriverStatus:       [][2]string{{"Backing Filesystem", filesystem(d.cfg.DataRoot)}, {"Snapshotter", "overlayfs"}},
 		Plugins:            system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null"}, Log: logKinds().Names()},
 		IPv4Forwarding:     d.cfg.IPForward,
-		Debug:              d.cfg.LogLevel == "debug",
+		Debug:              now.cfg.LogLevel == "debug",
 		NFd:                openFiles(),
 		NGoroutines:        goruntime.NumGoroutine(),
 		NEventsListener:    0,
@@ -53,10 +53,10 @@ func (s systemInfo) Info(ctx context.Context) (*system.Info, error) {
 		MemTotal:           h.Memory,
 		DockerRootDir:      d.cfg.DataRoot,
 		Name:               h.Hostname,
-		Labels:             d.cfg.Labels,
+		Labels:             now.cfg.Labels,
 		ServerVersion:      Version,
 		Runtimes:           map[string]system.RuntimeWithStatus{},
-		DefaultRuntime:     d.cfg.Runtime,
+		DefaultRuntime:     now.cfg.Runtime,
 		Swarm:              swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive},
 		LiveRestoreEnabled: true,
 		InitBinary:         "docker-init",
@@ -65,11 +65,14 @@ func (s systemInfo) Info(ctx context.Context) (*system.Info, error) {
 		CDISpecDirs:        []string{},
 		Warnings:           []string{},
 	}
-	for name, r := range d.runtimes {
+	for name, r := range now.runtimes {
 		info.Runtimes[name] = system.RuntimeWithStatus{Runtime: system.Runtime{Path: r.Path, Args: r.Args}}
 	}
 	s.count(info)
 	s.cgroups(info)
+	if on, why := d.safe.SafeMode(); on {
+		info.Warnings = append(info.Warnings, "WARNING: SAFE MODE: "+why+"; the engine starts no container by itself (escale system safe-mode off ends it)")
+	}
 	return info, nil
 }
 
@@ -155,7 +158,8 @@ func (s systemInfo) Version(context.Context) system.VersionResponse {
 // Ping feeds the headers of /_ping. The builder is the classic one until
 // BuildKit is served.
 func (s systemInfo) Ping() engine.PingInfo {
-	return engine.PingInfo{OSType: "linux", BuilderVersion: "1", SwarmState: "inactive"}
+	safe, _ := s.d.safe.SafeMode()
+	return engine.PingInfo{OSType: "linux", BuilderVersion: "1", SwarmState: "inactive", SafeMode: safe}
 }
 
 // filesystem names what a directory lies on, as `docker info` shows it.

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"hash/fnv"
 	"net"
 	"os"
 	"os/user"
@@ -11,6 +12,8 @@ import (
 	"strconv"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // listen opens every host of the configuration; none stays open on an error.
@@ -80,8 +83,10 @@ func listenUnix(path, group string) (net.Listener, error) {
 	return l, nil
 }
 
-// instancesDir holds a locked file for each engine that runs.
-const instancesDir = "/run"
+// instancesFile has a byte for each name that an engine can have: who runs
+// under a name has locked its byte. One file for all engines of the machine, so
+// that none is left when one of them is killed.
+const instancesFile = "/run/escale-instances.lock"
 
 // lockAll makes sure that this engine alone has its data root, its exec root and
 // its instance's name: an engine takes what it finds under them and does not
@@ -90,7 +95,6 @@ func (d *Daemon) lockAll() error {
 	for _, l := range []struct{ path, what, remedy string }{
 		{filepath.Join(d.cfg.DataRoot, "lock"), "data root " + d.cfg.DataRoot, "--data-root, --exec-root and --instance"},
 		{filepath.Join(d.cfg.ExecRoot, "escaled.lock"), "exec root " + d.cfg.ExecRoot, "--exec-root and --instance"},
-		{filepath.Join(instancesDir, "escale-instance-"+d.cfg.Instance+".lock"), "instance " + d.cfg.Instance, "--instance"},
 	} {
 		f, err := lock(l.path)
 		switch {
@@ -101,7 +105,34 @@ func (d *Daemon) lockAll() error {
 		}
 		d.onClose(func() error { return errors.Join(os.Remove(l.path), f.Close()) })
 	}
+	f, err := lockName(instancesFile, d.cfg.Instance)
+	switch {
+	case errors.Is(err, syscall.EWOULDBLOCK):
+		return fmt.Errorf("instance %s is in use by another engine: give this one its own --instance", d.cfg.Instance)
+	case err != nil:
+		return err
+	}
+	d.onClose(f.Close)
 	return nil
+}
+
+// lockName locks the byte of a name in the file at path, which need not be as
+// long; EWOULDBLOCK: another process has. The lock is that of the open file, so
+// the kernel frees it when the process ends, however it ends.
+func lockName(path, name string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|syscall.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	h := fnv.New64a()
+	h.Write([]byte(name))
+	l := unix.Flock_t{Type: unix.F_WRLCK, Start: int64(h.Sum64() >> 2), Len: 1} // within what an offset can be
+	err = patiently(func() error { return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &l) })
+	if err != nil {
+		f.Close()
+		return nil, &os.PathError{Op: "lock", Path: path, Err: err}
+	}
+	return f, nil
 }
 
 // lockPatience is how long a lock is waited for. A process that a killed engine
@@ -110,8 +141,13 @@ const lockPatience = 2 * time.Second
 
 // flock locks f for this process alone, as soon as nobody else has it.
 func flock(f *os.File) error {
+	return patiently(func() error { return syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) })
+}
+
+// patiently tries to take a lock that another may be about to give up.
+func patiently(take func() error) error {
 	for end := time.Now().Add(lockPatience); ; time.Sleep(10 * time.Millisecond) {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		err := take()
 		if !errors.Is(err, syscall.EWOULDBLOCK) || time.Now().After(end) {
 			return err
 		}

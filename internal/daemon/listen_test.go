@@ -16,7 +16,7 @@ import (
 // take that one's containers and links for remains: it does not start.
 func TestOneEngineHasRootsAndName(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("needs root: the names of engines are locked in " + instancesDir)
+		t.Skip("needs root: the names of engines are locked in " + instancesFile)
 	}
 	name := "t" + strings.ToLower(rand.Text()[:8])
 	dirs := func() (string, string) { return t.TempDir(), t.TempDir() }
@@ -54,8 +54,10 @@ func TestOneEngineHasRootsAndName(t *testing.T) {
 	if err := again.Close(); err != nil {
 		t.Error(err)
 	}
-	if left, _ := filepath.Glob(filepath.Join(instancesDir, "escale-instance-"+name+"*")); len(left) > 0 {
-		t.Errorf("left: %v", left)
+	for _, dir := range []string{data, exec} {
+		if left, _ := os.ReadDir(dir); len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
 	}
 }
 

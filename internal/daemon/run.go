@@ -48,43 +48,20 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	level := new(slog.LevelVar)
 	level.Set(logLevel(cfg.LogLevel))
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
-	_ = ctdlog.SetLevel("error") // containerd's libraries warn of what is no concern of ours
-	go reloads(ctx, args, level, log)
-	if err := run(ctx, cfg, log); err != nil {
+	_ = ctdlog.SetLevel("error")   // containerd's libraries warn of what is no concern of ours
+	hup := make(chan os.Signal, 1) // caught from here on: it must not end the engine while it opens
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	d, err := New(cfg, log, level)
+	if err == nil {
+		parse := func() (*Config, error) { return ParseConfig(args, func(*pflag.FlagSet) {}) }
+		err = errors.Join(d.Run(ctx, hup, parse), d.Close())
+	}
+	if err != nil {
 		fmt.Fprintf(stderr, "escaled: %s\n", err)
 		return 1
 	}
 	return 0
-}
-
-func run(ctx context.Context, cfg *Config, log *slog.Logger) error {
-	d, err := New(cfg, log)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Run(ctx), d.Close())
-}
-
-// reloads reads the configuration again at each SIGHUP and applies what can be
-// changed while the engine runs: debug and log-level.
-func reloads(ctx context.Context, args []string, level *slog.LevelVar, log *slog.Logger) {
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
-	for {
-		select {
-		case <-hup:
-		case <-ctx.Done():
-			return
-		}
-		cfg, err := ParseConfig(args, func(*pflag.FlagSet) {})
-		if err != nil {
-			log.Error("configuration not reloaded", "error", err)
-			continue
-		}
-		level.Set(logLevel(cfg.LogLevel))
-		log.Info("configuration reloaded: debug and log-level; other keys take a restart", "file", cfg.ConfigFile, "log-level", cfg.LogLevel)
-	}
 }
 
 func logLevel(name string) slog.Level {

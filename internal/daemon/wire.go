@@ -108,7 +108,7 @@ func logKinds() ship.Kinds {
 
 // defaults are the settings that reach containers.
 func (d *Daemon) defaults() container.Defaults {
-	c := d.cfg
+	c := d.now().cfg
 	init, err := oci.LookupInit(c.InitPath, ownDirs()...)
 	if err != nil {
 		d.log.Debug("no init for --init", "reason", err) // a container that asks for one is told
@@ -116,8 +116,8 @@ func (d *Daemon) defaults() container.Defaults {
 	return container.Defaults{
 		LogDriver: c.LogDriver, LogOpts: c.LogOpts, Init: c.Init, InitPath: init, Ulimits: c.Ulimits,
 		DNS: c.DNS, DNSSearch: c.DNSSearch, DNSOptions: c.DNSOptions,
-		Runtime: c.Runtime, Runtimes: d.runtimes, CgroupParent: c.CgroupParent, StopTimeout: 10,
-		StartTimeout: time.Duration(c.StartTimeout) * time.Second,
+		Runtime: c.Runtime, Runtimes: d.now().runtimes, CgroupParent: c.CgroupParent, StopTimeout: 10,
+		StartTimeout: time.Duration(c.StartTimeout) * time.Second, Heal: c.heal(),
 	}
 }
 
@@ -138,7 +138,7 @@ func (d *Daemon) openAPI(context.Context) error {
 			Name: "host", ID: d.networks.ID("host"), Driver: "host", Scope: "local", Created: time.Now(),
 		}},
 		Images: images{Store: d.images, users: d.containers.Users, events: d.events},
-		System: systemInfo{d}, Events: d.events, Logger: d.log, Version: Version,
+		System: systemInfo{d}, SafeMode: d.safe, Events: d.events, Logger: d.log, Version: Version,
 		ContainerDir: filepath.Join(d.cfg.DataRoot, "containers"), StorageDriver: storageDriver, Debug: d.cfg.Debug,
 		Sandbox: d.sandbox,
 	})

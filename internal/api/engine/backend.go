@@ -139,4 +139,5 @@ type PingInfo struct {
 	Experimental   bool
 	BuilderVersion string // "1" until BuildKit is served
 	SwarmState     string // "inactive"
+	SafeMode       bool   // the engine starts nothing by itself
 }

@@ -86,6 +86,8 @@ func (f *fakeContainers) Unpause(_ context.Context, ref string) error { return f
 func (f *fakeContainers) Wait(_ context.Context, ref, cond string) (<-chan container.WaitResult, error) {
 	return f.result, f.note("Wait", ref, cond)
 }
+func (f *fakeContainers) SafeMode() (bool, string)  { return true, "it crashed" }
+func (f *fakeContainers) SetSafeMode(on bool) error { return f.note("SetSafeMode", on) }
 func (f *fakeContainers) Unlink(_ context.Context, link string) error {
 	return f.note("Unlink", link)
 }
@@ -361,7 +363,7 @@ func newRig(t testing.TB, prepare ...func(*rig)) *rig {
 		socket: filepath.Join(t.TempDir(), "s"),
 	}
 	r.server = New(Config{
-		Containers: r.con, Watching: r.con, Updates: r.con, Images: r.img, Volumes: new(fakeVolumes), Networks: fakeNetworks(nil), System: fakeSystem{}, Events: r.events, Version: "0.1",
+		Containers: r.con, Watching: r.con, Updates: r.con, Images: r.img, Volumes: new(fakeVolumes), Networks: fakeNetworks(nil), System: fakeSystem{}, SafeMode: r.con, Events: r.events, Version: "0.1",
 		ContainerDir: "/var/lib/escale/containers",
 		Sandbox:      func(id container.ID) (string, string) { return "s-" + id.Short(), "/run/escale/netns/s" },
 	})

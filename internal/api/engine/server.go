@@ -21,7 +21,7 @@ const (
 )
 
 // Config is what a Server needs. Containers, Archives, Watching, Updates, Images,
-// Volumes, Networks, Registries, System, Events and Logger must be set.
+// Volumes, Networks, Registries, System, SafeMode, Events and Logger must be set.
 type Config struct {
 	Containers Containers
 	Archives   Archives
@@ -32,6 +32,7 @@ type Config struct {
 	Networks   Networks
 	Registries Registries
 	System     System
+	SafeMode   SafeMode
 	Events     Events
 	Logger     *slog.Logger
 
@@ -93,6 +94,7 @@ func (s *Server) table() []route {
 	all = append(all, volumeRoutes{s}.routes()...)
 	all = append(all, networkRoutes{s}.routes()...)
 	all = append(all, dfRoutes{s, new(singleflight.Group)}.routes()...)
+	all = append(all, safeRoutes{s}.routes()...)
 	return all
 }
 

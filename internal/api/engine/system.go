@@ -32,6 +32,9 @@ func (s systemRoutes) ping(w *response, r *request) error {
 	if p.BuilderVersion != "" {
 		h.Set("Builder-Version", p.BuilderVersion)
 	}
+	if p.SafeMode {
+		h.Set("Escale-Safe-Mode", "on")
+	}
 	if p.SwarmState != "" {
 		h.Set("Swarm", p.SwarmState)
 	}

@@ -168,6 +168,7 @@ func (e *Engine) Args() []string {
 		"--instance", e.Instance, "--data-root", e.DataRoot, "--exec-root", e.ExecRoot,
 		"-H", e.Host(), "--bridge-name", e.Bridge, "--bip", e.Subnet,
 		"--pidfile", filepath.Join(e.Root, "pid"), "--config-file", filepath.Join(e.Root, "daemon.json"),
+		"--safe-mode", "off", // tests kill engines more often than any should crash
 	}
 	for _, h := range e.opts.Hosts {
 		args = append(args, "-H", h)

@@ -1,0 +1,62 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// cleanPatience is how long an engine that leaves nothing behind waits for the
+// kernel to give back what the last containers had.
+const cleanPatience = 20 * time.Second
+
+// leaveNothing takes what the engine made for containers to come out of the
+// kernel: bridge, firewall table, folder of namespaces, cgroups. Where a
+// container runs it leaves all as it is. Called when nobody is served any more.
+func (d *Daemon) leaveNothing(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanPatience)
+	defer cancel()
+	if err := d.containers.AwaitReaped(ctx); err != nil {
+		return err
+	}
+	running := 0
+	for _, v := range d.containers.List() {
+		if v.State.Running() {
+			running++
+		}
+	}
+	if running > 0 {
+		d.log.Info("containers run: what they need stays", "containers", running)
+		return nil
+	}
+	return errors.Join(d.networks.Destroy(ctx), d.removeCgroups())
+}
+
+// removeCgroups removes the parent cgroups that bear the engine's own name, in
+// all hierarchies, as far as nothing is in them.
+func (d *Daemon) removeCgroups() error {
+	var errs []error
+	for _, name := range []string{d.cfg.cgroupName(), d.cfg.cgroupName() + "-monitors"} {
+		dirs := []string{filepath.Join(cgroupRoot, name)}
+		more, err := filepath.Glob(filepath.Join(cgroupRoot, "*", name))
+		if err != nil {
+			return err
+		}
+		for _, dir := range append(dirs, more...) {
+			err := unix.Rmdir(dir)
+			switch {
+			case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
+			case errors.Is(err, unix.EBUSY), errors.Is(err, unix.ENOTEMPTY):
+				d.log.Info("cgroup stays: it is in use", "path", dir)
+			default:
+				errs = append(errs, fmt.Errorf("cgroup: %w", &os.PathError{Op: "rmdir", Path: dir, Err: err}))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
