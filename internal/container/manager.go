@@ -153,6 +153,8 @@ type core struct {
 	live  atomic.Pointer[Defaults] // cfg.Defaults, or what took their place
 	gate  gate
 
+	past sync.Map // OCI runtimes that settings of before had: name → runtime.Binary
+
 	ctx    context.Context // ends with Close: loops of the package's own
 	cancel context.CancelFunc
 	loops  sync.WaitGroup
@@ -162,7 +164,25 @@ type core struct {
 func (m *core) defaults() *Defaults { return m.live.Load() }
 
 // SetDefaults replaces the settings for what is done from now on.
-func (m *Manager) SetDefaults(d Defaults) { m.live.Store(&d) }
+func (m *Manager) SetDefaults(d Defaults) {
+	for name, b := range m.defaults().Runtimes {
+		m.past.Store(name, b)
+	}
+	m.live.Store(&d)
+}
+
+// binary is the OCI runtime of a name, also of one that a reload took out: what
+// it made is still to be cleaned up. Of a name nobody knows it is the default one.
+func (m *core) binary(name string) runtime.Binary {
+	d := m.defaults()
+	if b, ok := d.Runtimes[name]; ok {
+		return b
+	}
+	if b, ok := m.past.Load(name); ok {
+		return b.(runtime.Binary)
+	}
+	return d.Runtimes[d.Runtime]
+}
 
 // Manager is the life of all containers of an engine: what clients ask for.
 // What happens underneath is done by its parts, each with one subject: creator,

@@ -316,7 +316,7 @@ func (m recovery) sweepRun(ctx context.Context, rec *Record, generation uint64) 
 // stands in its bundle.
 func (m recovery) cleanupOfBundle(id ID, generation uint64) runtime.Cleanup {
 	c := runtime.Cleanup{
-		ID: string(id), RunDir: m.runDir(id, generation), Runtime: m.defaults().Runtimes[m.defaults().Runtime],
+		ID: string(id), RunDir: m.runDir(id, generation), Runtime: m.binary(""),
 		CgroupPath: m.defaults().CgroupParent + "/" + string(id),
 	}
 	if spec, err := readSpec(c.RunDir); err == nil && spec.Linux != nil {
