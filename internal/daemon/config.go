@@ -12,6 +12,7 @@ import (
 	"sort"
 	"strings"
 
+	"escale.dev/escale/internal/container"
 	"github.com/docker/go-units"
 	"github.com/spf13/pflag"
 )
