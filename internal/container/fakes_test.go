@@ -164,8 +164,6 @@ type fakeTask struct {
 	hung   bool           // the monitor answers nothing
 	stuck  chan struct{}  // when set, signals wait for its end
 
-	execErr error // of every exec
-
 	mu    sync.Mutex
 	execs map[string]chan struct{}
 }
@@ -205,9 +203,6 @@ func (t *fakeTask) Start(ctx context.Context) (int, error) {
 }
 
 func (t *fakeTask) Exec(_ context.Context, e runtime.Exec) (int, error) {
-	if t.execErr != nil {
-		return 0, t.execErr
-	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.execs[e.ID] == nil {

@@ -355,29 +355,21 @@ func TestStartThatHangs(t *testing.T) {
 // A container that ends while an exec is made in it is a conflict, whatever the
 // OCI runtime stumbled over.
 func TestEndAmidExec(t *testing.T) {
-	world(t, func(t *testing.T, f *fakeEngine, m *Manager) {
-		id := create(t, m, "web", nil)
-		if err := m.Start(t.Context(), "web"); err != nil {
-			t.Fatal(err)
+	synctest.Test(t, func(t *testing.T) {
+		e := newEntry(Record{ID: "0123456789abcdef"})
+		r := &run{ended: make(chan struct{})}
+		refused := func(code int, words string) error {
+			return execError(t.Context(), e, r, &runtime.StartError{Code: code, Message: words})
 		}
-		task := f.tasks[string(id)]
-		exec := func() error {
-			x, err := m.ExecCreate(t.Context(), "web", ExecConfig{Cmd: []string{"true"}})
-			if err != nil {
-				t.Fatal(err)
-			}
-			return m.ExecStart(t.Context(), x, [2]uint16{}, nil)
-		}
-		task.execErr = &runtime.StartError{Code: 127, Message: "exec: \"nope\": not found"}
-		if err := exec(); !errdefs.IsInvalidArgument(err) {
+		if err := refused(127, `exec: "nope": not found`); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("unknown command: %v", err)
 		}
-		task.execErr = &runtime.StartError{Code: 128, Message: "setns: no such process"}
-		if err := exec(); errdefs.IsConflict(err) || err == nil {
-			t.Errorf("a refusal of a container that goes on: %v", err)
+		begun := time.Now()
+		if err := refused(128, "setns: no such process"); errdefs.IsConflict(err) || err == nil || time.Since(begun) != dyingPatience {
+			t.Errorf("a refusal of a container that goes on: %v after %s", err, time.Since(begun))
 		}
-		time.AfterFunc(200*time.Millisecond, func() { f.end(id, 0) })
-		if err := exec(); !errdefs.IsConflict(err) || !strings.Contains(err.Error(), "is not running") {
+		time.AfterFunc(200*time.Millisecond, func() { close(r.ended) })
+		if err := refused(128, "setns: no such process"); !errdefs.IsConflict(err) || !strings.Contains(err.Error(), "is not running") {
 			t.Errorf("an exec in a container that ends: %v", err)
 		}
 	})
