@@ -32,6 +32,11 @@ type exec struct {
 	done    chan struct{} // closed when it has ended
 }
 
+// newExec makes one that has not started: a client's or a health check's.
+func newExec(e *entry, c ExecConfig) *exec {
+	return &exec{id: string(newID()), e: e, conf: c, up: make(chan struct{}), done: make(chan struct{})}
+}
+
 // execs keeps and runs the execs of all containers.
 type execs struct {
 	*core
@@ -57,7 +62,7 @@ func (m *Manager) ExecCreate(_ context.Context, ref string, c ExecConfig) (strin
 	if err := canExec(e); err != nil {
 		return "", err
 	}
-	x := &exec{id: string(newID()), e: e, conf: c, up: make(chan struct{}), done: make(chan struct{})}
+	x := newExec(e, c)
 	m.execs.add(x)
 	m.publish(e, apievents.Action("exec_create: "+strings.Join(c.Cmd, " ")), map[string]string{"execID": x.id})
 	return x.id, nil

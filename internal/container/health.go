@@ -214,7 +214,7 @@ func (m prober) once(ctx context.Context, e *entry, p probe) *container.Healthch
 }
 
 func (m prober) exec(ctx context.Context, e *entry, p probe, out io.Writer) (int, error) {
-	x := &exec{id: string(newID()), e: e, done: make(chan struct{}), conf: ExecConfig{Cmd: p.cmd, AttachStdout: true, AttachStderr: true}}
+	x := newExec(e, ExecConfig{Cmd: p.cmd, AttachStdout: true, AttachStderr: true})
 	m.add(x)
 	defer m.forget(x)
 	m.publish(e, apievents.Action("exec_create: "+strings.Join(p.cmd, " ")), map[string]string{"execID": x.id})
