@@ -215,7 +215,11 @@ func (n *creation) postWithMAC(ctx context.Context, c *client.Client, req *spec.
 
 // noSuchImage tells the 404 of an image from those of networks and volumes.
 func noSuchImage(err error) bool {
-	return errdefs.IsNotFound(err) && strings.Contains(strings.ToLower(err.Error()), "no such image")
+	if !errdefs.IsNotFound(err) {
+		return false
+	}
+	text := strings.ToLower(err.Error())
+	return strings.Contains(text, "no such image") || strings.Contains(text, "does not match the specified platform")
 }
 
 // missingImage adds to the engine's refusal the ways that lead to an image.
