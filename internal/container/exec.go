@@ -64,7 +64,7 @@ func (m *Manager) ExecCreate(_ context.Context, ref string, c ExecConfig) (strin
 	}
 	x := newExec(e, c)
 	m.execs.add(x)
-	m.publish(e, apievents.Action("exec_create: "+strings.Join(c.Cmd, " ")), map[string]string{"execID": x.id})
+	m.publish(e, execAction(apievents.ActionExecCreate, c.Cmd), map[string]string{"execID": x.id})
 	return x.id, nil
 }
 
@@ -226,7 +226,7 @@ func (m *execs) run(ctx context.Context, x *exec, size [2]uint16) error {
 		x.end(126)
 		return execError(ctx, x.e, r, err)
 	}
-	m.publish(x.e, apievents.Action("exec_start: "+strings.Join(x.conf.Cmd, " ")), map[string]string{"execID": x.id})
+	m.publish(x.e, execAction(apievents.ActionExecStart, x.conf.Cmd), map[string]string{"execID": x.id})
 	pid, err := task.Exec(ctx, runtime.Exec{
 		ID: x.id, Process: process, Terminal: x.conf.Tty, Rows: size[0], Cols: size[1], Stdin: x.conf.AttachStdin,
 	})
@@ -401,4 +401,13 @@ func (m *Manager) ExecGet(id string) (Exec, error) {
 		ID: id, Container: x.e.id, Config: x.conf, Running: x.running, ExitCode: x.code, Pid: x.pid,
 		DetachKeys: string(keys), Entrypoint: x.conf.Cmd[0], Arguments: x.conf.Cmd[1:], ConsoleSize: x.conf.ConsoleSize,
 	}, nil
+}
+
+// execAction names what an exec runs as Docker does, with a blank after a command
+// that has no arguments.
+func execAction(kind apievents.Action, cmd []string) apievents.Action {
+	if len(cmd) == 0 {
+		return kind
+	}
+	return kind + apievents.Action(": "+cmd[0]+" "+strings.Join(cmd[1:], " "))
 }

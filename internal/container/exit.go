@@ -96,6 +96,7 @@ func (m *runner) exited(e *entry, r *run, exit runtime.Exit, cause error) {
 		m.log.Error("recording exit", "container", e.id.Short(), "error", err)
 	}
 	m.tellExit(e, exit, lived)
+	m.tellNetworks(apievents.ActionDisconnect, &rec, eps)
 	m.background(func(ctx context.Context) { m.reap(ctx, &rec, r, eps) })
 	switch {
 	case again:

@@ -341,6 +341,10 @@ func (n fakeNetworks) Restore(_ context.Context, live map[string][]network.Endpo
 	}
 	return nil
 }
+func (fakeNetworks) Inspect(name string) (network.Info, error) {
+	return network.Info{Name: name, ID: name + "-id", Driver: name}, nil
+}
+
 func (fakeNetworks) HostGateway() string { return "172.17.0.1" }
 func (fakeNetworks) Validate(r network.Request) error {
 	for name := range r.Networks {

@@ -217,7 +217,7 @@ func (m prober) exec(ctx context.Context, e *entry, p probe, out io.Writer) (int
 	x := newExec(e, ExecConfig{Cmd: p.cmd, AttachStdout: true, AttachStderr: true})
 	m.add(x)
 	defer m.forget(x)
-	m.publish(e, apievents.Action("exec_create: "+strings.Join(p.cmd, " ")), map[string]string{"execID": x.id})
+	m.publish(e, execAction(apievents.ActionExecCreate, p.cmd), map[string]string{"execID": x.id})
 	stream, err := m.attach(ctx, x)
 	if err != nil {
 		return 0, err

@@ -95,7 +95,7 @@ func TestLifeOfAContainer(t *testing.T) {
 		if len(f.prepared) != 0 {
 			t.Errorf("root file systems left: %v", f.prepared)
 		}
-		want := []string{"create", "start", "die", "destroy"}
+		want := []string{"create", "connect", "start", "die", "disconnect", "destroy"}
 		if got := f.actions(); !slices.Equal(got, want) {
 			t.Errorf("events %v, want %v", got, want)
 		}

@@ -54,6 +54,8 @@ type Networks interface {
 	Restore(ctx context.Context, live map[string][]network.Endpoint) error
 	// Validate tells what is wrong with the networks asked for, before Setup.
 	Validate(r network.Request) error
+	// Inspect describes a network by its name.
+	Inspect(name string) (network.Info, error)
 	// HostGateway is the host's address on the default network.
 	HostGateway() string
 }

@@ -14,6 +14,7 @@ import (
 	"escale.dev/escale/internal/runtime"
 	"escale.dev/escale/internal/volume"
 	"github.com/containerd/errdefs"
+	apievents "github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
 )
 
@@ -244,6 +245,7 @@ func (m recovery) tookUpEnded(e *entry, r *run, exit runtime.Exit, cause error) 
 	e.mu.Lock()
 	lived := exit.At.Sub(e.rec.State.StartedAt)
 	e.run = r
+	eps := e.rec.Endpoints
 	err := m.updateLocked(e, true, func(rec *Record) error {
 		st := &rec.State
 		if st.Status == Starting {
@@ -260,8 +262,10 @@ func (m recovery) tookUpEnded(e *entry, r *run, exit runtime.Exit, cause error) 
 		rec.Endpoints = nil
 		return st.move(Exited)
 	})
+	rec := e.rec
 	e.mu.Unlock()
 	m.tellExit(e, exit, lived)
+	m.tellNetworks(apievents.ActionDisconnect, &rec, eps)
 	return err
 }
 

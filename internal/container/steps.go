@@ -11,6 +11,7 @@ import (
 
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/runtime"
+	apievents "github.com/moby/moby/api/types/events"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
 )
@@ -76,6 +77,10 @@ func (s *start) rootAndNetwork(ctx context.Context) error {
 				s.m.log.Warn("undoing network", "container", s.e.id.Short(), "error", err)
 			}
 		})
+	}
+	if netErr == nil {
+		s.m.tellNetworks(apievents.ActionConnect, &s.rec, s.endpoints())
+		s.undo.add(func() { s.m.tellNetworks(apievents.ActionDisconnect, &s.rec, s.endpoints()) })
 	}
 	return errors.Join(err, netErr)
 }

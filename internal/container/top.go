@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
+	apievents "github.com/moby/moby/api/types/events"
 )
 
 // Top lists a container's processes as the host's ps shows them with psArgs;
@@ -46,7 +47,11 @@ func (w *watcher) Top(ctx context.Context, ref, psArgs string) (container.TopRes
 	if err != nil {
 		return none, err
 	}
-	return parsePS(out, pids)
+	res, err := parsePS(out, pids)
+	if err == nil {
+		w.c.publish(e, apievents.ActionTop, nil)
+	}
+	return res, err
 }
 
 // renamedPID finds titles that a column was given: with one of them called PID

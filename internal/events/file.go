@@ -32,6 +32,10 @@ type file struct {
 	bytes int64
 	torn  bool // the last write may have left half a line
 	lost  bool // the last write failed: told once, not at each message
+
+	// pending could not be written and goes before what comes next, so that a full disk
+	// makes no gap once it has room: the newest maxLines of them.
+	pending []Message
 }
 
 // open reads what is kept and makes ready to append.
@@ -111,20 +115,42 @@ func (f *file) reopen() {
 	}
 }
 
-// append writes one message. What goes wrong is logged once and the message is then
-// kept in memory only.
+// append writes one message, after those that could not be written before. What goes
+// wrong is logged once and the message is then kept in memory until writing works.
 func (f *file) append(m Message) {
+	for len(f.pending) > 0 {
+		if !f.write(f.pending[0]) {
+			f.postpone(m)
+			return
+		}
+		f.pending = f.pending[1:]
+	}
+	f.pending = nil
+	if !f.write(m) {
+		f.postpone(m)
+	}
+}
+
+func (f *file) postpone(m Message) {
+	if len(f.pending) >= f.maxLines {
+		f.pending = f.pending[1:]
+	}
+	f.pending = append(f.pending, m)
+}
+
+// write reports false for what may go better later.
+func (f *file) write(m Message) bool {
 	line, err := json.Marshal(m)
 	if err != nil || len(line) >= maxLineBytes {
 		f.log.Warn("event not kept on disk", "bytes", len(line), "error", err)
-		return
+		return true // nor will it ever be
 	}
 	if f.lines >= f.maxLines || f.bytes >= maxFileBytes {
 		f.rotate()
 	}
 	if f.f == nil {
 		if f.reopen(); f.f == nil {
-			return
+			return false
 		}
 	}
 	if f.torn {
@@ -135,10 +161,11 @@ func (f *file) append(m Message) {
 	f.torn = err != nil && (n > 0 || f.torn)
 	if err != nil {
 		f.fail(err)
-		return
+		return false
 	}
 	f.lost = false
 	f.lines++
+	return true
 }
 
 func (f *file) rotate() {

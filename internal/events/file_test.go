@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func history(t testing.TB, path string, size int) []string {
@@ -163,4 +165,45 @@ func FuzzDecode(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A disk that is full for a while makes no gap in what a later engine reads, and the
+// half of a line that it left costs nothing.
+func TestFullDiskMakesNoGap(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: mounts a small tmpfs")
+	}
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Skip("needs a mount: ", err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	path := filepath.Join(dir, "events")
+	j := New(Config{Path: path, Size: 500})
+	for i := range 100 {
+		j.Publish(msg(i))
+	}
+	filler := filepath.Join(dir, "filler")
+	_ = os.WriteFile(filler, make([]byte, 64<<10), 0o600) // as much as there is room for
+	for i := range 150 {
+		j.Publish(msg(100 + i))
+	}
+	kept, _ := os.ReadFile(path)
+	if bytes.Count(kept, []byte("\n")) >= 250 {
+		t.Fatal("the disk was not full")
+	}
+	if err := os.Remove(filler); err != nil {
+		t.Fatal(err)
+	}
+	j.Publish(msg(250))
+	j.Close()
+	got := history(t, path, 500)
+	if len(got) != 251 {
+		t.Fatalf("%d events kept, want 251", len(got))
+	}
+	for i, id := range got {
+		if id != strconv.Itoa(i) {
+			t.Fatalf("event %d is %s", i, id)
+		}
+	}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"mime"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
@@ -56,12 +57,13 @@ func (s systemRoutes) events(w *response, r *request) error {
 	enc.SetEscapeHTML(false)
 	for {
 		m, err := stream.Next(r.Context())
+		var lag *events.LaggedError
 		switch {
 		case errors.Is(err, io.EOF):
 			return nil
-		case errors.Is(err, events.ErrLagged):
+		case errors.As(err, &lag):
 			s.log.Warn("event reader is too slow", "error", err)
-			continue
+			m = laggedEvent(lag.Lost)
 		case err != nil:
 			return err
 		}
@@ -76,6 +78,18 @@ func (s systemRoutes) events(w *response, r *request) error {
 		if err := w.flush(); err != nil {
 			return err
 		}
+	}
+}
+
+// actionLagged is told to a reader that was too slow for the journal, in place of the
+// events it missed and whatever its filters: nothing is skipped in silence.
+const actionLagged apievents.Action = "lagged"
+
+func laggedEvent(lost uint64) events.Message {
+	now := time.Now()
+	return events.Message{
+		Type: apievents.DaemonEventType, Action: actionLagged, Scope: "local", Time: now.Unix(), TimeNano: now.UnixNano(),
+		Actor: apievents.Actor{ID: "events", Attributes: map[string]string{"lost": strconv.FormatUint(lost, 10)}},
 	}
 }
 

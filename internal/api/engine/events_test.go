@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -121,5 +122,47 @@ func TestEventStream(t *testing.T) {
 				t.Errorf("%q", got)
 			}
 		}
+	}
+}
+
+// A client that reads too slowly for the journal is told how many events it missed,
+// whatever it filters by, and gets the rest: read and lost are all there were.
+func TestSlowEventReaderIsTold(t *testing.T) {
+	r := newRig(t)
+	c := r.dial()
+	fmt.Fprintf(c, "GET /events?filters=%s HTTP/1.1\r\nHost: x\r\n\r\n", url.QueryEscape(`{"type":["container"]}`))
+	res, err := http.ReadResponse(bufio.NewReader(c), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const total = 20_000
+	pad := strings.Repeat("x", 1000)
+	for i := range total {
+		r.events.Publish(events.Message{Type: "container", Action: "start", Actor: apievents.Actor{ID: strconv.Itoa(i), Attributes: map[string]string{"pad": pad}}})
+	}
+	r.events.Publish(events.Message{Type: "container", Action: "die", Actor: apievents.Actor{ID: "last"}})
+	in := json.NewDecoder(res.Body)
+	got, lost, next := 0, 0, 0
+	for {
+		var m events.Message
+		if err := in.Decode(&m); err != nil {
+			t.Fatal(err)
+		}
+		if m.Actor.ID == "last" {
+			break
+		}
+		if m.Type == "daemon" && m.Action == "lagged" {
+			n, _ := strconv.Atoi(m.Actor.Attributes["lost"])
+			lost, next = lost+n, next+n
+			continue
+		}
+		if m.Actor.ID != strconv.Itoa(next) {
+			t.Fatalf("event %s, want %d", m.Actor.ID, next)
+		}
+		next++
+		got++
+	}
+	if lost == 0 || got+lost != total {
+		t.Errorf("%d read, %d told lost, of %d", got, lost, total)
 	}
 }
