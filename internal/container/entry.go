@@ -28,6 +28,7 @@ type entry struct {
 	probing  context.CancelFunc // ends the health check of this run
 	restart  restartState
 	removed  bool
+	killTold bool                    // a removal has published that it kills this run
 	adopted  bool                    // the run was taken up from an earlier engine
 	stopping bool                    // a client's stop or kill is under way: the exit is intended
 	restarts int                     // clients' restarts that are under way: --rm does not act

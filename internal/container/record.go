@@ -159,6 +159,8 @@ type CreateResult struct {
 type Stop struct {
 	Signal  string
 	Timeout *int
+
+	forRemoval bool // its events are those of a removal: no stop
 }
 
 // Remove says what may go with a container.

@@ -20,7 +20,12 @@ func (m *Manager) Remove(ctx context.Context, ref string, o Remove) error {
 		// A start or stop under way may hold the container for long: force goes ahead.
 		if task := e.doom(); task != nil {
 			brief, cancel := context.WithTimeout(ctx, time.Second)
-			task.Signal(brief, "", syscall.SIGKILL) // the stop below tells what is wrong
+			if task.Signal(brief, "", syscall.SIGKILL) == nil { // else the stop below tells what is wrong
+				m.tellKill(e, syscall.SIGKILL)
+				e.mu.Lock()
+				e.killTold = true
+				e.mu.Unlock()
+			}
 			cancel()
 		}
 	}
@@ -42,7 +47,7 @@ func (m *Manager) Remove(ctx context.Context, ref string, o Remove) error {
 	case st.Status == Restarting && !o.Force:
 		return kindf(errConflict, "cannot remove container %q: container is restarting: stop the container before removing or force remove", ref)
 	}
-	now := Stop{Signal: "KILL", Timeout: new(int)}
+	now := Stop{Signal: "KILL", Timeout: new(int), forRemoval: true}
 	r, err := m.askToStop(ctx, e, now)
 	if err == nil {
 		err = m.awaitStop(ctx, e, r, now)

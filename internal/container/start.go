@@ -95,7 +95,7 @@ func (m *runner) intend(e *entry, byClient bool) (*run, State, error) {
 		e.rec.State = before
 		return nil, before, err
 	}
-	e.run, e.stopping, e.healing = r, false, nil
+	e.run, e.stopping, e.healing, e.killTold = r, false, nil, false
 	return r, before, nil
 }
 

@@ -81,8 +81,21 @@ func (m *runner) awaitStop(ctx context.Context, e *entry, r *run, s Stop) error 
 	if err := m.awaitEnd(ctx, e, r, s); err != nil {
 		return err
 	}
-	m.publish(e, apievents.ActionStop, nil)
+	if !s.forRemoval {
+		m.publish(e, apievents.ActionStop, nil)
+	}
 	return nil
+}
+
+// tellKill publishes that a signal was sent; of a removal, once.
+func (m *core) tellKill(e *entry, sig syscall.Signal) {
+	e.mu.Lock()
+	told := e.killTold
+	e.mu.Unlock()
+	if told {
+		return
+	}
+	m.publish(e, apievents.ActionKill, map[string]string{"signal": strconv.Itoa(int(sig))})
 }
 
 // settle turns a container that waited for its restart into an ended one.
@@ -180,7 +193,7 @@ func (m *runner) signal(ctx context.Context, e *entry, r *run, sig syscall.Signa
 		return nil // ending: watch records it
 	}
 	if err == nil {
-		m.publish(e, apievents.ActionKill, map[string]string{"signal": strconv.Itoa(int(sig))})
+		m.tellKill(e, sig)
 	}
 	return err
 }

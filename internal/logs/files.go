@@ -1,6 +1,7 @@
 package logs
 
 import (
+	"cmp"
 	"compress/gzip"
 	"errors"
 	"fmt"
@@ -20,7 +21,8 @@ type logFile struct {
 	gz   *gzip.Reader // nil: plain
 	off  int64        // of what was read so far, unpacked
 
-	lines int64 // taken from it
+	lines  int64 // taken from it
+	seeked bool  // not from its beginning
 
 	unlinked bool      // seen to have no name any more
 	last     time.Time // of its last change; set when it was let go of for that
@@ -133,11 +135,36 @@ func openSet(path string, maxFiles int) ([]*logFile, error) {
 		if err != nil {
 			return nil, err
 		}
-		if whole || attempt == openAttempts {
+		if whole {
 			return set, nil
+		}
+		if attempt == openAttempts {
+			return inOrder(set), nil
 		}
 		closeAll(set)
 	}
+}
+
+// inOrder makes a set of one that files were renamed under: each file once, the
+// oldest first. Some may be missing.
+func inOrder(set []*logFile) []*logFile {
+	var out []*logFile
+	known := true
+	for _, l := range set {
+		if slices.ContainsFunc(out, func(o *logFile) bool { return os.SameFile(o.info, l.info) }) {
+			l.close()
+			continue
+		}
+		known = known && baseOf(l) >= 0
+		out = append(out, l)
+	}
+	slices.SortStableFunc(out, func(a, b *logFile) int {
+		if known {
+			return cmp.Compare(baseOf(a), baseOf(b))
+		}
+		return a.info.ModTime().Compare(b.info.ModTime())
+	})
+	return out
 }
 
 // tryOpenSet opens from the newest to the oldest, against the direction in which

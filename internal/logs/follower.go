@@ -40,7 +40,7 @@ type Follower struct {
 // ended is closed and everything was read; see Open for the rest.
 func Follow(path string, maxFiles int, from Position, ended <-chan struct{}) (*Follower, error) {
 	o := ReadOptions{Stdout: true, Stderr: true, Tail: -1, Follow: true, Ended: ended}
-	r := &reader{path: path, maxFiles: maxFiles, o: o, closed: make(chan struct{})}
+	r := &reader{path: path, maxFiles: maxFiles, o: o, closed: make(chan struct{}), quiet: true}
 	if err := r.open(); err != nil {
 		_ = r.Close() // the first error is the one to tell
 		return nil, fmt.Errorf("log %s: %w", path, err)

@@ -41,6 +41,8 @@ type reader struct {
 	dropping bool
 	rest     bool // the unended last line has been given
 	gap      bool // a file of the log may have gone unread
+	quiet    bool // Follower tells of gaps in its own way
+	missed   int64
 	hungry   bool // the last read filled the buffer
 
 	watch  *watch      // nil: not following
@@ -54,7 +56,8 @@ type reader struct {
 // cut left) is skipped. Tail counts lines of the wanted streams within Since
 // and Until. Following needs the directory of path to exist and blocks in Next until the
 // log grows, Until has come, or o.Ended is closed; across rotations no line is lost or
-// given twice as long as the reader is less than maxFiles behind. Next and Close
+// given twice as long as the reader is less than maxFiles behind. A reader that was slower is
+// told by a line of the engine's own how many it missed. Next and Close
 // of the Reader may be called from two goroutines; Next after Close gives io.EOF.
 // ErrInvalidArgument when no stream is wanted.
 func Open(path string, maxFiles int, o ReadOptions) (Reader, error) {
@@ -86,7 +89,7 @@ func (r *reader) open() (err error) {
 	if r.o.Tail >= 0 {
 		return r.tail(r.o.Tail)
 	}
-	return nil
+	return r.skipBefore()
 }
 
 // dropOld leaves out files that were last written before anything wanted.
@@ -133,6 +136,9 @@ func (r *reader) Next() (Line, error) {
 		case <-r.closed:
 			return Line{}, io.EOF
 		default:
+		}
+		if r.missed > 0 {
+			return r.missedLine(), nil
 		}
 		for {
 			raw, ok := r.rawLine()
@@ -223,6 +229,9 @@ func (r *reader) atEnd() (l Line, ok bool, err error) {
 	if len(r.files) > 1 {
 		if l, ok := r.unended(); ok {
 			return l, true, nil
+		}
+		if r.watch != nil && !r.quiet {
+			r.missed = linesBetween(r.files[0], r.files[1])
 		}
 		r.files[0].close()
 		r.files = r.files[1:]

@@ -53,6 +53,7 @@ func (r *reader) toEnd() error {
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
+	last.seeked = true
 	if last.off = end; !bytes.HasSuffix(line, []byte{'\n'}) {
 		last.off -= int64(len(line))
 	}
@@ -99,11 +100,11 @@ func (l *logFile) tail(c *tailCount, newest bool) (int64, error) {
 	if l.gz != nil {
 		return l.tailZipped(c)
 	}
-	st, err := l.f.Stat()
+	end, err := l.endFor(&c.r.o, &c.r.dec)
 	if err != nil {
 		return 0, err
 	}
-	b := backward{r: l.f, pos: st.Size()}
+	b := backward{r: l.f, pos: end}
 	for first := true; ; first = false {
 		line, end, err := b.line()
 		if errors.Is(err, io.EOF) {
@@ -156,7 +157,7 @@ func (l *logFile) readEOF(p []byte) (int, error) {
 // skipTo makes the next read begin at an offset of the unpacked file.
 func (l *logFile) skipTo(off int64) error {
 	if l.gz == nil {
-		l.off = off
+		l.off, l.seeked = off, true
 		return nil
 	}
 	if err := l.rewind(); err != nil {

@@ -178,3 +178,77 @@ func TestLogDriverOfAutoRemoved(t *testing.T) {
 	api.Close()
 	noLeaks(t, e)
 }
+
+// TestFollowersOfFastRotation: twenty followers of a container that fills file after
+// file. Whatever each of them reads and is told that it missed are all lines, and in
+// order; of a log that nobody can outrun, nothing is missed.
+func TestFollowersOfFastRotation(t *testing.T) {
+	e := start(t, harness.Options{})
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	api := e.API()
+	defer api.Close()
+	for _, c := range []struct {
+		name, script, size string
+		lines              int
+		all                bool
+	}{
+		{"paced", "sleep 1; i=0; while [ $i -lt 200 ]; do seq $((i*50)) $((i*50+49)); i=$((i+1)); usleep 10000; done", "20k", 10_000, true},
+		{"racing", "sleep 1; seq 0 299999", "200k", 300_000, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			id := create(t, ctx, api, c.name, map[string]any{
+				"Image": image, "Cmd": []string{"sh", "-c", c.script},
+				"HostConfig": map[string]any{"LogConfig": map[string]any{"Type": "json-file", "Config": map[string]string{"max-size": c.size, "max-file": "5"}}},
+			})
+			do(t, ctx, api, "POST", "/containers/"+id+"/start", nil, nil)
+			var wg sync.WaitGroup
+			for range 20 {
+				wg.Go(func() {
+					if err := followNumbers(ctx, e, id, c.lines, c.all); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			do(t, ctx, api, "DELETE", "/containers/"+id, nil, nil)
+		})
+	}
+	api.Close()
+	noLeaks(t, e)
+}
+
+// followNumbers follows a log of numbers to its end.
+func followNumbers(ctx context.Context, e *harness.Engine, id string, lines int, all bool) error {
+	api := e.API()
+	defer api.Close()
+	res, err := api.Open(ctx, "GET", "/containers/"+id+"/logs?follow=1&stdout=1&stderr=1", nil)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	r, w := net.Pipe()
+	go func() {
+		err := harness.Demux(res.Body, w, w)
+		if err != nil {
+			fmt.Fprintf(w, "error: %v\n", err)
+		}
+		w.Close()
+	}()
+	next, missed := 0, 0
+	for in := bufio.NewScanner(r); in.Scan(); {
+		var n int
+		if _, err := fmt.Sscanf(in.Text(), "escale: %d log lines were rotated away", &n); err == nil {
+			next, missed = next+n, missed+n
+			continue
+		}
+		if in.Text() != strconv.Itoa(next) {
+			return fmt.Errorf("line %q, want %d (%d missed)", in.Text(), next, missed)
+		}
+		next++
+	}
+	if next != lines || all && missed > 0 {
+		return fmt.Errorf("the log ended at %d of %d lines, %d missed", next, lines, missed)
+	}
+	return nil
+}
