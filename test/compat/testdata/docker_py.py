@@ -351,6 +351,18 @@ class Watching(Case):
         self.assertGreater(info["NCPU"], 0)
         self.assertEqual(info["OSType"], "linux")
 
+    def test_disk_and_networks(self):
+        c = self.run_("sleep", "300")
+        # API 1.52 has other fields, which docker-py knows nothing of.
+        old = docker.from_env(version="1.44", timeout=60)
+        df = old.df()
+        old.close()
+        self.assertIn(c.id, [x["Id"] for x in df["Containers"]])
+        self.assertGreater(df["LayersSize"], 0)
+        nets = {n.name: n for n in self.client.networks.list()}
+        self.assertTrue({"bridge", "host", "none"} <= set(nets))
+        self.assertEqual(nets["bridge"].attrs["Driver"], "bridge")
+
 
 class Files(Case):
     def test_archive_both_ways(self):
@@ -377,6 +389,36 @@ class Files(Case):
         c.wait()
         changes = {d["Path"]: d["Kind"] for d in c.diff()}
         self.assertEqual((changes["/srv/added"], changes["/srv/notexec"], changes["/etc/group"]), (1, 2, 0))
+
+    def test_commit(self):
+        c = self.run_("sh", "-c", "echo committed > /srv/c")
+        c.wait()
+        img = c.commit(repository=PREFIX + "commit", tag="1", message="why", author="who", changes="ENV K=v")
+        try:
+            out = self.client.containers.run(img.id, ["sh", "-c", "cat /srv/c; echo $K"], remove=True, name=self.name() + "2")
+            self.assertEqual(out, b"committed\nv\n")
+            self.assertEqual((img.attrs["Author"], img.history()[0]["Comment"]), ("who", "why"))
+        finally:
+            self.client.images.remove(PREFIX + "commit:1")
+
+    def test_volumes(self):
+        v = self.client.volumes.create(PREFIX + "vol", labels={PREFIX: "v"})
+        try:
+            mounts = {v.name: {"bind": "/data", "mode": "rw"}}
+            self.client.containers.run(IMAGE, ["sh", "-c", "echo kept > /data/f"], volumes=mounts, remove=True, name=self.name() + "w")
+            out = self.client.containers.run(IMAGE, ["cat", "/data/f"], volumes=mounts, remove=True, name=self.name() + "r")
+            self.assertEqual(out, b"kept\n")
+            self.assertIn(v.name, [x.name for x in self.client.volumes.list(filters={"label": PREFIX})])
+            self.assertEqual(self.client.volumes.get(v.name).attrs["Driver"], "local")
+            user = self.run_("sleep", "300", volumes=mounts)
+            with self.assertRaises(APIError) as e:
+                v.remove()
+            self.assertEqual(e.exception.response.status_code, 409)
+            user.remove(force=True)
+        finally:
+            v.remove()
+        self.assertRaises(NotFound, self.client.volumes.get, v.name)
+        self.assertIn("SpaceReclaimed", self.client.volumes.prune(filters={"label": PREFIX + "none"}))
 
     def test_export_and_import(self):
         c = self.run_("sh", "-c", "echo exported > /srv/e")
