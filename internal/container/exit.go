@@ -28,6 +28,45 @@ func (m *runner) watch(e *entry, r *run) {
 		}
 		m.exited(e, r, exit, err)
 	})
+	m.background(func(ctx context.Context) { m.watchMemory(ctx, e, r) })
+}
+
+// watchMemory tells when memory runs out, whichever process is killed for it,
+// as long as the run lasts.
+func (m *runner) watchMemory(ctx context.Context, e *entry, r *run) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	go func() {
+		select {
+		case <-r.ended:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	v := e.view()
+	err := m.cfg.Processes.OOMs(ctx, m.cgroupPath(&v.Record), func(before bool) { m.outOfMemory(e, r, before) })
+	if err != nil && ctx.Err() == nil {
+		m.log.Warn("out of memory will be told at the end only", "container", e.id.Short(), "error", err)
+	}
+}
+
+// outOfMemory notes and tells it; what was before the watch began may have been
+// told by an engine before this one. The end of a run tells what this could not.
+func (m *runner) outOfMemory(e *entry, r *run, before bool) {
+	e.mu.Lock()
+	if e.run != r || !e.rec.State.Running() || before && e.rec.State.OOMKilled {
+		e.mu.Unlock()
+		return
+	}
+	err := m.updateLocked(e, false, func(rec *Record) error {
+		rec.State.OOMKilled = true
+		return nil
+	})
+	e.mu.Unlock()
+	if err != nil {
+		m.log.Warn("recording that memory ran out", "container", e.id.Short(), "error", err)
+	}
+	m.publish(e, apievents.ActionOOM, nil)
 }
 
 // monitorLost handles a monitor that died: what it last recorded counts, else
@@ -67,9 +106,10 @@ func (m *runner) exited(e *entry, r *run, exit runtime.Exit, cause error) {
 	if again {
 		next, pending = Restarting, m.armRestart(e)
 	}
+	told := e.rec.State.OOMKilled
 	err := m.updateLocked(e, true, func(rec *Record) error {
 		st := &rec.State
-		st.ExitCode, st.OOMKilled, st.FinishedAt, st.Error = exit.Code, exit.OOMKilled, exit.At.UTC(), ""
+		st.ExitCode, st.OOMKilled, st.FinishedAt, st.Error = exit.Code, exit.OOMKilled || told, exit.At.UTC(), ""
 		if cause != nil {
 			st.Error = cause.Error()
 		}
@@ -95,7 +135,7 @@ func (m *runner) exited(e *entry, r *run, exit runtime.Exit, cause error) {
 	if err != nil {
 		m.log.Error("recording exit", "container", e.id.Short(), "error", err)
 	}
-	m.tellExit(e, exit, lived)
+	m.tellExit(e, exit, exit.OOMKilled && !told, lived)
 	m.tellNetworks(apievents.ActionDisconnect, &rec, eps)
 	m.background(func(ctx context.Context) { m.reap(ctx, &rec, r, eps) })
 	switch {
@@ -106,8 +146,9 @@ func (m *runner) exited(e *entry, r *run, exit runtime.Exit, cause error) {
 	}
 }
 
-func (m *runner) tellExit(e *entry, exit runtime.Exit, lived time.Duration) {
-	if exit.OOMKilled {
+// tellExit tells the end of a run, and that memory ran out if nobody has yet.
+func (m *runner) tellExit(e *entry, exit runtime.Exit, oom bool, lived time.Duration) {
+	if oom {
 		m.publish(e, apievents.ActionOOM, nil)
 	}
 	m.publish(e, apievents.ActionDie, map[string]string{

@@ -50,6 +50,7 @@ type fakeEngine struct {
 func newFakeEngine() *fakeEngine {
 	return &fakeEngine{
 		tasks: map[string]*fakeTask{}, exits: map[string]runtime.Exit{}, prepared: map[string]bool{}, mounted: map[string]bool{},
+		figures:   fakeFigures{oom: make(chan struct{})},
 		sandboxes: map[string]bool{}, cleaned: map[string]int{}, volumes: map[string]map[string]bool{},
 	}
 }
@@ -94,11 +95,13 @@ func (f *fakeEngine) actions() []string {
 }
 
 // end makes the container's process end.
-func (f *fakeEngine) end(id ID, code int) {
+func (f *fakeEngine) end(id ID, code int) { f.finish(id, runtime.Exit{Code: code, At: now()}) }
+
+func (f *fakeEngine) finish(id ID, exit runtime.Exit) {
 	f.mu.Lock()
 	task := f.tasks[string(id)]
 	f.mu.Unlock()
-	task.finish(code)
+	task.end(exit)
 }
 
 type fakeRuntime struct{ f *fakeEngine }
@@ -177,9 +180,11 @@ func (t *fakeTask) alive() bool {
 	}
 }
 
-func (t *fakeTask) finish(code int) {
+func (t *fakeTask) finish(code int) { t.end(runtime.Exit{Code: code, At: now()}) }
+
+func (t *fakeTask) end(exit runtime.Exit) {
 	t.once.Do(func() {
-		t.exit = runtime.Exit{Code: code, At: now()}
+		t.exit = exit
 		close(t.done)
 	})
 }

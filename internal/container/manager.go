@@ -96,6 +96,9 @@ type Figures interface {
 type Processes interface {
 	Pids(cgroupPath string) ([]int, error)
 	Cpuset(cgroupPath string) (cpus, mems string)
+	// OOMs blocks until ctx ends or the cgroup is gone, and calls told whenever
+	// memory ran out in it; at once, with before, when it has already.
+	OOMs(ctx context.Context, cgroupPath string, told func(before bool)) error
 }
 
 // Publisher receives what happened.

@@ -246,6 +246,7 @@ func (m recovery) tookUpEnded(e *entry, r *run, exit runtime.Exit, cause error) 
 	lived := exit.At.Sub(e.rec.State.StartedAt)
 	e.run = r
 	eps := e.rec.Endpoints
+	told := e.rec.State.OOMKilled
 	err := m.updateLocked(e, true, func(rec *Record) error {
 		st := &rec.State
 		if st.Status == Starting {
@@ -254,7 +255,7 @@ func (m recovery) tookUpEnded(e *entry, r *run, exit runtime.Exit, cause error) 
 			}
 			st.StartedAt = exit.At
 		}
-		st.ExitCode, st.OOMKilled, st.FinishedAt, st.Error = exit.Code, exit.OOMKilled, exit.At.UTC(), ""
+		st.ExitCode, st.OOMKilled, st.FinishedAt, st.Error = exit.Code, exit.OOMKilled || told, exit.At.UTC(), ""
 		if cause != nil {
 			st.Error = cause.Error()
 		}
@@ -264,7 +265,7 @@ func (m recovery) tookUpEnded(e *entry, r *run, exit runtime.Exit, cause error) 
 	})
 	rec := e.rec
 	e.mu.Unlock()
-	m.tellExit(e, exit, lived)
+	m.tellExit(e, exit, exit.OOMKilled && !told, lived)
 	m.tellNetworks(apievents.ActionDisconnect, &rec, eps)
 	return err
 }

@@ -24,6 +24,7 @@ type fakeFigures struct {
 	last  stats.Target
 	err   error
 	pids  []int
+	oom   chan struct{} // memory ran out
 }
 
 func (f *fakeFigures) Read(t stats.Target) (*container.StatsResponse, error) {
@@ -37,6 +38,17 @@ func (f *fakeFigures) Read(t stats.Target) (*container.StatsResponse, error) {
 }
 
 func (f *fakeFigures) Pids(string) ([]int, error) { return f.pids, nil }
+
+func (f *fakeFigures) OOMs(ctx context.Context, _ string, told func(bool)) error {
+	for {
+		select {
+		case <-f.oom:
+			told(false)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
 
 func (f *fakeFigures) Cpuset(string) (string, string) { return "0-3", "0" }
 
