@@ -35,9 +35,6 @@ func defaultDeviceRules() []specs.LinuxDeviceCgroup {
 
 // devices are the nodes that a container gets and the rules of what it may use.
 func (b *Builder) devices(hc *container.HostConfig) (devices []specs.LinuxDevice, rules []specs.LinuxDeviceCgroup, err error) {
-	for _, req := range hc.DeviceRequests {
-		return nil, nil, invalid("could not select device driver %q with capabilities: %v", req.Driver, req.Capabilities)
-	}
 	rules = defaultDeviceRules()
 	if hc.Privileged {
 		if devices, err = b.hostDevices(); err != nil {

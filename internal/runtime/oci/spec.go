@@ -19,6 +19,7 @@ type Builder struct {
 	host     Host
 	known    map[string]bool // all capabilities there are, by name
 	profiles profileCache
+	named    DeviceSource // nil: none
 
 	// What is looked up on the host while a specification is made.
 	hostDevices func() ([]specs.LinuxDevice, error)
@@ -82,6 +83,9 @@ func (b *Builder) Spec(ctx context.Context, o Options) (*specs.Spec, []string, e
 		spec.Hostname = o.Config.Hostname
 	}
 	if spec.Mounts, linux.RootfsPropagation, err = b.mounts(o, security); err != nil {
+		return nil, nil, err
+	}
+	if err := b.request(spec, o.HostConfig.DeviceRequests); err != nil {
 		return nil, nil, err
 	}
 	return spec, warnings, nil
