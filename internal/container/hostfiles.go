@@ -66,9 +66,10 @@ func (s *start) hosts(name string) string {
 			continue
 		}
 		if ip == "host-gateway" {
-			if ip = s.gateway(); ip == "" {
-				continue
+			for _, ip := range s.gateways() {
+				fmt.Fprintf(&b, "%s\t%s\n", ip, host)
 			}
+			continue
 		}
 		fmt.Fprintf(&b, "%s\t%s\n", ip, host)
 	}
@@ -114,14 +115,21 @@ func cutHost(s string) (host, ip string, ok bool) {
 	return host, strings.Trim(ip, "[]"), ok
 }
 
-// gateway is the host's address as the container sees it.
-func (s *start) gateway() string {
+// gateways are the host's addresses as the container sees it: the engine's
+// settings, else those of its network.
+func (s *start) gateways() []string {
+	if g := s.m.cfg.Defaults.HostGateways; len(g) > 0 {
+		return g
+	}
 	for _, ep := range s.endpoints() {
 		if ep.Gateway != "" {
-			return ep.Gateway
+			return []string{ep.Gateway}
 		}
 	}
-	return s.m.cfg.Networks.HostGateway()
+	if g := s.m.cfg.Networks.HostGateway(); g != "" {
+		return []string{g}
+	}
+	return nil
 }
 
 // resolvConf is /etc/resolv.conf: the client's or the engine's servers, else

@@ -129,6 +129,9 @@ type Defaults struct {
 	AppArmorProfile string        // of containers that name none; empty: unconfined
 	StartTimeout    time.Duration // that an OCI runtime has for a start
 	Heal            Heal          // of containers that do not say it themselves
+	NoNewPrivileges bool
+	SeccompProfile  string   // as oci.Options has it
+	HostGateways    []string // what host-gateway stands for; empty: the bridge's address
 }
 
 // Config is what a Manager needs.

@@ -35,6 +35,7 @@ func (s *start) options() (oci.Options, error) {
 		HostnamePath: files.hostname, HostsPath: files.hosts, ResolvConfPath: files.resolv,
 		NetNS: s.netns, CgroupsPath: s.m.cgroupPath(&s.rec),
 		InitPath: d.InitPath, InitByDefault: d.Init, DefaultUlimits: d.Ulimits, AppArmorProfile: d.AppArmorProfile,
+		NoNewPrivileges: d.NoNewPrivileges, SeccompProfile: d.SeccompProfile,
 	}
 	wanted := d.Init
 	if own := s.rec.HostConfig.Init; own != nil {

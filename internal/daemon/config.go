@@ -68,8 +68,9 @@ type Config struct {
 	CleanExit        bool
 
 	StopContainers bool
-	ValidateOnly   bool
-	ShowVersion    bool
+	containerConfig
+	ValidateOnly bool
+	ShowVersion  bool
 
 	unused []string // keys of daemon.json that are Docker's but not used here yet
 }
@@ -140,6 +141,7 @@ func (c *Config) flags() *pflag.FlagSet {
 	fs.StringVar(&c.SafeMode, "safe-mode", safeAuto, "Start nothing by itself: on, off, or auto, after three crashes of the engine within a minute")
 	fs.BoolVar(&c.CleanExit, "clean-exit", false, "Leave no bridge, firewall table or cgroup behind when the engine ends and no container runs")
 	fs.BoolVar(&c.StopContainers, "stop-containers", false, "Stop the containers when the engine stops")
+	c.containerConfig.flags(fs)
 	fs.BoolVar(&c.ValidateOnly, "validate", false, "Check the configuration and exit")
 	fs.BoolVarP(&c.ShowVersion, "version", "v", false, "Print the version and exit")
 	return fs
@@ -149,21 +151,22 @@ func (c *Config) flags() *pflag.FlagSet {
 var fileKeys = map[string]string{
 	"hosts": "host", "labels": "label", "log-opts": "log-opt", "dns-opts": "dns-opt", "default-ulimits": "default-ulimit",
 	"default-address-pools": "default-address-pool", "runtimes": "add-runtime", "insecure-registries": "insecure-registry", "bridge": "bridge-name",
-	"live-restore": "stop-containers", // the other way round
+	"live-restore":  "stop-containers", // the other way round
+	"cdi-spec-dirs": "cdi-spec-dir", "features": "feature", "host-gateway-ips": "host-gateway-ip",
 }
 
 // dockerKeys are keys of Docker's daemon.json that this version has no use for:
 // they are named in a warning rather than refused, so that a file written for
 // Docker is taken as it is.
 var dockerKeys = map[string]bool{
-	"allow-direct-routing": true, "allow-nondistributable-artifacts": true, "authorization-plugins": true, "builder": true, "cdi-spec-dirs": true,
+	"allow-direct-routing": true, "allow-nondistributable-artifacts": true, "authorization-plugins": true, "builder": true,
 	"cluster-advertise": true, "cluster-store": true, "containerd": true, "containerd-namespace": true, "containerd-plugin-namespace": true,
-	"default-cgroupns-mode": true, "default-gateway": true, "default-gateway-v6": true, "default-ipc-mode": true, "default-network-opts": true,
-	"default-shm-size": true, "experimental": true, "features": true, "fixed-cidr": true, "fixed-cidr-v6": true, "host-gateway-ip": true, "host-gateway-ips": true,
+	"default-gateway": true, "default-gateway-v6": true, "default-network-opts": true,
+	"experimental": true, "fixed-cidr": true, "fixed-cidr-v6": true,
 	"http-proxy": true, "https-proxy": true, "ip": true, "ip6tables": true, "iptables": true, "ipv6": true,
 	"log-format": true, "max-concurrent-downloads": true, "max-concurrent-uploads": true, "max-download-attempts": true, "metrics-addr": true,
-	"no-new-privileges": true, "no-pivot-root": true, "no-proxy": true, "node-generic-resources": true, "oom-score-adjust": true, "proxies": true,
-	"raw-logs": true, "registry-mirrors": true, "rootless": true, "seccomp-profile": true, "selinux-enabled": true, "storage-driver": true,
+	"no-pivot-root": true, "no-proxy": true, "node-generic-resources": true, "oom-score-adjust": true, "proxies": true,
+	"raw-logs": true, "registry-mirrors": true, "rootless": true, "selinux-enabled": true, "storage-driver": true,
 	"storage-opts": true, "swarm-default-advertise-addr": true, "userland-proxy": true, "userland-proxy-path": true, "userns-remap": true, "exec-opts": true,
 }
 
@@ -364,6 +367,9 @@ func (c *Config) validate() error {
 	}
 	if c.StartTimeout < 1 {
 		return fmt.Errorf("invalid --start-timeout %d: want a second or more", c.StartTimeout)
+	}
+	if err := c.containerConfig.validate(); err != nil {
+		return err
 	}
 	if _, ok := c.Runtimes[c.Runtime]; !ok && c.Runtime != "runc" {
 		return fmt.Errorf("default runtime %q is not known: add it with --add-runtime %s=PATH", c.Runtime, c.Runtime)

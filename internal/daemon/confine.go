@@ -29,8 +29,8 @@ func (c confinement) Spec(ctx context.Context, o oci.Options) (*specs.Spec, []st
 }
 
 // confine finds out what confinement containers get by default.
-func (d *Daemon) confine() confinement {
-	c := confinement{Builder: oci.New(d.facts)}
+func (d *Daemon) confine(b *oci.Builder) confinement {
+	c := confinement{Builder: b}
 	if !d.facts.AppArmor {
 		return c
 	}

@@ -23,6 +23,7 @@ import (
 	"escale.dev/escale/internal/logs/ship"
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/runtime"
+	"escale.dev/escale/internal/runtime/cdi"
 	"escale.dev/escale/internal/runtime/oci"
 	"escale.dev/escale/internal/runtime/shim"
 	"escale.dev/escale/internal/sys/atomicfile"
@@ -48,6 +49,7 @@ type Daemon struct {
 	networks   *network.Manager
 	volumes    *local.Store
 	containers *container.Manager
+	devices    *cdi.Devices // by name; nil: turned off
 	shipping   *ship.Set
 	server     *engine.Server
 	listeners  []net.Listener

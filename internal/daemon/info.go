@@ -68,6 +68,7 @@ func (s systemInfo) Info(ctx context.Context) (*system.Info, error) {
 	for name, r := range now.runtimes {
 		info.Runtimes[name] = system.RuntimeWithStatus{Runtime: system.Runtime{Path: r.Path, Args: r.Args}}
 	}
+	s.deviceInfo(info)
 	s.count(info)
 	s.cgroups(info)
 	if on, why := d.safe.SafeMode(); on {
@@ -90,6 +91,19 @@ func (s systemInfo) count(info *system.Info) {
 	}
 }
 
+// deviceInfo lists the devices that containers can have by name.
+func (s systemInfo) deviceInfo(info *system.Info) {
+	if s.d.devices == nil {
+		return
+	}
+	info.CDISpecDirs = s.d.cfg.CDISpecDirs
+	names, warnings := s.d.devices.List()
+	for _, n := range names {
+		info.DiscoveredDevices = append(info.DiscoveredDevices, system.DeviceInfo{Source: "cdi", ID: n})
+	}
+	info.Warnings = append(info.Warnings, warnings...)
+}
+
 // security names the confinement that containers get by default.
 func (s systemInfo) security() []string {
 	opts := []string{}
@@ -97,10 +111,13 @@ func (s systemInfo) security() []string {
 		opts = append(opts, "name=apparmor")
 	}
 	if s.d.facts.Seccomp {
-		opts = append(opts, "name=seccomp,profile=builtin")
+		opts = append(opts, "name=seccomp,profile="+s.d.cfg.SeccompProfile)
 	}
 	if s.d.facts.Cgroup.Mode == cgroup.Unified {
 		opts = append(opts, "name=cgroupns")
+	}
+	if s.d.cfg.NoNewPrivileges {
+		opts = append(opts, "name=no-new-privileges")
 	}
 	return opts
 }
@@ -112,27 +129,30 @@ func (s systemInfo) cgroups(info *system.Info) {
 	info.CgroupDriver, info.CgroupVersion = "cgroupfs", c.Version()
 	info.MemoryLimit, info.SwapLimit, info.OomKillDisable = f.MemoryLimit, f.SwapLimit, f.OOMKillDisable
 	info.CPUCfsPeriod, info.CPUCfsQuota, info.CPUShares, info.CPUSet, info.PidsLimit = f.CPUCfs, f.CPUCfs, f.CPUShares, f.Cpuset, f.PidsLimit
-	// What a version never had is not worth a warning: weights of block devices
-	// left version 1 with kernel 5.0, and version 2 knows no disabled OOM killer.
-	unified := c.Version() == "2"
+	v1 := c.Version() == "1"
+	block := func(v1name, v2name string) string {
+		if v1 {
+			return "No blkio throttle." + v1name + " support"
+		}
+		return "No io.max (" + v2name + ") support"
+	}
 	for _, lack := range []struct {
 		have bool
 		what string
 	}{
 		{f.MemoryLimit, "No memory limit support"},
 		{f.SwapLimit, "No swap limit support"},
-		{f.OOMKillDisable || unified, "No oom kill disable support"},
+		{f.OOMKillDisable || !v1, "No oom kill disable support"}, // version 2 has none
 		{f.CPUCfs, "No cpu cfs quota support"},
 		{f.CPUCfs, "No cpu cfs period support"},
 		{f.CPUShares, "No cpu shares support"},
 		{f.Cpuset, "No cpuset support"},
-		{f.PidsLimit, "No pids limit support"},
-		{f.BlkioWeight || !unified, "No blkio weight support"},
-		{f.BlkioWeightDevice || !unified, "No blkio weight_device support"},
-		{f.BlkioReadBps, "No blkio throttle.read_bps_device support"},
-		{f.BlkioWriteBps, "No blkio throttle.write_bps_device support"},
-		{f.BlkioReadIOps, "No blkio throttle.read_iops_device support"},
-		{f.BlkioWriteIOps, "No blkio throttle.write_iops_device support"},
+		{f.BlkioWeight || v1, "No io.weight support"}, // newer kernels have it with version 2 only
+		{f.BlkioWeightDevice || v1, "No io.weight (per device) support"},
+		{f.BlkioReadBps, block("read_bps_device", "rbps")},
+		{f.BlkioWriteBps, block("write_bps_device", "wbps")},
+		{f.BlkioReadIOps, block("read_iops_device", "riops")},
+		{f.BlkioWriteIOps, block("write_iops_device", "wiops")},
 		{info.IPv4Forwarding, "IPv4 forwarding is disabled"},
 	} {
 		if !lack.have {

@@ -81,7 +81,11 @@ func (d *Daemon) openContainers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	specs := d.confine()
+	builder, err := d.specs()
+	if err != nil {
+		return err
+	}
+	specs := d.confine(builder)
 	defaults := d.defaults()
 	defaults.AppArmorProfile = specs.name()
 	d.shipping = ship.New(d.log.With("component", "log"), logKinds())
@@ -113,7 +117,12 @@ func (d *Daemon) defaults() container.Defaults {
 	if err != nil {
 		d.log.Debug("no init for --init", "reason", err) // a container that asks for one is told
 	}
+	seccomp, err := c.seccomp() // checked at the start
+	if err != nil {
+		d.log.Warn("default seccomp profile", "error", err)
+	}
 	return container.Defaults{
+		NoNewPrivileges: c.NoNewPrivileges, SeccompProfile: seccomp, HostGateways: c.HostGatewayIPs,
 		LogDriver: c.LogDriver, LogOpts: c.LogOpts, Init: c.Init, InitPath: init, Ulimits: c.Ulimits,
 		DNS: c.DNS, DNSSearch: c.DNSSearch, DNSOptions: c.DNSOptions,
 		Runtime: c.Runtime, Runtimes: d.now().runtimes, CgroupParent: c.CgroupParent, StopTimeout: 10,

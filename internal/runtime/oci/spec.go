@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -20,6 +21,7 @@ type Builder struct {
 	known    map[string]bool // all capabilities there are, by name
 	profiles profileCache
 	named    DeviceSource // nil: none
+	defaults Defaults
 
 	// What is looked up on the host while a specification is made.
 	hostDevices func() ([]specs.LinuxDevice, error)
@@ -41,6 +43,18 @@ func New(host Host) *Builder {
 	}
 	return b
 }
+
+// Defaults are what a container gets that does not say otherwise; what is zero
+// is Docker's.
+type Defaults struct {
+	ShmSize      int64 // bytes
+	IpcMode      container.IpcMode
+	CgroupnsMode container.CgroupnsMode
+}
+
+// UseDefaults gives the Builder other defaults than Docker's. Called before
+// anything is made.
+func (b *Builder) UseDefaults(d Defaults) { b.defaults = d }
 
 // Host is what the Builder was made from.
 func (b *Builder) Host() Host { return b.host }
@@ -229,13 +243,17 @@ func (b *Builder) Complete(hc *container.HostConfig) {
 		hc.MemorySwap = hc.Memory * 2
 	}
 	if hc.ShmSize == 0 {
-		hc.ShmSize = defaultShmSize
+		hc.ShmSize = cmp.Or(b.defaults.ShmSize, defaultShmSize)
 	}
 	if hc.IpcMode.IsEmpty() {
-		hc.IpcMode = container.IPCModePrivate
+		hc.IpcMode = cmp.Or(b.defaults.IpcMode, container.IPCModePrivate)
 	}
 	if hc.CgroupnsMode.IsEmpty() {
 		hc.CgroupnsMode = b.defaultCgroupns()
+		// With version 1 privileged containers work on the host's cgroups.
+		if own := b.defaults.CgroupnsMode; own != "" && (!hc.Privileged || b.host.Cgroup.Version() == "2") {
+			hc.CgroupnsMode = own
+		}
 	}
 	if hc.OomKillDisable == nil && b.host.Cgroup.Features.OOMKillDisable {
 		no := false
