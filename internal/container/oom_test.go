@@ -1,7 +1,6 @@
 package container
 
 import (
-	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -47,8 +46,18 @@ func TestOutOfMemory(t *testing.T) {
 		f.finish(id, runtime.Exit{Code: 137, At: time.Now(), OOMKilled: true})
 		synctest.Wait()
 		actions := f.actions()
-		if s := status(t, m, id); !s.OOMKilled || oom(f) != 3 || slices.Index(actions[len(actions)-2:], "oom") != 0 {
+		if s := status(t, m, id); !s.OOMKilled || oom(f) != 3 || lastBefore(actions, "die") != "oom" {
 			t.Errorf("%+v, %v", s, actions)
 		}
 	})
+}
+
+// lastBefore is what came just before the last of its kind.
+func lastBefore(list []string, what string) string {
+	for i := len(list) - 1; i > 0; i-- {
+		if list[i] == what {
+			return list[i-1]
+		}
+	}
+	return ""
 }
