@@ -149,7 +149,7 @@ func (m recovery) resume(e *entry) {
 // imageConfig is as much of a container's configuration as images have.
 func imageConfig(c *container.Config) changes.Config {
 	var out changes.Config
-	out.User, out.WorkingDir, out.StopSignal, out.ArgsEscaped = c.User, c.WorkingDir, c.StopSignal, c.ArgsEscaped
+	out.User, out.WorkingDir, out.StopSignal = c.User, c.WorkingDir, c.StopSignal
 	out.Env, out.Entrypoint, out.Cmd = slices.Clone(c.Env), slices.Clone(c.Entrypoint), slices.Clone(c.Cmd)
 	out.Labels, out.Volumes = cloneMap(c.Labels), cloneMap(c.Volumes)
 	out.ExposedPorts = portNames(c.ExposedPorts)
@@ -188,7 +188,7 @@ func inherit(c *changes.Config, from changes.Config) {
 	}
 	if len(c.Entrypoint) == 0 {
 		if len(c.Cmd) == 0 {
-			c.Cmd, c.ArgsEscaped = from.Cmd, from.ArgsEscaped
+			c.Cmd = from.Cmd
 		}
 		if c.Entrypoint == nil {
 			c.Entrypoint = from.Entrypoint
