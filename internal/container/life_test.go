@@ -258,6 +258,9 @@ func TestNamesAreUnique(t *testing.T) {
 }
 
 func TestAutoRemove(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: mounts a volume")
+	}
 	world(t, func(t *testing.T, f *fakeEngine, m *Manager) {
 		id := create(t, m, "once", &container.HostConfig{AutoRemove: true, Binds: []string{"/data"}})
 		gone, _ := m.Wait(t.Context(), "once", string(container.WaitConditionRemoved))

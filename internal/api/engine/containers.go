@@ -153,6 +153,9 @@ func (c containerRoutes) wait(w *response, r *request) error {
 	}
 	select {
 	case <-r.Context().Done():
+		if !r.version.before(30) {
+			panic(http.ErrAbortHandler) // an end of the engine must not look like a whole answer
+		}
 		return r.Context().Err()
 	case res := <-result:
 		answer := apicontainer.WaitResponse{StatusCode: int64(res.ExitCode)}
