@@ -28,7 +28,7 @@ func (e *Engine) Close() error {
 		if len(pids) == 0 {
 			break
 		}
-		e.thaw()
+		thaw(e.cgroups())
 		for _, pid := range pids {
 			if err := unix.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
 				errs = append(errs, err)
@@ -45,8 +45,8 @@ func (e *Engine) Close() error {
 
 // thaw lets paused containers run, for version 1 of cgroups keeps a frozen
 // process even from being killed.
-func (e *Engine) thaw() {
-	for _, dir := range e.cgroups() {
+func thaw(cgroups []string) {
+	for _, dir := range cgroups {
 		for file, value := range map[string]string{"freezer.state": "THAWED", "cgroup.freeze": "0"} {
 			if f, err := os.OpenFile(filepath.Join(dir, file), os.O_WRONLY, 0); err == nil {
 				f.WriteString(value) // one that goes away meanwhile needs none
