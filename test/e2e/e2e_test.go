@@ -303,14 +303,23 @@ func setup(env *testscript.Env, client, path, host string) error {
 	return nil
 }
 
-// slowSleep puts a sleep into dir that takes longer where the machine is slow: what
-// a script waits for takes longer, too.
+// slowSleep puts a sleep and a timeout into dir that take longer where the machine
+// is slow: what a script waits for takes longer, too.
 func slowSleep(dir string) error {
 	if harness.Slow() == 1 {
 		return nil
 	}
-	script := fmt.Sprintf("#!/bin/sh\nexec /bin/sleep $(awk \"BEGIN { print $1 * %g }\")\n", harness.Slow())
-	return os.WriteFile(filepath.Join(dir, "sleep"), []byte(script), 0o755)
+	for _, name := range []string{"sleep", "timeout"} {
+		script := fmt.Sprintf(`#!/bin/sh
+case $1 in -s) signal="-s $2"; shift 2 ;; esac
+seconds=$(awk "BEGIN { print $1 * %g }"); shift
+exec /usr/bin/%s $signal $seconds "$@"
+`, harness.Slow(), name)
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // removeNamed removes what a script that failed left: containers, images and
