@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -304,7 +305,10 @@ func TestEngineKilled(t *testing.T) {
 			f.end(id, 5)
 			f.exits[m.store.path(id)] = runtime.Exit{Code: 5, At: now()}
 		}, "always", Running, 0},
-		{"its monitor dies", func(f *fakeEngine, _ *Manager, id ID) { f.end(id, 0) }, "", Exited, 137},
+		{"its monitor dies, writing", func(f *fakeEngine, m *Manager, id ID) {
+			f.end(id, 0)
+			_ = os.WriteFile(filepath.Join(m.store.path(id), "exit-1.tmp"), []byte("{"), 0o600)
+		}, "", Exited, 137},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -331,6 +335,9 @@ func TestEngineKilled(t *testing.T) {
 				}
 				if len(f.mounted) != running || len(f.sandboxes) != running {
 					t.Errorf("mounts %v and sandboxes %v, want %d", f.mounted, f.sandboxes, running)
+				}
+				if left, _ := filepath.Glob(filepath.Join(second.store.path(id), "*.tmp")); len(left) > 0 {
+					t.Errorf("left half-written: %q", left)
 				}
 				second.Close()
 			})

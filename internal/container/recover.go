@@ -242,6 +242,7 @@ func (m recovery) watchAdopted(entries []*entry) {
 func (m recovery) tookUpEnded(e *entry, r *run, exit runtime.Exit, cause error) error {
 	close(r.ended)
 	close(r.reaped) // its remains are swept by Open, before anything starts
+	m.store.removeUnfinished(e.id)
 	e.mu.Lock()
 	lived := exit.At.Sub(e.rec.State.StartedAt)
 	e.run = r

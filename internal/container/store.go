@@ -101,6 +101,16 @@ func (s *store) save(rec *Record, durable bool) error {
 // path is the container's durable directory.
 func (s *store) path(id ID) string { return filepath.Join(s.dir, string(id)) }
 
+// removeUnfinished removes what a monitor was about to write when it or its
+// machine died: it puts files in place under another name. Called when no
+// monitor of the container lives.
+func (s *store) removeUnfinished(id ID) {
+	left, _ := filepath.Glob(filepath.Join(s.path(id), "*.tmp")) // the only error is that of a bad pattern
+	for _, path := range left {
+		_ = os.Remove(path) // it goes with the container at the latest
+	}
+}
+
 // reserve takes a name for id, or tells who has it.
 func (s *store) reserve(name string, id ID) error {
 	s.mu.Lock()
