@@ -26,6 +26,7 @@ var (
 	reShort = regexp.MustCompile(`\b[0-9a-f]{12}\b`)
 	reTime  = regexp.MustCompile(`\b\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)`)
 	reMAC   = regexp.MustCompile(`\b([0-9a-f]{2}:){5}[0-9a-f]{2}\b`)
+	reAgo   = regexp.MustCompile(`\b(Less than a|\d+|About a) (second|minute)s?\b`)
 	reIP    = regexp.MustCompile(`\b\d+\.\d+\.\d+\.\d+\b`)
 )
 
@@ -45,6 +46,7 @@ func settle(s string, hide [][2]string) string {
 		}
 		return "<time>"
 	})
+	s = reAgo.ReplaceAllString(s, "<while>")
 	s = reMAC.ReplaceAllString(s, "<mac>")
 	return reIP.ReplaceAllStringFunc(s, func(ip string) string {
 		if ip == "0.0.0.0" || strings.HasPrefix(ip, "127.") {
