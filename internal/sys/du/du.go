@@ -9,8 +9,8 @@ import (
 	"syscall"
 )
 
-// Size is the bytes of the files at and below dir, each inode once. Directories
-// count nothing, links the length of their target, and what is mounted below dir
+// Size is the bytes of the regular files at and below dir, each inode once. Directories
+// and links, which take no data of their own, count nothing, and what is mounted below dir
 // is left out. Files that go meanwhile do not count. It walks the whole tree:
 // it blocks for the disk, and ends early with ctx.
 func Size(ctx context.Context, dir string) (total int64, err error) {
@@ -54,12 +54,10 @@ func Size(ctx context.Context, dir string) (total int64, err error) {
 			}
 			seen[id] = true
 		}
-		if st.Dev == dev && !isDevice(info.Mode()) {
+		if st.Dev == dev && info.Mode().IsRegular() {
 			total += info.Size()
 		}
 		return nil
 	})
 	return total, err
 }
-
-func isDevice(m os.FileMode) bool { return m&(os.ModeDevice|os.ModeNamedPipe|os.ModeSocket) != 0 }
