@@ -62,11 +62,11 @@ func (m *runner) outOfMemory(e *entry, r *run, before bool) {
 		rec.State.OOMKilled = true
 		return nil
 	})
+	m.publishLocked(e, apievents.ActionOOM, nil) // before the end finds that it was told
 	e.mu.Unlock()
 	if err != nil {
 		m.log.Warn("recording that memory ran out", "container", e.id.Short(), "error", err)
 	}
-	m.publish(e, apievents.ActionOOM, nil)
 }
 
 // monitorLost handles a monitor that died: what it last recorded counts, else
@@ -130,12 +130,12 @@ func (m *runner) exited(e *entry, r *run, exit runtime.Exit, cause error) {
 	e.tellChange()
 	e.endExecs()
 	r.task.Close()
+	m.tellExitLocked(e, exit, exit.OOMKilled && !told, lived) // who waited finds it among the events
 	e.notify(false, WaitResult{ExitCode: exit.Code, Err: cause})
 	e.mu.Unlock()
 	if err != nil {
 		m.log.Error("recording exit", "container", e.id.Short(), "error", err)
 	}
-	m.tellExit(e, exit, exit.OOMKilled && !told, lived)
 	m.tellNetworks(apievents.ActionDisconnect, &rec, eps)
 	m.background(func(ctx context.Context) { m.reap(ctx, &rec, r, eps) })
 	switch {
@@ -146,12 +146,12 @@ func (m *runner) exited(e *entry, r *run, exit runtime.Exit, cause error) {
 	}
 }
 
-// tellExit tells the end of a run, and that memory ran out if nobody has yet.
-func (m *runner) tellExit(e *entry, exit runtime.Exit, oom bool, lived time.Duration) {
+// tellExitLocked tells the end of a run, and that memory ran out if nobody has yet.
+func (m *runner) tellExitLocked(e *entry, exit runtime.Exit, oom bool, lived time.Duration) {
 	if oom {
-		m.publish(e, apievents.ActionOOM, nil)
+		m.publishLocked(e, apievents.ActionOOM, nil)
 	}
-	m.publish(e, apievents.ActionDie, map[string]string{
+	m.publishLocked(e, apievents.ActionDie, map[string]string{
 		"exitCode":     strconv.Itoa(exit.Code),
 		"execDuration": strconv.Itoa(int(lived.Seconds())),
 	})

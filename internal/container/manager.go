@@ -352,12 +352,17 @@ func (m *Manager) Rename(ctx context.Context, ref, name string) error {
 // publish tells an event of a container with Docker's attributes.
 func (m *core) publish(e *entry, action apievents.Action, extra map[string]string) {
 	e.mu.Lock()
+	defer e.mu.Unlock()
+	m.publishLocked(e, action, extra)
+}
+
+// publishLocked is publish for who holds the entry's lock.
+func (m *core) publishLocked(e *entry, action apievents.Action, extra map[string]string) {
 	attrs := make(map[string]string, len(e.rec.Config.Labels)+2+len(extra))
 	for k, v := range e.rec.Config.Labels {
 		attrs[k] = v
 	}
 	attrs["image"], attrs["name"] = e.rec.Config.Image, e.rec.Name
-	e.mu.Unlock()
 	for k, v := range extra {
 		attrs[k] = v
 	}

@@ -265,8 +265,8 @@ func (m recovery) tookUpEnded(e *entry, r *run, exit runtime.Exit, cause error) 
 		return st.move(Exited)
 	})
 	rec := e.rec
+	m.tellExitLocked(e, exit, exit.OOMKilled && !told, lived)
 	e.mu.Unlock()
-	m.tellExit(e, exit, exit.OOMKilled && !told, lived)
 	m.tellNetworks(apievents.ActionDisconnect, &rec, eps)
 	return err
 }
