@@ -19,10 +19,11 @@ type change struct {
 	s     *Store
 	puts  map[digest.Digest]*record
 	drops map[digest.Digest]*record
+	moved map[digest.Digest]bool // consist of something else than before
 }
 
 func newChange(s *Store) *change {
-	return &change{s: s, puts: map[digest.Digest]*record{}, drops: map[digest.Digest]*record{}}
+	return &change{s: s, puts: map[digest.Digest]*record{}, drops: map[digest.Digest]*record{}, moved: map[digest.Digest]bool{}}
 }
 
 // current is a record as the change will leave it; nil: there is none.
@@ -89,6 +90,9 @@ func (c *change) holder(key string) digest.Digest {
 	return id
 }
 
+// renew makes the image's lease one on what the changed record names.
+func (c *change) renew(id digest.Digest) { c.moved[id] = true }
+
 // untag takes a name away.
 func (c *change) untag(id digest.Digest, key string) {
 	r := c.edit(id)
@@ -109,7 +113,7 @@ func (c *change) commit(ctx context.Context, extra func(context.Context) error) 
 	err := c.s.update(ctx, func(ctx context.Context, tx *bolt.Tx) error {
 		b := tx.Bucket(bucketOwn).Bucket(bucketImages)
 		for id, r := range c.puts {
-			isNew := b.Get([]byte(id)) == nil
+			isNew := b.Get([]byte(id)) == nil || c.moved[id]
 			data, err := r.encode()
 			if err != nil {
 				return err

@@ -67,6 +67,7 @@ type Store struct {
 	boot      string
 	roots     *Roots
 	gc        *collector
+	remotes   *Remotes
 
 	write   sync.Mutex   // held while records change
 	commits sync.RWMutex // held by a collection, and shared by what commits
@@ -89,6 +90,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	s := &Store{cfg: c, log: c.Logger, byID: map[digest.Digest]*record{}, byRef: map[string]digest.Digest{}, boot: bootID()}
+	s.remotes = newRemotes(s)
 	if err := s.open(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("image store %s: %w", c.Root, err), s.Close())
 	}
