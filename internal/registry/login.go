@@ -1,111 +1,19 @@
-// Package registry talks to image registries.
 package registry
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
-	"os"
-	"path/filepath"
-	"strings"
-	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker/auth"
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/registry"
 )
-
-const (
-	// Hub is the address by which Docker Hub is logged in to.
-	Hub = "https://index.docker.io/v1/"
-
-	hubHost  = "registry-1.docker.io"
-	timeout  = 15 * time.Second // for one answer
-	clientID = "docker"
-)
-
-// Config says how registries are reached.
-type Config struct {
-	// Insecure are the registries, as host, host:port or range of addresses,
-	// whose certificates are not checked and that may answer without TLS. Those
-	// at 127.0.0.0/8, ::1 and localhost are always among them.
-	Insecure []string
-	// CertDirs hold for each registry a folder HOST[:PORT] with *.crt, CAs to
-	// trust, and *.cert with *.key, certificates of our own.
-	CertDirs  []string
-	UserAgent string
-}
-
-// Client talks to registries. Safe for concurrent use.
-type Client struct {
-	cfg      Config
-	insecure map[string]bool
-	ranges   []netip.Prefix
-}
-
-// New makes a Client. Kind: InvalidArgument for an entry of c.Insecure.
-func New(c Config) (*Client, error) {
-	cl := &Client{cfg: c, insecure: map[string]bool{"localhost": true}, ranges: []netip.Prefix{
-		netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"),
-	}}
-	for _, entry := range c.Insecure {
-		if p, err := netip.ParsePrefix(entry); err == nil {
-			cl.ranges = append(cl.ranges, p.Masked())
-			continue
-		}
-		if entry == "" || strings.ContainsAny(entry, "/ ") {
-			return nil, fmt.Errorf("insecure registry %s is not valid: give host, host:port or a range of addresses: %w", entry, errdefs.ErrInvalidArgument)
-		}
-		cl.insecure[strings.ToLower(entry)] = true
-	}
-	return cl, nil
-}
-
-// host is the registry that an address means.
-func host(address string) string {
-	if address == "" || address == Hub {
-		return hubHost
-	}
-	if _, rest, ok := strings.Cut(address, "://"); ok {
-		address = rest
-	}
-	name, _, _ := strings.Cut(address, "/")
-	switch name {
-	case "docker.io", "index.docker.io":
-		return hubHost
-	}
-	return name
-}
-
-// mayBeInsecure tells whether a registry need not prove who it is.
-func (c *Client) mayBeInsecure(host string) bool {
-	host = strings.ToLower(host)
-	name := host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		name = h
-	}
-	if c.insecure[host] || c.insecure[name] {
-		return true
-	}
-	addr, err := netip.ParseAddr(strings.Trim(name, "[]"))
-	if err != nil {
-		return false
-	}
-	for _, r := range c.ranges {
-		if r.Contains(addr.Unmap()) {
-			return true
-		}
-	}
-	return false
-}
 
 // Login checks credentials with the registry they are for. It blocks for the
 // registry's answers, some seconds at most for each. token, when the registry
@@ -116,18 +24,19 @@ func (c *Client) Login(ctx context.Context, a registry.AuthConfig) (token string
 	if u, err := url.Parse("https://" + h + "/v2/"); err != nil || u.Host != h || h == "" {
 		return "", fmt.Errorf("registry %q: not a host: %w", a.ServerAddress, errdefs.ErrInvalidArgument)
 	}
-	insecure := c.mayBeInsecure(h)
-	conf, err := c.tlsConfig(h, insecure)
+	set := c.now.Load()
+	insecure := set.mayBeInsecure(h)
+	conf, err := set.tlsConfig(h, insecure)
 	if err != nil {
 		return "", fmt.Errorf("registry %s: %w", h, err)
 	}
 	tr := &http.Transport{
-		Proxy: http.ProxyFromEnvironment, TLSClientConfig: conf, TLSHandshakeTimeout: timeout, ResponseHeaderTimeout: timeout,
+		Proxy: set.proxyOf, TLSClientConfig: conf, TLSHandshakeTimeout: timeout, ResponseHeaderTimeout: timeout,
 		DialContext: (&net.Dialer{Timeout: timeout}).DialContext, ForceAttemptHTTP2: true,
 	}
 	defer tr.CloseIdleConnections()
 	l := login{
-		http: &http.Client{Transport: tr, Timeout: 2 * timeout}, header: http.Header{"User-Agent": {c.cfg.UserAgent}}, auth: a, host: h, plain: insecure,
+		http: &http.Client{Transport: tr, Timeout: 2 * timeout}, header: http.Header{"User-Agent": {set.UserAgent}}, auth: a, host: h, plain: insecure,
 	}
 	l.http.CheckRedirect = l.keepTLS
 	token, err = l.try(ctx, "https://"+h+"/v2/")
@@ -139,51 +48,6 @@ func (c *Client) Login(ctx context.Context, a registry.AuthConfig) (token string
 		}
 	}
 	return token, err
-}
-
-// tlsConfig trusts what the machine trusts, and what lies in the registry's folders.
-func (c *Client) tlsConfig(host string, insecure bool) (*tls.Config, error) {
-	conf := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: insecure}
-	for _, dir := range c.cfg.CertDirs {
-		files, err := os.ReadDir(filepath.Join(dir, host))
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		for _, f := range files {
-			path := filepath.Join(dir, host, f.Name())
-			switch filepath.Ext(f.Name()) {
-			case ".crt":
-				if err := trust(conf, path); err != nil {
-					return nil, err
-				}
-			case ".cert":
-				pair, err := tls.LoadX509KeyPair(path, strings.TrimSuffix(path, ".cert")+".key")
-				if err != nil {
-					return nil, err
-				}
-				conf.Certificates = append(conf.Certificates, pair)
-			}
-		}
-	}
-	return conf, nil
-}
-
-func trust(conf *tls.Config, path string) error {
-	if conf.RootCAs == nil {
-		pool, err := x509.SystemCertPool()
-		if err != nil {
-			pool = x509.NewCertPool()
-		}
-		conf.RootCAs = pool
-	}
-	pem, err := os.ReadFile(path)
-	if err == nil && !conf.RootCAs.AppendCertsFromPEM(pem) {
-		err = fmt.Errorf("%s: there is no certificate in it", path)
-	}
-	return err
 }
 
 // login is one attempt to log in.

@@ -110,12 +110,12 @@ func TestLoginChecksCertificates(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.ranges = nil // as if it were not at 127.0.0.1
+	c.now.Load().ranges = nil // as if it were not at 127.0.0.1
 	auth := registry.AuthConfig{ServerAddress: "https://" + name + "/v1/", Username: "ann", Password: "secret"}
 	if _, err := c.Login(context.Background(), auth); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("unknown certificate: %v", err)
 	}
-	dir := filepath.Join(c.cfg.CertDirs[0], name)
+	dir := filepath.Join(c.now.Load().CertDirs[0], name)
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -150,7 +150,7 @@ func TestHosts(t *testing.T) {
 		"127.0.0.1:5000": true, "localhost:1": true, "[::1]:5000": true, "10.1.2.3": true, "10.2.0.1": false,
 		"lan.example:5000": true, "LAN.example": true, "r.example:5000": true, "r.example": false, "127.example": false,
 	} {
-		if got := c.mayBeInsecure(name); got != want {
+		if got := c.now.Load().mayBeInsecure(name); got != want {
 			t.Errorf("%s: %v, want %v", name, got, want)
 		}
 	}
