@@ -58,7 +58,6 @@ type Config struct {
 	InitPath     string
 	Ulimits      map[string]*units.Ulimit
 	Labels       []string
-	Insecure     []string // registries
 	CgroupParent string
 	StopTimeout  int
 	StartTimeout int
@@ -69,6 +68,7 @@ type Config struct {
 
 	StopContainers bool
 	containerConfig
+	registryConfig
 	ValidateOnly bool
 	ShowVersion  bool
 
@@ -133,7 +133,7 @@ func (c *Config) flags() *pflag.FlagSet {
 	fs.StringVar(&c.InitPath, "init-path", "", "Path of the init binary")
 	fs.Var(ulimitFlag{&c.Ulimits}, "default-ulimit", "Default ulimit of containers, name=soft[:hard]")
 	fs.StringArrayVar(&c.Labels, "label", nil, "Label of this engine, key=value")
-	fs.StringArrayVar(&c.Insecure, "insecure-registry", nil, "Registry that need not have TLS, or a good certificate: HOST[:PORT] or a range of addresses")
+	c.registryConfig.flags(fs)
 	fs.StringVar(&c.CgroupParent, "cgroup-parent", "", "Parent cgroup of containers")
 	fs.IntVar(&c.StopTimeout, "shutdown-timeout", 15, "Seconds that containers have to end with --stop-containers")
 	fs.IntVar(&c.StartTimeout, "start-timeout", 120, "Seconds that an OCI runtime has to start a container")
@@ -150,7 +150,7 @@ func (c *Config) flags() *pflag.FlagSet {
 // fileKeys maps keys of daemon.json to flags where the names differ.
 var fileKeys = map[string]string{
 	"hosts": "host", "labels": "label", "log-opts": "log-opt", "dns-opts": "dns-opt", "default-ulimits": "default-ulimit",
-	"default-address-pools": "default-address-pool", "runtimes": "add-runtime", "insecure-registries": "insecure-registry", "bridge": "bridge-name",
+	"default-address-pools": "default-address-pool", "runtimes": "add-runtime", "insecure-registries": "insecure-registry", "registry-mirrors": "registry-mirror", "bridge": "bridge-name",
 	"live-restore":  "stop-containers", // the other way round
 	"cdi-spec-dirs": "cdi-spec-dir", "features": "feature", "host-gateway-ips": "host-gateway-ip",
 }
@@ -163,10 +163,10 @@ var dockerKeys = map[string]bool{
 	"cluster-advertise": true, "cluster-store": true, "containerd": true, "containerd-namespace": true, "containerd-plugin-namespace": true,
 	"default-gateway": true, "default-gateway-v6": true, "default-network-opts": true,
 	"experimental": true, "fixed-cidr": true, "fixed-cidr-v6": true,
-	"http-proxy": true, "https-proxy": true, "ip": true, "ip6tables": true, "iptables": true, "ipv6": true,
-	"log-format": true, "max-concurrent-downloads": true, "max-concurrent-uploads": true, "max-download-attempts": true, "metrics-addr": true,
-	"no-pivot-root": true, "no-proxy": true, "node-generic-resources": true, "oom-score-adjust": true, "proxies": true,
-	"raw-logs": true, "registry-mirrors": true, "rootless": true, "selinux-enabled": true, "storage-driver": true,
+	"ip": true, "ip6tables": true, "iptables": true, "ipv6": true,
+	"log-format": true, "metrics-addr": true,
+	"no-pivot-root": true, "node-generic-resources": true, "oom-score-adjust": true, "proxies": true,
+	"raw-logs": true, "rootless": true, "selinux-enabled": true, "storage-driver": true,
 	"storage-opts": true, "swarm-default-advertise-addr": true, "userland-proxy": true, "userland-proxy-path": true, "userns-remap": true, "exec-opts": true,
 }
 
@@ -184,6 +184,9 @@ func (c *Config) readFile(fs *pflag.FlagSet) error {
 	}
 	var keys map[string]json.RawMessage
 	if err := json.Unmarshal(b, &keys); err != nil {
+		return fmt.Errorf("unable to configure the engine with file %s: %w", c.ConfigFile, err)
+	}
+	if err := openProxies(keys); err != nil {
 		return fmt.Errorf("unable to configure the engine with file %s: %w", c.ConfigFile, err)
 	}
 	var unknown []string
@@ -367,6 +370,9 @@ func (c *Config) validate() error {
 	}
 	if c.StartTimeout < 1 {
 		return fmt.Errorf("invalid --start-timeout %d: want a second or more", c.StartTimeout)
+	}
+	if err := c.registryConfig.validate(); err != nil {
+		return err
 	}
 	if err := c.containerConfig.validate(); err != nil {
 		return err

@@ -41,7 +41,7 @@ func TestConfigFile(t *testing.T) {
 		"debug": true, "data-root": "/file", "hosts": ["unix:///a", "unix:///b"], "log-opts": {"max-size": "5m"},
 		"dns": ["10.0.0.1"], "default-ulimits": {"nofile": {"Name": "nofile", "Soft": 10, "Hard": 20}},
 		"default-address-pools": [{"base": "10.9.0.0/16", "size": 24}], "runtimes": {"crun": {"path": "/usr/bin/crun", "runtimeArgs": ["--x"]}},
-		"default-runtime": "crun", "registry-mirrors": ["http://m"], "live-restore": true
+		"default-runtime": "crun", "registry-mirrors": ["http://m"], "metrics-addr": "x:1", "live-restore": true
 	}`, "--data-root", "/flag")
 	if err != nil {
 		t.Fatal(err)
@@ -54,7 +54,7 @@ func TestConfigFile(t *testing.T) {
 		len(pools) != 1 || pools[0].Size != 24 || c.Runtimes["crun"] != "/usr/bin/crun" || c.RuntimeArgs["crun"][0] != "--x" {
 		t.Errorf("file read as %+v", c)
 	}
-	if strings.Join(c.unused, " ") != "registry-mirrors" {
+	if strings.Join(c.unused, " ") != "metrics-addr" {
 		t.Errorf("unused keys: %v", c.unused)
 	}
 }

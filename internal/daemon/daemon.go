@@ -22,6 +22,7 @@ import (
 	"escale.dev/escale/internal/image"
 	"escale.dev/escale/internal/logs/ship"
 	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/registry"
 	"escale.dev/escale/internal/runtime"
 	"escale.dev/escale/internal/runtime/cdi"
 	"escale.dev/escale/internal/runtime/oci"
@@ -52,6 +53,7 @@ type Daemon struct {
 	devices    *cdi.Devices // by name; nil: turned off
 	shipping   *ship.Set
 	server     *engine.Server
+	registry   *registry.Client
 	listeners  []net.Listener
 	closers    []func() error // what Run has opened, closed in reverse
 }

@@ -9,7 +9,6 @@ import (
 	"escale.dev/escale/internal/api/engine"
 	"escale.dev/escale/internal/container"
 	"escale.dev/escale/internal/sys/cgroup"
-	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/system"
 	"golang.org/x/sys/unix"
@@ -48,7 +47,7 @@ func (s systemInfo) Info(ctx context.Context) (*system.Info, error) {
 		OSType:             "linux",
 		Architecture:       h.Machine,
 		IndexServerAddress: "https://index.docker.io/v1/",
-		RegistryConfig:     &registry.ServiceConfig{},
+		RegistryConfig:     now.cfg.service(),
 		NCPU:               h.CPUs,
 		MemTotal:           h.Memory,
 		DockerRootDir:      d.cfg.DataRoot,

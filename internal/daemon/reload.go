@@ -29,6 +29,8 @@ var reloadable = map[string]string{
 	"Debug": "debug", "LogLevel": "log-level", "Labels": "labels", "Runtime": "default-runtime", "Runtimes": "runtimes", "RuntimeArgs": "runtimes",
 	"StopTimeout": "shutdown-timeout", "StopContainers": "stop-containers", "StartTimeout": "start-timeout",
 	"RestartUnhealthy": "restart-unhealthy", "SafeMode": "safe-mode", "CleanExit": "clean-exit",
+	"Insecure": "insecure-registries", "Mirrors": "registry-mirrors", "Downloads": "max-concurrent-downloads", "Uploads": "max-concurrent-uploads",
+	"LayerAttempts": "max-download-attempts", "HTTPProxy": "http-proxy", "HTTPSProxy": "https-proxy", "NoProxy": "no-proxy",
 }
 
 // changes compares configurations: the keys that differ, those that SIGHUP can
@@ -37,28 +39,37 @@ func changes(old, next *Config) (can, cannot []string) {
 	names := map[string]string{}
 	for flag, key := range map[string]string{"Pools": "default-address-pools", "BIP": "bip", "ICC": "icc", "MTU": "mtu", "DNS": "dns", "DNSSearch": "dns-search",
 		"DNSOptions": "dns-opts", "IPForward": "ip-forward", "IPMasq": "ip-masq", "TLSVerify": "tlsverify", "TLSCACert": "tlscacert", "TLSCert": "tlscert",
-		"TLSKey": "tlskey", "InsecureTCP": "insecure-tcp", "LogOpts": "log-opts", "Ulimits": "default-ulimits", "InitPath": "init-path", "Insecure": "insecure-registries"} {
+		"TLSKey": "tlskey", "InsecureTCP": "insecure-tcp", "LogOpts": "log-opts", "Ulimits": "default-ulimits", "InitPath": "init-path"} {
 		names[flag] = key
 	}
-	a, b := reflect.ValueOf(old).Elem(), reflect.ValueOf(next).Elem()
-	for i := range a.NumField() {
-		f := a.Type().Field(i)
-		if !f.IsExported() || reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()) {
-			continue
-		}
-		if key, ok := reloadable[f.Name]; ok {
+	differing(reflect.ValueOf(old).Elem(), reflect.ValueOf(next).Elem(), func(field string) {
+		if key, ok := reloadable[field]; ok {
 			can = append(can, key)
-			continue
+			return
 		}
-		key, ok := names[f.Name]
+		key, ok := names[field]
 		if !ok {
-			key = dashed(f.Name)
+			key = dashed(field)
 		}
 		cannot = append(cannot, key)
-	}
+	})
 	slices.Sort(can)
 	slices.Sort(cannot)
 	return slices.Compact(can), cannot
+}
+
+// differing tells the exported fields in which two structures differ, also of
+// those that are embedded.
+func differing(a, b reflect.Value, tell func(field string)) {
+	for i := range a.NumField() {
+		f := a.Type().Field(i)
+		switch {
+		case f.Anonymous:
+			differing(a.Field(i), b.Field(i), tell)
+		case f.IsExported() && !reflect.DeepEqual(a.Field(i).Interface(), b.Field(i).Interface()):
+			tell(f.Name)
+		}
+	}
 }
 
 // dashed writes a field's name as flags and keys are written: DataRoot is data-root.
@@ -91,6 +102,10 @@ func (d *Daemon) reload(next *Config) error {
 	}
 	d.live.Store(&live{next, runtimes})
 	d.containers.SetDefaults(d.defaults())
+	if err := d.registry.Set(next.client()); err != nil {
+		return err // never: validate has checked it
+	}
+	d.images.Remotes().Set(next.transfers())
 	d.level.Set(logLevel(next.LogLevel))
 	if now.cfg.SafeMode != next.SafeMode && next.SafeMode != safeAuto {
 		if err := d.safe.SetSafeMode(next.SafeMode == safeOn); err != nil {
@@ -111,6 +126,8 @@ func (d *Daemon) reload(next *Config) error {
 // attributes are what the event of a reload tells: the settings that it could change.
 func (d *Daemon) attributes(c *Config, runtimes map[string]runtime.Binary) map[string]string {
 	labels, _ := json.Marshal(append([]string{}, c.Labels...)) // strings always can be
+	insecure, _ := json.Marshal(append([]string{}, c.Insecure...))
+	mirrors, _ := json.Marshal(append([]string{}, c.Mirrors...))
 	named := make([]string, 0, len(runtimes))
 	for _, name := range slices.Sorted(maps.Keys(runtimes)) {
 		named = append(named, name+":"+runtimes[name].Path)
@@ -119,7 +136,9 @@ func (d *Daemon) attributes(c *Config, runtimes map[string]runtime.Binary) map[s
 		"name": d.host.Hostname, "debug": strconv.FormatBool(c.LogLevel == "debug"), "log-level": c.LogLevel, "labels": string(labels),
 		"default-runtime": c.Runtime, "runtimes": strings.Join(named, " "), "shutdown-timeout": strconv.Itoa(c.StopTimeout),
 		"live-restore": strconv.FormatBool(!c.StopContainers), "start-timeout": strconv.Itoa(c.StartTimeout),
-		"restart-unhealthy": c.RestartUnhealthy, "safe-mode": c.SafeMode, "clean-exit": strconv.FormatBool(c.CleanExit),
+		"restart-unhealthy": c.RestartUnhealthy, "safe-mode": c.SafeMode,
+		"insecure-registries": string(insecure), "registry-mirrors": string(mirrors), "max-concurrent-downloads": strconv.Itoa(c.Downloads),
+		"max-concurrent-uploads": strconv.Itoa(c.Uploads), "max-download-attempts": strconv.Itoa(c.LayerAttempts), "clean-exit": strconv.FormatBool(c.CleanExit),
 	}
 }
 

@@ -23,6 +23,9 @@ func TestChangesOfTheConfiguration(t *testing.T) {
 		{`{"labels": ["a=b"], "restart-unhealthy": "5m", "shutdown-timeout": 3}`, []string{"labels", "restart-unhealthy", "shutdown-timeout"}, nil},
 		{`{"runtimes": {"x": {"path": "/x", "runtimeArgs": ["--y"]}}, "default-runtime": "x", "live-restore": false}`, []string{"default-runtime", "runtimes", "stop-containers"}, nil},
 		{`{"labels": ["a=b"], "bip": "10.1.2.1/24", "mtu": 1400, "log-opts": {"max-size": "1m"}, "data-root": "/x"}`, []string{"labels"}, []string{"bip", "data-root", "log-opts", "mtu"}},
+		{`{"registry-mirrors": ["http://m"], "insecure-registries": ["r:1"], "max-concurrent-downloads": 7, "proxies": {"no-proxy": "x"}}`,
+			[]string{"insecure-registries", "max-concurrent-downloads", "no-proxy", "registry-mirrors"}, nil},
+		{`{"no-new-privileges": true}`, nil, []string{"no-new-privileges"}},
 		{`{"default-address-pools": [{"base": "10.9.0.0/16", "size": 24}], "dns-opts": ["ndots:2"], "cgroup-parent": "/x"}`, nil, []string{"cgroup-parent", "default-address-pools", "dns-opts"}},
 	} {
 		can, cannot := changes(base(`{}`), base(c.file))

@@ -40,6 +40,7 @@ func (d *Daemon) openImages(ctx context.Context) (err error) {
 		return err
 	}
 	d.onClose(d.images.Close)
+	d.images.Remotes().Set(d.cfg.transfers())
 	return nil
 }
 
@@ -134,15 +135,13 @@ func (d *Daemon) openAPI(context.Context) error {
 	if err := d.listen(); err != nil {
 		return err
 	}
-	registries, err := registry.New(registry.Config{
-		Insecure: d.cfg.Insecure, CertDirs: []string{"/etc/escale/certs.d", "/etc/docker/certs.d"}, UserAgent: "Escale/" + Version,
-	})
-	if err != nil {
+	var err error
+	if d.registry, err = registry.New(d.now().cfg.client()); err != nil {
 		return err
 	}
 	d.server = engine.New(engine.Config{
 		Containers: d.containers, Archives: d.containers.Files(), Watching: d.containers, Updates: d.containers, Volumes: d.volumes,
-		Registries: registries,
+		Registries: registries{d.registry, d.images, d.events},
 		Networks: networks{Manager: d.networks, host: network.Info{
 			Name: "host", ID: d.networks.ID("host"), Driver: "host", Scope: "local", Created: time.Now(),
 		}},

@@ -10,6 +10,7 @@ import (
 	"escale.dev/escale/internal/logs"
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/volume"
+	"github.com/distribution/reference"
 	apicontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/system"
@@ -112,11 +113,36 @@ type Networks interface {
 	Inspect(ref string) (network.Info, error)
 }
 
-// Registries is what a login needs.
+// PullOptions say how an image is pulled.
+type PullOptions struct {
+	All      bool   // every tag of the repository
+	Platform string // "linux/amd64"; empty: the host's
+	Auth     registry.AuthConfig
+	Progress func(image.Progress)
+	// Done is told each image, by the name that was pulled.
+	Done func(name string, p image.Pulled)
+}
+
+// PushOptions say how images are pushed.
+type PushOptions struct {
+	Platform string // that the image must be for; empty: any
+	Auth     registry.AuthConfig
+	Progress func(image.Progress)
+	Done     func(image.Pushed)
+}
+
+// Registries is what the routes that reach image registries need.
 type Registries interface {
 	// Login checks credentials with the registry they are for; token, if there
 	// is one, is to be used instead of the password.
 	Login(ctx context.Context, auth registry.AuthConfig) (token string, err error)
+	Pull(ctx context.Context, ref reference.Named, o PullOptions) error
+	// Push sends the image that ref names, or all tags of a name without one.
+	Push(ctx context.Context, ref reference.Named, o PushOptions) error
+	// Distribution tells what a registry has under a name.
+	Distribution(ctx context.Context, ref reference.Named, auth registry.AuthConfig) (registry.DistributionInspect, error)
+	// Search asks a registry for repositories by a word.
+	Search(ctx context.Context, term string, limit int, auth registry.AuthConfig) ([]registry.SearchResult, error)
 }
 
 // System answers for the engine as a whole.

@@ -93,7 +93,7 @@ var dockerCommands = []struct {
 	{name: "import", args: "import - foo:1", stdin: "tar", out: "sha256:feed\n"},
 	{name: "load", args: "load", stdin: strings.Repeat("tar", 1<<20), out: "Loaded image: debian:latest\n"},
 	{name: "save", args: "save debian app:1", out: "tar of debian app:1"},
-	{name: "pull", args: "pull debian", code: 1, errs: "cannot pull images from a registry"},
+	{name: "pull", args: "pull debian", set: func(r *rig) { r.server.cfg.Registries = fakeRegistries{} }, code: 1, errs: "pull access denied for debian"},
 	{name: "start", args: "start web", out: "web\n"},
 	{name: "stop", args: "stop -t 3 -s INT web", out: "web\n"},
 	{name: "kill", args: "kill web", set: func(r *rig) {

@@ -82,13 +82,12 @@ func drain(w *response, r *request) func() {
 	}
 }
 
-// create imports a root file system; pulling is told to be missing.
+// create pulls an image, or imports a root file system.
 func (i imageRoutes) create(w *response, r *request) error {
 	q := r.query
 	out := &progressStream{w: w}
 	if from := q.get("fromImage"); from != "" {
-		out.fail(&kindError{msg: "pulling " + from + ": this version of the engine cannot pull images from a registry yet; import or load them"})
-		return nil
+		return i.pull(out, r, from)
 	}
 	src := q.get("fromSrc")
 	if src == "" {

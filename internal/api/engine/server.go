@@ -90,6 +90,7 @@ func (s *Server) table() []route {
 	all = append(all, archiveRoutes{s}.routes()...)
 	all = append(all, execRoutes{s}.routes()...)
 	all = append(all, imageRoutes{s}.routes()...)
+	all = append(all, transferRoutes{imageRoutes{s}}.routes()...)
 	all = append(all, debugRoutes{s}.routes()...)
 	all = append(all, volumeRoutes{s}.routes()...)
 	all = append(all, networkRoutes{s}.routes()...)
