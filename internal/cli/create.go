@@ -145,7 +145,7 @@ func (n *creation) create(ctx context.Context, a *app, c *client.Client, req *sp
 		return "", fmt.Errorf("error parsing specified platform: %w", err)
 	}
 	if n.pull == "always" {
-		if err := n.pullImage(ctx, a, c, req.Config.Image, platform); err != nil {
+		if err := n.pullImage(ctx, a, req.Config.Image, platform); err != nil {
 			return "", err
 		}
 	}
@@ -157,7 +157,7 @@ func (n *creation) create(ctx context.Context, a *app, c *client.Client, req *sp
 		if !n.quiet {
 			a.complainf("Unable to find image '%s' locally\n", full)
 		}
-		if err := n.pullImage(ctx, a, c, req.Config.Image, platform); err != nil {
+		if err := n.pullImage(ctx, a, req.Config.Image, platform); err != nil {
 			return "", missingImage(a, full, err)
 		}
 		res, err = n.post(ctx, c, req, platform)
@@ -230,12 +230,12 @@ func missingImage(a *app, ref string, err error) error {
 	return fmt.Errorf("%w\nLoad the image from an archive with '%s load -i FILE', or make one from a tree with '%s import FILE %s'.", err, a.name, a.name, ref)
 }
 
-func (n *creation) pullImage(ctx context.Context, a *app, c *client.Client, image string, p *ocispec.Platform) error {
-	var o moby.ImagePullOptions
-	if p != nil {
-		o.Platforms = []ocispec.Platform{*p}
+func (n *creation) pullImage(ctx context.Context, a *app, image string, p *ocispec.Platform) error {
+	ref, err := reference.ParseNormalizedNamed(image)
+	if err != nil {
+		return err
 	}
-	r, err := c.ImagePull(ctx, image, o)
+	r, err := a.pull(ctx, reference.TagNameOnly(ref), false, p)
 	if err != nil {
 		return err
 	}
