@@ -15,8 +15,8 @@ import (
 )
 
 // OOMs calls told whenever the cgroup path runs out of memory, once at first,
-// with before, when that has happened already, and blocks until ctx ends or the cgroup is
-// gone. Nothing is polled: version 1 tells an eventfd (cgroup-v1/memory.rst,
+// with before, when that has happened already, and blocks until ctx ends, or the cgroup is
+// gone where the kernel tells that: of version 2 not every kernel does. Nothing is polled: version 1 tells an eventfd (cgroup-v1/memory.rst,
 // "OOM Control"), version 2 changes memory.events. Where memory is not
 // controlled it returns at once.
 func (i Info) OOMs(ctx context.Context, path string, told func(before bool)) error {
