@@ -152,7 +152,7 @@ func translateCreate(body *createBody, ver version) (container.Create, []string,
 // oldConfig applies the rules of versions to what is no mount.
 func oldConfig(conf *apicontainer.Config, h *apicontainer.HostConfig, nc *network.NetworkingConfig, ver version) error {
 	if ver.before(25) {
-		h.Init, conf.StopTimeout = nil, nil
+		h.AutoRemove = false // its clients remove the container themselves
 	}
 	if ver.before(40) && h.IpcMode.IsEmpty() {
 		h.IpcMode = apicontainer.IPCModeShareable
