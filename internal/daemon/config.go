@@ -1,14 +1,17 @@
 package daemon
 
 import (
+	"bytes"
 	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sort"
 	"strings"
 
@@ -206,10 +209,14 @@ func (c *Config) readFile(fs *pflag.FlagSet) error {
 		if fs.Changed(name) {
 			continue
 		}
-		if key == "live-restore" {
-			raw = json.RawMessage(map[string]string{"true": "false", "false": "true"}[string(raw)])
+		if string(raw) == "null" { // as if it were not there
+			continue
 		}
-		if err := c.setKey(fs, name, raw); err != nil {
+		set := c.setKey
+		if key == "live-restore" {
+			set = c.setLiveRestore
+		}
+		if err := set(fs, name, raw); err != nil {
 			return fmt.Errorf("unable to configure the engine with file %s: %s: %w", c.ConfigFile, key, err)
 		}
 	}
@@ -233,6 +240,9 @@ func (c *Config) setKey(fs *pflag.FlagSet, name string, raw json.RawMessage) err
 			return err
 		}
 		for k, u := range m {
+			if u == nil {
+				return fmt.Errorf("ulimit %s: null is no limit", k)
+			}
 			u.Name = k
 			c.Ulimits[k] = u
 		}
@@ -252,8 +262,8 @@ func (c *Config) setKey(fs *pflag.FlagSet, name string, raw json.RawMessage) err
 		}
 		return nil
 	}
-	var v any
-	if err := json.Unmarshal(raw, &v); err != nil {
+	v, err := decodeValue(raw)
+	if err != nil {
 		return err
 	}
 	switch v := v.(type) {
@@ -274,6 +284,36 @@ func (c *Config) setKey(fs *pflag.FlagSet, name string, raw json.RawMessage) err
 	default:
 		return set(fmt.Sprint(v))
 	}
+}
+
+// decodeValue reads a value of daemon.json; numbers stay as they are written.
+func decodeValue(raw json.RawMessage) (v any, err error) {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.UseNumber()
+	if err := d.Decode(&v); err != nil {
+		return nil, err
+	}
+	var items []any
+	switch v := v.(type) {
+	case []any:
+		items = v
+	case map[string]any:
+		items = slices.Collect(maps.Values(v))
+	}
+	if slices.Contains(items, nil) {
+		return nil, errors.New("null stands where a value is expected")
+	}
+	return v, nil
+}
+
+// setLiveRestore takes Docker's key, which says the opposite of ours.
+func (c *Config) setLiveRestore(_ *pflag.FlagSet, _ string, raw json.RawMessage) error {
+	var restore bool
+	if err := json.Unmarshal(raw, &restore); err != nil {
+		return fmt.Errorf("want true or false, not %s", raw)
+	}
+	c.StopContainers = !restore
+	return nil
 }
 
 func (c *Config) setRuntimes(raw json.RawMessage) error {

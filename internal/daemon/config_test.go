@@ -67,6 +67,10 @@ func TestConfigRefusals(t *testing.T) {
 		{file: `{"no-such": 1}`, words: "the following directives don't match any configuration option: no-such"},
 		{file: `{"debug": `, words: "unexpected end of JSON input"},
 		{file: `{"debug": "maybe"}`, words: "debug"},
+		{file: `{"live-restore": "yes"}`, words: `live-restore: want true or false, not "yes"`},
+		{file: `{"default-ulimits": {"nofile": null}}`, words: "ulimit nofile: null is no limit"},
+		{file: `{"labels": [null]}`, words: "labels: null stands where"},
+		{file: `{"log-opts": {"max-file": null}}`, words: "log-opts: null stands where"},
 		{args: []string{"-H", "tcp://127.0.0.1:2375"}, words: "TCP without TLS"},
 		{args: []string{"-H", "npipe://x"}, words: "protocol npipe is not supported"},
 		{args: []string{"-H", "/run/x"}, words: "want unix://PATH"},
@@ -89,7 +93,25 @@ func TestConfigRefusals(t *testing.T) {
 	}
 }
 
+func TestConfigFileTakesNullForNothing(t *testing.T) {
+	want, err := parse(t, `{}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := parse(t, `{"cgroup-parent": null, "data-root": null, "live-restore": null, "debug": null, "labels": null, "default-ulimits": null}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if can, cannot := changes(want, got); len(can) > 0 || len(cannot) > 1 || len(cannot) == 1 && cannot[0] != "config-file" {
+		t.Errorf("null changes %v and %v", can, cannot)
+	}
+	if c, err := parse(t, `{"shutdown-timeout": 100000000}`); err != nil || c.StopTimeout != 100000000 {
+		t.Errorf("a large number: %v", err)
+	}
+}
+
 func FuzzConfigFile(f *testing.F) {
+	f.Add(`{"default-ulimits": {"nofile": null}}`)
 	f.Add(`{"hosts": ["unix:///a"]}`)
 	f.Add(`{"runtimes": {"a": {"path": 1}}}`)
 	f.Fuzz(func(t *testing.T, file string) {
