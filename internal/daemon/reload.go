@@ -96,7 +96,7 @@ func (d *Daemon) reload(next *Config) error {
 		return err
 	}
 	for _, v := range d.containers.List() {
-		if _, ok := runtimes[v.HostConfig.Runtime]; !ok {
+		if takenAway(now.runtimes, runtimes, v.HostConfig.Runtime) {
 			return fmt.Errorf("runtimes: %q is the runtime of container %s", v.HostConfig.Runtime, v.ID.Short())
 		}
 	}
@@ -121,6 +121,14 @@ func (d *Daemon) reload(next *Config) error {
 		Actor: apievents.Actor{ID: d.id, Attributes: d.attributes(next, runtimes)},
 	})
 	return nil
+}
+
+// takenAway tells whether a runtime is one no longer. What was none before does
+// not keep a reload from anything: it was taken away by a restart.
+func takenAway(old, next map[string]runtime.Binary, name string) bool {
+	_, was := old[name]
+	_, is := next[name]
+	return was && !is
 }
 
 // attributes are what the event of a reload tells: the settings that it could change.

@@ -3,6 +3,8 @@ package daemon
 import (
 	"slices"
 	"testing"
+
+	"escale.dev/escale/internal/runtime"
 )
 
 func TestChangesOfTheConfiguration(t *testing.T) {
@@ -31,6 +33,25 @@ func TestChangesOfTheConfiguration(t *testing.T) {
 		can, cannot := changes(base(`{}`), base(c.file))
 		if !slices.Equal(can, c.can) || !slices.Equal(cannot, c.cannot) {
 			t.Errorf("%s: can %v, cannot %v; want %v and %v", c.file, can, cannot, c.can, c.cannot)
+		}
+	}
+}
+
+func TestReloadTakesRuntimesAway(t *testing.T) {
+	runc, both := map[string]runtime.Binary{"runc": {}}, map[string]runtime.Binary{"runc": {}, "x": {}}
+	for _, c := range []struct {
+		old, next map[string]runtime.Binary
+		used      string
+		want      bool
+	}{
+		{both, runc, "x", true},
+		{both, both, "x", false},
+		{runc, both, "x", false},
+		{runc, runc, "x", false}, // an earlier engine knew it
+		{both, runc, "runc", false},
+	} {
+		if got := takenAway(c.old, c.next, c.used); got != c.want {
+			t.Errorf("%v to %v, %s in use: %v", c.old, c.next, c.used, got)
 		}
 	}
 }
