@@ -104,7 +104,7 @@ func TestBrokenRegistries(t *testing.T) {
 			t.Parallel()
 			reg := testregistry.New(t)
 			reg.PutManifest("a/b", "1", ocispec.MediaTypeImageManifest, manifest)
-			reg.Fault = c.fault
+			reg.SetFault(c.fault)
 			r := openRepo(t, quick(), reg.Host()+"/a/b:1", registry.AuthConfig{})
 			begun := time.Now()
 			_, data, err := r.Manifest(t.Context(), "1")
@@ -156,20 +156,20 @@ func TestBlobs(t *testing.T) {
 		_, _ = io.WriteString(w, data) // without ranges
 	}))
 	defer store.Close()
-	reg.Fault = func(w http.ResponseWriter, req *http.Request) bool {
+	reg.SetFault(func(w http.ResponseWriter, req *http.Request) bool {
 		if !strings.Contains(req.URL.Path, "/blobs/") {
 			return false
 		}
 		http.Redirect(w, req, strings.Replace(store.URL, "127.0.0.1", "localhost", 1)+"/x", http.StatusTemporaryRedirect)
 		return true
-	}
+	})
 	if read(0) != data || read(9_995) != "56789" {
 		t.Error("behind a redirection there is another blob")
 	}
 	if leaked.Load() {
 		t.Error("the login went to another host")
 	}
-	reg.Fault = func(w http.ResponseWriter, req *http.Request) bool {
+	reg.SetFault(func(w http.ResponseWriter, req *http.Request) bool {
 		if !strings.Contains(req.URL.Path, "/blobs/") {
 			return false
 		}
@@ -178,7 +178,7 @@ func TestBlobs(t *testing.T) {
 		w.(http.Flusher).Flush()
 		<-req.Context().Done()
 		return true
-	}
+	})
 	body, err := r.Blob(t.Context(), d, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -230,7 +230,7 @@ func TestTagPages(t *testing.T) {
 // what is configured anew counts from then on.
 func TestMirrors(t *testing.T) {
 	broken, good := testregistry.New(t), testregistry.New(t)
-	broken.Fault = func(w http.ResponseWriter, r *http.Request) bool { w.WriteHeader(500); return true }
+	broken.SetFault(func(w http.ResponseWriter, r *http.Request) bool { w.WriteHeader(500); return true })
 	good.PutManifest("library/x", "1", ocispec.MediaTypeImageManifest, []byte(`{"schemaVersion":2}`))
 	c := quick()
 	cl, err := New(c)

@@ -22,8 +22,6 @@ import (
 // Registry is a registry that answers until its test has ended.
 type Registry struct {
 	*httptest.Server
-	// Fault is asked before each request; true: it has answered.
-	Fault func(w http.ResponseWriter, r *http.Request) bool
 
 	// Found is what every search finds; nil: it cannot be searched.
 	Found []map[string]any
@@ -32,6 +30,7 @@ type Registry struct {
 	tokens         bool   // else basic
 
 	mu        sync.Mutex
+	fault     func(http.ResponseWriter, *http.Request) bool
 	blobs     map[string][]byte            // repository@digest
 	manifests map[string][]byte            // repository@digest
 	types     map[string]string            // of manifests
@@ -104,6 +103,20 @@ func (r *Registry) putManifest(repo, tag, mediaType string, data []byte) digest.
 	return d
 }
 
+// Blob gives a blob by its digest; nil: there is none.
+func (r *Registry) Blob(repo, ref string) []byte {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.blobs[repo+"@"+ref]
+}
+
+// SetFault lets fault be asked before each request; true: it has answered.
+func (r *Registry) SetFault(fault func(http.ResponseWriter, *http.Request) bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fault = fault
+}
+
 // Manifest gives what a tag or digest stands for; nil: nothing.
 func (r *Registry) Manifest(repo, ref string) []byte {
 	r.mu.Lock()
@@ -133,7 +146,7 @@ func (r *Registry) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	repo, what, ref := split(req.URL.Path)
 	r.mu.Lock()
 	r.counts[req.Method+" "+what]++
-	fault := r.Fault
+	fault := r.fault
 	r.mu.Unlock()
 	if fault != nil && fault(w, req) {
 		return
