@@ -39,6 +39,14 @@ func (c *change) current(id digest.Digest) *record {
 	return c.s.byID[id]
 }
 
+// known is a record that is there now, or will be.
+func (c *change) known(id digest.Digest) *record {
+	if r := c.current(id); r != nil {
+		return r
+	}
+	return c.drops[id]
+}
+
 // edit gives a copy of a record to change.
 func (c *change) edit(id digest.Digest) *record {
 	r := c.current(id).clone()

@@ -61,7 +61,7 @@ func (s *Store) Commit(ctx context.Context, o CommitOptions) (img Image, err err
 			w.abandon()
 		}
 	}()
-	layers, err := w.onTop(parent.Layers, o.Diff)
+	layers, err := w.onTop(parent, o.Diff)
 	if err != nil {
 		return Image{}, err
 	}
@@ -69,7 +69,11 @@ func (s *Store) Commit(ctx context.Context, o CommitOptions) (img Image, err err
 	if err != nil {
 		return Image{}, err
 	}
-	rec, err := w.record(data, layers, nil, "")
+	made := &record{Layers: layers}
+	if len(layers) == len(parent.Layers) {
+		made.Snapshot = parent.Snapshot
+	}
+	rec, err := w.store(made, data, nil, "")
 	if err != nil {
 		return Image{}, err
 	}
@@ -93,7 +97,8 @@ func (s *Store) Commit(ctx context.Context, o CommitOptions) (img Image, err err
 }
 
 // onTop stores a layer and puts it on top of others.
-func (w *work) onTop(below []layerRecord, diff func(context.Context, io.Writer) (int, error)) ([]layerRecord, error) {
+func (w *work) onTop(parent *record, diff func(context.Context, io.Writer) (int, error)) ([]layerRecord, error) {
+	below := parent.Layers
 	ctx, cancel := context.WithCancel(w.ctx)
 	r, wr := io.Pipe()
 	entries, written := 0, make(chan error, 1)
@@ -120,11 +125,7 @@ func (w *work) onTop(below []layerRecord, diff func(context.Context, io.Writer) 
 		diffs = append(diffs, l.DiffID)
 	}
 	l := layerRecord{DiffID: u.diffID, Blob: u.blob, ChainID: identity.ChainID(append(diffs, u.diffID))}
-	var top digest.Digest
-	if len(below) > 0 {
-		top = below[len(below)-1].ChainID
-	}
-	if l.Size, err = w.place(u, top, l.ChainID); err != nil {
+	if l.Size, err = w.place(u, parent.chain(), l.ChainID); err != nil {
 		return nil, err
 	}
 	return append(slices.Clone(below), l), nil

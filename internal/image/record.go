@@ -25,7 +25,7 @@ var (
 // layerRecord is one layer of an image, bottom first.
 type layerRecord struct {
 	DiffID  digest.Digest      `json:"diffID"`
-	ChainID digest.Digest      `json:"chainID"` // key of its snapshot
+	ChainID digest.Digest      `json:"chainID"` // key of its snapshot, but for a built image's
 	Blob    ocispec.Descriptor `json:"blob"`    // as stored, packed or not
 	Size    int64              `json:"size"`    // bytes of its files
 }
@@ -40,6 +40,9 @@ type record struct {
 	Config     ocispec.Descriptor `json:"config"`
 	Layers     []layerRecord      `json:"layers,omitempty"`
 	LastTagged time.Time          `json:"lastTagged,omitzero"`
+	// Snapshot is the key of the top snapshot where that is not named after the
+	// chain of its layers: a build names its snapshots itself.
+	Snapshot string `json:"snapshot,omitempty"`
 	// Boot is the boot id under which the layers were unpacked, until they are
 	// known to be on the disk.
 	Boot string `json:"boot,omitempty"`
@@ -49,7 +52,7 @@ type record struct {
 }
 
 // recordFields names the JSON fields that record knows.
-var recordFields = []string{"id", "tags", "digests", "target", "config", "layers", "lastTagged", "boot"}
+var recordFields = []string{"id", "tags", "digests", "target", "config", "layers", "lastTagged", "snapshot", "boot"}
 
 func decodeRecord(b []byte) (*record, error) {
 	r := new(record)
@@ -90,6 +93,9 @@ func (r *record) clone() *record {
 func (r *record) chain() digest.Digest {
 	if len(r.Layers) == 0 {
 		return ""
+	}
+	if r.Snapshot != "" {
+		return digest.Digest(r.Snapshot)
 	}
 	return r.Layers[len(r.Layers)-1].ChainID
 }

@@ -173,6 +173,14 @@ func (s *Store) inUse(c *change) (layers, blobs map[digest.Digest]bool) {
 		}
 	}
 	s.roots.inUse(layers)
+	// Where a build named the snapshots, containers know the top one by that name.
+	for _, id := range ids {
+		if r := c.known(id); r != nil && r.Snapshot != "" && layers[digest.Digest(r.Snapshot)] {
+			for _, l := range r.Layers {
+				layers[l.ChainID] = true
+			}
+		}
+	}
 	return layers, blobs
 }
 

@@ -17,6 +17,9 @@ import (
 // saw to that. Containers of the image stay as they are.
 func (s *Store) repair(ctx context.Context, r *record) error {
 	s.log.Warn("the machine went down soon after this image was stored; unpacking it again", "image", r.ID, "tags", r.Tags)
+	if r.Snapshot != "" {
+		return rebuild(ctx, s, r)
+	}
 	for i, l := range r.Layers {
 		dirs, err := s.layerDirs(ctx, l.ChainID, fmt.Sprintf("repair/%s", l.ChainID))
 		if err == nil {
@@ -27,6 +30,49 @@ func (s *Store) repair(ctx context.Context, r *record) error {
 		}
 	}
 	return nil
+}
+
+// rebuild unpacks the layers of a built image to snapshots of the image store's
+// own: those that the build had made may hold more than one layer.
+func rebuild(ctx context.Context, s *Store, r *record) (err error) {
+	w, err := s.begin(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			// Not abandon: nothing collects yet while the store is being opened.
+			_ = s.leases.Delete(w.ctx, w.lease)
+		}
+	}()
+	var parent digest.Digest
+	for i, l := range r.Layers {
+		_, there, err := w.placed(l.ChainID)
+		if err != nil {
+			return err
+		}
+		if !there {
+			u, err := w.unpackBlob(l.Blob)
+			if err != nil {
+				return fmt.Errorf("layer %d: %w", i, err)
+			}
+			if _, err := w.place(u, parent, l.ChainID); err != nil {
+				return fmt.Errorf("layer %d: %w", i, err)
+			}
+		}
+		parent = l.ChainID
+	}
+	s.keep(r)
+	c := newChange(s)
+	c.edit(r.ID).Snapshot = ""
+	return c.commit(ctx, func(ctx context.Context) error {
+		again := c.puts[r.ID]
+		if err := s.hold(ctx, again); err != nil {
+			return err
+		}
+		*r = *again
+		return w.end(ctx)
+	})
 }
 
 func (s *Store) repairLayer(ctx context.Context, l layerRecord, dirs []string) error {

@@ -91,6 +91,9 @@ func (r *Roots) Prepare(ctx context.Context, containerID, imageID string) error 
 		return fmt.Errorf("root file system of container %s: %w", short(containerID), err)
 	}
 	chain := make([]digest.Digest, 0, len(rec.Layers))
+	if rec.Snapshot != "" {
+		chain = append(chain, rec.chain())
+	}
 	for _, l := range slices.Backward(rec.Layers) {
 		chain = append(chain, l.ChainID)
 	}

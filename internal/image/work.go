@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"hash"
 	"io"
@@ -236,7 +237,12 @@ func (w *work) placed(chain digest.Digest) (size int64, ok bool, err error) {
 		}
 		ok = true
 		if size, err = sizeOf(info); err != nil {
-			return err
+			// A build has unpacked it, which notes no sizes.
+			usage, usageErr := w.s.snaps.Usage(ctx, chain.String())
+			if usageErr != nil {
+				return errors.Join(err, usageErr)
+			}
+			size = usage.Size
 		}
 		return w.s.leases.AddResource(ctx, w.lease, snapshotResource(chain.String()))
 	})
@@ -285,7 +291,13 @@ func (w *work) blob(mediaType string, data []byte, labels map[string]string) (oc
 // record stores config and manifest of an image whose layers have their place.
 // manifest nil: one is made.
 func (w *work) record(config []byte, layers []layerRecord, manifest []byte, manifestType string) (*record, error) {
-	r := &record{Layers: layers, Boot: w.s.boot}
+	return w.store(&record{Layers: layers}, config, manifest, manifestType)
+}
+
+// store completes a record that has its layers.
+func (w *work) store(r *record, config, manifest []byte, manifestType string) (*record, error) {
+	r.Boot = w.s.boot
+	layers := r.Layers
 	var labels map[string]string
 	if chain := r.chain(); chain != "" {
 		labels = map[string]string{"containerd.io/gc.ref.snapshot." + snapshotterName: chain.String()}
