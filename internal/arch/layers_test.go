@@ -168,6 +168,17 @@ func TestForbidden(t *testing.T) {
 	}
 }
 
+// BuildKit is the builder's affair.
+func TestBuildKitStaysInTheBuilder(t *testing.T) {
+	for _, p := range packages(t) {
+		for _, imp := range p.Imports {
+			if within(imp, "github.com/moby/buildkit") && p.path != "internal/builder" {
+				t.Errorf("%s imports %s: only internal/builder may; ask through internal/builder/request", p.path, imp)
+			}
+		}
+	}
+}
+
 // Binaries that start once a command or once a container stay lean.
 func TestLeanBinaries(t *testing.T) {
 	root, err := moduleRoot()

@@ -1,0 +1,83 @@
+package builder
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/runtime"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/moby/sys/mountinfo"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// mountPool is the directory, beside those of steps, where BuildKit keeps mounts
+// that steps share.
+const mountPool = "mounts"
+
+// sweep ends the steps that an engine which was killed has left, and gives back
+// what they had in the kernel.
+func (e *executor) sweep(ctx context.Context) {
+	list, err := os.ReadDir(e.cfg.RunDir)
+	if err != nil {
+		e.cfg.Logger.Warn("sweeping build steps", "error", err)
+		return
+	}
+	for _, d := range list {
+		if err := e.sweepOne(ctx, d.Name()); err != nil {
+			e.cfg.Logger.Warn("sweeping build step", "step", d.Name(), "error", err)
+		}
+	}
+}
+
+func (e *executor) sweepOne(ctx context.Context, id string) error {
+	dir := filepath.Join(e.cfg.RunDir, id)
+	if id != mountPool {
+		e.cfg.Logger.Info("ending a build step that was cut off", "step", id)
+		c := runtime.Cleanup{ID: id, RunDir: dir, Runtime: e.cfg.Binary, CgroupPath: e.cgroupOf(dir, id)}
+		if err := e.cfg.Runtime.Cleanup(ctx, c); err != nil {
+			return err
+		}
+		var eps []network.Endpoint
+		if b, err := os.ReadFile(filepath.Join(dir, networkFile)); err == nil {
+			_ = json.Unmarshal(b, &eps) // else the namespaces are found by the id
+		}
+		if err := e.cfg.Networks.Teardown(ctx, id, eps); err != nil {
+			return err
+		}
+	}
+	if err := unmountBelow(dir); err != nil {
+		return err
+	}
+	return os.RemoveAll(dir)
+}
+
+// cgroupOf reads a step's cgroup from its bundle.
+func (e *executor) cgroupOf(dir, id string) string {
+	var spec specs.Spec
+	b, err := os.ReadFile(filepath.Join(dir, "config.json"))
+	if err == nil && json.Unmarshal(b, &spec) == nil && spec.Linux != nil {
+		return spec.Linux.CgroupsPath
+	}
+	s := step{e: e, id: id}
+	return s.cgroup()
+}
+
+// unmountBelow unmounts all in a directory, last mounts first.
+func unmountBelow(dir string) error {
+	list, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
+		return i.Mountpoint != dir && !strings.HasPrefix(i.Mountpoint, dir+"/"), false
+	})
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for i := len(list) - 1; i >= 0; i-- {
+		errs = append(errs, mount.UnmountAll(list[i].Mountpoint, 0))
+	}
+	return errors.Join(errs...)
+}
