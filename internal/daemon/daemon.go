@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"escale.dev/escale/internal/api/engine"
+	"escale.dev/escale/internal/builder"
 	"escale.dev/escale/internal/container"
 	"escale.dev/escale/internal/events"
 	"escale.dev/escale/internal/image"
@@ -51,6 +52,9 @@ type Daemon struct {
 	volumes    *local.Store
 	containers *container.Manager
 	devices    *cdi.Devices // by name; nil: turned off
+	builder    *builder.Builder
+	monitors   *shim.Runtime
+	confined   confinement
 	shipping   *ship.Set
 	server     *engine.Server
 	registry   *registry.Client
@@ -93,6 +97,7 @@ func (d *Daemon) Run(ctx context.Context, hup <-chan os.Signal, parse func() (*C
 		{"network", d.openNetwork},
 		{"volumes", d.openVolumes},
 		{"containers", d.openContainers},
+		{"builder", d.openBuilder},
 		{"API", d.openAPI},
 	} {
 		if err := open.do(ctx); err != nil {

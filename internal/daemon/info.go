@@ -174,11 +174,10 @@ func (s systemInfo) Version(context.Context) system.VersionResponse {
 	}
 }
 
-// Ping feeds the headers of /_ping. The builder is the classic one until
-// BuildKit is served.
+// Ping feeds the headers of /_ping.
 func (s systemInfo) Ping() engine.PingInfo {
 	safe, _ := s.d.safe.SafeMode()
-	return engine.PingInfo{OSType: "linux", BuilderVersion: "1", SwarmState: "inactive", SafeMode: safe}
+	return engine.PingInfo{OSType: "linux", BuilderVersion: "2", SwarmState: "inactive", SafeMode: safe}
 }
 
 // filesystem names what a directory lies on, as `docker info` shows it.

@@ -87,6 +87,7 @@ func (d *Daemon) openContainers(ctx context.Context) error {
 		return err
 	}
 	specs := d.confine(builder)
+	d.monitors, d.confined = monitors, specs
 	defaults := d.defaults()
 	defaults.AppArmorProfile = specs.name()
 	d.shipping = ship.New(d.log.With("component", "log"), logKinds())
@@ -141,7 +142,7 @@ func (d *Daemon) openAPI(context.Context) error {
 	}
 	d.server = engine.New(engine.Config{
 		Containers: d.containers, Archives: d.containers.Files(), Watching: d.containers, Updates: d.containers, Volumes: d.volumes,
-		Registries: registries{d.registry, d.images, d.events},
+		Registries: registries{d.registry, d.images, d.events}, Builder: d.builder,
 		Networks: networks{Manager: d.networks, host: network.Info{
 			Name: "host", ID: d.networks.ID("host"), Driver: "host", Scope: "local", Created: time.Now(),
 		}},

@@ -3,7 +3,9 @@ package engine
 import (
 	"context"
 	"io"
+	"net/http"
 
+	ask "escale.dev/escale/internal/builder/request"
 	"escale.dev/escale/internal/container"
 	"escale.dev/escale/internal/events"
 	"escale.dev/escale/internal/image"
@@ -11,6 +13,7 @@ import (
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/volume"
 	"github.com/distribution/reference"
+	"github.com/moby/moby/api/types/build"
 	apicontainer "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/system"
@@ -145,6 +148,20 @@ type Registries interface {
 	Search(ctx context.Context, term string, limit int, auth registry.AuthConfig) ([]registry.SearchResult, error)
 }
 
+// Builder is what the build routes need. Errors carry a kind.
+type Builder interface {
+	// Build blocks until the image is there, and tells how it goes on. An
+	// *ask.StepError is of a step that ended with a code.
+	Build(ctx context.Context, o ask.Build, told ask.Told) error
+	Cancel(id string) // a build that is not there is fine
+	Prune(ctx context.Context, o ask.Prune) (ask.Pruned, error)
+	DiskUsage(ctx context.Context) ([]build.CacheRecord, error) // oldest first
+	// ServeSession and ServeGRPC take the connection over, and block until its
+	// client leaves.
+	ServeSession(ctx context.Context, w ask.Hijacker, r *http.Request) error
+	ServeGRPC(ctx context.Context, w ask.Hijacker, r *http.Request) error
+}
+
 // System answers for the engine as a whole.
 type System interface {
 	Info(ctx context.Context) (*system.Info, error)
@@ -163,7 +180,7 @@ type Events interface {
 type PingInfo struct {
 	OSType         string
 	Experimental   bool
-	BuilderVersion string // "1" until BuildKit is served
+	BuilderVersion string // "2": BuildKit, "1": the classic builder
 	SwarmState     string // "inactive"
 	SafeMode       bool   // the engine starts nothing by itself
 }

@@ -9,6 +9,7 @@ import (
 	"escale.dev/escale/internal/container"
 	"escale.dev/escale/internal/image"
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/build"
 	"github.com/moby/moby/api/types/system"
 	apivolume "github.com/moby/moby/api/types/volume"
 	"golang.org/x/sync/errgroup"
@@ -36,10 +37,10 @@ type usage[T any] struct {
 
 // newUsage is the answer since API 1.52.
 type newUsage struct {
-	ImageUsage      *usage[summary]          `json:",omitempty"`
-	ContainerUsage  *usage[json.RawMessage]  `json:",omitempty"`
-	VolumeUsage     *usage[apivolume.Volume] `json:",omitempty"`
-	BuildCacheUsage *usage[struct{}]         `json:",omitempty"`
+	ImageUsage      *usage[summary]           `json:",omitempty"`
+	ContainerUsage  *usage[json.RawMessage]   `json:",omitempty"`
+	VolumeUsage     *usage[apivolume.Volume]  `json:",omitempty"`
+	BuildCacheUsage *usage[build.CacheRecord] `json:",omitempty"`
 }
 
 // oldUsage is the answer before API 1.53. What was not asked for is null.
@@ -48,7 +49,7 @@ type oldUsage struct {
 	Images     []summary
 	Containers []json.RawMessage
 	Volumes    []apivolume.Volume
-	BuildCache []struct{}
+	BuildCache []build.CacheRecord
 }
 
 func (d dfRoutes) df(w *response, r *request) error {
@@ -81,7 +82,10 @@ func (d dfRoutes) df(w *response, r *request) error {
 		})
 	}
 	if want[system.BuildCacheObject] {
-		all.BuildCacheUsage = &usage[struct{}]{Items: []struct{}{}} // until there is a builder
+		g.Go(func() (err error) {
+			all.BuildCacheUsage, err = once(d.shared, "build cache", func() (*usage[build.CacheRecord], error) { return d.buildCache(ctx) })
+			return err
+		})
 	}
 	if err := g.Wait(); err != nil {
 		return err
@@ -245,6 +249,26 @@ func (d dfRoutes) volumes(ctx context.Context) (*usage[apivolume.Volume], error)
 			u.ActiveCount++
 		} else {
 			u.Reclaimable += data.Size
+		}
+	}
+	return u, nil
+}
+
+// buildCache tells what builds keep. What an image shares is the image's.
+func (d dfRoutes) buildCache(ctx context.Context) (*usage[build.CacheRecord], error) {
+	list, err := d.cfg.Builder.DiskUsage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	u := &usage[build.CacheRecord]{Items: append([]build.CacheRecord{}, list...), TotalCount: int64(len(list))}
+	for i := range list {
+		if c := &list[i]; c.InUse {
+			u.ActiveCount++
+		} else if !c.Shared {
+			u.Reclaimable += c.Size
+		}
+		if !list[i].Shared {
+			u.TotalSize += list[i].Size
 		}
 	}
 	return u, nil

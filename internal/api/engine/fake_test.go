@@ -273,7 +273,7 @@ func (fakeSystem) Version(context.Context) system.VersionResponse {
 	return system.VersionResponse{Version: "0.1", Os: "linux", Arch: "amd64"}
 }
 func (fakeSystem) Ping() PingInfo {
-	return PingInfo{OSType: "linux", BuilderVersion: "1", SwarmState: "inactive"}
+	return PingInfo{OSType: "linux", BuilderVersion: "2", SwarmState: "inactive"}
 }
 
 // Sample data, all of one time.
@@ -363,7 +363,7 @@ func newRig(t testing.TB, prepare ...func(*rig)) *rig {
 		socket: filepath.Join(t.TempDir(), "s"),
 	}
 	r.server = New(Config{
-		Containers: r.con, Watching: r.con, Updates: r.con, Images: r.img, Volumes: new(fakeVolumes), Networks: fakeNetworks(nil), System: fakeSystem{}, SafeMode: r.con, Events: r.events, Version: "0.1",
+		Containers: r.con, Watching: r.con, Updates: r.con, Images: r.img, Volumes: new(fakeVolumes), Networks: fakeNetworks(nil), Builder: new(fakeBuilder), System: fakeSystem{}, SafeMode: r.con, Events: r.events, Version: "0.1",
 		ContainerDir: "/var/lib/escale/containers",
 		Sandbox:      func(id container.ID) (string, string) { return "s-" + id.Short(), "/run/escale/netns/s" },
 	})

@@ -5,6 +5,7 @@ import (
 	"strconv"
 	"time"
 
+	ask "escale.dev/escale/internal/builder/request"
 	"escale.dev/escale/internal/container"
 	"escale.dev/escale/internal/events"
 	"escale.dev/escale/internal/image"
@@ -92,27 +93,40 @@ func (i imageRoutes) prune(w *response, r *request) error {
 	return writeJSON(w, http.StatusOK, report)
 }
 
-// pruneBuild answers for a builder that keeps nothing yet, what is asked of it
-// checked as a builder would.
-func (s systemRoutes) pruneBuild(w *response, r *request) error {
+// prune removes parts of the build cache.
+func (b buildRoutes) prune(w *response, r *request) error {
 	f, err := parseFilters(r.query.get("filters"), nil) // as Docker: what a builder does not know is let be
 	if err != nil {
 		return err
 	}
+	o := ask.Prune{All: r.query.bool("all"), Filters: f}
+	now := time.Now()
 	for _, key := range []string{"until", "unused-for"} {
-		if _, err := f.time(key, time.Now()); err != nil {
+		if !f.has(key) {
+			continue
+		}
+		since, err := f.time(key, now)
+		if err != nil {
 			return err
 		}
+		o.UnusedFor = max(o.UnusedFor, now.Sub(since))
 	}
-	for _, key := range []string{"keep-storage", "reserved-space", "max-used-space", "min-free-space"} {
-		if text := r.query.get(key); text != "" {
-			if _, err := strconv.ParseInt(text, 10, 64); err != nil {
-				return invalidf("%s is in bytes and expects an integer, got %v", key, text)
+	for _, size := range []struct {
+		key string
+		to  *int64
+	}{{"keep-storage", &o.ReservedSpace}, {"reserved-space", &o.ReservedSpace}, {"max-used-space", &o.MaxUsedSpace}, {"min-free-space", &o.MinFreeSpace}} {
+		if text := r.query.get(size.key); text != "" {
+			if *size.to, err = strconv.ParseInt(text, 10, 64); err != nil {
+				return invalidf("%s is in bytes and expects an integer, got %v", size.key, text)
 			}
 		}
 	}
-	s.tellPrune(apievents.BuilderEventType, 0)
-	return writeJSON(w, http.StatusOK, build.CachePruneReport{})
+	gone, err := b.cfg.Builder.Prune(r.Context(), o)
+	if err != nil {
+		return err
+	}
+	b.tellPrune(apievents.BuilderEventType, uint64(max(0, gone.Bytes)))
+	return writeJSON(w, http.StatusOK, build.CachePruneReport{CachesDeleted: gone.IDs, SpaceReclaimed: uint64(max(0, gone.Bytes))})
 }
 
 // tellPrune publishes what a prune gave back, in bytes.

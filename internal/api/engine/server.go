@@ -21,7 +21,7 @@ const (
 )
 
 // Config is what a Server needs. Containers, Archives, Watching, Updates, Images,
-// Volumes, Networks, Registries, System, SafeMode, Events and Logger must be set.
+// Volumes, Networks, Registries, Builder, System, SafeMode, Events and Logger must be set.
 type Config struct {
 	Containers Containers
 	Archives   Archives
@@ -31,6 +31,7 @@ type Config struct {
 	Volumes    Volumes
 	Networks   Networks
 	Registries Registries
+	Builder    Builder
 	System     System
 	SafeMode   SafeMode
 	Events     Events
@@ -91,6 +92,7 @@ func (s *Server) table() []route {
 	all = append(all, execRoutes{s}.routes()...)
 	all = append(all, imageRoutes{s}.routes()...)
 	all = append(all, transferRoutes{imageRoutes{s}}.routes()...)
+	all = append(all, buildRoutes{s}.routes()...)
 	all = append(all, debugRoutes{s}.routes()...)
 	all = append(all, volumeRoutes{s}.routes()...)
 	all = append(all, networkRoutes{s}.routes()...)

@@ -18,7 +18,6 @@ func (s systemRoutes) routes() []route {
 		{http.MethodGet, "/version", s.versions},
 		{http.MethodGet, "/info", s.info},
 		{http.MethodGet, "/events", s.events},
-		{http.MethodPost, "/build/prune", s.pruneBuild},
 		{http.MethodPost, "/auth", s.login},
 	}
 }

@@ -142,7 +142,7 @@ func TestPruneEvents(t *testing.T) {
 		}
 		got = append(got, string(m.Type)+" "+string(m.Action)+" "+m.Actor.Attributes["reclaimed"])
 	}
-	if s := strings.Join(got, ","); s != "container prune 84,image prune 7,volume prune 40,network prune 0,builder prune 0" {
+	if s := strings.Join(got, ","); s != "container prune 84,image prune 7,volume prune 40,network prune 0,builder prune 9" {
 		t.Errorf("told: %s", s)
 	}
 	for path, want := range map[string]string{
