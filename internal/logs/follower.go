@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"strconv"
-	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -21,76 +20,50 @@ type Position struct {
 	Base   int64 // lines of all files before it; negative: not known
 }
 
-// Follower reads a log from a Position on and goes on with what is written. It is for
-// those that hand lines on and must know how far they came and what they missed.
-type Follower struct {
-	r *reader
-
-	cur  *logFile // the one that head and base belong to
-	head int64
-	base int64
-
-	mu    sync.Mutex // not r.mu, which is held while Next waits
-	lost  int64
-	blind bool
+// Number is that of the line at the place; negative: not known.
+func (p Position) Number() int64 {
+	if p.Base < 0 {
+		return -1
+	}
+	return p.Base + p.Lines
 }
 
+// Follower reads a log from a Position on and goes on with what is written. It is for
+// those that hand lines on and must know how far they came and what they missed.
+type Follower struct{ r *reader }
+
 // Follow opens the log at path behind a Position. Where the place is no longer there the
-// oldest line is the next, and Lost tells. Next blocks until the log grows or
+// oldest line is the next, and Gap tells what lay between. Next blocks until the log grows or
 // ended is closed and everything was read; see Open for the rest.
 func Follow(path string, maxFiles int, from Position, ended <-chan struct{}) (*Follower, error) {
 	o := ReadOptions{Stdout: true, Stderr: true, Tail: -1, Follow: true, Ended: ended}
-	r := &reader{path: path, maxFiles: maxFiles, o: o, closed: make(chan struct{}), quiet: true}
+	r := &reader{path: path, maxFiles: maxFiles, o: o, closed: make(chan struct{}), openFile: openLog}
+	r.count.quiet = true
 	if err := r.open(); err != nil {
 		_ = r.Close() // the first error is the one to tell
 		return nil, fmt.Errorf("log %s: %w", path, err)
 	}
-	f := &Follower{r: r, base: -1}
-	if from.Head != 0 {
-		f.seek(from)
-	}
+	f := &Follower{r: r}
+	f.seek(from)
 	return f, nil
 }
 
-// seek goes to a place, if it is there.
+// seek goes to a place, if it is there. Else it was rotated away, and the number of the
+// first line that is read tells how many others were.
 func (f *Follower) seek(from Position) {
 	for i, l := range f.r.files {
-		head, base := f.identify(l)
-		if head != from.Head {
+		if from.Head == 0 || headOf(l, &f.r.dec) != from.Head {
 			continue
 		}
 		closeAll(f.r.files[:i])
 		f.r.files = f.r.files[i:]
-		f.cur, f.head, f.base = l, head, base
 		if st, err := l.f.Stat(); err == nil && st.Size() >= from.Offset {
 			l.off, l.lines = from.Offset, from.Lines
 		}
+		f.r.enter(l) // it has a line
 		return
 	}
-	// Rotated away. What the files still there have before them tells how much went.
-	if len(f.r.files) == 0 {
-		return
-	}
-	l := f.r.files[0]
-	f.cur = l
-	f.head, f.base = f.identify(l)
-	f.missed(from.Base, from.Lines, true)
-}
-
-// missed counts the lines between what was read to its end and the present file.
-func (f *Follower) missed(base, lines int64, gap bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if base < 0 || f.base < 0 {
-		f.blind = f.blind || gap
-		return
-	}
-	f.lost += max(0, f.base-base-lines)
-}
-
-// identify reads what tells a file from others.
-func (f *Follower) identify(l *logFile) (head, base int64) {
-	return headOf(l, &f.r.dec), baseOf(l)
+	f.r.count.next, f.r.count.gap = from.Number(), true
 }
 
 func headOf(l *logFile, dec *decoder) int64 {
@@ -133,48 +106,34 @@ func baseOf(l *logFile) int64 {
 }
 
 // Next gives the next line; io.EOF ends the log.
-func (f *Follower) Next() (Line, error) {
-	line, err := f.r.Next()
-	if err != nil {
-		return line, err
-	}
-	f.r.mu.Lock()
-	defer f.r.mu.Unlock()
-	if len(f.r.files) > 0 && f.r.files[0] != f.cur {
-		before, lines := f.base, int64(0)
-		first := f.cur == nil
-		if !first {
-			lines = f.cur.lines
-		}
-		f.cur = f.r.files[0]
-		f.head, f.base = f.identify(f.cur)
-		if !first {
-			f.missed(before, lines, f.r.gap)
-		}
-		f.r.gap = false
-	}
-	return line, nil
-}
+func (f *Follower) Next() (Line, error) { return f.r.Next() }
 
-// Position is the place behind the line that Next gave last.
+// Position is the place behind the line that Next gave last; the zero value when
+// that file cannot be told from others.
 func (f *Follower) Position() Position {
 	f.r.mu.Lock()
 	defer f.r.mu.Unlock()
-	if f.cur == nil || f.head == 0 || len(f.r.files) == 0 || f.r.files[0] != f.cur {
+	if len(f.r.files) == 0 || !f.r.files[0].entered {
 		return Position{}
 	}
-	off := f.cur.off - int64(f.r.end-f.r.start)
-	return Position{Head: f.head, Offset: off, Lines: f.cur.lines, Base: f.base}
+	l := f.r.files[0]
+	if !l.named {
+		l.head, l.named = headOf(l, &f.r.dec), true
+	}
+	if l.head == 0 {
+		return Position{}
+	}
+	return Position{Head: l.head, Offset: l.off - int64(f.r.end-f.r.start), Lines: l.lines, Base: l.base}
 }
 
-// Lost tells, once, how many lines were rotated away before they could be read; blind:
-// there may be more that cannot be counted.
-func (f *Follower) Lost() (lines int64, blind bool) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	lines, blind = f.lost, f.blind
-	f.lost, f.blind = 0, false
-	return lines, blind
+// Gap tells, once, what was missed before the line that Next gave last; after Next's
+// io.EOF, what was missed at the end of the log.
+func (f *Follower) Gap() Gap {
+	f.r.mu.Lock()
+	defer f.r.mu.Unlock()
+	g := f.r.count.missed
+	f.r.count.missed = Gap{}
+	return g
 }
 
 // Hold opens all files that belong to the log, so that they can be read although they
@@ -187,7 +146,7 @@ func (f *Follower) Hold() error {
 		return nil
 	default:
 	}
-	set, err := openSet(f.r.path, f.r.maxFiles)
+	set, err := openSet(f.r.openFile, f.r.path, f.r.maxFiles)
 	if err != nil {
 		return fmt.Errorf("log %s: %w", f.r.path, err)
 	}

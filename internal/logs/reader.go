@@ -40,10 +40,11 @@ type reader struct {
 	// dropping: within a line longer than maxLine
 	dropping bool
 	rest     bool // the unended last line has been given
-	gap      bool // a file of the log may have gone unread
-	quiet    bool // Follower tells of gaps in its own way
-	missed   int64
 	hungry   bool // the last read filled the buffer
+
+	count count
+
+	openFile opener
 
 	watch  *watch      // nil: not following
 	until  *time.Timer // nil: no end
@@ -57,14 +58,14 @@ type reader struct {
 // and Until. Following needs the directory of path to exist and blocks in Next until the
 // log grows, Until has come, or o.Ended is closed; across rotations no line is lost or
 // given twice as long as the reader is less than maxFiles behind. A reader that was slower is
-// told by a line of the engine's own how many it missed. Next and Close
+// told by a line of the engine's own how many it missed, before the first line it has again. Next and Close
 // of the Reader may be called from two goroutines; Next after Close gives io.EOF.
 // ErrInvalidArgument when no stream is wanted.
 func Open(path string, maxFiles int, o ReadOptions) (Reader, error) {
 	if !o.Stdout && !o.Stderr {
 		return nil, fmt.Errorf("log %s: you must choose at least one stream: %w", path, errdefs.ErrInvalidArgument)
 	}
-	r := &reader{path: path, maxFiles: maxFiles, o: o, closed: make(chan struct{}), dec: decoder{details: o.Details}}
+	r := &reader{path: path, maxFiles: maxFiles, o: o, closed: make(chan struct{}), dec: decoder{details: o.Details}, openFile: openLog}
 	if err := r.open(); err != nil {
 		r.Close()
 		return nil, fmt.Errorf("log %s: %w", path, err)
@@ -82,8 +83,11 @@ func (r *reader) open() (err error) {
 			return err
 		}
 	}
-	if r.files, err = openSet(r.path, r.maxFiles); err != nil {
+	if r.files, err = openSet(r.openFile, r.path, r.maxFiles); err != nil {
 		return err
+	}
+	if r.count.next = -1; len(r.files) == 0 {
+		r.count.next = 0 // a log that is not there has had no line
 	}
 	r.dropOld()
 	if r.o.Tail >= 0 {
@@ -137,32 +141,42 @@ func (r *reader) Next() (Line, error) {
 			return Line{}, io.EOF
 		default:
 		}
-		if r.missed > 0 {
-			return r.missedLine(), nil
+		l, ok, idle, err := r.step()
+		if err != nil && err != io.EOF {
+			err = fmt.Errorf("log %s: %w", r.path, err)
 		}
-		for {
-			raw, ok := r.rawLine()
-			if !ok {
-				break
-			}
-			if l, ok := r.pick(raw); ok {
-				if !r.o.Until.IsZero() && l.Time.After(r.o.Until) {
-					return Line{}, io.EOF
-				}
-				return l, nil
-			}
-		}
-		n, err := r.fill()
-		if err != nil {
-			return Line{}, fmt.Errorf("log %s: %w", r.path, err)
-		}
-		if n > 0 {
-			continue
-		}
-		if l, ok, err := r.atEnd(); err != nil || ok {
+		if err != nil || ok {
 			return l, err
 		}
+		if idle {
+			r.wait()
+		}
 	}
+}
+
+// step gives a line (ok), or comes nearer to one, or finds that there is nothing to do
+// before something changes (idle).
+func (r *reader) step() (l Line, ok, idle bool, err error) {
+	if !r.count.quiet && r.count.missed != (Gap{}) {
+		return r.missedLine(), true, false, nil
+	}
+	for {
+		raw, ok := r.rawLine()
+		if !ok {
+			break
+		}
+		if l, ok := r.pick(raw); ok {
+			if !r.o.Until.IsZero() && l.Time.After(r.o.Until) {
+				return Line{}, false, false, io.EOF
+			}
+			return l, true, false, nil
+		}
+	}
+	n, err := r.fill()
+	if err != nil || n > 0 {
+		return Line{}, false, false, err
+	}
+	return r.atEnd()
 }
 
 // pick decodes a line if it is wanted. Lines before Since are passed over by their
@@ -219,42 +233,39 @@ func (r *reader) fill() (int, error) {
 	r.hungry = r.end == len(r.buf)
 	if n > 0 {
 		r.rest = false
+		r.enter(r.files[0])
 	}
 	return n, err
 }
 
 // atEnd decides what comes after the end of a file: a line that it ends in (ok), the next
-// file or something new (neither ok nor an error), or io.EOF.
-func (r *reader) atEnd() (l Line, ok bool, err error) {
+// file or something new (neither ok nor idle), nothing for now (idle), or io.EOF.
+func (r *reader) atEnd() (l Line, ok, idle bool, err error) {
 	if len(r.files) > 1 {
 		if l, ok := r.unended(); ok {
-			return l, true, nil
+			return l, true, false, nil
 		}
-		if r.watch != nil && !r.quiet {
-			r.missed = linesBetween(r.files[0], r.files[1])
-		}
+		r.leave(r.files[0])
 		r.files[0].close()
 		r.files = r.files[1:]
 		r.start, r.end, r.dropping, r.rest = 0, 0, false, false
-		return Line{}, false, nil
+		return Line{}, false, false, nil
 	}
-	if r.watch == nil {
-		if l, ok := r.unended(); ok {
-			return l, true, nil
+	if r.watch != nil {
+		if more, err := r.successors(); more || err != nil {
+			return Line{}, false, false, err
 		}
-		return Line{}, false, io.EOF
-	}
-	if more, err := r.successors(); more || err != nil {
-		return Line{}, false, err
-	}
-	if r.ending {
-		if l, ok := r.unended(); ok {
-			return l, true, nil
+		if !r.ending {
+			return Line{}, false, true, nil
 		}
-		return Line{}, false, io.EOF
 	}
-	r.wait()
-	return Line{}, false, nil
+	if l, ok := r.unended(); ok {
+		return l, true, false, nil
+	}
+	if r.lastGap() {
+		return Line{}, false, false, nil
+	}
+	return Line{}, false, false, io.EOF
 }
 
 // unended gives, once, the entry that a file ends in without a newline: all but the
@@ -273,34 +284,64 @@ func (r *reader) unended() (Line, bool) {
 // end once more after that.
 func (r *reader) successors() (more bool, err error) {
 	st, err := os.Stat(r.path)
-	if os.IsNotExist(err) {
-		// Between the two steps of a rotation, or never written, or removed.
-		return len(r.files) == 1 && r.files[0].letGo(), nil
-	} else if err != nil {
+	// Not there: between the two steps of a rotation, or never written, or removed.
+	missing := os.IsNotExist(err)
+	if err != nil && !missing {
 		return false, err
 	}
 	var current *logFile
 	if len(r.files) == 1 {
 		current = r.files[0]
-		if os.SameFile(st, current.info) {
+		if !missing && current.is(st) {
 			if st.Size() >= current.off-int64(r.end-r.start) {
 				return false, nil
 			}
-			// Cut back beyond the line being read: the log begins again.
-			current.off, current.lines, r.start, r.end, r.dropping = 0, 0, 0, 0, false
+			r.beginAgain(current)
 			return st.Size() > 0, nil
 		}
 	}
-	set, err := openSet(r.path, r.maxFiles)
+	set, err := openSet(r.openFile, r.path, r.maxFiles)
 	if err != nil {
 		return false, err
 	}
-	if current != nil && !slices.ContainsFunc(set, func(o *logFile) bool { return os.SameFile(o.info, current.info) }) {
-		r.gap = true // files between may have come and gone
-	}
+	away := current != nil && !slices.ContainsFunc(set, func(o *logFile) bool { return current.is(o.info) })
 	newer := newerThan(current, set)
 	r.files = append(r.files, newer...)
-	return len(newer) > 0, nil
+	if len(newer) > 0 {
+		r.count.gap = r.count.gap || away // files between may have come and gone
+		return true, nil
+	}
+	return missing && current != nil && r.letGo(current), nil
+}
+
+// beginAgain goes to the beginning of a file that was cut back beyond the line being
+// read. The lines that were read of it keep their numbers: the writer counts on.
+func (r *reader) beginAgain(l *logFile) {
+	if l.skipped > 0 {
+		l.base, l.skipped = -1, 0 // what was passed over cannot be counted any more
+		r.count.next = -1
+	}
+	l.off, l.named = 0, false
+	r.start, r.end, r.dropping = 0, 0, false
+}
+
+// letGo closes a file that has no name any more, in two calls, between which it is to be
+// read to its end: it may have grown before it was removed. An open file keeps the
+// kernel from telling that its directory was removed. more: read on.
+func (r *reader) letGo(l *logFile) (more bool) {
+	if !l.gone() {
+		return false
+	}
+	if !l.unlinked {
+		l.unlinked = true
+		return true
+	}
+	if st, err := l.f.Stat(); err == nil {
+		l.last = st.ModTime()
+	}
+	r.leave(l)
+	l.close()
+	return false
 }
 
 // wait blocks until something may have changed. A line of which only half is there is

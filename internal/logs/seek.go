@@ -3,7 +3,6 @@ package logs
 import (
 	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"time"
 )
@@ -87,7 +86,7 @@ func (r *reader) skipBefore() error {
 		return nil
 	}
 	lo, _, err := r.files[0].around(r.o.Since, &r.dec)
-	r.files[0].off, r.files[0].seeked = lo, true
+	r.files[0].off, r.files[0].skipped = lo, lo
 	return err
 }
 
@@ -103,40 +102,4 @@ func (l *logFile) endFor(o *ReadOptions, dec *decoder) (int64, error) {
 	}
 	_, hi, err := l.around(o.Until.Add(1), dec)
 	return hi, err
-}
-
-// linesBetween is how many lines of the log lay in files between two of them, as far as
-// that can be known.
-func linesBetween(l, next *logFile) int64 {
-	before, after := baseOf(l), baseOf(next)
-	if before < 0 || after < 0 {
-		return 0
-	}
-	if !l.seeked {
-		return max(0, after-before-l.lines)
-	}
-	buf := make([]byte, 64<<10)
-	for pos := int64(0); ; {
-		n, err := l.f.ReadAt(buf, pos)
-		before += int64(bytes.Count(buf[:n], []byte{'\n'}))
-		pos += int64(n)
-		if errors.Is(err, io.EOF) {
-			return max(0, after-before)
-		} else if err != nil {
-			return 0
-		}
-	}
-}
-
-// missedLine tells a follower that it was slower than the log was rotated.
-func (r *reader) missedLine() Line {
-	l := Line{Time: time.Now().UTC(), Stream: "stderr", Data: fmt.Appendf(nil, "escale: %d log lines were rotated away before they were read\n", r.missed)}
-	if head := headOf(r.files[0], &r.dec); head != 0 {
-		l.Time = time.Unix(0, head).UTC()
-	}
-	if !r.o.Stderr {
-		l.Stream = "stdout"
-	}
-	r.missed = 0
-	return l
 }

@@ -53,10 +53,10 @@ func (r *reader) toEnd() error {
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
-	last.seeked = true
 	if last.off = end; !bytes.HasSuffix(line, []byte{'\n'}) {
 		last.off -= int64(len(line))
 	}
+	last.skipped = last.off
 	return err
 }
 
@@ -157,7 +157,7 @@ func (l *logFile) readEOF(p []byte) (int, error) {
 // skipTo makes the next read begin at an offset of the unpacked file.
 func (l *logFile) skipTo(off int64) error {
 	if l.gz == nil {
-		l.off, l.seeked = off, true
+		l.off, l.skipped = off, off
 		return nil
 	}
 	if err := l.rewind(); err != nil {

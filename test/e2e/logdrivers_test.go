@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -193,22 +194,31 @@ func TestFollowersOfFastRotation(t *testing.T) {
 		lines              int
 		all                bool
 	}{
-		{"paced", "sleep 1; i=0; while [ $i -lt 200 ]; do seq $((i*50)) $((i*50+49)); i=$((i+1)); usleep 10000; done", "20k", 10_000, true},
-		{"racing", "sleep 1; seq 0 299999", "200k", 300_000, false},
+		{"paced", "until [ -e /go/now ]; do sleep 0.1; done; i=0; while [ $i -lt 200 ]; do seq $((i*50)) $((i*50+49)); i=$((i+1)); usleep 10000; done", "20k", 10_000, true},
+		{"racing", "until [ -e /go/now ]; do sleep 0.1; done; seq 0 299999", "200k", 300_000, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			gate := t.TempDir() // what is written before a follower came it is not told of
 			id := create(t, ctx, api, c.name, map[string]any{
 				"Image": image, "Cmd": []string{"sh", "-c", c.script},
-				"HostConfig": map[string]any{"LogConfig": map[string]any{"Type": "json-file", "Config": map[string]string{"max-size": c.size, "max-file": "5"}}},
+				"HostConfig": map[string]any{
+					"Binds":     []string{gate + ":/go"},
+					"LogConfig": map[string]any{"Type": "json-file", "Config": map[string]string{"max-size": c.size, "max-file": "5"}},
+				},
 			})
 			do(t, ctx, api, "POST", "/containers/"+id+"/start", nil, nil)
-			var wg sync.WaitGroup
+			var wg, following sync.WaitGroup
 			for range 20 {
+				following.Add(1)
 				wg.Go(func() {
-					if err := followNumbers(ctx, e, id, c.lines, c.all); err != nil {
+					if err := followNumbers(ctx, e, id, following.Done, c.lines, c.all); err != nil {
 						t.Error(err)
 					}
 				})
+			}
+			following.Wait()
+			if err := os.WriteFile(gate+"/now", nil, 0o600); err != nil {
+				t.Error(err)
 			}
 			wg.Wait()
 			do(t, ctx, api, "DELETE", "/containers/"+id, nil, nil)
@@ -218,11 +228,12 @@ func TestFollowersOfFastRotation(t *testing.T) {
 	noLeaks(t, e)
 }
 
-// followNumbers follows a log of numbers to its end.
-func followNumbers(ctx context.Context, e *harness.Engine, id string, lines int, all bool) error {
+// followNumbers follows a log of numbers to its end; open is called once it is open.
+func followNumbers(ctx context.Context, e *harness.Engine, id string, open func(), lines int, all bool) error {
 	api := e.API()
 	defer api.Close()
 	res, err := api.Open(ctx, "GET", "/containers/"+id+"/logs?follow=1&stdout=1&stderr=1", nil)
+	open()
 	if err != nil {
 		return err
 	}

@@ -26,8 +26,8 @@ type book struct {
 	f *os.File
 }
 
-// openBook opens the file and reads what it holds. One that holds nothing, or
-// nothing that can be read, is the beginning.
+// openBook opens the file and reads what it holds. One that holds nothing is the
+// beginning; one that cannot be read, too, but nobody knows what was sent.
 func openBook(path string) (*book, logs.Position, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -38,6 +38,9 @@ func openBook(path string) (*book, logs.Position, error) {
 	pos, err := parseRecord(b[:n])
 	if err != nil {
 		pos = logs.Position{}
+		if n > 0 {
+			pos.Base = -1
+		}
 	}
 	return &book{f}, pos, nil
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -32,6 +33,8 @@ type shipper struct {
 
 	book  *book
 	pos   logs.Position // behind what was sent
+	reach int64         // number of the line behind all that were ever sent or told to be lost
+	lost  []logs.Gap    // of those before reach, what was told, as far as it may come again
 	sent  int64         // lines, those sent again counted once
 	floor int64         // lines before this one have been sent again
 	backs int           // how often in a row the position was put back among those
@@ -46,9 +49,10 @@ type mark struct {
 	sent   int64
 }
 
-// item is an entry with the place behind it.
+// item is an entry with what was missed before it and the place behind it.
 type item struct {
 	Entry
+	gap    logs.Gap
 	behind logs.Position
 }
 
@@ -66,6 +70,7 @@ func (s *shipper) open(ctx context.Context, ended <-chan struct{}) (err error) {
 	if s.book, s.pos, err = openBook(s.l.State); err != nil {
 		return err
 	}
+	s.reach = max(0, s.pos.Number())
 	s.ctx, s.cancel = context.WithCancel(ctx)
 	s.opened.L = &s.mu
 	s.running, s.ended = true, ended
@@ -145,7 +150,6 @@ func (s *shipper) pass(ended <-chan struct{}) (whole bool, err error) {
 	}()
 	for {
 		batch, more := s.gather(items)
-		s.tellLost(f)
 		if s.ctx.Err() != nil {
 			s.tellUnsent(len(batch), items)
 			return true, nil
@@ -160,6 +164,7 @@ func (s *shipper) pass(ended <-chan struct{}) (whole bool, err error) {
 			}
 		}
 		if !more {
+			s.tellGap(f.Gap())
 			return true, nil
 		}
 	}
@@ -179,7 +184,7 @@ func (s *shipper) read(f *logs.Follower, items chan<- item, stop <-chan struct{}
 		if err != nil {
 			return // its end, or Close
 		}
-		it := item{Entry: parts.entry(line), behind: f.Position()}
+		it := item{Entry: parts.entry(line), gap: f.Gap(), behind: f.Position()}
 		select {
 		case items <- it:
 		case <-stop:
@@ -252,7 +257,7 @@ func (s *shipper) deliver(batch []item) bool {
 	for fails := 0; ; {
 		n, err := s.driver.Send(s.ctx, entries)
 		if n > 0 {
-			s.advance(batch[n-1].behind, n)
+			s.advance(batch[:n])
 			batch, entries, fails = batch[n:], entries[n:], 0
 		}
 		if err == nil && len(batch) == 0 {
@@ -268,7 +273,7 @@ func (s *shipper) deliver(batch []item) bool {
 		var refused *RefusedError
 		if errors.As(err, &refused) && len(batch) > 0 {
 			s.log.Warn("log line cannot be sent", "bytes", len(batch[0].Line), "error", err)
-			s.advance(batch[0].behind, 1)
+			s.advance(batch[:1])
 			batch, entries = batch[1:], entries[1:]
 			continue
 		}
@@ -284,7 +289,7 @@ func (s *shipper) deliver(batch []item) bool {
 		}
 		if fails++; s.policy.Retries > 0 && fails > s.policy.Retries {
 			s.log.Warn("log lines given up", "lines", len(batch), "retries", s.policy.Retries)
-			s.advance(batch[len(batch)-1].behind, len(batch))
+			s.advance(batch)
 			return true
 		}
 		if !s.sleep(fails) {
@@ -293,8 +298,8 @@ func (s *shipper) deliver(batch []item) bool {
 	}
 }
 
-// advance notes that n lines more were sent.
-func (s *shipper) advance(to logs.Position, n int) {
+// advance notes that lines were sent, and tells what was missed before them.
+func (s *shipper) advance(done []item) {
 	now := time.Now()
 	for len(s.marks) > 0 && now.Sub(s.marks[0].at) > 2*Repeat {
 		s.marks = s.marks[1:]
@@ -302,7 +307,12 @@ func (s *shipper) advance(to logs.Position, n int) {
 	if s.pos.Head != 0 || s.sent == 0 {
 		s.marks = append(s.marks, mark{now, s.pos, s.sent})
 	}
-	s.sent += int64(n)
+	for _, it := range done {
+		s.tellGap(it.gap)
+		s.reach = max(s.reach, it.behind.Number())
+	}
+	s.sent += int64(len(done))
+	to := done[len(done)-1].behind
 	if to.Head == 0 {
 		return // a place that cannot be named: the one before stands
 	}
@@ -378,11 +388,28 @@ func (s *shipper) well() {
 	s.ill = false
 }
 
-// tellLost says what was rotated away before it could be sent.
-func (s *shipper) tellLost(f *logs.Follower) {
-	lines, blind := f.Lost()
-	if lines > 0 || blind {
-		s.log.Warn("log lines were rotated away before they could be sent", "lines", lines, "more", blind)
+// tellGap says what was rotated away before it could be sent: each line once, although
+// the position was put back before it; and what cannot be sent again.
+func (s *shipper) tellGap(g logs.Gap) {
+	first := max(g.From, s.reach)
+	if lines := max(0, g.To-first); lines > 0 || g.Blind {
+		s.log.Warn("log lines were rotated away before they could be sent", "lines", lines, "more", g.Blind)
+	}
+	again := max(0, min(g.To, s.reach)-g.From)
+	oldest := s.pos.Number()
+	if len(s.marks) > 0 {
+		oldest = s.marks[0].before.Number()
+	}
+	s.lost = slices.DeleteFunc(s.lost, func(l logs.Gap) bool { return l.To <= oldest })
+	for _, l := range s.lost {
+		again -= max(0, min(g.To, l.To)-max(g.From, l.From))
+	}
+	if again > 0 {
+		s.log.Warn("log lines that a broken connection may have lost were rotated away", "lines", again)
+	}
+	if g.To > first {
+		s.lost = append(s.lost, logs.Gap{From: first, To: g.To})
+		s.reach = g.To
 	}
 }
 
