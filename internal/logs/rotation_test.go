@@ -328,3 +328,43 @@ func readAll(r Reader, lines int) error {
 	}
 	return nil
 }
+
+// Follow counts from the place it was given, whatever is there when it opens the log.
+func TestFollowFromAPlaceThatIsGone(t *testing.T) {
+	for _, empty := range []bool{false, true} {
+		t.Run(fmt.Sprintf("no file %v", empty), func(t *testing.T) {
+			w := newStepWriter(t, 1)
+			w.more(10)
+			w.next()
+			w.next()
+			if empty {
+				w.moveAway()
+			}
+			ended := make(chan struct{})
+			close(ended)
+			from := Position{Head: epoch.UnixNano(), Offset: 1, Lines: 4}
+			f, err := Follow(w.path, 1, from, ended)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			want := Gap{From: 4, To: 20}
+			if empty {
+				w.create()
+				w.number()
+				w.more(10)
+				want.To = 30
+			}
+			l, err := f.Next()
+			if err != nil || string(l.Data) != fmt.Sprintf("line %d\n", want.To) {
+				t.Fatalf("%q, %v", l.Data, err)
+			}
+			if got := f.Gap(); got != want {
+				t.Errorf("missed %+v, want %+v", got, want)
+			}
+			if got := f.Position().Number(); got != want.To+1 {
+				t.Errorf("behind the line is %d", got)
+			}
+		})
+	}
+}
