@@ -290,9 +290,9 @@ func TestOutrunFollowersAreTold(t *testing.T) {
 				o := all()
 				o.Follow, o.Ended = true, ended
 				r := open(t, w.path, files, o)
-				go func() { done <- readAll(r, 30_000) }()
+				go func() { done <- readAll(r, 10_000) }()
 			}
-			for range 3000 {
+			for range 1000 {
 				w.next()
 			}
 			close(ended)
