@@ -72,7 +72,9 @@ func (b *Builder) ServeGRPC(ctx context.Context, w request.Hijacker, r *http.Req
 	}
 	early, _ := buf.Reader.Peek(buf.Reader.Buffered())
 	quiet := &http.Server{ErrorLog: slog.NewLogLogger(b.log.Handler(), slog.LevelDebug)}
+	//lint:ignore SA1019 net/http does not serve HTTP/2 without TLS on a connection that was taken over
 	server := &http2.Server{}
+	//lint:ignore SA1019 as above
 	server.ServeConn(&begun{Conn: conn, early: append([]byte(nil), early...)}, &http2.ServeConnOpts{Context: ctx, BaseConfig: quiet, Handler: k.server})
 	return nil
 }

@@ -193,7 +193,8 @@ func (t transferRoutes) search(w *response, r *request) error {
 	}
 	answer := make([]registry.SearchResult, 0, len(found))
 	for _, s := range found {
-		s.IsAutomated = false //nolint:staticcheck // registries do not tell any more
+		//lint:ignore SA1019 clients still look at it; registries do not tell any more
+		s.IsAutomated = false
 		if match(s) {
 			answer = append(answer, s)
 		}
