@@ -31,9 +31,11 @@ gone() { # wait until process $1 has ended
 # An engine that stops leaves the kernel as its containers need it. This takes away what
 # bears the instance's name when no container is left.
 forget() {
-	local g handle family table chain
-	# The folder of namespace handles is a mount.
-	while grep -q " $dir/exec/netns " /proc/self/mountinfo; do umount "$dir/exec/netns"; done
+	local g d handle family table chain
+	# The folders of namespace handles and of runs are mounts.
+	for d in netns containers; do
+		while grep -q " $dir/exec/$d " /proc/self/mountinfo; do umount "$dir/exec/$d"; done
+	done
 	ip link delete "$bridge" 2>/dev/null || true
 	for g in /sys/fs/cgroup/*/"escale-$instance" "/sys/fs/cgroup/escale-$instance"; do
 		[ ! -d "$g" ] || find "$g" -depth -type d -exec rmdir {} + 2>/dev/null || true

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"time"
@@ -22,6 +23,7 @@ import (
 	"escale.dev/escale/internal/runtime/oci"
 	"escale.dev/escale/internal/stats"
 	"escale.dev/escale/internal/sys/freezer"
+	"escale.dev/escale/internal/sys/nobind"
 	"escale.dev/escale/internal/volume/local"
 )
 
@@ -92,8 +94,12 @@ func (d *Daemon) openContainers(ctx context.Context) error {
 	defaults.AppArmorProfile = specs.name()
 	d.shipping = ship.New(d.log.With("component", "log"), logKinds())
 	d.onClose(d.shipping.Close)
+	runs := filepath.Join(d.cfg.ExecRoot, "containers")
+	if err := nobind.Prepare(runs); err != nil {
+		return fmt.Errorf("run directory: %w", err)
+	}
 	d.containers = container.New(container.Config{
-		Dir: filepath.Join(d.cfg.DataRoot, "containers"), RunDir: filepath.Join(d.cfg.ExecRoot, "containers"),
+		Dir: filepath.Join(d.cfg.DataRoot, "containers"), RunDir: runs,
 		Runtime: monitors, Images: images{Store: d.images, events: d.events}, Rootfs: d.images.Roots(), Networks: d.networks,
 		Volumes: d.volumes, Specs: specs, Freezer: freezer.Freezer{Root: cgroupRoot},
 		Figures: stats.New(d.facts.Cgroup), Processes: d.facts.Cgroup,

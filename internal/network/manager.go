@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"escale.dev/escale/internal/network/port"
-	"escale.dev/escale/internal/sys/netns"
+	"escale.dev/escale/internal/sys/nobind"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/network"
 )
@@ -68,7 +68,7 @@ func (m *Manager) Open(ctx context.Context) error {
 	if err := m.cfg.Validate(); err != nil {
 		return err
 	}
-	if err := netns.Prepare(m.cfg.NetnsDir); err != nil {
+	if err := nobind.Prepare(m.cfg.NetnsDir); err != nil {
 		return fmt.Errorf("folder of network namespaces: %w", err)
 	}
 	for _, name := range slices.Sorted(maps.Keys(predefined)) {
@@ -156,7 +156,7 @@ func (m *Manager) Destroy(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("network %q: %w", a.info.Name, err))
 		}
 	}
-	errs = append(errs, netns.Release(m.cfg.NetnsDir), m.Close())
+	errs = append(errs, nobind.Release(m.cfg.NetnsDir), m.Close())
 	return errors.Join(errs...)
 }
 

@@ -139,7 +139,23 @@ func noLeaks(t *testing.T, e *harness.Engine) {
 	}
 	if !r.Empty() {
 		t.Errorf("left behind:\n%s", r)
+		t.Logf("what the engine complained of:\n%s", complaints(e))
 	}
+}
+
+// complaints are the lines of an engine's log that warn or tell of errors.
+func complaints(e *harness.Engine) string {
+	b, err := os.ReadFile(e.LogFile)
+	if err != nil {
+		return err.Error()
+	}
+	var out strings.Builder
+	for line := range strings.Lines(string(b)) {
+		if strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR") {
+			out.WriteString(line)
+		}
+	}
+	return out.String()
 }
 
 // sharedHost is the engine that the scripts share, started at first use.

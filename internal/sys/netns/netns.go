@@ -11,11 +11,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"runtime"
 	"sync"
 
-	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -32,7 +30,7 @@ type Handle struct {
 
 // New makes a network namespace. With a path it is also bound to that file, so
 // that it lives on without a process; the file must not exist, and its folder
-// should have been prepared with Prepare. On an error nothing is left behind.
+// should have been prepared with nobind.Prepare. On an error nothing is left behind.
 // Blocks for about half a millisecond: the kernel sets up a whole network stack.
 func New(path string) (*Handle, error) {
 	h, err := start(func() error {
@@ -173,51 +171,6 @@ func Remove(path string) error {
 func Bound(path string) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
-}
-
-// Prepare makes dir and mounts it on itself, private, so that the namespaces
-// bound in it do not spread to other mount namespaces, where they would stay
-// alive. Idempotent.
-func Prepare(dir string) error {
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return err
-	}
-	dir, err := filepath.EvalSymlinks(dir)
-	if err != nil {
-		return err
-	}
-	mounted, err := mountinfo.Mounted(dir)
-	if err != nil {
-		return fmt.Errorf("%q: %w", dir, err)
-	}
-	if !mounted {
-		if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("bind %q: %w", dir, err)
-		}
-	}
-	if err := unix.Mount("", dir, "", unix.MS_PRIVATE, ""); err != nil {
-		return fmt.Errorf("make %q private: %w", dir, err)
-	}
-	return nil
-}
-
-// Release undoes Prepare and removes dir; it fails when something is left in it.
-// Idempotent.
-func Release(dir string) error {
-	resolved, err := filepath.EvalSymlinks(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if err := unix.Unmount(resolved, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
-		return fmt.Errorf("unmount %q: %w", resolved, err)
-	}
-	if err := os.Remove(resolved); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	return nil
 }
 
 // List gives the names of the files in a folder of handles; none when there is

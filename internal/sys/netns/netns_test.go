@@ -6,10 +6,10 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 	"testing"
 
+	"escale.dev/escale/internal/sys/nobind"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,7 +24,7 @@ func root(t testing.TB) {
 func folder(t testing.TB) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "netns")
-	if err := Prepare(dir); err != nil {
+	if err := nobind.Prepare(dir); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
@@ -34,7 +34,7 @@ func folder(t testing.TB) string {
 				t.Error(err)
 			}
 		}
-		if err := Release(dir); err != nil {
+		if err := nobind.Release(dir); err != nil {
 			t.Error(err)
 		}
 	})
@@ -184,32 +184,6 @@ func TestRemoveIsIdempotent(t *testing.T) {
 	}
 	if _, err := os.Stat(half); !errors.Is(err, fs.ErrNotExist) {
 		t.Error("the file is still there")
-	}
-}
-
-func TestPrepareIsIdempotentAndPrivate(t *testing.T) {
-	root(t)
-	dir := folder(t)
-	for range 3 {
-		if err := Prepare(dir); err != nil {
-			t.Fatal(err)
-		}
-	}
-	b, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	mounts := 0
-	for line := range strings.Lines(string(b)) {
-		if f := strings.Fields(line); f[4] == dir {
-			mounts++
-			if strings.Contains(line, "shared:") {
-				t.Errorf("shared: %s", line)
-			}
-		}
-	}
-	if mounts != 1 {
-		t.Errorf("%d mounts on the folder, want 1", mounts)
 	}
 }
 

@@ -1,0 +1,36 @@
+package e2e
+
+import (
+	"testing"
+
+	"escale.dev/escale/test/internal/harness"
+	"golang.org/x/sync/errgroup"
+)
+
+// TestHostRootBeside runs containers that have the host's whole tree while others
+// come and go: the tree holds nothing of theirs, and nothing of them is left.
+func TestHostRootBeside(t *testing.T) {
+	e := start(t, harness.Options{})
+	api := e.API()
+	defer api.Close()
+	const rounds = 25
+	var g errgroup.Group
+	for _, spec := range []map[string]any{
+		{"Image": image, "Cmd": []string{"true"}, "HostConfig": map[string]any{"Binds": []string{"/:/host:ro"}}},
+		{"Image": image, "Cmd": []string{"sh", "-c", "exit 7"}, "HostConfig": map[string]any{"IpcMode": "shareable"}},
+		{"Image": image, "Cmd": []string{"sh", "-c", "exit 7"}, "HostConfig": map[string]any{"NetworkMode": "none"}},
+	} {
+		g.Go(func() error {
+			for range rounds {
+				if _, err := runTo(t.Context(), api, spec); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
+	}
+	noLeaks(t, e)
+}
