@@ -53,61 +53,102 @@ func (l *logFile) open() error {
 		_ = unix.Close(fd) // the first error is the one to tell
 		return err
 	}
-	size := trimTorn(fd, st.Size)
-	if l.fd >= 0 {
-		_ = unix.Close(l.fd) // everything was written
-	}
-	l.fd, l.size = fd, size
+	l.fd, l.size = fd, mendTorn(fd, st.Size)
 	l.number()
 	return nil
 }
 
-// number finds out, or notes, how many lines the log has before the open file.
-// rotate has left their number in base when the file is a new one.
+// number finds out how many lines the log has before the file in use, which an earlier
+// monitor may have left, or an earlier one that was killed amid a rotation not even made.
 func (l *logFile) number() {
 	l.found, l.lines = l.size, 0
-	var buf [24]byte
-	if n, err := unix.Fgetxattr(l.fd, format.LinesBefore, buf[:]); err == nil {
-		var ok bool
-		if l.base, ok = atoi(buf[:n]); !ok {
-			l.base = -1
-		}
+	n, ok := numberOf(l.fd)
+	if ok || l.size > 0 {
+		l.base = n
 		return
 	}
-	if l.size > 0 {
+	if l.base = l.behindFirst(); !setNumber(l.fd, l.base) {
 		l.base = -1
 	}
-	if l.base >= 0 && unix.Fsetxattr(l.fd, format.LinesBefore, []byte(itoa(l.base)), 0) != nil {
-		l.base = -1 // this file system keeps none
-	}
 }
 
-// count adds the lines of the open file to base: it is about to be left.
-func (l *logFile) count() {
-	if l.base < 0 {
-		return
+// behindFirst is the number of the line after the last of .1; negative: not known.
+func (l *logFile) behindFirst() int64 {
+	fd, err := open(l.numbered(1), unix.O_RDONLY, 0)
+	if err == unix.ENOENT {
+		return 0
+	} else if err != nil {
+		return -1
 	}
-	var buf [16 << 10]byte
-	for at := int64(0); at < l.found; {
-		n, err := unix.Pread(l.fd, buf[:min(int64(len(buf)), l.found-at)], at)
-		if err != nil || n <= 0 {
-			l.base = -1
-			return
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	base, ok := numberOf(fd)
+	if !ok || unix.Fstat(fd, &st) != nil {
+		return -1
+	}
+	lines, ok := countLines(fd, st.Size)
+	if !ok {
+		return -1
+	}
+	return base + lines
+}
+
+// numberOf is how many lines the log had before a file; -1 and false: it does not say.
+func numberOf(fd int) (int64, bool) {
+	var buf [24]byte
+	if n, err := unix.Fgetxattr(fd, format.LinesBefore, buf[:]); err == nil {
+		if base, ok := atoi(buf[:n]); ok {
+			return base, true
 		}
-		l.lines += int64(bytes.Count(buf[:n], newline))
+	}
+	return -1, false
+}
+
+// setNumber notes the number in a file; false: there is none, or the file system keeps none.
+func setNumber(fd int, base int64) bool {
+	return base >= 0 && unix.Fsetxattr(fd, format.LinesBefore, []byte(itoa(base)), 0) == nil
+}
+
+// behind is the number of the line after the last of the file in use; negative: not known.
+func (l *logFile) behind() int64 {
+	if l.base < 0 {
+		return -1
+	}
+	before, ok := countLines(l.fd, l.found)
+	if !ok {
+		return -1
+	}
+	return l.base + before + l.lines
+}
+
+// countLines counts the lines in the first bytes of a file.
+func countLines(fd int, end int64) (lines int64, ok bool) {
+	var buf [16 << 10]byte
+	for at := int64(0); at < end; {
+		n, err := unix.Pread(fd, buf[:min(int64(len(buf)), end-at)], at)
+		if err != nil || n <= 0 {
+			return 0, false
+		}
+		lines += int64(bytes.Count(buf[:n], newline))
 		at += int64(n)
 	}
-	l.base, l.found, l.lines = l.base+l.lines, 0, 0
+	return lines, true
 }
 
-// trimTorn removes the beginning of a line that a crash left at the file's end.
-func trimTorn(fd int, size int64) int64 {
+// mendTorn removes the beginning of a line that a crash left at the file's end, and ends
+// one that lacks nothing else: readers have shown it.
+func mendTorn(fd int, size int64) int64 {
 	var buf [4096]byte
 	for end := size; end > 0; {
 		from := max(0, end-int64(len(buf)))
 		n, err := unix.Pread(fd, buf[:end-from], from)
 		if err != nil || n != int(end-from) {
 			return size
+		}
+		if end == size && lacksNewline(buf[:n]) {
+			if n, err := unix.Write(fd, newline); n == 1 && err == nil {
+				return size + 1
+			}
 		}
 		if i := bytes.LastIndexByte(buf[:n], '\n'); i >= 0 || from == 0 {
 			if whole := from + int64(i) + 1; whole < size && unix.Ftruncate(fd, whole) == nil {
@@ -118,6 +159,13 @@ func trimTorn(fd int, size int64) int64 {
 		end = from
 	}
 	return size
+}
+
+// lacksNewline reports whether text ends as an entry does, but for the newline. Within an
+// entry's strings quotes are escaped.
+func lacksNewline(text []byte) bool {
+	text, ok := bytes.CutSuffix(text, []byte(`Z"}`))
+	return ok && bytes.HasSuffix(text[:bytes.LastIndexByte(text, '"')+1], []byte(`,"time":"`))
 }
 
 // write takes what a stream of the container carried.
@@ -206,26 +254,41 @@ func (l *logFile) put(lines []byte) error {
 	return err
 }
 
-// rotate moves the file to .1, .1 to .2 and so on, and begins a new one. When
-// that cannot be, the file in use goes on.
+// rotate makes the next file, with its number, before it moves the one in use to .1, .1 to
+// .2 and so on, and puts the next in its place. When that cannot be, the file in use goes on.
 func (l *logFile) rotate() {
-	if l.files == 1 {
-		if unix.Unlink(l.path) == nil {
-			l.count()
-			_ = l.open() // else the unlinked file goes on
-		}
+	next := l.path + ".next"
+	fd, err := open(next, unix.O_RDWR|unix.O_APPEND|unix.O_CREAT|unix.O_TRUNC, 0o640)
+	if err != nil {
 		return
+	}
+	base := l.behind()
+	if !setNumber(fd, base) {
+		base = -1
+		_ = unix.Fremovexattr(fd, format.LinesBefore) // of a file that a killed monitor left
 	}
 	for i := l.files - 1; i > 1; i-- {
 		_ = syscall.Rename(l.numbered(i-1), l.numbered(i)) // it need not be there
 	}
-	if syscall.Rename(l.path, l.numbered(1)) != nil {
+	moved := false
+	if l.files > 1 {
+		err = syscall.Rename(l.path, l.numbered(1))
+		if moved = err == nil; err == syscall.ENOENT {
+			err = nil // somebody removed it
+		}
+	}
+	if err == nil {
+		if err = syscall.Rename(next, l.path); err != nil && moved {
+			_ = syscall.Rename(l.numbered(1), l.path) // else readers find it under .1
+		}
+	}
+	if err != nil {
+		_ = unix.Unlink(next) // else the next rotation takes it
+		_ = unix.Close(fd)
 		return
 	}
-	l.count()
-	if l.open() != nil {
-		_ = syscall.Rename(l.numbered(1), l.path) // else readers find it under .1
-	}
+	_ = unix.Close(l.fd) // everything was written
+	l.fd, l.size, l.base, l.found, l.lines = fd, 0, base, 0, 0
 }
 
 func (l *logFile) numbered(n int) string { return l.path + "." + itoa(int64(n)) }
