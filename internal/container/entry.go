@@ -19,22 +19,23 @@ type entry struct {
 
 	op opLock
 
-	mu       sync.Mutex
-	rec      Record
-	run      *run // the present or last run; nil before the first
-	waiters  []*waiter
-	early    []*earlyAttach // clients that attached before the start
-	execs    map[string]*exec
-	probing  context.CancelFunc // ends the health check of this run
-	restart  restartState
-	removed  bool
-	killTold bool                    // a removal has published that it kills this run
-	adopted  bool                    // the run was taken up from an earlier engine
-	stopping bool                    // a client's stop or kill is under way: the exit is intended
-	restarts int                     // clients' restarts that are under way: --rm does not act
-	healing  *run                    // that is ended because it is unhealthy
-	changed  chan struct{}           // closed at the next change of state or health; nil: nobody waits
-	abort    context.CancelCauseFunc // ends the start that is under way; nil: none is
+	mu        sync.Mutex
+	rec       Record
+	run       *run // the present or last run; nil before the first
+	waiters   []*waiter
+	early     []*earlyAttach // clients that attached before the start
+	execs     map[string]*exec
+	followers map[*follower]struct{} // of the log
+	probing   context.CancelFunc     // ends the health check of this run
+	restart   restartState
+	removed   bool
+	killTold  bool                    // a removal has published that it kills this run
+	adopted   bool                    // the run was taken up from an earlier engine
+	stopping  bool                    // a client's stop or kill is under way: the exit is intended
+	restarts  int                     // clients' restarts that are under way: --rm does not act
+	healing   *run                    // that is ended because it is unhealthy
+	changed   chan struct{}           // closed at the next change of state or health; nil: nobody waits
+	abort     context.CancelCauseFunc // ends the start that is under way; nil: none is
 }
 
 // run is one start of a container, until the kernel holds nothing of it.
@@ -48,7 +49,7 @@ type run struct {
 }
 
 func newEntry(rec Record) *entry {
-	return &entry{id: rec.ID, created: rec.Created, rec: rec, op: newOpLock(), execs: map[string]*exec{}}
+	return &entry{id: rec.ID, created: rec.Created, rec: rec, op: newOpLock(), execs: map[string]*exec{}, followers: map[*follower]struct{}{}}
 }
 
 // view is a copy of the record for readers. What Config, HostConfig and the

@@ -3,7 +3,9 @@ package container
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -150,7 +152,45 @@ func (m *Manager) Logs(_ context.Context, ref string, o logs.ReadOptions) (logs.
 	}
 	o.Ended = e.endOfLog()
 	r, err := logs.Open(m.logPath(v.ID), m.logFile(&v.Record).MaxFiles, o)
+	if err == nil && o.Follow {
+		r = e.follow(r)
+	}
 	return r, v.Config.Tty, err
+}
+
+// follower is a reader that its container knows of, until it is closed.
+type follower struct {
+	logs.Reader
+	e *entry
+}
+
+// follow notes who follows the log, so that a removal leaves it what it has not read yet.
+func (e *entry) follow(r logs.Reader) logs.Reader {
+	f := &follower{r, e}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.followers[f] = struct{}{}
+	return f
+}
+
+// Close ends the reader.
+func (f *follower) Close() error {
+	f.e.mu.Lock()
+	delete(f.e.followers, f)
+	f.e.mu.Unlock()
+	return f.Reader.Close()
+}
+
+// holdLog makes those who follow the log of a container that is removed open its files.
+func (m *runner) holdLog(e *entry) {
+	e.mu.Lock()
+	all := slices.Collect(maps.Keys(e.followers))
+	e.mu.Unlock()
+	for _, f := range all {
+		if err := f.Hold(); err != nil {
+			m.log.Warn("holding the log of a removed container", "container", e.id.Short(), "error", err)
+		}
+	}
 }
 
 // endOfLog is closed when the present run can write no more.

@@ -89,6 +89,7 @@ func (m *runner) finishRemoval(e *entry, now bool) error {
 		m.mounts.removeAnonymous(&v.Record)
 	}
 	m.cfg.Logs.Drop(string(e.id))
+	m.holdLog(e)
 	if err := m.store.remove(e); err != nil {
 		return err
 	}

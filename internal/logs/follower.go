@@ -136,27 +136,8 @@ func (f *Follower) Gap() Gap {
 	return g
 }
 
-// Hold opens all files that belong to the log, so that they can be read although they
-// are removed. Nothing may write the log any more.
-func (f *Follower) Hold() error {
-	f.r.mu.Lock()
-	defer f.r.mu.Unlock()
-	select {
-	case <-f.r.closed:
-		return nil
-	default:
-	}
-	set, err := openSet(f.r.openFile, f.r.path, f.r.maxFiles)
-	if err != nil {
-		return fmt.Errorf("log %s: %w", f.r.path, err)
-	}
-	var last *logFile
-	if n := len(f.r.files); n > 0 {
-		last = f.r.files[n-1]
-	}
-	f.r.files = append(f.r.files, newerThan(last, set)...)
-	return nil
-}
+// Hold opens all files that belong to the log; see Reader.
+func (f *Follower) Hold() error { return f.r.Hold() }
 
 // Close ends the follower; a Next that waits returns io.EOF.
 func (f *Follower) Close() error { return f.r.Close() }

@@ -25,8 +25,11 @@ type ReadOptions struct {
 	Ended <-chan struct{}
 }
 
-// Reader yields lines. Next blocks while following; io.EOF ends the log.
+// Reader yields lines. Next blocks while following; io.EOF ends the log. Hold opens all
+// files that belong to the log, so that a follower can read them although they are removed; nothing
+// may write the log any more then, and ReadOptions.Ended be closed: it waits for a Next that blocks.
 type Reader interface {
 	Next() (Line, error)
+	Hold() error
 	Close() error
 }

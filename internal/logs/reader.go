@@ -131,6 +131,27 @@ func (r *reader) Close() error {
 	return nil
 }
 
+// Hold opens all files that came after those the reader knows.
+func (r *reader) Hold() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	select {
+	case <-r.closed:
+		return nil
+	default:
+	}
+	set, err := openSet(r.openFile, r.path, r.maxFiles)
+	if err != nil {
+		return fmt.Errorf("log %s: %w", r.path, err)
+	}
+	var last *logFile
+	if n := len(r.files); n > 0 {
+		last = r.files[n-1]
+	}
+	r.files = append(r.files, newerThan(last, set)...)
+	return nil
+}
+
 // Next gives the next wanted line.
 func (r *reader) Next() (Line, error) {
 	r.mu.Lock()

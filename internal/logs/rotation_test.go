@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -365,6 +366,37 @@ func TestFollowFromAPlaceThatIsGone(t *testing.T) {
 			if got := f.Position().Number(); got != want.To+1 {
 				t.Errorf("behind the line is %d", got)
 			}
+		})
+	}
+}
+
+// A reader that holds the log of what is being removed misses nothing of what was there,
+// and counts what was not.
+func TestHeldLogIsReadToItsEnd(t *testing.T) {
+	for _, c := range []struct {
+		files, rotations int
+		want             []string
+	}{
+		{1, 0, numbers(0, 10)},
+		{1, 3, joined(numbers(0, 10), told(20), numbers(30, 40))},
+		{5, 3, numbers(0, 40)},
+		{3, 6, joined(numbers(0, 10), told(30), numbers(40, 70))},
+	} {
+		t.Run(fmt.Sprintf("%d files, rotated %d times", c.files, c.rotations), func(t *testing.T) {
+			w := newStepWriter(t, c.files)
+			w.more(10)
+			f := follow(t, w, all())
+			for range c.rotations {
+				w.next()
+			}
+			if err := f.Hold(); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.RemoveAll(filepath.Dir(w.path)); err != nil {
+				t.Fatal(err)
+			}
+			f.end()
+			same(t, "followed", f.got, c.want)
 		})
 	}
 }

@@ -35,6 +35,8 @@ func newLog(end error, lines ...logs.Line) *fakeLog {
 	return f
 }
 
+func (f *fakeLog) Hold() error { return nil }
+
 func (f *fakeLog) Next() (logs.Line, error) {
 	select {
 	case l, ok := <-f.lines:
@@ -151,6 +153,8 @@ type endless struct {
 	closed chan struct{}
 	once   sync.Once
 }
+
+func (e *endless) Hold() error { return nil }
 
 func (e *endless) Next() (logs.Line, error) {
 	select {
