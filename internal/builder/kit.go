@@ -2,11 +2,14 @@ package builder
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
 
 	"escale.dev/escale/internal/image"
+	"escale.dev/escale/internal/sys/nobind"
 	"github.com/containerd/containerd/v2/core/diff/apply"
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/containerd/v2/pkg/gc"
@@ -128,7 +131,10 @@ func newWorker(ctx context.Context, cfg *Config, exec *executor, records *metada
 		return nil, err
 	}
 	mounts := filepath.Join(cfg.RunDir, mountPool)
-	if err := os.MkdirAll(mounts, 0o700); err != nil {
+	if err := os.Mkdir(mounts, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	if err := nobind.Prepare(mounts); err != nil {
 		return nil, err
 	}
 	snaps := snapshot.NewSnapshotter(shared.Name, shared.Snapshotter, image.Namespace, nil)

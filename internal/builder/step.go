@@ -73,7 +73,10 @@ func (s *step) abandon() {
 	}
 }
 
-func (s *step) rootfs() string { return filepath.Join(s.dir, "rootfs") }
+// points is the directory of the step's mount points.
+func (s *step) points() string { return filepath.Join(s.e.cfg.RunDir, mountPool, s.id) }
+
+func (s *step) rootfs() string { return filepath.Join(s.points(), "rootfs") }
 
 // prepare makes all that the process needs.
 func (s *step) prepare(ctx context.Context) error {
@@ -83,7 +86,7 @@ func (s *step) prepare(ctx context.Context) error {
 			return err
 		}
 	}
-	s.onUndo(func(context.Context) error { return os.RemoveAll(s.dir) })
+	s.onUndo(func(context.Context) error { return errors.Join(os.RemoveAll(s.points()), os.RemoveAll(s.dir)) })
 	if err := s.mountRoot(ctx); err != nil {
 		return err
 	}
@@ -143,7 +146,7 @@ func (s *step) mountAll(ctx context.Context) ([]oci.Mount, error) {
 		if err != nil {
 			return nil, err
 		}
-		one, err := s.mountOne(list, m, filepath.Join(s.dir, "mounts", strconv.Itoa(i)))
+		one, err := s.mountOne(list, m, filepath.Join(s.points(), strconv.Itoa(i)))
 		if err != nil {
 			return nil, fmt.Errorf("mount %s: %w", m.Dest, err)
 		}

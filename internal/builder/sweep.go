@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,8 +16,9 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
-// mountPool is the directory, beside those of steps, where BuildKit keeps mounts
-// that steps share.
+// mountPool is the directory, beside those of steps, where all mount points are:
+// those that BuildKit's steps share, and each step's own in a directory of its id.
+// No recursive bind takes along what is mounted there.
 const mountPool = "mounts"
 
 // sweep ends the steps that an engine which was killed has left, and gives back
@@ -28,29 +30,43 @@ func (e *executor) sweep(ctx context.Context) {
 		return
 	}
 	for _, d := range list {
+		if d.Name() == mountPool {
+			continue
+		}
 		if err := e.sweepOne(ctx, d.Name()); err != nil {
 			e.cfg.Logger.Warn("sweeping build step", "step", d.Name(), "error", err)
+		}
+	}
+	// Nothing runs any more that could hold a mount.
+	pool := filepath.Join(e.cfg.RunDir, mountPool)
+	points, err := os.ReadDir(pool)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		e.cfg.Logger.Warn("sweeping mounts of builds", "error", err)
+	}
+	for _, p := range points {
+		dir := filepath.Join(pool, p.Name())
+		err := unmountBelow(dir)
+		if err == nil {
+			err = os.RemoveAll(dir)
+		}
+		if err != nil {
+			e.cfg.Logger.Warn("sweeping mount of builds", "path", dir, "error", err)
 		}
 	}
 }
 
 func (e *executor) sweepOne(ctx context.Context, id string) error {
 	dir := filepath.Join(e.cfg.RunDir, id)
-	if id != mountPool {
-		e.cfg.Logger.Info("ending a build step that was cut off", "step", id)
-		c := runtime.Cleanup{ID: id, RunDir: dir, Runtime: e.cfg.Binary, CgroupPath: e.cgroupOf(dir, id)}
-		if err := e.cfg.Runtime.Cleanup(ctx, c); err != nil {
-			return err
-		}
-		var eps []network.Endpoint
-		if b, err := os.ReadFile(filepath.Join(dir, networkFile)); err == nil {
-			_ = json.Unmarshal(b, &eps) // else the namespaces are found by the id
-		}
-		if err := e.cfg.Networks.Teardown(ctx, id, eps); err != nil {
-			return err
-		}
+	e.cfg.Logger.Info("ending a build step that was cut off", "step", id)
+	c := runtime.Cleanup{ID: id, RunDir: dir, Runtime: e.cfg.Binary, CgroupPath: e.cgroupOf(dir, id)}
+	if err := e.cfg.Runtime.Cleanup(ctx, c); err != nil {
+		return err
 	}
-	if err := unmountBelow(dir); err != nil {
+	var eps []network.Endpoint
+	if b, err := os.ReadFile(filepath.Join(dir, networkFile)); err == nil {
+		_ = json.Unmarshal(b, &eps) // else the namespaces are found by the id
+	}
+	if err := e.cfg.Networks.Teardown(ctx, id, eps); err != nil {
 		return err
 	}
 	return os.RemoveAll(dir)

@@ -1,16 +1,17 @@
 package e2e
 
 import (
+	"errors"
 	"testing"
 
-	"escale.dev/escale/test/internal/harness"
 	"golang.org/x/sync/errgroup"
 )
 
-// TestHostRootBeside runs containers that have the host's whole tree while others
-// come and go: the tree holds nothing of theirs, and nothing of them is left.
+// TestHostRootBeside runs containers that have the host's whole tree while others,
+// and steps of builds, come and go: the tree holds nothing of theirs, and nothing
+// of them is left.
 func TestHostRootBeside(t *testing.T) {
-	e := start(t, harness.Options{})
+	e := startBuilder(t)
 	api := e.API()
 	defer api.Close()
 	const rounds = 25
@@ -29,8 +30,18 @@ func TestHostRootBeside(t *testing.T) {
 			return nil
 		})
 	}
+	g.Go(func() error {
+		for range rounds / 3 {
+			steps := map[string]string{"Dockerfile": from + "RUN --mount=type=cache,target=/c true\nRUN --mount=target=/d ls /d\n"}
+			if b := build(t.Context(), t, e, "nocache=1", steps, nil); b.fault != "" {
+				return errors.New(b.fault)
+			}
+		}
+		return nil
+	})
 	if err := g.Wait(); err != nil {
 		t.Error(err)
 	}
+	clean(t, e)
 	noLeaks(t, e)
 }
