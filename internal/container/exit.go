@@ -99,6 +99,7 @@ func (m *runner) exited(e *entry, r *run, exit runtime.Exit, cause error) {
 		e.probing()
 		e.probing = nil
 	}
+	e.restart.cancelHeal()
 	lived := time.Since(r.started)
 	again, delay := e.decideRestart(exit.Code, lived)
 	next := Exited

@@ -79,6 +79,14 @@ func (e *entry) health() string {
 	return e.rec.State.Health.Status
 }
 
+// cancelHeal ends a restart for health that waits. Called with mu held.
+func (rs *restartState) cancelHeal() {
+	if rs.heal != nil {
+		rs.heal()
+		rs.heal = nil
+	}
+}
+
 // healBackoff is how much longer the restart after n others waits.
 func healBackoff(n int) time.Duration {
 	if n == 0 {
@@ -102,10 +110,7 @@ func (m *runner) judged(e *entry, r *run) {
 		if rs.wellSince.IsZero() {
 			rs.wellSince = time.Now()
 		}
-		if rs.heal != nil {
-			rs.heal()
-			rs.heal = nil
-		}
+		rs.cancelHeal()
 	case container.Unhealthy:
 		if !rs.wellSince.IsZero() && time.Since(rs.wellSince) >= healReset {
 			rs.heals = 0
@@ -143,6 +148,11 @@ func (m *runner) healAfter(ctx context.Context, e *entry, r *run, delay time.Dur
 		return nil
 	}
 	e.mu.Lock()
+	if ctx.Err() != nil { // the end of the run has cancelled it; the next run may have its own
+		e.mu.Unlock()
+		e.op.unlock()
+		return nil
+	}
 	e.restart.heal = nil // the next probe may ask again
 	ill := e.run == r && e.rec.State.Status == Running && e.health() == string(container.Unhealthy) && e.mayHeal()
 	if ill {
@@ -151,7 +161,7 @@ func (m *runner) healAfter(ctx context.Context, e *entry, r *run, delay time.Dur
 	}
 	n := e.restart.heals
 	e.mu.Unlock()
-	if !ill || ctx.Err() != nil {
+	if !ill {
 		e.op.unlock()
 		return nil
 	}

@@ -136,6 +136,30 @@ func TestUnhealthyBacksOff(t *testing.T) {
 	})
 }
 
+// A run that ends while its restart for health waits leaves nothing in the way of
+// the next run's.
+func TestUnhealthyAfterItEndedMeanwhile(t *testing.T) {
+	world(t, func(t *testing.T, f *fakeEngine, m *Manager) {
+		id, set := sick(t, m, container.RestartPolicy{Name: "always"}, "1m")
+		set(container.Unhealthy)
+		if err := m.Restart(t.Context(), string(id), Stop{}); err != nil {
+			t.Fatal(err)
+		}
+		before, _ := m.Get(string(id))
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if v, _ := m.Get(string(id)); v.RestartCount != before.RestartCount {
+			t.Error("the next run was restarted for the last one's health")
+		}
+		set(container.Unhealthy)
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		if v, _ := m.Get(string(id)); v.RestartCount != before.RestartCount+1 {
+			t.Errorf("%d restarts, want %d", v.RestartCount, before.RestartCount+1)
+		}
+	})
+}
+
 // A container that does not listen is killed; on-failure:N bounds the restarts.
 func TestUnhealthyAndDeaf(t *testing.T) {
 	world(t, func(t *testing.T, f *fakeEngine, m *Manager) {
