@@ -58,12 +58,18 @@ func newFakeEngine() *fakeEngine {
 // manager makes a Manager over the fakes, with its records in dir.
 func (f *fakeEngine) manager(t *testing.T, dir string) *Manager {
 	t.Helper()
+	return f.managerSaying(t, dir, slog.New(slog.NewTextHandler(io.Discard, nil)))
+}
+
+// managerSaying makes one that says what it has to say to log.
+func (f *fakeEngine) managerSaying(t *testing.T, dir string, log *slog.Logger) *Manager {
+	t.Helper()
 	f.dir = dir
 	m := New(Config{
 		Dir: dir + "/containers", RunDir: dir + "/run", Runtime: fakeRuntime{f}, Images: fakeImages{}, Rootfs: fakeRootfs{f},
 		Networks: fakeNetworks{f}, Volumes: fakeVolumes{f}, Specs: fakeSpecs{}, Freezer: fakeFreezer{}, Figures: &f.figures, Processes: &f.figures, Events: f, Logs: fakeLogs{ship.Files()},
 		Defaults: Defaults{LogDriver: "json-file", Runtime: "runc", Runtimes: map[string]runtime.Binary{"runc": {Path: "/runc"}}, CgroupParent: "/docker", StopTimeout: 10, StartTimeout: 2 * time.Minute},
-		Logger:   slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Logger:   log,
 	})
 	if err := m.Open(t.Context()); err != nil {
 		t.Fatal(err)
@@ -340,7 +346,7 @@ func (n fakeNetworks) Restore(_ context.Context, live map[string][]network.Endpo
 	n.f.mu.Lock()
 	defer n.f.mu.Unlock()
 	for id := range n.f.sandboxes {
-		if _, ok := live[id]; !ok {
+		if len(live[id]) == 0 {
 			delete(n.f.sandboxes, id)
 		}
 	}

@@ -364,7 +364,7 @@ func TestHalfMadeThingsAreCollected(t *testing.T) {
 	f.mounted[m.runDir(starting, 1)+"/rootfs"] = true
 	f.sandboxes[string(starting)] = true
 	f.prepared["orphan"] = true
-	os.MkdirAll(m.cfg.Dir+"/norecord", 0o700)
+	os.MkdirAll(m.cfg.Dir+"/"+strings.Repeat("cd", 32), 0o700)
 	os.MkdirAll(m.cfg.RunDir+"/"+strings.Repeat("ab", 32)+"/3/rootfs", 0o700)
 	m.Close()
 

@@ -8,7 +8,10 @@ import (
 	"strings"
 )
 
-var nameRule = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
+var (
+	nameRule = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
+	idRule   = regexp.MustCompile(`^[0-9a-f]{64}$`)
+)
 
 // validName checks a name a client gave and takes off its leading slash.
 func validName(name string) (string, error) {

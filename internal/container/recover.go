@@ -49,7 +49,7 @@ func (m *Manager) Open(ctx context.Context) error {
 		})
 	}
 	wg.Wait()
-	live := map[string][]network.Endpoint{}
+	live := rec.dark()
 	for _, e := range entries {
 		if v := e.view(); v.State.Running() {
 			live[string(e.id)] = v.Endpoints
@@ -210,6 +210,19 @@ func (m recovery) tookUpRunning(e *entry, r *run, task runtime.Task) error {
 	r.started = e.rec.State.StartedAt
 	e.mu.Unlock()
 	return err
+}
+
+// dark are the endpoints of containers whose records cannot be read, which may run: as
+// the starts that made them noted them.
+func (m recovery) dark() map[string][]network.Endpoint {
+	out := map[string][]network.Endpoint{}
+	for id := range m.store.dark {
+		dir := filepath.Join(m.cfg.RunDir, string(id))
+		for _, generation := range names(dir) {
+			out[string(id)] = append(out[string(id)], readEndpoints(filepath.Join(dir, generation))...)
+		}
+	}
+	return out
 }
 
 // watchAdopted begins to watch what was taken up. Only now that the network

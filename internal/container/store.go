@@ -50,10 +50,13 @@ func (s *store) load() ([]*entry, error) {
 	}
 	var out []*entry
 	for _, d := range dirs {
-		if strings.HasPrefix(d.Name(), removedPrefix) {
-			continue
+		if !idRule.MatchString(d.Name()) {
+			continue // what is on its way out, or not ours
 		}
 		rec, err := readRecord(filepath.Join(s.dir, d.Name(), recordFile))
+		if err == nil {
+			err = rec.check(ID(d.Name()))
+		}
 		switch {
 		case errors.Is(err, os.ErrNotExist):
 			s.discard(ID(d.Name()))
@@ -83,10 +86,28 @@ func readRecord(path string) (Record, error) {
 	if rec.Format > RecordFormat {
 		return rec, fmt.Errorf("%s: written by a newer engine (format %d, this one knows %d): %w", path, rec.Format, RecordFormat, errdefs.ErrFailedPrecondition)
 	}
-	if rec.ID == "" || rec.Config == nil || rec.HostConfig == nil {
-		return rec, fmt.Errorf("%s: incomplete record: %w", path, errdefs.ErrDataLoss)
-	}
 	return rec, nil
+}
+
+// check refuses (DataLoss) a record that no engine has written for id. What it holds becomes
+// paths, names of things in the kernel and moves of the container's life.
+func (r *Record) check(id ID) error {
+	what := ""
+	switch {
+	case r.ID != id:
+		what = fmt.Sprintf("of the id %q", r.ID)
+	case !nameRule.MatchString(r.Name):
+		what = fmt.Sprintf("of the name %q", r.Name)
+	case r.Config == nil || r.HostConfig == nil:
+		what = "incomplete"
+	case moves[r.State.Status] == nil:
+		what = fmt.Sprintf("of the state %q", r.State.Status)
+	case r.State.Pid < 0 || r.State.Monitor < 0:
+		what = "of no process"
+	default:
+		return nil
+	}
+	return fmt.Errorf("%s/%s: a record %s: %w", id, recordFile, what, errdefs.ErrDataLoss)
 }
 
 // save writes a record; durable says whether it must survive a power cut.

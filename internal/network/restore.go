@@ -18,7 +18,7 @@ import (
 // before the first Setup; live is by container id.
 //
 // A handle that has vanished cannot be made again without a process of the
-// container; that is logged.
+// container; that is logged, as is what is wrong with one container alone.
 func (m *Manager) Restore(ctx context.Context, live map[string][]Endpoint) error {
 	handles := map[string]bool{}
 	for id, eps := range live {
@@ -49,7 +49,7 @@ func (m *Manager) Restore(ctx context.Context, live map[string][]Endpoint) error
 			m.ports.Adopt(ep.mappings())
 			d := m.driverOf(ep)
 			if d == nil {
-				errs = append(errs, fmt.Errorf("container %s: network %s not found", id, ep.Network))
+				m.log.Error("a running container is on a network that is not there", "container", id, "network", ep.Network)
 				continue
 			}
 			l := Live{ContainerID: id, Path: m.Path(id, eps), Gateway: i == 0, Endpoint: ep}

@@ -35,7 +35,7 @@ func (d *Driver) Restore(_ context.Context, live map[string][]network.Live) erro
 			ep := l.Endpoint
 			published, err := d.takeUp(b, l, found[ep.HostLink])
 			if err != nil {
-				errs = append(errs, fmt.Errorf("container %s: link %q: %w", l.ContainerID, ep.HostLink, err))
+				d.log.Error("taking up the network of a running container", "container", l.ContainerID, "link", ep.HostLink, "error", err)
 			}
 			ports = append(ports, published...)
 			delete(found, ep.HostLink)
