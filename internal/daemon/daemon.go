@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -176,7 +177,7 @@ func (d *Daemon) openRoots(context.Context) error {
 		return err
 	}
 	if d.id, err = engineID(filepath.Join(d.cfg.DataRoot, "engine-id")); err != nil {
-		return err
+		d.log.Warn("keeping the engine's id: the next start has another", "error", err) // a full disk
 	}
 	if err := os.MkdirAll(filepath.Dir(d.cfg.Pidfile), 0o755); err != nil {
 		return err
@@ -188,10 +189,12 @@ func (d *Daemon) openRoots(context.Context) error {
 	return nil
 }
 
-// engineID is this data root's identity, made once.
+var engineIDRule = regexp.MustCompile(`^[0-9a-zA-Z:_-]{1,64}$`)
+
+// engineID is this data root's identity, made once. With an error it is one that does not last.
 func engineID(path string) (string, error) {
 	b, err := os.ReadFile(path)
-	if id := strings.TrimSpace(string(b)); err == nil && id != "" {
+	if id := strings.TrimSpace(string(b)); err == nil && engineIDRule.MatchString(id) {
 		return id, nil
 	}
 	var raw [16]byte

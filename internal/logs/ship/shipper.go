@@ -40,6 +40,8 @@ type shipper struct {
 	backs int           // how often in a row the position was put back among those
 	marks []mark        // of the batches sent within Repeat
 	ill   bool          // told that the server does not answer
+
+	unkept bool // told that the position cannot be written
 }
 
 // mark is where a batch that was sent begins.
@@ -321,9 +323,11 @@ func (s *shipper) advance(done []item) {
 
 func (s *shipper) keep(p logs.Position) {
 	s.pos = p
-	if err := s.book.write(p); err != nil {
+	err := s.book.write(p)
+	if err != nil && !s.unkept { // told once, not at each batch
 		s.log.Warn("noting how far the log was sent", "error", err)
 	}
+	s.unkept = err != nil
 }
 
 // putBack goes back to what was sent shortly before a connection broke, unless that

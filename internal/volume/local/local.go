@@ -125,11 +125,11 @@ func (s *Store) read(name string) (volume.Volume, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return v, nil
 	}
-	if err != nil {
-		return v, err
-	}
 	var rec record
-	if err := json.Unmarshal(b, &rec); err != nil {
+	if err == nil {
+		err = rec.parse(b)
+	}
+	if err != nil {
 		// The data is what counts: it stays reachable.
 		s.cfg.Logger.Error("record of volume cannot be read: it is shown without labels and options", "volume", name, "error", err)
 		return v, nil
@@ -139,6 +139,17 @@ func (s *Store) read(name string) (volume.Volume, error) {
 	}
 	v.Labels, v.Options, v.CreatedAt = rec.Labels, rec.Options, rec.CreatedAt
 	return v, nil
+}
+
+// parse reads the record of a volume. It may have another's name: people copy volumes.
+func (r *record) parse(b []byte) error {
+	if err := json.Unmarshal(b, r); err != nil {
+		return err
+	}
+	if r.Version <= format && r.Name == "" {
+		return errors.New("it is of no volume")
+	}
+	return nil
 }
 
 // Create makes a volume, or gives the one that has the name. Kinds:
