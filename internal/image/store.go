@@ -127,7 +127,7 @@ func (s *Store) open(ctx context.Context) (err error) {
 		return err
 	}
 	snapRoot := filepath.Join(s.cfg.Root, "snapshots")
-	if err := os.MkdirAll(snapRoot, 0o700); err != nil {
+	if err := s.stackable(ctx, snapRoot); err != nil {
 		return err
 	}
 	ms, err := storage.NewMetaStore(filepath.Join(snapRoot, "metadata.db"))
