@@ -72,6 +72,10 @@ check: ## gofmt, go vet, staticcheck
 	go vet ./...
 	go tool staticcheck ./...
 
+.PHONY: conformance
+conformance: ## the OCI's suite of registries, all four workflows (fetched; or ESCALE_CONFORMANCE=PATH)
+	suite=$$(scripts/conformance.sh); ESCALE_CONFORMANCE=$$suite go test -count=1 -v -run Conformance ./internal/registry/server
+
 .PHONY: kill
 kill: build test-needs ## hundreds of rounds of killing the engine under load (ROUNDS=300), and its machine (VMROUNDS=5)
 	ESCALE_KILL_ROUNDS=$(ROUNDS) go test -count=1 -timeout 0 -v -run Kill ./test/kill

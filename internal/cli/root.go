@@ -131,6 +131,7 @@ func addCommands(a *app, root *cobra.Command) {
 			"pause", "port", "rename", "restart", "rm", "run", "start", "stats", "stop", "top", "unpause", "update", "wait"),
 		group(a, "image", "Manage images", imageCommands, "history", "import", "load", "images", "pull", "push", "rmi", "save", "tag"),
 		group(a, "network", "Look at networks", networkCommands),
+		group(a, "registry", "Serve and look after a registry of images", registryCommands),
 		group(a, "system", "Look at the engine and what it keeps", systemCommands, "events", "info"),
 		group(a, "volume", "Manage volumes", volumeCommands),
 	} {

@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"escale.dev/escale/internal/container"
+	"escale.dev/escale/internal/registry/server"
 	"github.com/docker/go-units"
 	"github.com/spf13/pflag"
 )
@@ -64,6 +65,9 @@ type Config struct {
 	CgroupParent string
 	StopTimeout  int
 	StartTimeout int
+
+	Registry        server.Config // of the engine's own registry; no address: none
+	RegistryContent bool          // the registry gives the engine's images too
 
 	RestartUnhealthy string
 	SafeMode         string
@@ -137,6 +141,9 @@ func (c *Config) flags() *pflag.FlagSet {
 	fs.Var(ulimitFlag{&c.Ulimits}, "default-ulimit", "Default ulimit of containers, name=soft[:hard]")
 	fs.StringArrayVar(&c.Labels, "label", nil, "Label of this engine, key=value")
 	c.registryConfig.flags(fs)
+	fs.StringVar(&c.Registry.Addr, "registry", "", "Serve a registry of images here too, HOST:PORT; its content is kept in <data-root>/registry")
+	fs.BoolVar(&c.RegistryContent, "registry-content", false, "Let the registry give the engine's own images by their names, without a push")
+	registryFlags(fs, "registry-", &c.Registry)
 	fs.StringVar(&c.CgroupParent, "cgroup-parent", "", "Parent cgroup of containers")
 	fs.IntVar(&c.StopTimeout, "shutdown-timeout", 15, "Seconds that containers have to end with --stop-containers")
 	fs.IntVar(&c.StartTimeout, "start-timeout", 120, "Seconds that an OCI runtime has to start a container")
@@ -398,6 +405,9 @@ func (c *Config) validate() error {
 		}
 	}
 	if _, err := c.pools(); err != nil {
+		return err
+	}
+	if _, err := c.registry(); err != nil {
 		return err
 	}
 	if _, err := container.ParseHeal(c.RestartUnhealthy); err != nil {

@@ -99,6 +99,7 @@ func (d *Daemon) Run(ctx context.Context, hup <-chan os.Signal, parse func() (*C
 		{"volumes", d.openVolumes},
 		{"containers", d.openContainers},
 		{"builder", d.openBuilder},
+		{"registry", d.openRegistry},
 		{"API", d.openAPI},
 	} {
 		if err := open.do(ctx); err != nil {

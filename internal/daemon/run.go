@@ -24,6 +24,15 @@ var (
 // Main runs the engine from a command line until a signal ends it, and returns
 // the exit code. Errors go to stderr in one line.
 func Main(args []string, stdout, stderr io.Writer) int {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	defer stop()
+	if len(args) > 0 && args[0] == "registry" {
+		if err := registryMain(ctx, args[1:], os.Stdin, stdout, stderr); err != nil {
+			fmt.Fprintf(stderr, "escaled: %s\n", err)
+			return 1
+		}
+		return 0
+	}
 	cfg, err := ParseConfig(args, func(fs *pflag.FlagSet) {
 		fmt.Fprintf(stdout, "escaled is Escale's engine: it keeps containers and serves the Docker API.\n\nUsage: escaled [OPTIONS]\n\nOptions:\n%s", fs.FlagUsagesWrapped(100))
 	})
@@ -43,8 +52,6 @@ func Main(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "escaled: needs root: namespaces, mounts and cgroups are made by it. Start it with sudo or by systemctl start escale.")
 		return 1
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	defer stop()
 	level := new(slog.LevelVar)
 	level.Set(logLevel(cfg.LogLevel))
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))

@@ -1,0 +1,165 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+	"strings"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+)
+
+// maxShared bounds a manifest that is given to others, in bytes.
+const maxShared = 4 << 20
+
+// Offered are the images of a store as a registry gives them to others.
+type Offered struct{ s *Store }
+
+// Offer gives a store's images to others.
+func Offer(s *Store) Offered { return Offered{s} }
+
+// sharedName reports whether a repository of a registry's API means the one of a
+// reference: its path, also with the domain before it, and the short names of
+// Docker's own.
+func sharedName(named reference.Named, repository string) bool {
+	return repository == reference.Path(named) || repository == named.Name() || repository == reference.FamiliarName(named)
+}
+
+// of are the images that have a name in a repository, and its tags.
+func (h Offered) of(repository string) (found []*record, tags map[string]*record) {
+	s := h.s
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	tags = map[string]*record{}
+	for _, id := range s.sorted {
+		r, mine := s.byID[id], false
+		for _, text := range slices.Concat(r.Tags, r.Digests) {
+			named, err := reference.ParseNormalizedNamed(text)
+			if err != nil || !sharedName(reference.TrimNamed(named), repository) {
+				continue
+			}
+			mine = true
+			if t, ok := named.(reference.Tagged); ok && tags[t.Tag()] == nil {
+				tags[t.Tag()] = r
+			}
+		}
+		if mine {
+			found = append(found, r)
+		}
+	}
+	return found, tags
+}
+
+// Tags lists the tags that the images here have in a repository, sorted.
+// Kind: NotFound.
+func (h Offered) Tags(_ context.Context, repository string) ([]string, error) {
+	found, tags := h.of(repository)
+	if len(found) == 0 {
+		return nil, kindf(errdefs.ErrNotFound, "repository %s: no image here", repository)
+	}
+	out := make([]string, 0, len(tags))
+	for t := range tags {
+		out = append(out, t)
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// Manifest gives the manifest or index that a tag or digest of a
+// repository means. Kind: NotFound.
+func (h Offered) Manifest(ctx context.Context, repository, ref string) (ocispec.Descriptor, []byte, error) {
+	ctx = h.s.namespace(ctx)
+	found, tags := h.of(repository)
+	none := kindf(errdefs.ErrNotFound, "%s: no such manifest of %s here", ref, repository)
+	if r := tags[ref]; r != nil {
+		b, err := h.read(ctx, r.Target)
+		return r.Target, b, err
+	}
+	d := digest.Digest(ref)
+	if !strings.Contains(ref, ":") || d.Validate() != nil {
+		return ocispec.Descriptor{}, nil, none
+	}
+	for _, r := range found {
+		all, err := h.manifestsOf(ctx, r)
+		if err != nil {
+			return ocispec.Descriptor{}, nil, err
+		}
+		for _, m := range all {
+			if m.Digest == d {
+				b, err := h.read(ctx, m)
+				return m, b, err
+			}
+		}
+	}
+	return ocispec.Descriptor{}, nil, none
+}
+
+// Blob opens a blob of an image of a repository; of others it says
+// NotFound. Who opens it closes it. It can be read to its end also when the
+// image is removed meanwhile.
+func (h Offered) Blob(ctx context.Context, repository string, d digest.Digest) (content.ReaderAt, error) {
+	ctx = h.s.namespace(ctx)
+	found, _ := h.of(repository)
+	for _, r := range found {
+		all, err := h.manifestsOf(ctx, r)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range all {
+			if images.IsIndexType(m.MediaType) {
+				continue
+			}
+			b, err := h.read(ctx, m)
+			if err != nil {
+				return nil, err
+			}
+			var doc ocispec.Manifest
+			if err := json.Unmarshal(b, &doc); err != nil {
+				return nil, err
+			}
+			for _, l := range append(doc.Layers, doc.Config) {
+				if l.Digest == d {
+					return h.s.content.ReaderAt(ctx, l)
+				}
+			}
+		}
+	}
+	return nil, kindf(errdefs.ErrNotFound, "%s: no such blob of %s here", d, repository)
+}
+
+// manifestsOf is an image's target, and if that is an index, those of its
+// manifests that are here.
+func (h Offered) manifestsOf(ctx context.Context, r *record) ([]ocispec.Descriptor, error) {
+	out := []ocispec.Descriptor{r.Target}
+	if !images.IsIndexType(r.Target.MediaType) {
+		return out, nil
+	}
+	b, err := h.read(ctx, r.Target)
+	if err != nil {
+		return nil, err
+	}
+	var index ocispec.Index
+	if err := json.Unmarshal(b, &index); err != nil {
+		return nil, err
+	}
+	for _, m := range index.Manifests {
+		if _, err := h.s.content.Info(ctx, m.Digest); err == nil {
+			out = append(out, m)
+		} else if !errdefs.IsNotFound(err) {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+func (h Offered) read(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
+	if d.Size > maxShared {
+		return nil, kindf(errdefs.ErrNotFound, "manifest %s: %d bytes are too many", d.Digest, d.Size)
+	}
+	return content.ReadBlob(ctx, h.s.content, d)
+}
