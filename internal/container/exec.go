@@ -253,8 +253,10 @@ func (m *execs) run(ctx context.Context, x *exec, size [2]uint16) error {
 		if err != nil {
 			exit.Code = 137
 		}
-		x.end(exit.Code)
+		// Before anyone learns of the end: who has the answer finds it among the events,
+		// and what it does next comes after.
 		m.publish(x.e, apievents.ActionExecDie, map[string]string{"execID": x.id, "exitCode": strconv.Itoa(exit.Code)})
+		x.end(exit.Code)
 	})
 	return nil
 }

@@ -41,6 +41,7 @@ type fakeEngine struct {
 	cleaned   map[string]int
 	volumes   map[string]map[string]bool
 	events    []events.Message
+	telling   func() // called before an event is told
 	updates   []string // resources, JSON
 	updateErr error
 	onUpdate  func()
@@ -84,6 +85,9 @@ func (fakeLogs) Begin(ship.Log, <-chan struct{}) error { return nil }
 func (fakeLogs) Drop(string)                           {}
 
 func (f *fakeEngine) Publish(m events.Message) {
+	if f.telling != nil {
+		f.telling()
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.events = append(f.events, m)

@@ -215,13 +215,6 @@ func TestScripts(t *testing.T) {
 		if shared.engine == nil {
 			t.Skip("another's engine: what it leaves is not ours to say")
 		}
-		api := shared.engine.API()
-		defer api.Close()
-		// Nameless volumes outlive rm without -v, as with Docker.
-		if err := api.Do(t.Context(), "POST", "/volumes/prune", nil, nil); err != nil {
-			t.Error(err)
-		}
-		api.Close()
 		noLeaks(t, shared.engine)
 	})
 }
