@@ -41,7 +41,7 @@ type fakeEngine struct {
 	cleaned   map[string]int
 	volumes   map[string]map[string]bool
 	events    []events.Message
-	telling   func() // called before an event is told
+	telling   func()   // called before an event is told
 	updates   []string // resources, JSON
 	updateErr error
 	onUpdate  func()

@@ -234,12 +234,13 @@ func (m *Manager) Close() error {
 	return nil
 }
 
-// StopAll stops every running container, each by its own signal and timeout.
-// Restart policies are kept for the next start of the engine.
+// StopAll stops every running container, each by its own signal and timeout, and
+// those that are being started, once they run. Restart policies are kept for the
+// next start of the engine.
 func (m *Manager) StopAll(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, e := range m.store.all() {
-		if !e.state().Running() {
+		if st := e.state(); !st.Running() && st.Status != Starting {
 			continue
 		}
 		wg.Go(func() {
@@ -255,6 +256,10 @@ func (m *Manager) StopAll(ctx context.Context) {
 func (m *runner) stopForEngine(ctx context.Context, e *entry) error {
 	if err := e.op.lock(ctx); err != nil {
 		return err
+	}
+	if !e.state().Running() { // it did not start, or has ended
+		e.op.unlock()
+		return nil
 	}
 	r, err := m.signalStop(ctx, e, Stop{})
 	e.op.unlock()

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"escale.dev/escale/internal/container"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,8 +27,8 @@ func (d *Daemon) leaveNothing(ctx context.Context) error {
 	}
 	running := 0
 	for _, v := range d.containers.List() {
-		if v.State.Running() {
-			running++
+		if v.State.Running() || v.State.Status == container.Starting {
+			running++ // a start that took longer than the API was willing to wait ends as a crash would have it
 		}
 	}
 	if running > 0 {

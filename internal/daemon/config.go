@@ -200,8 +200,9 @@ func (c *Config) readFile(fs *pflag.FlagSet) error {
 		return fmt.Errorf("unable to configure the engine with file %s: %w", c.ConfigFile, err)
 	}
 	var unknown []string
-	for key, raw := range keys {
-		name := key
+	by := map[string]string{} // the key that set a flag
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		raw, name := keys[key], key
 		if f, ok := fileKeys[key]; ok {
 			name = f
 		}
@@ -219,6 +220,10 @@ func (c *Config) readFile(fs *pflag.FlagSet) error {
 		if string(raw) == "null" { // as if it were not there
 			continue
 		}
+		if other, twice := by[name]; twice {
+			return fmt.Errorf("unable to configure the engine with file %s: %s and %s say the same: leave one of them out", c.ConfigFile, other, key)
+		}
+		by[name] = key
 		set := c.setKey
 		if key == "live-restore" {
 			set = c.setLiveRestore

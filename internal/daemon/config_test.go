@@ -68,6 +68,8 @@ func TestConfigRefusals(t *testing.T) {
 		{file: `{"debug": `, words: "unexpected end of JSON input"},
 		{file: `{"debug": "maybe"}`, words: "debug"},
 		{file: `{"live-restore": "yes"}`, words: `live-restore: want true or false, not "yes"`},
+		{file: `{"live-restore": false, "stop-containers": false}`, words: "live-restore and stop-containers say the same"},
+		{file: `{"label": ["a=1"], "labels": ["b=2"]}`, words: "label and labels say the same"},
 		{file: `{"default-ulimits": {"nofile": null}}`, words: "ulimit nofile: null is no limit"},
 		{file: `{"labels": [null]}`, words: "labels: null stands where"},
 		{file: `{"log-opts": {"max-file": null}}`, words: "log-opts: null stands where"},

@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -124,15 +125,16 @@ func (d *Daemon) onClose(f func() error) { d.closers = append(d.closers, f) }
 // serve answers until ctx ends or a listener fails.
 func (d *Daemon) serve(ctx context.Context, hup <-chan os.Signal, parse func() (*Config, error)) error {
 	failed := make(chan error, len(d.listeners))
+	var served sync.WaitGroup
 	for _, l := range d.listeners {
 		d.log.Info("API listens", "address", l.Addr().Network()+"://"+l.Addr().String())
-		go func() { failed <- d.server.Serve(ctx, l) }()
+		served.Go(func() { failed <- d.server.Serve(ctx, l) })
 	}
 	if err := notify("READY=1"); err != nil {
 		d.log.Warn("telling systemd", "error", err)
 	}
 	d.log.Info("ready", "version", Version, "containers", len(d.containers.List()))
-	if err := d.holdBack(); err != nil {
+	if err := d.holdBack(d.cfg.SafeMode); err != nil {
 		d.log.Warn("counting crashes", "error", err)
 	}
 	d.containers.Resume(ctx)
@@ -146,6 +148,7 @@ func (d *Daemon) serve(ctx context.Context, hup <-chan os.Signal, parse func() (
 	}
 	d.log.Info("stopping", "containers", map[bool]string{true: "are stopped too", false: "go on"}[d.now().cfg.StopContainers])
 	notify("STOPPING=1") // systemd gone meanwhile is no harm
+	served.Wait()        // a request under way may be a start: it counts below
 	cfg := d.now().cfg
 	if cfg.StopContainers {
 		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(cfg.StopTimeout)*time.Second)

@@ -107,10 +107,8 @@ func (d *Daemon) reload(next *Config) error {
 	}
 	d.images.Remotes().Set(next.transfers())
 	d.level.Set(logLevel(next.LogLevel))
-	if now.cfg.SafeMode != next.SafeMode && next.SafeMode != safeAuto {
-		if err := d.safe.SetSafeMode(next.SafeMode == safeOn); err != nil {
-			d.log.Warn("safe mode", "error", err)
-		}
+	if err := d.reloadSafeMode(now.cfg.SafeMode, next.SafeMode); err != nil {
+		d.log.Warn("safe mode", "error", err)
 	}
 	for _, key := range next.unused {
 		d.log.Warn("daemon.json: this version has no use for the key", "key", key)

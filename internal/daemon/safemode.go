@@ -177,19 +177,34 @@ func (d *Daemon) openSafeMode(path string) error {
 	return nil
 }
 
-// holdBack enters safe mode if the configuration or the crashes say so.
-func (d *Daemon) holdBack() error {
+// holdBack enters safe mode if the configuration, which says mode, or the crashes say so.
+func (d *Daemon) holdBack(mode string) error {
 	switch {
-	case d.cfg.SafeMode == safeOn:
+	case mode == safeOn:
 		d.safe.enter("--safe-mode=on", 0)
 	case !d.crashed.Safe:
-	case d.cfg.SafeMode == safeOff:
+	case mode == safeOff:
 		d.log.Warn("the engine crashes again and again; --safe-mode=off keeps it from holding back", "crashes", len(d.crashed.Crashes), "within", crashWindow)
 		return d.safe.crashes.calm()
 	default:
 		d.safe.enter(fmt.Sprintf("the engine crashed %d times within %s", max(len(d.crashed.Crashes), crashLimit), crashWindow), safeTime)
 	}
 	return nil
+}
+
+// reloadSafeMode follows a change of --safe-mode. From on to auto, only crashes
+// before this engine are a reason to hold back any longer, and for a time only.
+func (d *Daemon) reloadSafeMode(old, next string) error {
+	switch {
+	case old == next, next == safeAuto && old != safeOn:
+		return nil
+	case next == safeAuto && d.crashed.Safe:
+		if on, _ := d.safe.SafeMode(); on {
+			return d.holdBack(next)
+		}
+		return nil
+	}
+	return d.safe.SetSafeMode(next == safeOn)
 }
 
 // The values of --safe-mode.

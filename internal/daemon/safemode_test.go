@@ -1,11 +1,16 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"escale.dev/escale/internal/container"
 )
 
 func TestCrashesAreCounted(t *testing.T) {
@@ -53,6 +58,49 @@ func TestCrashesAreCounted(t *testing.T) {
 		if rec := start("b", time.Second); rec.Safe || rec.Format != crashFormat {
 			t.Errorf("%q: %+v", text, rec)
 		}
+	}
+}
+
+// From on to auto, an engine that was not crashing goes on at once, and one that
+// was holds back for a time.
+func TestSafeModeFollowsTheConfiguration(t *testing.T) {
+	for _, c := range []struct {
+		crashed  bool
+		mode     []string // the values of --safe-mode, one after the other
+		byClient bool     // safe mode is begun by a client first
+		on       bool
+		ends     bool // by itself
+	}{
+		{mode: []string{safeAuto, safeOn}, on: true},
+		{mode: []string{safeOn, safeAuto}},
+		{mode: []string{safeOn, safeOff}},
+		{mode: []string{safeOff, safeAuto}},
+		{mode: []string{safeOn, safeAuto}, crashed: true, on: true, ends: true},
+		{mode: []string{safeOn, safeOff, safeAuto}, crashed: true},
+		{mode: []string{safeAuto, safeAuto}, crashed: true, on: true, ends: true},
+		{mode: []string{safeOff, safeAuto}, byClient: true, on: true},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			log := slog.New(slog.DiscardHandler)
+			d := &Daemon{log: log, containers: container.New(container.Config{Logger: log}), crashed: crashRecord{Safe: c.crashed}}
+			d.safe = &safeMode{d: d, crashes: crashLog{filepath.Join(t.TempDir(), "crashes.json"), "a"}}
+			defer d.safe.close()
+			err := d.holdBack(c.mode[0])
+			if c.byClient {
+				err = errors.Join(err, d.safe.SetSafeMode(true))
+			}
+			for i, mode := range c.mode[1:] {
+				err = errors.Join(err, d.reloadSafeMode(c.mode[i], mode))
+			}
+			on, _ := d.safe.SafeMode()
+			if err != nil || on != c.on {
+				t.Errorf("%+v: safe mode %v, %v", c, on, err)
+			}
+			time.Sleep(2 * safeTime)
+			if later, _ := d.safe.SafeMode(); later != (c.on && !c.ends) {
+				t.Errorf("%+v: safe mode %v in the end", c, later)
+			}
+		})
 	}
 }
 
