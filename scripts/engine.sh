@@ -37,7 +37,7 @@ forget() {
 		while grep -q " $dir/exec/$d " /proc/self/mountinfo; do umount "$dir/exec/$d"; done
 	done
 	ip link delete "$bridge" 2>/dev/null || true
-	for g in /sys/fs/cgroup/*/"escale-$instance" "/sys/fs/cgroup/escale-$instance"; do
+	for g in /sys/fs/cgroup/{*/,}"escale-$instance"{,-monitors}; do
 		[ ! -d "$g" ] || find "$g" -depth -type d -exec rmdir {} + 2>/dev/null || true
 	done
 	if ! command -v nft >/dev/null; then

@@ -220,8 +220,17 @@ func TestUnreadableRecord(t *testing.T) {
 	if err := os.WriteFile(record, []byte(`{"format":1000000}`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := newStore(filepath.Join(dir, "containers")).load(); !errdefs.IsFailedPrecondition(err) {
+	// One of a newer engine does, in a sentence that says what to do, and nothing is touched.
+	halfMade := filepath.Join(dir, "containers", "00half-made")
+	if err := os.Mkdir(halfMade, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	_, err := newStore(filepath.Join(dir, "containers")).load()
+	if !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), bad.Short()) || !strings.Contains(err.Error(), "start that version again") || strings.Contains(err.Error(), "\n") {
 		t.Errorf("a record of a newer engine: %v", err)
+	}
+	if _, err := os.Lstat(halfMade); err != nil {
+		t.Error("an engine that does not start has collected something")
 	}
 }
 

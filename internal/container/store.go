@@ -36,10 +36,9 @@ func newStore(dir string) *store {
 
 // load reads every record. One that cannot be read, as a power cut may leave it,
 // does not keep the engine from the others: all that belongs to it stays as it
-// is (dark). A record of a newer engine does: this one would not know what it
-// does to it. A directory without a whole record is what a create
-// killed half-way left: it is moved away for collection. Names of such ids are
-// returned so that their snapshots can be collected too.
+// is (dark). Records of a newer engine do, and then nothing is touched
+// (docs/decisions/0009). A directory without a whole record is what a create
+// killed half-way left: it is moved away for collection.
 func (s *store) load() ([]*entry, error) {
 	if err := os.MkdirAll(s.dir, 0o710); err != nil {
 		return nil, err
@@ -49,6 +48,7 @@ func (s *store) load() ([]*entry, error) {
 		return nil, err
 	}
 	var out []*entry
+	var halfMade, newer []ID
 	for _, d := range dirs {
 		if !idRule.MatchString(d.Name()) {
 			continue // what is on its way out, or not ours
@@ -59,10 +59,11 @@ func (s *store) load() ([]*entry, error) {
 		}
 		switch {
 		case errors.Is(err, os.ErrNotExist):
-			s.discard(ID(d.Name()))
+			halfMade = append(halfMade, ID(d.Name()))
 			continue
 		case errdefs.IsFailedPrecondition(err):
-			return nil, fmt.Errorf("container %s: %w", d.Name(), err)
+			newer = append(newer, ID(d.Name()))
+			continue
 		case err != nil:
 			s.dark[ID(d.Name())] = err
 			continue
@@ -71,7 +72,25 @@ func (s *store) load() ([]*entry, error) {
 		s.byID[rec.ID], s.names[rec.Name] = e, rec.ID
 		out = append(out, e)
 	}
+	if len(newer) > 0 {
+		return nil, errNewer(newer)
+	}
+	for _, id := range halfMade {
+		s.discard(id)
+	}
 	return out, nil
+}
+
+// errNewer says what to do about containers of a newer engine, of which it names three.
+func errNewer(ids []ID) error {
+	var names []string
+	for _, id := range ids[:min(len(ids), 3)] {
+		names = append(names, id.Short())
+	}
+	if more := len(ids) - len(names); more > 0 {
+		names = append(names, fmt.Sprintf("%d more", more))
+	}
+	return kindf(errdefs.ErrFailedPrecondition, "a newer version of Escale has written %s, and this one does not understand it: start that version again; to go back to this one, remove these containers with it first", strings.Join(names, ", "))
 }
 
 func readRecord(path string) (Record, error) {
@@ -84,7 +103,7 @@ func readRecord(path string) (Record, error) {
 		return rec, fmt.Errorf("%s: %w", path, err)
 	}
 	if rec.Format > RecordFormat {
-		return rec, fmt.Errorf("%s: written by a newer engine (format %d, this one knows %d): %w", path, rec.Format, RecordFormat, errdefs.ErrFailedPrecondition)
+		return rec, fmt.Errorf("%s: format %d, this version knows %d: %w", path, rec.Format, RecordFormat, errdefs.ErrFailedPrecondition)
 	}
 	return rec, nil
 }
