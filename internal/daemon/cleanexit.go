@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"escale.dev/escale/internal/container"
+	"escale.dev/escale/internal/sys/nobind"
 	"golang.org/x/sys/unix"
 )
 
@@ -17,7 +18,7 @@ import (
 const cleanPatience = 20 * time.Second
 
 // leaveNothing takes what the engine made for containers to come out of the
-// kernel: bridge, firewall table, folder of namespaces, cgroups. Where a
+// kernel: bridge, firewall table, folders of namespaces and mounts, cgroups. Where a
 // container runs it leaves all as it is. Called when nobody is served any more.
 func (d *Daemon) leaveNothing(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanPatience)
@@ -35,7 +36,11 @@ func (d *Daemon) leaveNothing(ctx context.Context) error {
 		d.log.Info("containers run: what they need stays", "containers", running)
 		return nil
 	}
-	return errors.Join(d.networks.Destroy(ctx), d.removeCgroups())
+	errs := []error{d.networks.Destroy(ctx)}
+	for _, dir := range []string{"containers", "build/mounts"} { // what containers and builds were mounted below
+		errs = append(errs, nobind.Release(filepath.Join(d.cfg.ExecRoot, dir)))
+	}
+	return errors.Join(append(errs, d.removeCgroups())...)
 }
 
 // removeCgroups removes the parent cgroups that bear the engine's own name, in
