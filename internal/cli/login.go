@@ -81,7 +81,7 @@ func (o *loginOptions) run(ctx context.Context, a *app, server string, named, gi
 	store := credentials.Store{Dir: a.flags.ConfigDir}
 	key := registryKey(server)
 	if o.user == "" && o.password == "" {
-		known, err := store.Get(key)
+		known, err := store.Get(ctx, key)
 		if err != nil {
 			return err
 		}
@@ -144,7 +144,7 @@ func (o *loginOptions) with(ctx context.Context, a *app, store credentials.Store
 	if res.Auth.IdentityToken != "" {
 		l.Password, l.IdentityToken = "", res.Auth.IdentityToken
 	}
-	unencrypted, err := store.Put(key, l)
+	unencrypted, err := store.Put(ctx, key, l)
 	if err != nil {
 		return fmt.Errorf("error saving credentials: %w", err)
 	}
@@ -162,7 +162,7 @@ func logoutCommand(a *app) *cobra.Command {
 		Use:               "logout [SERVER]",
 		Args:              maxArgs(1),
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(_ *cobra.Command, args []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
 			key := registryKey(strings.Join(args, ""))
 			store := credentials.Store{Dir: a.flags.ConfigDir}
 			keys := []string{key}
@@ -171,7 +171,7 @@ func logoutCommand(a *app) *cobra.Command {
 			}
 			a.println("Removing login credentials for", key) // also when there are none, as Docker's client
 			for _, k := range keys {
-				if _, err := store.Erase(k); err != nil {
+				if _, err := store.Erase(cmd.Context(), k); err != nil {
 					return err
 				}
 			}

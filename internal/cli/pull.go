@@ -106,7 +106,7 @@ func (a *app) pull(ctx context.Context, ref reference.Named, all bool, p *ocispe
 	if err != nil {
 		return nil, err
 	}
-	o := moby.ImagePullOptions{All: all, RegistryAuth: a.registryAuth(reference.Domain(ref))}
+	o := moby.ImagePullOptions{All: all, RegistryAuth: a.registryAuth(ctx, reference.Domain(ref))}
 	if p != nil {
 		o.Platforms = []ocispec.Platform{*p}
 	}
@@ -115,9 +115,9 @@ func (a *app) pull(ctx context.Context, ref reference.Named, all bool, p *ocispe
 
 // registryAuth is the login to a registry in the form of a header; one that
 // cannot be read is said, and does without.
-func (a *app) registryAuth(server string) string {
+func (a *app) registryAuth(ctx context.Context, server string) string {
 	key := registryKey(server)
-	l, err := credentials.Store{Dir: a.flags.ConfigDir}.Get(key)
+	l, err := credentials.Store{Dir: a.flags.ConfigDir}.Get(ctx, key)
 	if err != nil {
 		a.complainf("WARNING: the login to %s cannot be read: %s\n", key, err)
 	}
@@ -145,7 +145,7 @@ escale push registry.example/app:1`,
 			if err != nil {
 				return err
 			}
-			r, err := c.ImagePush(cmd.Context(), ref.String(), moby.ImagePushOptions{All: t.all, RegistryAuth: a.registryAuth(reference.Domain(ref)), Platform: p})
+			r, err := c.ImagePush(cmd.Context(), ref.String(), moby.ImagePushOptions{All: t.all, RegistryAuth: a.registryAuth(cmd.Context(), reference.Domain(ref)), Platform: p})
 			if err != nil {
 				return err
 			}

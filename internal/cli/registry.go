@@ -64,7 +64,7 @@ func (c *registryClient) addFlags(f *pflag.FlagSet) {
 }
 
 // open settles where the registry is, and who asks.
-func (c *registryClient) open(a *app) error {
+func (c *registryClient) open(ctx context.Context, a *app) error {
 	c.base = strings.TrimSuffix(c.addr, "/")
 	if !strings.Contains(c.base, "://") {
 		host, _, err := net.SplitHostPort(c.base)
@@ -94,7 +94,7 @@ func (c *registryClient) open(a *app) error {
 		}
 	}
 	c.http.Transport = &http.Transport{TLSClientConfig: conf, Proxy: http.ProxyFromEnvironment}
-	c.login, err = credentials.Store{Dir: a.flags.ConfigDir}.Get(u.Host)
+	c.login, err = credentials.Store{Dir: a.flags.ConfigDir}.Get(ctx, u.Host)
 	return err
 }
 
@@ -165,7 +165,7 @@ func registryLs(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "ls [OPTIONS]", Short: "List the repositories of a registry", Args: noArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := c.open(a); err != nil {
+			if err := c.open(cmd.Context(), a); err != nil {
 				return err
 			}
 			return c.pages(cmd.Context(), "/v2/_catalog?n=500", func(b []byte) error {
@@ -187,7 +187,7 @@ func registryTags(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "tags [OPTIONS] REPOSITORY", Short: "List the tags of a repository", Args: exactArgs(1), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := c.open(a); err != nil {
+			if err := c.open(cmd.Context(), a); err != nil {
 				return err
 			}
 			return c.pages(cmd.Context(), "/v2/"+args[0]+"/tags/list?n=500", func(b []byte) error {
@@ -211,7 +211,7 @@ func registryRm(a *app) *cobra.Command {
 		Long: "The space is given back by the next collection: see 'escale registry gc'.",
 		Args: minArgs(1), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if err := c.open(a); err != nil {
+			if err := c.open(cmd.Context(), a); err != nil {
 				return err
 			}
 			return a.each(cmd.Context(), args, func(ctx context.Context, ref string) error {
@@ -248,7 +248,7 @@ func registryGC(a *app) *cobra.Command {
 escale registry gc --retain 'lab/**:ci-* last=10 older=30d' --untagged --grace 0s`,
 		Args: noArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := c.open(a); err != nil {
+			if err := c.open(cmd.Context(), a); err != nil {
 				return err
 			}
 			q := url.Values{"retain": retain}

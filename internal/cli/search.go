@@ -45,7 +45,7 @@ func (o *searchOptions) run(ctx context.Context, a *app, term string) error {
 	if first, _, ok := strings.Cut(term, "/"); ok && (strings.ContainsAny(first, ".:") || first == "localhost") {
 		server = first
 	}
-	res, err := c.ImageSearch(ctx, term, moby.ImageSearchOptions{RegistryAuth: a.registryAuth(server), Filters: moby.Filters(o.filter), Limit: o.limit})
+	res, err := c.ImageSearch(ctx, term, moby.ImageSearchOptions{RegistryAuth: a.registryAuth(ctx, server), Filters: moby.Filters(o.filter), Limit: o.limit})
 	if err != nil {
 		return err
 	}

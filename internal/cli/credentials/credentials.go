@@ -4,16 +4,18 @@
 package credentials
 
 import (
-	"bytes"
+	"context"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // Login is what a registry wants to know.
@@ -26,7 +28,8 @@ type Login struct {
 const tokenUser = "<token>"
 
 // Store is the logins of one configuration folder. It reads the file anew for
-// each call.
+// each call. A call blocks for the helper, which may ask its user something, until ctx ends; then
+// the helper is killed.
 type Store struct{ Dir string }
 
 // File is where logins are kept without a helper.
@@ -85,13 +88,13 @@ func (c *config) helper(server string) string {
 }
 
 // Get gives the login to server; a zero one when there is none.
-func (s Store) Get(server string) (Login, error) {
+func (s Store) Get(ctx context.Context, server string) (Login, error) {
 	c, err := s.read()
 	if err != nil {
 		return Login{}, err
 	}
 	if h := c.helper(server); h != "" {
-		return fromHelper(h, server)
+		return fromHelper(ctx, h, server)
 	}
 	raw, ok := c.auths[server]
 	if !ok {
@@ -129,7 +132,7 @@ func decode(raw []byte) (Login, error) {
 }
 
 // Put keeps a login. unencrypted: it stands in the file as it is.
-func (s Store) Put(server string, l Login) (unencrypted bool, err error) {
+func (s Store) Put(ctx context.Context, server string, l Login) (unencrypted bool, err error) {
 	c, err := s.read()
 	if err != nil {
 		return false, err
@@ -137,7 +140,7 @@ func (s Store) Put(server string, l Login) (unencrypted bool, err error) {
 	e := entry{}
 	h := c.helper(server)
 	if h != "" {
-		err = toHelper(h, server, l)
+		err = toHelper(ctx, h, server, l)
 	} else {
 		password := l.Password
 		if l.IdentityToken != "" {
@@ -155,18 +158,18 @@ func (s Store) Put(server string, l Login) (unencrypted bool, err error) {
 }
 
 // Erase forgets the login to server; found tells whether there was one.
-func (s Store) Erase(server string) (found bool, err error) {
+func (s Store) Erase(ctx context.Context, server string) (found bool, err error) {
 	c, err := s.read()
 	if err != nil {
 		return false, err
 	}
 	if h := c.helper(server); h != "" {
-		l, err := fromHelper(h, server)
+		l, err := fromHelper(ctx, h, server)
 		if err != nil {
 			return false, err
 		}
 		if found = l != (Login{}); found {
-			if _, err := run(h, "erase", server); err != nil {
+			if _, err := run(ctx, h, "erase", server); err != nil {
 				return true, err
 			}
 		}
@@ -216,8 +219,8 @@ func (s Store) write(c *config) error {
 // address on its standard input, JSON on its standard output.
 type helperLogin struct{ ServerURL, Username, Secret string }
 
-func fromHelper(name, server string) (Login, error) {
-	out, err := run(name, "get", server)
+func fromHelper(ctx context.Context, name, server string) (Login, error) {
+	out, err := run(ctx, name, "get", server)
 	if err != nil {
 		if strings.Contains(err.Error(), "credentials not found") {
 			return Login{}, nil
@@ -234,31 +237,62 @@ func fromHelper(name, server string) (Login, error) {
 	return Login{Username: h.Username, Password: h.Secret}, nil
 }
 
-func toHelper(name, server string, l Login) error {
+func toHelper(ctx context.Context, name, server string, l Login) error {
 	h := helperLogin{server, l.Username, l.Password}
 	if l.IdentityToken != "" {
 		h.Username, h.Secret = tokenUser, l.IdentityToken
 	}
 	b, err := json.Marshal(h)
 	if err == nil {
-		_, err = run(name, "store", string(b))
+		_, err = run(ctx, name, "store", string(b))
 	}
 	return err
 }
 
-func run(name, verb, input string) ([]byte, error) {
+// Bounds of what a helper may say, in bytes, and of what it leaves behind may hold up.
+const (
+	maxHelperSays = 1 << 20
+	helperDelay   = time.Second
+)
+
+func run(ctx context.Context, name, verb, input string) ([]byte, error) {
 	if name != filepath.Base(name) {
 		return nil, fmt.Errorf("credential helper %q: not a name", name)
 	}
-	cmd := exec.Command("docker-credential-"+name, verb)
+	run, kill := context.WithCancel(ctx)
+	defer kill()
+	cmd := exec.CommandContext(run, "docker-credential-"+name, verb)
 	cmd.Stdin = strings.NewReader(input)
-	var errText bytes.Buffer
-	cmd.Stderr = &errText
-	out, err := cmd.Output()
-	if err != nil {
+	out, errText := bounded{full: kill}, bounded{full: kill}
+	cmd.Stdout, cmd.Stderr = &out, &errText
+	cmd.WaitDelay = helperDelay // a process that it has begun may hold its standard output
+	err := cmd.Run()
+	switch {
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("credential helper %s: %s: %w", name, verb, ctx.Err())
+	case out.over || errText.over:
+		return nil, fmt.Errorf("credential helper %s: %s: it says more than %d bytes", name, verb, maxHelperSays)
+	case err != nil && !errors.Is(err, exec.ErrWaitDelay):
 		// Helpers tell what is wrong on their standard output.
-		text := strings.TrimSpace(string(out) + errText.String())
-		return nil, fmt.Errorf("credential helper %s: %s: %w: %s", name, verb, err, text)
+		text := strings.TrimSpace(string(out.kept) + string(errText.kept))
+		return nil, fmt.Errorf("credential helper %s: %s: %w: %.4096s", name, verb, err, text)
 	}
-	return out, nil
+	return out.kept, nil
+}
+
+// bounded keeps what is written, up to maxHelperSays; more calls full and is refused.
+type bounded struct {
+	kept []byte
+	full func()
+	over bool
+}
+
+func (b *bounded) Write(p []byte) (int, error) {
+	if len(b.kept)+len(p) > maxHelperSays {
+		b.over = true
+		b.full()
+		return 0, io.ErrShortWrite
+	}
+	b.kept = append(b.kept, p...)
+	return len(p), nil
 }
