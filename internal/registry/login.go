@@ -36,18 +36,48 @@ func (c *Client) Login(ctx context.Context, a registry.AuthConfig) (token string
 	}
 	defer tr.CloseIdleConnections()
 	l := login{
-		http: &http.Client{Transport: tr, Timeout: 2 * timeout}, header: http.Header{"User-Agent": {set.UserAgent}}, auth: a, host: h, plain: insecure,
+		http: &http.Client{Transport: brief{tr}, Timeout: 2 * timeout}, header: http.Header{"User-Agent": {set.UserAgent}}, auth: a, host: h, plain: insecure,
 	}
 	l.http.CheckRedirect = l.keepTLS
 	token, err = l.try(ctx, "https://"+h+"/v2/")
 	var unreachable *url.Error
 	if insecure && errors.As(err, &unreachable) && ctx.Err() == nil {
 		// It may answer without TLS.
-		if token, plainErr := l.try(ctx, "http://"+h+"/v2/"); !errors.As(plainErr, &unreachable) {
+		token, plainErr := l.try(ctx, "http://"+h+"/v2/")
+		if errors.Is(err, http.ErrSchemeMismatch) || !errors.As(plainErr, &unreachable) {
 			return token, plainErr
 		}
 	}
 	return token, err
+}
+
+// maxBrief bounds, in bytes, answers of which little is expected: to a login, and tokens.
+const maxBrief = 1 << 20
+
+// brief is a transport for such answers: longer ones break off with an error, so that they
+// are not read into memory.
+type brief struct{ http.RoundTripper }
+
+func (b brief) RoundTrip(req *http.Request) (*http.Response, error) {
+	res, err := b.RoundTripper.RoundTrip(req)
+	if err == nil {
+		res.Body = &briefBody{res.Body, req.URL.Host, maxBrief}
+	}
+	return res, err
+}
+
+type briefBody struct {
+	io.ReadCloser
+	host string
+	left int
+}
+
+func (b *briefBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if b.left -= n; b.left < 0 {
+		return 0, fmt.Errorf("%s answers with more than %d bytes", b.host, maxBrief)
+	}
+	return n, err
 }
 
 // login is one attempt to log in.

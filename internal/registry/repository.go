@@ -89,7 +89,7 @@ func (s *settings) endpoint(ctx context.Context, base url.URL, login registry.Au
 		DialContext: (&net.Dialer{Timeout: timeout}).DialContext,
 	}}}
 	e := &endpoint{set: s, base: base, http: client, auth: &renewing{fresh: func() docker.Authorizer {
-		return authorizer(client, s.UserAgent, base.Host, login)
+		return authorizer(&http.Client{Transport: brief{client.Transport}}, s.UserAgent, base.Host, login)
 	}}}
 	res, err := e.send(ctx, call{method: http.MethodGet})
 	if err != nil {
