@@ -10,11 +10,15 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"time"
 	"unicode/utf8"
 )
 
 // maxBody bounds a JSON body in bytes.
 const maxBody = 8 << 20
+
+// bodyTimeout is how long a JSON body may take.
+var bodyTimeout = time.Minute
 
 // checkJSON refuses bodies that are not declared as JSON, which also keeps
 // simple cross-site requests of browsers out.
@@ -41,6 +45,9 @@ func readJSON(w *response, r *request, into any) error {
 	if r.ContentLength == 0 {
 		return nil
 	}
+	// A client that sends byte after byte, for ever, is given up; one that listens to a stream is not.
+	ctl := http.NewResponseController(w.ResponseWriter)
+	_ = ctl.SetReadDeadline(time.Now().Add(bodyTimeout)) // tests have responses without a connection
 	dec := json.NewDecoder(http.MaxBytesReader(w.ResponseWriter, r.Body, maxBody))
 	if err := dec.Decode(into); err != nil {
 		return jsonError(err)
@@ -52,6 +59,7 @@ func readJSON(w *response, r *request, into any) error {
 		}
 		return invalidf("unexpected content after JSON")
 	}
+	_ = ctl.SetReadDeadline(time.Time{}) // after an error nothing more is read
 	return nil
 }
 

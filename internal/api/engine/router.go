@@ -133,6 +133,9 @@ func (s *Server) dispatch(w *response, r *request) error {
 	h["Ostype"] = []string{ping.OSType}
 	h["Server"] = []string{"Escale/" + s.cfg.Version + " (" + ping.OSType + ")"}
 
+	if err := checkOrigin(r.Request); err != nil {
+		return err
+	}
 	path := r.URL.Path
 	if clean := cleanPath(path); clean != path && r.Method != http.MethodConnect {
 		w.Header()["Location"] = []string{(&url.URL{Path: clean, RawQuery: r.URL.RawQuery}).String()}
