@@ -73,7 +73,7 @@ func TestKilledAmidCollections(t *testing.T) {
 		var mu sync.Mutex
 		var clients sync.WaitGroup
 		stop := make(chan struct{})
-		shared := random(3000)
+		shared, before := random(3000), pushed
 		for w := range 3 {
 			clients.Go(func() {
 				name := fmt.Sprintf("k/w%d", w)
@@ -102,6 +102,15 @@ func TestKilledAmidCollections(t *testing.T) {
 			})
 		}
 		time.Sleep(time.Duration(100+upTo(500)) * time.Millisecond)
+		// Each second round at least gets somewhere, however slow the machine is.
+		for end := time.Now().Add(time.Minute); round%2 == 0 && time.Now().Before(end); time.Sleep(time.Millisecond) {
+			mu.Lock()
+			some := pushed > before
+			mu.Unlock()
+			if some {
+				break
+			}
+		}
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
@@ -116,6 +125,7 @@ func TestKilledAmidCollections(t *testing.T) {
 		t.Error("nothing was pushed")
 	}
 	r := start(t, func(c *Config) { c.Root = root })
+	r.want(200, "GET", "/v2/", nil)
 	for ref := range kept {
 		name, tag, _ := strings.Cut(ref, ":")
 		r.mustPull(name, tag)

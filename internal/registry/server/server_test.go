@@ -382,12 +382,31 @@ func TestDiskFull(t *testing.T) {
 	}
 	r.want(404, "HEAD", "/v2/x/blobs/"+string(digest.FromBytes(big)), nil)
 	r.mustPull("x", "v1")
+	if open := openBelow(t, filepath.Join(root, "docker")); len(open) != 0 {
+		t.Errorf("left open: %v", open)
+	}
 	r.withClock().turn(2 * time.Hour)
 	if c := r.collect(Options{Grace: time.Hour}); r.onDisk() != 3 {
 		t.Errorf("collected %+v, %d blobs left", c, r.onDisk())
 	}
 	r.mustPush("x", "v2", []byte("{}"), random(1<<20))
 	r.mustPull("x", "v2")
+}
+
+// openBelow are the files in a directory that this process has open.
+func openBelow(t *testing.T, dir string) (out []string) {
+	t.Helper()
+	const fds = "/proc/self/fd"
+	list, err := os.ReadDir(fds)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range list {
+		if name, err := os.Readlink(filepath.Join(fds, fd.Name())); err == nil && strings.HasPrefix(name, dir+"/") {
+			out = append(out, name)
+		}
+	}
+	return out
 }
 
 // A request that is under way when the registry stops is answered rightly.
