@@ -32,7 +32,7 @@ func registryFlags(fs *pflag.FlagSet, prefix string, c *server.Config) {
 	fs.StringVar(&c.TLSKey, prefix+"tls-key", "", "Key of the registry's certificate")
 	fs.StringVar(&c.Htpasswd, prefix+"htpasswd", "", "File of the registry's users, user:bcrypt a line; read again when it changes")
 	fs.BoolVar(&c.Insecure, prefix+"insecure", false, "Serve the registry without TLS on every address")
-	fs.DurationVar(&c.Every, prefix+"gc-every", 0, "Collect the registry's garbage at this interval (default never)")
+	fs.DurationVar(&c.Every, prefix+"gc-every", 24*time.Hour, "Collect the registry's garbage at this interval; 0: never")
 	fs.Var(ageFlag{&c.Grace}, prefix+"gc-grace", "Age under which a collection of the registry takes nothing (default 1h)")
 	fs.Var(rulesFlag{&c.Retain}, prefix+"retain", `Rule of which tags a collection removes: "REPOSITORIES[:TAGS] last=N older=AGE"`)
 	fs.BoolVar(&c.Untagged, prefix+"gc-untagged", false, "Let collections of the registry take manifests that no tag leads to")

@@ -23,29 +23,46 @@ type Offered struct{ s *Store }
 // Offer gives a store's images to others.
 func Offer(s *Store) Offered { return Offered{s} }
 
-// sharedName reports whether a repository of a registry's API means the one of a
-// reference: its path, also with the domain before it, and the short names of
-// Docker's own.
-func sharedName(named reference.Named, repository string) bool {
-	return repository == reference.Path(named) || repository == named.Name() || repository == reference.FamiliarName(named)
+// sharedName tells how well a repository of a registry's API means the one of a
+// reference: 0 not at all, 3 by its whole name, 2 by the short name of Docker's
+// own, 1 by its path, whatever its domain.
+func sharedName(named reference.Named, repository string) int {
+	switch repository {
+	case named.Name():
+		return 3
+	case reference.FamiliarName(named):
+		return 2
+	case reference.Path(named):
+		if reference.Domain(named) == "docker.io" {
+			return 2
+		}
+		return 1
+	}
+	return 0
 }
 
-// of are the images that have a name in a repository, and its tags.
+// of are the images that have a name in a repository, and its tags. Of two
+// images that a tag could mean it means the one whose name fits better.
 func (h Offered) of(repository string) (found []*record, tags map[string]*record) {
 	s := h.s
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	tags = map[string]*record{}
+	fit := map[string]int{}
 	for _, id := range s.sorted {
 		r, mine := s.byID[id], false
 		for _, text := range slices.Concat(r.Tags, r.Digests) {
 			named, err := reference.ParseNormalizedNamed(text)
-			if err != nil || !sharedName(reference.TrimNamed(named), repository) {
+			if err != nil {
+				continue
+			}
+			f := sharedName(reference.TrimNamed(named), repository)
+			if f == 0 {
 				continue
 			}
 			mine = true
-			if t, ok := named.(reference.Tagged); ok && tags[t.Tag()] == nil {
-				tags[t.Tag()] = r
+			if t, ok := named.(reference.Tagged); ok && f > fit[t.Tag()] {
+				tags[t.Tag()], fit[t.Tag()] = r, f
 			}
 		}
 		if mine {
@@ -86,6 +103,9 @@ func (h Offered) Manifest(ctx context.Context, repository, ref string) (ocispec.
 	}
 	for _, r := range found {
 		all, err := h.manifestsOf(ctx, r)
+		if errdefs.IsNotFound(err) {
+			continue // removed since
+		}
 		if err != nil {
 			return ocispec.Descriptor{}, nil, err
 		}
@@ -107,6 +127,9 @@ func (h Offered) Blob(ctx context.Context, repository string, d digest.Digest) (
 	found, _ := h.of(repository)
 	for _, r := range found {
 		all, err := h.manifestsOf(ctx, r)
+		if errdefs.IsNotFound(err) {
+			continue // removed since
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -115,6 +138,9 @@ func (h Offered) Blob(ctx context.Context, repository string, d digest.Digest) (
 				continue
 			}
 			b, err := h.read(ctx, m)
+			if errdefs.IsNotFound(err) {
+				continue
+			}
 			if err != nil {
 				return nil, err
 			}

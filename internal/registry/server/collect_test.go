@@ -215,20 +215,41 @@ func TestCollectRequest(t *testing.T) {
 	r.s.collecting.Unlock()
 }
 
+// By the clock a registry does what it was configured for: garbage, tags that
+// rules are about, and what has no tag then.
 func TestCollectByClock(t *testing.T) {
-	r := start(t, func(c *Config) { c.Every, c.Grace = 20*time.Millisecond, time.Nanosecond })
-	r.mustBlob("x", []byte("garbage"))
+	r := start(t, func(c *Config) {
+		c.Every, c.Grace, c.Untagged = 20*time.Millisecond, time.Nanosecond, true
+		c.Retain = []Rule{{Repos: "lab/**", Tags: "ci-*", Last: 1, Older: -1}}
+	})
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); r.s.collectByClock(ctx) }()
-	for end := time.Now().Add(10 * time.Second); r.onDisk() > 0; time.Sleep(5 * time.Millisecond) {
+	time.Sleep(50 * time.Millisecond)
+	if r.s.opened() {
+		t.Error("the clock opened a registry that nobody asked")
+	}
+	for _, tag := range []string{"ci-1", "ci-2", "v1"} {
+		for try := 0; ; try++ { // with so little grace a push may be refused, and not again
+			if _, err := r.push("lab/a/b", tag, []byte(`{"tag":"`+tag+`"}`), []byte("layer of "+tag)); err == nil {
+				break
+			} else if try > 50 {
+				t.Fatal(err)
+			}
+		}
+		time.Sleep(20 * time.Millisecond) // the age of a file is told in ticks of the kernel
+	}
+	for end := time.Now().Add(10 * time.Second); r.onDisk() != 6; time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
-			t.Error("nothing was collected")
+			t.Errorf("%d blobs are left, want the 6 of two images", r.onDisk())
 			break
 		}
 	}
 	cancel()
 	<-done
+	r.mustPull("lab/a/b", "ci-2")
+	r.mustPull("lab/a/b", "v1")
+	r.want(404, "GET", "/v2/lab/a/b/manifests/ci-1", nil, "Accept", accept)
 }
 
 // Clients push, pull and delete while collections run one after the other, with

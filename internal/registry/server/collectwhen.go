@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// collectByClock collects at every interval of the configuration until ctx ends.
+// collectByClock collects at every interval of the configuration until ctx ends,
+// where anybody has asked the registry for something: else there is nothing new.
 // The first is an interval after the start: by then clients of an earlier run
 // of the registry have asked again for what they rely on.
 func (s *Server) collectByClock(ctx context.Context) {
@@ -21,6 +22,9 @@ func (s *Server) collectByClock(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		}
+		if !s.opened() {
+			continue
 		}
 		_, err := s.Collect(ctx, Options{Grace: s.cfg.Grace, Untagged: s.cfg.Untagged, Rules: s.cfg.Retain})
 		if err != nil && ctx.Err() == nil {

@@ -88,6 +88,12 @@ func (s *Server) open(ctx context.Context) error {
 	return nil
 }
 
+func (s *Server) opened() bool {
+	s.opening.Lock()
+	defer s.opening.Unlock()
+	return s.app != nil
+}
+
 // libraryConfig is what the library is told: no cache of what is there, since
 // the collection goes past it, and no purge of uploads, since that is ours.
 func libraryConfig(d *disk, secret string) *configuration.Configuration {
