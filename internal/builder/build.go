@@ -104,7 +104,7 @@ func (k *kit) ownSession(ctx context.Context, o *request.Build, solve *control.S
 	s.Allow(credentials{auth: o.Auth})
 	if o.Context != nil {
 		up := uploadprovider.New()
-		solve.FrontendAttrs["context"] = up.Add(o.Context)
+		solve.FrontendAttrs["context"] = up.Add(newPlainContext(o.Context))
 		s.Allow(up)
 	}
 	solve.Session = s.ID()

@@ -26,7 +26,7 @@ type classic struct {
 // told is what is known of a step.
 type told struct {
 	header  string // "Step 2/3 : RUN true\n"
-	text    strings.Builder
+	text    []string
 	started bool
 	cached  bool
 	done    bool
@@ -84,11 +84,23 @@ func (c *classic) show(r *control.StatusResponse) error {
 	}
 	for _, l := range status.Logs {
 		if s := c.by[l.Vertex]; s != nil {
-			s.text.Write(l.Data)
+			s.text = append(s.text, colored(l))
 		}
 	}
 	c.advance(false)
 	return nil
+}
+
+// stderrStream is the number of standard error in BuildKit's logs.
+const stderrStream = 2
+
+// colored is what a step said; what it said on standard error is red, as the
+// classic builder sends it whatever the client is.
+func colored(l *client.VertexLog) string {
+	if l.Stream == stderrStream {
+		return "\x1b[91m" + string(l.Data) + "\x1b[0m"
+	}
+	return string(l.Data)
 }
 
 // advance shows what can be shown: of the first step that goes on all there is,
@@ -106,10 +118,10 @@ func (c *classic) advance(all bool) {
 				c.told.Stream(" ---> Using cache\n")
 			}
 		}
-		if s.text.Len() > 0 {
-			c.told.Stream(s.text.String())
-			s.text.Reset()
+		for _, text := range s.text {
+			c.told.Stream(text)
 		}
+		s.text = nil
 		if !s.done && !all {
 			return
 		}
