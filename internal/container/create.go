@@ -202,9 +202,6 @@ func (m creator) hostDefaults(rec *Record) error {
 	if len(h.StorageOpt) > 0 {
 		return kindf(errInvalid, "--storage-opt is supported only for overlay over xfs with 'pquota' mount option")
 	}
-	if h.VolumeDriver != "" && h.VolumeDriver != "local" {
-		return noVolumeDriver(h.VolumeDriver)
-	}
 	if h.AutoRemove && !h.RestartPolicy.IsNone() {
 		return kindf(errInvalid, "can't create 'AutoRemove' container with restart policy")
 	}

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,8 +36,11 @@ func (m mounts) resolve(ctx context.Context, rec *Record) error {
 		if err != nil {
 			return err
 		}
-		if p.Type == mount.TypeVolume && p.Mode == "" {
-			p.Mode = "z" // as Docker shows what it would relabel
+		if p.Type == mount.TypeVolume {
+			p.Driver = volumeDriver(rec)
+			if p.Mode == "" {
+				p.Mode = "z" // as Docker shows what it would relabel
+			}
 		}
 		if _, tmpfs := rec.HostConfig.Tmpfs[p.Destination]; tmpfs || set.asked[p.Destination] {
 			return kindf(errInvalid, "Duplicate mount point: %s", p.Destination)
@@ -68,11 +72,14 @@ func (m mounts) resolve(ctx context.Context, rec *Record) error {
 			return kindf(errInvalid, "invalid volume specification: '%s': invalid mount config for type \"volume\": invalid specification: destination can't be '/'", dst)
 		}
 		if _, taken := set.points[dst]; !taken && !set.asked[dst] {
-			set.points[dst] = Mount{Type: mount.TypeVolume, Destination: dst, RW: true, Driver: "local"}
+			set.points[dst] = Mount{Type: mount.TypeVolume, Destination: dst, RW: true, Driver: volumeDriver(rec)}
 		}
 	}
 	return m.take(ctx, rec, set)
 }
+
+// volumeDriver is the driver of the volumes that no --mount gave the container.
+func volumeDriver(rec *Record) string { return cmp.Or(rec.HostConfig.VolumeDriver, "local") }
 
 // take writes the mount points into the record, in the order of their
 // destinations, and acquires what they need.

@@ -143,17 +143,13 @@ func parseMount(mt *mount.Mount) (Mount, error) {
 		if p.Name != "" && !volumeNameRule.MatchString(p.Name) {
 			return Mount{}, kindf(errInvalid, "create %s: %q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", p.Name, p.Name)
 		}
-		if o := mt.VolumeOptions; o != nil && o.DriverConfig != nil && o.DriverConfig.Name != "" && o.DriverConfig.Name != "local" {
-			return Mount{}, noVolumeDriver(o.DriverConfig.Name)
+		if o := mt.VolumeOptions; o != nil && o.DriverConfig != nil && o.DriverConfig.Name != "" {
+			p.Driver = o.DriverConfig.Name
 		}
 	case mount.TypeImage:
 		p.Name, p.RW, p.Propagation = mt.Source, false, mount.PropagationRPrivate
 	}
 	return p, nil
-}
-
-func noVolumeDriver(name string) error {
-	return kindf(errNotFound, "error looking up volume plugin %s: plugin %q not found", name, name)
 }
 
 func wrongBind(mt *mount.Mount) string {

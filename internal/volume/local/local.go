@@ -179,9 +179,6 @@ func (s *Store) Acquire(_ context.Context, r volume.Request, user string) (volum
 
 // obtain finds or makes a volume; mu is held.
 func (s *Store) obtain(r volume.Request) (*entry, error) {
-	if r.Driver != "" && r.Driver != Driver {
-		return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("error looking up volume plugin %s: plugin %q not found", r.Driver, r.Driver))
-	}
 	labels := maps.Clone(r.Labels)
 	if r.Name == "" {
 		var raw [32]byte
@@ -191,6 +188,9 @@ func (s *Store) obtain(r volume.Request) (*entry, error) {
 			labels = map[string]string{}
 		}
 		labels[volume.Anonymous] = ""
+	}
+	if r.Driver != "" && r.Driver != Driver {
+		return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("create %s: error looking up volume plugin %s: plugin %q not found", r.Name, r.Driver, r.Driver))
 	}
 	if err := checkName(r.Name); err != nil {
 		return nil, fmt.Errorf("create %s: %w", r.Name, err)

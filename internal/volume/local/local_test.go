@@ -182,7 +182,7 @@ func TestRefusals(t *testing.T) {
 		{volume.Request{Name: ".hidden"}, `includes invalid characters`, errdefs.IsInvalidArgument},
 		{volume.Request{Name: "a\nb"}, `includes invalid characters`, errdefs.IsInvalidArgument},
 		{volume.Request{Name: strings.Repeat("a", 256)}, `name is too long`, errdefs.IsInvalidArgument},
-		{volume.Request{Name: "ab", Driver: "nfs"}, `error looking up volume plugin nfs: plugin "nfs" not found`, errdefs.IsNotFound},
+		{volume.Request{Name: "ab", Driver: "nfs"}, `create ab: error looking up volume plugin nfs: plugin "nfs" not found`, errdefs.IsNotFound},
 		{volume.Request{Name: "ab", Options: map[string]string{"x": "y"}}, `create ab: invalid option: "x"`, errdefs.IsInvalidArgument},
 		{volume.Request{Name: "ab", Options: map[string]string{"type": "nfs"}}, `create ab: missing required option: "device"`, errdefs.IsInvalidArgument},
 		{volume.Request{Name: "ab", Options: map[string]string{"o": "bind"}}, `missing required option: "device"`, errdefs.IsInvalidArgument},
