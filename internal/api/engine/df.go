@@ -43,7 +43,9 @@ type newUsage struct {
 	BuildCacheUsage *usage[build.CacheRecord] `json:",omitempty"`
 }
 
-// oldUsage is the answer before API 1.53. What was not asked for is null.
+// oldUsage is the answer before API 1.52, and since then stands beside the new one
+// unless the client asks for all of that: many ask with no version at all and know
+// only this. What was not asked for is null.
 type oldUsage struct {
 	LayersSize int64
 	Images     []summary
@@ -132,7 +134,7 @@ func shaped(r *request, all newUsage) any {
 	}
 	verbose := r.query.bool("verbose")
 	brief := newUsage{withItems(all.ImageUsage, verbose), withItems(all.ContainerUsage, verbose), withItems(all.VolumeUsage, verbose), withItems(all.BuildCacheUsage, verbose)}
-	if r.version.before(53) && !verbose {
+	if !verbose {
 		return struct {
 			oldUsage
 			newUsage

@@ -140,7 +140,7 @@ func (i imageRoutes) load(w *response, r *request) error {
 	defer drain(w, r)()
 	out := &progressStream{w: w}
 	o := image.LoadOptions{
-		Quiet: r.query.bool("quiet"), Platform: platform,
+		Quiet: r.query.boolOr("quiet", true), Platform: platform,
 		Loaded: func(line string) {
 			out.send(progressLine{Message: jsonstream.Message{Stream: strings.TrimSuffix(line, "\n") + "\n"}})
 		},

@@ -30,6 +30,14 @@ func (p params) all(key string) []string { return p.values[key] }
 // is yes.
 func (p params) bool(key string) bool { return truth(p.get(key)) }
 
+// boolOr is bool, or what is meant when the client is silent.
+func (p params) boolOr(key string, silent bool) bool {
+	if !p.has(key) {
+		return silent
+	}
+	return p.bool(key)
+}
+
 func truth(s string) bool {
 	switch strings.ToLower(strings.TrimSpace(s)) {
 	case "", "0", "no", "false", "none":

@@ -217,7 +217,8 @@ func TestDiskUsage(t *testing.T) {
 	}
 	check("/v1.52/system/df", true, false)
 	check("/v1.52/system/df?verbose=1", false, true)
-	check("/v1.53/system/df", false, false)
+	check("/v1.53/system/df", true, false)
+	check("/system/df", true, false)
 	check("/v1.53/system/df?verbose=1", false, true)
 	if status, _, body := r.do("GET", "/v1.50/system/df?type=nosuch", ""); status != 400 || !strings.Contains(body, "unknown object type: nosuch") {
 		t.Errorf("unknown type: %d %s", status, body)
