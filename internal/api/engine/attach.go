@@ -52,12 +52,6 @@ func (e execRoutes) create(w *response, r *request) error {
 		AttachStdin: body.AttachStdin, AttachStdout: body.AttachStdout, AttachStderr: body.AttachStderr,
 		Privileged: body.Privileged, DetachKeys: body.DetachKeys,
 	}
-	if r.version.before(25) {
-		conf.Env = nil
-	}
-	if r.version.before(35) {
-		conf.WorkingDir = ""
-	}
 	if !r.version.before(42) {
 		var err error
 		if conf.ConsoleSize, err = consoleSize(body.ConsoleSize); err != nil {

@@ -9,6 +9,9 @@ import (
 // stream: the number of the stream, three zeroes, the length in four bytes.
 const frameHeader = 8
 
+// stderrFrame is the number of standard error in it.
+const stderrFrame = 2
+
 // framed turns what is written to it into frames of standard output. A client
 // that starts an exec without asking for a terminal reads frames, also when the
 // exec has one.
@@ -22,11 +25,13 @@ func (f framed) Write(p []byte) (int, error) {
 }
 
 // unframed takes the frames off: a client that asks for a terminal when it
-// starts an exec reads plain bytes, also when the exec has none.
+// starts an exec reads plain bytes, also when the exec has none. What is standard
+// error has no place among them, as with Docker.
 type unframed struct {
 	io.ReadWriteCloser
 	head []byte // of the frame that begins, while it is not whole
 	left int    // of the frame under way
+	drop bool   // it is standard error
 }
 
 func (u *unframed) Write(p []byte) (int, error) {
@@ -38,13 +43,16 @@ func (u *unframed) Write(p []byte) (int, error) {
 			p = p[n:]
 			if len(u.head) == frameHeader {
 				u.left = int(binary.BigEndian.Uint32(u.head[4:]))
+				u.drop = u.head[0] == stderrFrame
 				u.head = u.head[:0]
 			}
 			continue
 		}
 		n := min(u.left, len(p))
-		if _, err := u.ReadWriteCloser.Write(p[:n]); err != nil {
-			return written - len(p), err
+		if !u.drop {
+			if _, err := u.ReadWriteCloser.Write(p[:n]); err != nil {
+				return written - len(p), err
+			}
 		}
 		u.left -= n
 		p = p[n:]

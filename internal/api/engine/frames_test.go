@@ -31,7 +31,7 @@ func TestFramesAsAsked(t *testing.T) {
 				t.Fatalf("%d of %d written: %v", got, n, err)
 			}
 		}
-		if end.String() != "outerr\n" {
+		if end.String() != "out" {
 			t.Fatalf("in pieces of %d: %q", size, end.String())
 		}
 	}

@@ -85,7 +85,7 @@ var routeTests = []struct {
 
 	{"POST", "/containers/web/exec", `{"Cmd":[]}`, nil, 400, `{"message":"No exec command specified"}`, ""},
 	{"POST", "/containers/web/exec", `{"Cmd":["ls"],"Env":["A=b"],"WorkingDir":"/","Tty":true,"ConsoleSize":[3,4]}`, nil, 201, `{"Id":"e1"}`, "ExecCreate web {Cmd:[ls] Env:[A=b] WorkingDir:/ User: Tty:true AttachStdin:false AttachStdout:false AttachStderr:false Privileged:false DetachKeys: ConsoleSize:[3 4]}"},
-	{"POST", "/v1.24/containers/web/exec", `{"Cmd":["ls"],"Env":["A=b"],"WorkingDir":"/","ConsoleSize":[3,4]}`, nil, 201, `{"Id":"e1"}`, "ExecCreate web {Cmd:[ls] Env:[] WorkingDir: User: Tty:false AttachStdin:false AttachStdout:false AttachStderr:false Privileged:false DetachKeys: ConsoleSize:[0 0]}"},
+	{"POST", "/v1.24/containers/web/exec", `{"Cmd":["ls"],"Env":["A=b"],"WorkingDir":"/","ConsoleSize":[3,4]}`, nil, 201, `{"Id":"e1"}`, "ExecCreate web {Cmd:[ls] Env:[A=b] WorkingDir:/ User: Tty:false AttachStdin:false AttachStdout:false AttachStderr:false Privileged:false DetachKeys: ConsoleSize:[0 0]}"},
 	{"POST", "/containers/web/exec", `{"Cmd":["ls"],"ConsoleSize":[99999,4]}`, nil, 400, `{"message":"invalid console size…`, ""},
 	{"POST", "/containers/web/exec", `{"Cmd":["ls"]}`, map[string]error{"ExecCreate": errBusy}, 409, `{"message":"busy"}`, "ExecCreate web {Cmd:[ls] Env:[] WorkingDir: User: Tty:false AttachStdin:false AttachStdout:false AttachStderr:false Privileged:false DetachKeys: ConsoleSize:[0 0]}"},
 	{"POST", "/exec/nope/start", `{}`, nil, 404, `{"message":"No such exec instance: nope"}`, ""},
