@@ -243,3 +243,28 @@ func (d *Datagram) Drop() {
 		d.c = nil
 	}
 }
+
+// Link is how a driver reaches a server that takes a stream or datagrams: one of
+// the two is set.
+type Link struct {
+	Stream *Stream
+	Packet *Datagram
+}
+
+// Gone implements ship.Driver: only the end of a stream can be told.
+func (l *Link) Gone() <-chan struct{} {
+	if l.Stream == nil {
+		return nil
+	}
+	return l.Stream.Gone()
+}
+
+// Close implements ship.Driver. A Link that was never used may be closed.
+func (l *Link) Close() error {
+	if l.Stream != nil {
+		l.Stream.Drop()
+		return nil
+	}
+	l.Packet.Drop()
+	return nil
+}

@@ -91,10 +91,9 @@ type driver struct {
 	host  string
 	extra []byte // `,"_container_id":…`, what is the same in each message
 
-	stream *conn.Stream // or
-	packet *conn.Datagram
-	zip    zipper // nil: not compressed
-	buf    bytes.Buffer
+	conn.Link
+	zip zipper // nil: not compressed
+	buf bytes.Buffer
 }
 
 func open(info ship.Info) (ship.Driver, ship.Policy, error) {
@@ -111,7 +110,7 @@ func open(info ship.Info) (ship.Driver, ship.Policy, error) {
 	}
 	policy := ship.Policy{}
 	if u.Scheme == "tcp" {
-		d.stream = &conn.Stream{Dial: conn.To("tcp", u.Host)}
+		d.Stream = &conn.Stream{Dial: conn.To("tcp", u.Host)}
 		policy.Wait = time.Second
 		if v, err := strconv.Atoi(info.Config["gelf-tcp-reconnect-delay"]); err == nil {
 			policy.Wait = time.Duration(v) * time.Second
@@ -121,7 +120,7 @@ func open(info ship.Info) (ship.Driver, ship.Policy, error) {
 		}
 		return d, policy, nil
 	}
-	d.packet = &conn.Datagram{Dial: conn.To("udp", u.Host)}
+	d.Packet = &conn.Datagram{Dial: conn.To("udp", u.Host)}
 	if d.zip, err = compression(info.Config); err != nil {
 		return nil, ship.Policy{}, err
 	}
@@ -208,7 +207,7 @@ func seconds(t time.Time) []byte {
 
 // Send implements ship.Driver. Empty lines are not sent, as in Docker.
 func (d *driver) Send(ctx context.Context, batch []ship.Entry) (int, error) {
-	if d.stream == nil {
+	if d.Stream == nil {
 		return d.sendPackets(ctx, batch)
 	}
 	d.buf.Reset()
@@ -223,7 +222,7 @@ func (d *driver) Send(ctx context.Context, batch []ship.Entry) (int, error) {
 		d.buf.Write(msg)
 		d.buf.WriteByte(0)
 	}
-	if err := d.stream.Write(ctx, d.buf.Bytes()); err != nil {
+	if err := d.Stream.Write(ctx, d.buf.Bytes()); err != nil {
 		return 0, err
 	}
 	return len(batch), nil
@@ -246,7 +245,7 @@ func (d *driver) sendPackets(ctx context.Context, batch []ship.Entry) (int, erro
 			return n, &ship.RefusedError{Err: err}
 		}
 		for _, p := range packets {
-			if err := d.packet.Write(ctx, p); err != nil {
+			if err := d.Packet.Write(ctx, p); err != nil {
 				return n, err
 			}
 		}
@@ -297,22 +296,4 @@ func chunks(msg []byte) ([][]byte, error) {
 		out = append(out, append(p, msg[n*room:min(len(msg), (n+1)*room)]...))
 	}
 	return out, nil
-}
-
-// Gone implements ship.Driver.
-func (d *driver) Gone() <-chan struct{} {
-	if d.stream == nil {
-		return nil
-	}
-	return d.stream.Gone()
-}
-
-// Close implements ship.Driver.
-func (d *driver) Close() error {
-	if d.stream != nil {
-		d.stream.Drop()
-		return nil
-	}
-	d.packet.Drop()
-	return nil
 }

@@ -145,9 +145,8 @@ type driver struct {
 	layout   layout
 	counted  bool // frames of RFC 5425: length, blank, message
 
-	stream *conn.Stream // or
-	packet *conn.Datagram
-	buf    []byte
+	conn.Link
+	buf []byte
 }
 
 func open(info ship.Info) (ship.Driver, ship.Policy, error) {
@@ -180,19 +179,19 @@ func newDriver(info ship.Info) (*driver, error) {
 	}
 	switch network {
 	case "":
-		d.packet = &conn.Datagram{Dial: dialLocal}
+		d.Packet = &conn.Datagram{Dial: dialLocal}
 	case "udp", "unixgram":
-		d.packet = &conn.Datagram{Dial: conn.To(network, address)}
+		d.Packet = &conn.Datagram{Dial: conn.To(network, address)}
 	case "tcp+tls":
 		_, skip := opts["syslog-tls-skip-verify"]
 		cfg, err := conn.TLS(opts["syslog-tls-ca-cert"], opts["syslog-tls-cert"], opts["syslog-tls-key"], skip)
 		if err != nil {
 			return nil, err
 		}
-		d.stream = &conn.Stream{Dial: conn.SecurelyTo(address, cfg)}
+		d.Stream = &conn.Stream{Dial: conn.SecurelyTo(address, cfg)}
 		d.counted = strings.HasPrefix(opts["syslog-format"], "rfc5424")
 	default:
-		d.stream = &conn.Stream{Dial: conn.To(network, address)}
+		d.Stream = &conn.Stream{Dial: conn.To(network, address)}
 	}
 	return d, nil
 }
@@ -225,7 +224,7 @@ func (d *driver) append(b []byte, e ship.Entry) []byte {
 
 // Send implements ship.Driver. Empty lines are not sent, as in Docker.
 func (d *driver) Send(ctx context.Context, batch []ship.Entry) (int, error) {
-	if d.stream == nil {
+	if d.Stream == nil {
 		return d.sendPackets(ctx, batch)
 	}
 	d.buf = d.buf[:0]
@@ -234,7 +233,7 @@ func (d *driver) Send(ctx context.Context, batch []ship.Entry) (int, error) {
 			d.buf = d.append(d.buf, e)
 		}
 	}
-	if err := d.stream.Write(ctx, d.buf); err != nil {
+	if err := d.Stream.Write(ctx, d.buf); err != nil {
 		return 0, err
 	}
 	return len(batch), nil
@@ -246,7 +245,7 @@ func (d *driver) sendPackets(ctx context.Context, batch []ship.Entry) (int, erro
 			continue
 		}
 		d.buf = d.append(d.buf[:0], e)
-		err := d.packet.Write(ctx, d.buf)
+		err := d.Packet.Write(ctx, d.buf)
 		if conn.TooLarge(err) {
 			return n, &ship.RefusedError{Err: err}
 		}
@@ -255,22 +254,4 @@ func (d *driver) sendPackets(ctx context.Context, batch []ship.Entry) (int, erro
 		}
 	}
 	return len(batch), nil
-}
-
-// Gone implements ship.Driver.
-func (d *driver) Gone() <-chan struct{} {
-	if d.stream == nil {
-		return nil
-	}
-	return d.stream.Gone()
-}
-
-// Close implements ship.Driver.
-func (d *driver) Close() error {
-	if d.stream != nil {
-		d.stream.Drop()
-		return nil
-	}
-	d.packet.Drop()
-	return nil
 }
