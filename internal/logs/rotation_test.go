@@ -58,6 +58,16 @@ func (w *stepWriter) next() {
 	w.more(10)
 }
 
+// nextSeen is next, looked at while there is no current file.
+func (w *stepWriter) nextSeen(f *follower) {
+	w.moveAway()
+	f.look()
+	f.look()
+	w.create()
+	w.number()
+	w.more(10)
+}
+
 // follower is a reader that is moved by hand, so that it looks just when it is told to.
 type follower struct {
 	t *testing.T
@@ -131,22 +141,12 @@ func TestLooksAmidRotation(t *testing.T) {
 			w.more(10)
 		}, joined(numbers(0, 10), told(40), numbers(50, 70))},
 		{"let go of before the next is made", 1, all(), func(w *stepWriter, f *follower) {
-			w.moveAway()
-			f.look()
-			f.look()
-			w.create()
-			w.number()
-			w.more(10)
+			w.nextSeen(f)
 			w.next()
 			w.next()
 		}, joined(numbers(0, 10), told(20), numbers(30, 40))},
 		{"let go of from the middle", 1, ReadOptions{Stdout: true, Stderr: true, Tail: 3}, func(w *stepWriter, f *follower) {
-			w.moveAway()
-			f.look()
-			f.look()
-			w.create()
-			w.number()
-			w.more(10)
+			w.nextSeen(f)
 			w.next()
 		}, joined(numbers(7, 10), told(10), numbers(20, 30))},
 		{"the new file has no number yet", 1, all(), func(w *stepWriter, f *follower) {
