@@ -75,30 +75,30 @@ escale inspect --type image -f '{{json .Config.Env}}' debian`,
 	return cmd
 }
 
-func containerInspectCommand(a *app) *cobra.Command {
-	o := inspectOptions{kind: "container"}
+// inspectOne makes the inspect of one kind of object. The options are given
+// back, for what only this kind has.
+func inspectOne(a *app, kind string, names cobra.CompletionFunc) (*cobra.Command, *inspectOptions) {
+	o := &inspectOptions{kind: kind}
+	word := strings.ToUpper(kind)
 	cmd := &cobra.Command{
-		Use:               "inspect [OPTIONS] CONTAINER [CONTAINER...]",
-		Short:             "Show everything the engine knows about containers",
+		Use:               "inspect [OPTIONS] " + word + " [" + word + "...]",
+		Short:             "Show everything the engine knows about " + kind + "s",
 		Args:              minArgs(1),
-		ValidArgsFunction: completeContainers(a, allContainers, -1),
+		ValidArgsFunction: names,
 		RunE:              func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), a, args) },
 	}
 	cmd.Flags().StringVarP(&o.format, "format", "f", "", inspectHelp)
+	return cmd, o
+}
+
+func containerInspectCommand(a *app) *cobra.Command {
+	cmd, o := inspectOne(a, "container", completeContainers(a, allContainers, -1))
 	cmd.Flags().BoolVarP(&o.size, "size", "s", false, "Show the size of files")
 	return cmd
 }
 
 func imageInspectCommand(a *app) *cobra.Command {
-	o := inspectOptions{kind: "image"}
-	cmd := &cobra.Command{
-		Use:               "inspect [OPTIONS] IMAGE [IMAGE...]",
-		Short:             "Show everything the engine knows about images",
-		Args:              minArgs(1),
-		ValidArgsFunction: completeImages(a, -1),
-		RunE:              func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), a, args) },
-	}
-	cmd.Flags().StringVarP(&o.format, "format", "f", "", inspectHelp)
+	cmd, o := inspectOne(a, "image", completeImages(a, -1))
 	cmd.Flags().StringVar(&o.platform, "platform", "", "Inspect this platform of the image: OS[/ARCH[/VARIANT]]")
 	return cmd
 }

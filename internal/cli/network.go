@@ -20,15 +20,7 @@ func networkCommands(a *app) []*cobra.Command {
 }
 
 func networkInspectCommand(a *app) *cobra.Command {
-	o := inspectOptions{kind: "network"}
-	cmd := &cobra.Command{
-		Use:               "inspect [OPTIONS] NETWORK [NETWORK...]",
-		Short:             "Show everything the engine knows about networks",
-		Args:              minArgs(1),
-		ValidArgsFunction: completeWords("bridge", "host", "none"),
-		RunE:              func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), a, args) },
-	}
-	cmd.Flags().StringVarP(&o.format, "format", "f", "", inspectHelp)
+	cmd, _ := inspectOne(a, "network", completeWords("bridge", "host", "none"))
 	return cmd
 }
 
@@ -66,26 +58,14 @@ func (o *pruneOptions) networks(ctx context.Context, a *app) (string, uint64, er
 }
 
 type networkLsOptions struct {
-	quiet, noTrunc bool
-	format         string
-	filter         filterFlag
+	listOptions
+	noTrunc bool
 }
 
 func networkLsCommand(a *app) *cobra.Command {
 	var o networkLsOptions
-	cmd := &cobra.Command{
-		Use:               "ls [OPTIONS]",
-		Aliases:           []string{"list"},
-		Short:             "List networks",
-		Args:              noArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE:              func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), a) },
-	}
-	f := cmd.Flags()
-	f.VarP(&o.filter, "filter", "f", filterHelp)
-	f.StringVar(&o.format, "format", "", formatHelp)
-	f.BoolVar(&o.noTrunc, "no-trunc", false, "Do not shorten IDs")
-	f.BoolVarP(&o.quiet, "quiet", "q", false, "Print only IDs")
+	cmd := o.command("List networks", "Print only IDs", func(ctx context.Context) error { return o.run(ctx, a) })
+	cmd.Flags().BoolVar(&o.noTrunc, "no-trunc", false, "Do not shorten IDs")
 	return cmd
 }
 
@@ -103,11 +83,7 @@ func (o *networkLsOptions) run(ctx context.Context, a *app) error {
 	for i := range res.Items {
 		rows[i] = &networkRow{n: &res.Items[i].Network, trunc: !o.noTrunc}
 	}
-	format := o.format
-	if format == "" && !o.quiet {
-		format = a.config.NetworksFormat
-	}
-	return table.Write(a.out, networksFormat(cmp.Or(format, "table"), o.quiet), &networkRow{n: &network.Network{}}, rows)
+	return table.Write(a.out, networksFormat(o.formatOr(a.config.NetworksFormat), o.quiet), &networkRow{n: &network.Network{}}, rows)
 }
 
 func networksFormat(format string, quiet bool) table.Format {

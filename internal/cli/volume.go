@@ -57,15 +57,7 @@ escale volume create --label owner=ann -o type=tmpfs -o device=tmpfs -o o=size=6
 }
 
 func volumeInspectCommand(a *app) *cobra.Command {
-	o := inspectOptions{kind: "volume"}
-	cmd := &cobra.Command{
-		Use:               "inspect [OPTIONS] VOLUME [VOLUME...]",
-		Short:             "Show everything the engine knows about volumes",
-		Args:              minArgs(1),
-		ValidArgsFunction: completeVolumes(a),
-		RunE:              func(cmd *cobra.Command, args []string) error { return o.run(cmd.Context(), a, args) },
-	}
-	cmd.Flags().StringVarP(&o.format, "format", "f", "", inspectHelp)
+	cmd, _ := inspectOne(a, "volume", completeVolumes(a))
 	return cmd
 }
 

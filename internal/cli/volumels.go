@@ -14,27 +14,43 @@ import (
 	"escale.dev/escale/internal/cli/table"
 )
 
-type volumeLsOptions struct {
+// listOptions are those of a list whose order and columns are its own.
+type listOptions struct {
 	quiet  bool
 	format string
 	filter filterFlag
 }
 
-func volumeLsCommand(a *app) *cobra.Command {
-	var o volumeLsOptions
+// command makes the ls of a kind of object.
+func (o *listOptions) command(short, quietHelp string, run func(context.Context) error) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "ls [OPTIONS]",
 		Aliases:           []string{"list"},
-		Short:             "List volumes",
+		Short:             short,
 		Args:              noArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE:              func(cmd *cobra.Command, _ []string) error { return o.run(cmd.Context(), a) },
+		RunE:              func(cmd *cobra.Command, _ []string) error { return run(cmd.Context()) },
 	}
 	f := cmd.Flags()
 	f.VarP(&o.filter, "filter", "f", filterHelp)
 	f.StringVar(&o.format, "format", "", formatHelp)
-	f.BoolVarP(&o.quiet, "quiet", "q", false, "Print only names")
+	f.BoolVarP(&o.quiet, "quiet", "q", false, quietHelp)
 	return cmd
+}
+
+// formatOr is what was asked for, or what the configuration has, or a table.
+func (o *listOptions) formatOr(configured string) string {
+	if o.format == "" && !o.quiet {
+		return cmp.Or(configured, "table")
+	}
+	return cmp.Or(o.format, "table")
+}
+
+type volumeLsOptions struct{ listOptions }
+
+func volumeLsCommand(a *app) *cobra.Command {
+	var o volumeLsOptions
+	return o.command("List volumes", "Print only names", func(ctx context.Context) error { return o.run(ctx, a) })
 }
 
 func (o *volumeLsOptions) run(ctx context.Context, a *app) error {
@@ -54,11 +70,7 @@ func (o *volumeLsOptions) run(ctx context.Context, a *app) error {
 	for i := range res.Items {
 		rows[i] = &volumeRow{&res.Items[i]}
 	}
-	format := o.format
-	if format == "" && !o.quiet {
-		format = a.config.VolumesFormat
-	}
-	return table.Write(a.out, volumesFormat(cmp.Or(format, "table"), o.quiet), &volumeRow{}, rows)
+	return table.Write(a.out, volumesFormat(o.formatOr(a.config.VolumesFormat), o.quiet), &volumeRow{}, rows)
 }
 
 func volumesFormat(format string, quiet bool) table.Format {
