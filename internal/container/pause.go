@@ -9,11 +9,8 @@ import (
 
 // Pause freezes all processes of a running container.
 func (m *Manager) Pause(ctx context.Context, ref string) error {
-	e, err := m.store.find(ref)
+	e, err := m.store.hold(ctx, ref)
 	if err != nil {
-		return err
-	}
-	if err := e.op.lock(ctx); err != nil {
 		return err
 	}
 	defer e.op.unlock()
@@ -43,11 +40,8 @@ func (m *runner) freeze(e *entry) error {
 
 // Unpause lets a paused container go on.
 func (m *Manager) Unpause(ctx context.Context, ref string) error {
-	e, err := m.store.find(ref)
+	e, err := m.store.hold(ctx, ref)
 	if err != nil {
-		return err
-	}
-	if err := e.op.lock(ctx); err != nil {
 		return err
 	}
 	defer e.op.unlock()

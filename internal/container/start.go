@@ -13,11 +13,8 @@ import (
 
 // Start starts a container that does not run. ErrNotModified when it runs.
 func (m *Manager) Start(ctx context.Context, ref string) error {
-	e, err := m.store.find(ref)
+	e, err := m.store.hold(ctx, ref)
 	if err != nil {
-		return err
-	}
-	if err := e.op.lock(ctx); err != nil {
 		return err
 	}
 	defer e.op.unlock()

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -231,6 +232,18 @@ func (s *store) find(ref string) (*entry, error) {
 		return s.byLink(ref)
 	}
 	return e, err
+}
+
+// hold is find, and locks the container for an operation; the caller unlocks it.
+func (s *store) hold(ctx context.Context, ref string) (*entry, error) {
+	e, err := s.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	if err := e.op.lock(ctx); err != nil {
+		return nil, err
+	}
+	return e, nil
 }
 
 // findPlain is find without links.
