@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"escale.dev/escale/internal/image/changes"
-	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -39,11 +38,9 @@ func ParseCommitName(ref string) error {
 // killed meanwhile had made goes with the next Open. Kinds: InvalidArgument,
 // NotFound (the image below), ResourceExhausted; a full disk is ENOSPC.
 func (s *Store) Commit(ctx context.Context, o CommitOptions) (img Image, err error) {
-	var name reference.NamedTagged
-	if o.Ref != "" {
-		if name, err = parseImportName(o.Ref); err != nil {
-			return Image{}, err
-		}
+	name, err := importName(o.Ref)
+	if err != nil {
+		return Image{}, err
 	}
 	parent, err := s.lookup(o.Parent)
 	if err != nil {
@@ -85,15 +82,7 @@ func (s *Store) Commit(ctx context.Context, o CommitOptions) (img Image, err err
 		_, err := s.lookup(o.Parent)
 		return Image{}, fmt.Errorf("removed meanwhile: %w", err)
 	}
-	rec = c.add(rec)
-	if name != nil {
-		c.tag(rec, name)
-	}
-	if err := c.commit(ctx, w.end); err != nil {
-		return Image{}, err
-	}
-	s.gc.kick(false)
-	return c.current(rec.ID).image, nil
+	return c.publish(ctx, w, rec, name)
 }
 
 // onTop stores a layer and puts it on top of others.

@@ -28,11 +28,9 @@ type importedConfig struct {
 // with r or o, ResourceExhausted for a layer beyond the limit; a full disk is
 // ENOSPC.
 func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (img Image, err error) {
-	var name reference.NamedTagged
-	if o.Ref != "" {
-		if name, err = parseImportName(o.Ref); err != nil {
-			return Image{}, err
-		}
+	name, err := importName(o.Ref)
+	if err != nil {
+		return Image{}, err
 	}
 	platform, err := parsePlatform(o.Platform)
 	if err != nil {
@@ -81,6 +79,12 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (img I
 	s.write.Lock()
 	defer s.write.Unlock()
 	c := newChange(s)
+	return c.publish(ctx, w, rec, name)
+}
+
+// publish adds the image that w made, with a name or without, and is the last of
+// its steps; Store.write is held.
+func (c *change) publish(ctx context.Context, w *work, rec *record, name reference.NamedTagged) (Image, error) {
 	rec = c.add(rec)
 	if name != nil {
 		c.tag(rec, name)
@@ -88,8 +92,16 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (img I
 	if err := c.commit(ctx, w.end); err != nil {
 		return Image{}, err
 	}
-	s.gc.kick(false)
+	c.s.gc.kick(false)
 	return c.current(rec.ID).image, nil
+}
+
+// importName is parseImportName for a name that may be left out.
+func importName(ref string) (reference.NamedTagged, error) {
+	if ref == "" {
+		return nil, nil
+	}
+	return parseImportName(ref)
 }
 
 // parseImportName reads the name for an imported image.
