@@ -19,7 +19,6 @@ import (
 	"escale.dev/escale/internal/stats"
 	"escale.dev/escale/internal/sys/pin"
 	"escale.dev/escale/internal/volume"
-	"github.com/containerd/errdefs"
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	apievents "github.com/moby/moby/api/types/events"
@@ -315,14 +314,15 @@ func (m *Manager) Size(ctx context.Context, ref string) (rw, rootfs int64, err e
 
 // Rename gives a container another name.
 func (m *Manager) Rename(ctx context.Context, ref, name string) error {
+	if name == "" {
+		return kindf(errInvalid, "Neither old nor new names may be empty")
+	}
 	e, err := m.store.find(ref)
 	if err != nil {
 		return err
 	}
-	if name, err = validName(name); errdefs.IsInvalidArgument(err) && !strings.HasPrefix(err.Error(), "Neither") {
+	if name, err = validName("/" + strings.TrimPrefix(name, "/")); err != nil {
 		return kindf(errInvalid, "Error when allocating new name: %s", err)
-	} else if err != nil {
-		return err
 	}
 	if err := e.op.lock(ctx); err != nil {
 		return err

@@ -15,9 +15,6 @@ var (
 
 // validName checks a name a client gave and takes off its leading slash.
 func validName(name string) (string, error) {
-	if name == "" || name == "/" {
-		return "", kindf(errInvalid, "Neither old nor new names may be empty")
-	}
 	n := strings.TrimPrefix(name, "/")
 	if !nameRule.MatchString(n) {
 		return "", kindf(errInvalid, "Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
