@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 	"time"
 
@@ -77,6 +78,7 @@ func TestDebianPython(t *testing.T) {
 		t.Skipf("needs Debian's python3-docker: %v: %s", err, bytes.TrimSpace(out))
 	}
 	e := start(t)
+	builtOnce(t, e)
 	if err := e.Mark(); err != nil {
 		t.Fatal(err)
 	}
@@ -104,5 +106,42 @@ func TestDebianPython(t *testing.T) {
 	if err != nil {
 		t.Errorf("%v\n%s\nthe engine said last:\n%s", err, out, e.Tail(3000))
 	}
+	emptyCache(t, e)
 	noLeaks(t, e)
+}
+
+// builtOnce lets the engine build, so that what a builder has is no leak.
+func builtOnce(t *testing.T, e *harness.Engine) {
+	t.Helper()
+	api := e.API()
+	defer api.Close()
+	st, b, err := api.Raw(t.Context(), "POST", "/build?t=first", strings.NewReader("FROM "+image+"\nRUN true\n"))
+	if err != nil || st != 200 || bytes.Contains(b, []byte("errorDetail")) {
+		t.Fatalf("build: %d %s %v", st, b, err)
+	}
+	if err := api.Do(t.Context(), "DELETE", "/images/first?force=1", nil, nil); err != nil {
+		t.Fatal(err)
+	}
+	emptyCache(t, e)
+}
+
+// emptyCache prunes the build cache; what a build that ended just now has used is
+// let go of a moment later.
+func emptyCache(t *testing.T, e *harness.Engine) {
+	t.Helper()
+	api := e.API()
+	defer api.Close()
+	for end := time.Now().Add(harness.Patience(10 * time.Second)); ; time.Sleep(50 * time.Millisecond) {
+		var usage struct{ BuildCache []any }
+		if err := errors.Join(api.Do(t.Context(), "POST", "/build/prune?all=1", nil, nil),
+			api.Do(t.Context(), "GET", "/v1.50/system/df?type=build-cache", nil, &usage)); err != nil {
+			t.Fatal(err)
+		}
+		if len(usage.BuildCache) == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("in the cache after a prune of all: %v", usage.BuildCache)
+		}
+	}
 }

@@ -191,6 +191,8 @@ func TestOtherMountKinds(t *testing.T) {
 		{args: "run --rm --mount type=volume,dst=/d,volume-opt=foo=bar $IMG true", code: 125, err: `invalid option: "foo"`},
 		{args: "run --rm --mount type=volume,dst=/d,volume-opt=size=10m $IMG true", code: 125, err: "quota size requested but no quota support"},
 		{args: "run --rm --mount type=volume,dst=/d,volume-driver=foo $IMG true", code: 125, err: `error looking up volume plugin foo: plugin "foo" not found`},
+		{args: "run --rm --volume-driver foo $IMG true"},
+		{args: "run --rm -v vol:/d --volume-driver foo $IMG true", code: 125, err: `create vol: error looking up volume plugin foo: plugin "foo" not found`},
 		{args: "run --rm -v /d --volume-driver foo $IMG true", code: 125, err: `error looking up volume plugin foo: plugin "foo" not found`},
 		{args: "run --rm --mount type=volume,dst=/etc,volume-nocopy $IMG sh -c 'ls /etc | grep -c passwd'", code: 1, out: "^0$"},
 		{args: "run --rm --mount type=volume,dst=/etc $IMG sh -c 'ls /etc | grep -c passwd'", out: "^1$"},

@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import tarfile
+import tempfile
 import threading
 import time
 import unittest
@@ -353,12 +354,12 @@ class Watching(Case):
 
     def test_disk_and_networks(self):
         c = self.run_("sleep", "300")
-        # API 1.52 has other fields, which docker-py knows nothing of.
         old = docker.from_env(version="1.44", timeout=60)
-        df = old.df()
+        for client in old, self.client:  # API 1.52 has other fields, too, which docker-py knows nothing of
+            df = client.df()
+            self.assertIn(c.id, [x["Id"] for x in df["Containers"]])
+            self.assertGreater(df["LayersSize"], 0)
         old.close()
-        self.assertIn(c.id, [x["Id"] for x in df["Containers"]])
-        self.assertGreater(df["LayersSize"], 0)
         nets = {n.name: n for n in self.client.networks.list()}
         self.assertTrue({"bridge", "host", "none"} <= set(nets))
         self.assertEqual(nets["bridge"].attrs["Driver"], "bridge")
@@ -400,6 +401,34 @@ class Files(Case):
             self.assertEqual((img.attrs["Author"], img.history()[0]["Comment"]), ("who", "why"))
         finally:
             self.client.images.remove(PREFIX + "commit:1")
+
+    def test_build(self):
+        """A folder packed by Python's tarfile: times of its files have fractions, in headers of their own."""
+        with tempfile.TemporaryDirectory() as d:
+            with open(os.path.join(d, "Dockerfile"), "w") as f:
+                f.write("FROM %s\nCOPY . /src\nRUN cat /src/data; echo wrong >&2\n" % IMAGE)
+            with open(os.path.join(d, "data"), "w") as f:
+                f.write("of the context\n")
+            os.utime(os.path.join(d, "Dockerfile"), (1.5, 1.5))
+            tag = PREFIX + "build:1"
+            img, log = self.client.images.build(path=d, tag=tag, rm=True)
+        try:
+            said = [line["stream"] for line in log if "stream" in line]
+            self.assertIn("\x1b[91mwrong\n\x1b[0m", said)
+            self.assertIn("of the context\n", said)
+            self.assertEqual(said[-1], "Successfully tagged %s\n" % tag)
+            self.assertEqual(self.client.containers.run(tag, ["cat", "/src/data"], remove=True, name=self.name()), b"of the context\n")
+        finally:
+            self.client.images.remove(img.id, force=True)
+
+    def test_volume_driver(self):
+        """A driver that is not there matters to a container with a volume only."""
+        kw = {"volume_driver": "nosuch", "detach": True}
+        c = self.client.containers.create(IMAGE, ["true"], name=self.name(), **kw)
+        self.assertEqual(c.attrs["HostConfig"]["VolumeDriver"], "nosuch")
+        with self.assertRaises(APIError) as e:
+            self.client.containers.create(IMAGE, ["true"], volumes=["vol:/d"], name=self.name() + "2", **kw)
+        self.assertIn('create vol: error looking up volume plugin nosuch: plugin "nosuch" not found', e.exception.explanation)
 
     def test_volumes(self):
         v = self.client.volumes.create(PREFIX + "vol", labels={PREFIX: "v"})
