@@ -158,7 +158,7 @@ func (n *creation) create(ctx context.Context, a *app, c *client.Client, req *sp
 			a.complainf("Unable to find image '%s' locally\n", full)
 		}
 		if err := n.pullImage(ctx, a, req.Config.Image, platform); err != nil {
-			return "", missingImage(a, full, err)
+			return "", missingImage(a, err)
 		}
 		res, err = n.post(ctx, c, req, platform)
 	}
@@ -222,12 +222,14 @@ func noSuchImage(err error) bool {
 	return strings.Contains(text, "no such image") || strings.Contains(text, "does not match the specified platform")
 }
 
-// missingImage adds to the engine's refusal the ways that lead to an image.
-func missingImage(a *app, ref string, err error) error {
-	if moby.IsErrConnectionFailed(err) || errors.Is(err, context.Canceled) {
+// missingImage adds to a pull that did not reach the registry how an image comes
+// without one. What a registry answered says itself what to do.
+func missingImage(a *app, err error) error {
+	text := err.Error()
+	if moby.IsErrConnectionFailed(err) || !strings.Contains(text, "dial tcp") && !strings.Contains(text, "Client.Timeout") {
 		return err
 	}
-	return fmt.Errorf("%w\nLoad the image from an archive with '%s load -i FILE', or make one from a tree with '%s import FILE %s'.", err, a.name, a.name, ref)
+	return fmt.Errorf("%w\nThe registry cannot be reached from this host. An image can also come from an archive, as 'save' writes it elsewhere: '%s load -i FILE'.", err, a.name)
 }
 
 func (n *creation) pullImage(ctx context.Context, a *app, image string, p *ocispec.Platform) error {

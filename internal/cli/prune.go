@@ -133,7 +133,10 @@ func (a *app) confirm(ctx context.Context, question string) (bool, error) {
 	a.printf("%s [y/N] ", question)
 	answer := make(chan bool, 1)
 	go func() {
-		line, _ := bufio.NewReader(a.in).ReadString('\n')
+		line, err := bufio.NewReader(a.in).ReadString('\n')
+		if err != nil { // nobody has ended the line
+			a.println()
+		}
 		answer <- strings.EqualFold(strings.TrimSpace(line), "y")
 	}()
 	select {
