@@ -52,38 +52,94 @@ func (f Files) Commit(ctx context.Context, ref string, o Commit) (string, error)
 			return "", err
 		}
 	}
+	if err := e.committing.lock(ctx); err != nil {
+		return "", err
+	}
+	defer e.committing.unlock()
 	if err := e.op.lock(ctx); err != nil {
 		return "", err
 	}
-	defer e.op.unlock()
 	if e.gone() { // while this waited
+		e.op.unlock()
 		return "", errNoSuch(ref)
 	}
 	v := e.view()
-	switch st := v.State; {
-	case st.Status == Removing, st.Status == Dead:
-		return "", kindf(errConflict, "You cannot commit container %s which is %s", e.id, st.Status)
-	case st.Status == Running && !o.NoPause:
-		thaw, err := f.pauseFor(e, st.Generation)
-		if err != nil {
-			return "", err
-		}
-		defer thaw()
-	case !st.Running():
-		if err := f.m.waitReaped(ctx, e); err != nil {
-			return "", err
-		}
+	done, err := f.steady(ctx, e, &v, o.NoPause)
+	if err != nil {
+		e.op.unlock()
+		return "", err
 	}
+	defer done()
+	ctx, end := e.cutByRemoval(ctx)
+	defer end()
 	inherit(&config, imageConfig(v.Config))
 	img, err := f.m.cfg.Images.Commit(ctx, image.CommitOptions{
 		Parent: v.ImageID, Ref: o.Ref, Config: config, Author: o.Author, Comment: o.Comment, CreatedBy: strings.Join(v.Config.Cmd, " "),
 		Diff: func(ctx context.Context, w io.Writer) (int, error) { return f.diff(ctx, &v, w) },
 	})
 	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		return "", err
 	}
 	f.m.publish(e, apievents.ActionCommit, map[string]string{"comment": o.Comment, "imageID": img.ID, "imageRef": o.Ref})
 	return img.ID, nil
+}
+
+// steady makes that a container, whose op lock is held, changes nothing by itself.
+// What runs is paused, and others may go on with it: the lock is given back here.
+// What does not run stays locked. done ends that, the lock included; with an
+// error the lock is still held.
+func (f Files) steady(ctx context.Context, e *entry, v *View, noPause bool) (done func(), err error) {
+	switch st := v.State; {
+	case st.Status == Removing, st.Status == Dead:
+		return nil, kindf(errConflict, "You cannot commit container %s which is %s", e.id, st.Status)
+	case !st.Running():
+		return e.op.unlock, f.m.waitReaped(ctx, e)
+	case st.Status == Running && !noPause:
+		thaw, err := f.pauseFor(e, st.Generation)
+		if err != nil {
+			return nil, err
+		}
+		e.op.unlock()
+		return func() {
+			_ = e.op.lock(f.m.ctx) // its end: then nobody else does anything either
+			thaw()
+			e.op.unlock()
+		}, nil
+	}
+	e.op.unlock()
+	return func() {}, nil
+}
+
+// errRemovedAmid is how a commit ends whose container is removed.
+var errRemovedAmid = kindf(errConflict, "the container was removed while an image was made of it")
+
+// cutByRemoval gives a context that a removal of the container ends, one by force
+// as soon as it is asked for: what is read meanwhile is being deleted.
+func (e *entry) cutByRemoval(ctx context.Context) (_ context.Context, end func()) {
+	ctx, cut := context.WithCancelCause(ctx)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.removed || e.rec.State.Status == Removing {
+		cut(errRemovedAmid)
+	}
+	e.uncommit = cut
+	_, urgent := e.op.signals()
+	go func() {
+		select {
+		case <-urgent:
+			cut(errRemovedAmid)
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.uncommit = nil
+		cut(nil)
+	}
 }
 
 // diff writes what the container has changed as a layer.
@@ -93,6 +149,9 @@ func (f Files) diff(ctx context.Context, v *View, w io.Writer) (int, error) {
 		return 0, err
 	}
 	n, err := archive.Diff(ctx, upper, lowers, placed(v.Mounts), w)
+	if ctx.Err() != nil { // by a removal, perhaps: what was read may have been half gone
+		return 0, ctx.Err()
+	}
 	if errors.Is(err, fs.ErrInvalid) {
 		err = kindf(errInvalid, "%s", err)
 	}
@@ -107,7 +166,8 @@ func (f Files) pauseFor(e *entry, generation uint64) (thaw func(), err error) {
 		return nil, err
 	}
 	thaw = func() {
-		if e.state().Status == Paused { // it may have been killed
+		_, gone := os.Stat(note) // it was killed, or somebody let it go on
+		if gone == nil && e.state().Status == Paused {
 			if err := f.m.thaw(e); err != nil {
 				f.m.log.Error("resuming after a commit", "container", e.id.Short(), "error", err)
 				return // the note lets the next engine do it

@@ -17,7 +17,8 @@ type entry struct {
 	id      ID
 	created time.Time
 
-	op opLock
+	op         *opLock
+	committing *opLock // held by a commit, which lets go of op while it reads what runs; taken before op
 
 	mu        sync.Mutex
 	rec       Record
@@ -36,6 +37,7 @@ type entry struct {
 	healing   *run                    // that is ended because it is unhealthy
 	changed   chan struct{}           // closed at the next change of state or health; nil: nobody waits
 	abort     context.CancelCauseFunc // ends the start that is under way; nil: none is
+	uncommit  context.CancelCauseFunc // ends the commit that is under way; nil: none is
 }
 
 // run is one start of a container, until the kernel holds nothing of it.
@@ -49,7 +51,7 @@ type run struct {
 }
 
 func newEntry(rec Record) *entry {
-	return &entry{id: rec.ID, created: rec.Created, rec: rec, op: newOpLock(), execs: map[string]*exec{}, followers: map[*follower]struct{}{}}
+	return &entry{id: rec.ID, created: rec.Created, rec: rec, op: newOpLock(), committing: newOpLock(), execs: map[string]*exec{}, followers: map[*follower]struct{}{}}
 }
 
 // view is a copy of the record for readers. What Config, HostConfig and the
@@ -131,22 +133,6 @@ func (e *entry) paused(r *run) bool {
 	defer e.mu.Unlock()
 	return e.run == r && e.rec.State.Status == Paused
 }
-
-// opLock is a mutex whose waiting a context can end.
-type opLock chan struct{}
-
-func newOpLock() opLock { return make(opLock, 1) }
-
-func (l opLock) lock(ctx context.Context) error {
-	select {
-	case l <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
-func (l opLock) unlock() { <-l }
 
 // waiter is a client that waits for a condition.
 type waiter struct {

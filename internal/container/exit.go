@@ -182,6 +182,11 @@ func (m *runner) reap(ctx context.Context, rec *Record, r *run, eps []network.En
 
 // autoRemove removes a container that was started with --rm.
 func (m *runner) autoRemove(ctx context.Context, e *entry) {
+	// An image that is being made of it is made first.
+	if err := e.committing.lock(ctx); err != nil {
+		return
+	}
+	defer e.committing.unlock()
 	if err := e.op.lock(ctx); err != nil {
 		return
 	}

@@ -21,7 +21,7 @@ import (
 // Files moves files in and out of containers. A running one is seen as its
 // first process sees it; of one that does not run the root is mounted for the
 // while, with its volumes and binds, and nothing else is done to the container
-// meanwhile. It is a part of Manager, see Manager.Files.
+// meanwhile; a client that stands still is given up for who wants to. It is a part of Manager, see Manager.Files.
 type Files struct{ m *runner }
 
 // WriteFiles says how files are put into a container.
@@ -33,7 +33,7 @@ type WriteFiles struct {
 // Stat tells what path is in the container. A link is not followed; where it
 // leads to is told.
 func (f Files) Stat(ctx context.Context, ref, path string) (st container.PathStat, err error) {
-	err = f.with(ctx, ref, true, func(_ *entry, root *os.File) error {
+	err = f.with(ctx, ref, true, func(_ *entry, root *os.File, _ *opLock) error {
 		st, err = archive.Stat(root, path)
 		return err
 	})
@@ -42,8 +42,14 @@ func (f Files) Stat(ctx context.Context, ref, path string) (st container.PathSta
 
 // Read writes path as a tar archive. open is called before the first byte.
 func (f Files) Read(ctx context.Context, ref, path string, open func(container.PathStat) (io.Writer, error)) error {
-	return fileError(f.with(ctx, ref, true, func(e *entry, root *os.File) error {
-		err := archive.Read(ctx, root, path, open)
+	var out transfer
+	defer out.finish()
+	return fileError(f.with(ctx, ref, true, func(e *entry, root *os.File, held *opLock) error {
+		err := archive.Read(ctx, root, path, func(st container.PathStat) (io.Writer, error) {
+			w, err := open(st)
+			out.lock, out.w = held, w
+			return &out, err
+		})
 		if err == nil {
 			f.m.publish(e, apievents.ActionArchivePath, nil)
 		}
@@ -53,7 +59,10 @@ func (f Files) Read(ctx context.Context, ref, path string, open func(container.P
 
 // Write puts a tar archive, compressed or not, into the directory at path.
 func (f Files) Write(ctx context.Context, ref, path string, r io.Reader, o WriteFiles) error {
-	return fileError(f.with(ctx, ref, true, func(e *entry, root *os.File) error {
+	in := transfer{r: r}
+	defer in.finish()
+	return fileError(f.with(ctx, ref, true, func(e *entry, root *os.File, held *opLock) error {
+		in.lock = held
 		opts := archive.WriteOptions{NoOverwriteDirNonDir: o.NoOverwriteDirNonDir}
 		if name := e.view().Config.User; o.CopyUIDGID && name != "" {
 			owner, err := lookupOwner(root, name)
@@ -62,7 +71,7 @@ func (f Files) Write(ctx context.Context, ref, path string, r io.Reader, o Write
 			}
 			opts.Owner = owner
 		}
-		plain, _, err := layer.Decompress(ctx, r, math.MaxInt64)
+		plain, _, err := layer.Decompress(ctx, &in, math.MaxInt64)
 		if err != nil {
 			return kindf(errInvalid, "reading the archive: %s", err)
 		}
@@ -131,8 +140,11 @@ func placed(mounts []Mount) func(string) bool {
 
 // Export writes the container's root as a tar archive, without what is mounted in it.
 func (f Files) Export(ctx context.Context, ref string, w io.Writer) error {
-	return f.with(ctx, ref, false, func(e *entry, root *os.File) error {
-		err := archive.Export(ctx, root, w)
+	out := transfer{w: w}
+	defer out.finish()
+	return f.with(ctx, ref, false, func(e *entry, root *os.File, held *opLock) error {
+		out.lock = held
+		err := archive.Export(ctx, root, &out)
 		if err == nil {
 			f.m.publish(e, apievents.ActionExport, nil)
 		}
@@ -156,8 +168,8 @@ func fileError(err error, ref, path string) error {
 }
 
 // with calls do with the root of a container: with everything that is mounted
-// in it, or bare.
-func (f Files) with(ctx context.Context, ref string, mounted bool, do func(e *entry, root *os.File) error) error {
+// in it, or bare. held is its op lock where that is held meanwhile.
+func (f Files) with(ctx context.Context, ref string, mounted bool, do func(e *entry, root *os.File, held *opLock) error) error {
 	e, err := f.m.store.find(ref)
 	if err != nil {
 		return err
@@ -168,7 +180,7 @@ func (f Files) with(ctx context.Context, ref string, mounted bool, do func(e *en
 	}
 	if root != nil {
 		defer root.Close()
-		return do(e, root)
+		return do(e, root, nil)
 	}
 	if err := e.op.lock(ctx); err != nil {
 		return err
@@ -180,7 +192,7 @@ func (f Files) with(ctx context.Context, ref string, mounted bool, do func(e *en
 			return err
 		}
 		defer root.Close()
-		return do(e, root)
+		return do(e, root, nil)
 	}
 	defer e.op.unlock()
 	e.mu.Lock()
@@ -197,7 +209,7 @@ func (f Files) with(ctx context.Context, ref string, mounted bool, do func(e *en
 		return err
 	}
 	defer v.close()
-	return do(e, v.root)
+	return do(e, v.root, e.op)
 }
 
 // live opens the root of a running container; nil when it does not run.

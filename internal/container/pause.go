@@ -3,6 +3,8 @@ package container
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 
 	apievents "github.com/moby/moby/api/types/events"
 )
@@ -65,6 +67,7 @@ func (m *runner) thaw(e *entry) error {
 	}); err != nil {
 		return err
 	}
+	os.Remove(filepath.Join(m.runDir(e.id, v.State.Generation), frozenFile)) // a later pause is not the commit's
 	m.publish(e, apievents.ActionUnPause, nil)
 	return nil
 }

@@ -29,7 +29,11 @@ func (m *Manager) Remove(ctx context.Context, ref string, o Remove) error {
 			cancel()
 		}
 	}
-	if err := e.op.lock(ctx); err != nil {
+	take := e.op.lock
+	if o.Force {
+		take = e.op.force
+	}
+	if err := take(ctx); err != nil {
 		return err
 	}
 	defer e.op.unlock()
@@ -70,6 +74,9 @@ func (m *runner) removeLocked(ctx context.Context, e *entry, o Remove) error {
 		return err
 	}
 	e.rec.RemoveVolumes = e.rec.RemoveVolumes || o.Volumes
+	if e.uncommit != nil {
+		e.uncommit(errRemovedAmid)
+	}
 	err := m.store.save(&e.rec, false)
 	e.mu.Unlock()
 	if err != nil { // a full disk: removing is how it gets room
