@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"strconv"
 	"strings"
@@ -227,10 +228,16 @@ func (m *execs) run(ctx context.Context, x *exec, size [2]uint16) error {
 		return execError(ctx, x.e, r, err)
 	}
 	m.publish(x.e, execAction(apievents.ActionExecStart, x.conf.Cmd), map[string]string{"execID": x.id})
-	pid, err := task.Exec(ctx, runtime.Exec{
+	patience := m.defaults().StartTimeout
+	brief, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	pid, err := task.Exec(brief, runtime.Exec{
 		ID: x.id, Process: process, Terminal: x.conf.Tty, Rows: size[0], Cols: size[1], Stdin: x.conf.AttachStdin,
 	})
 	if err != nil {
+		if brief.Err() != nil && ctx.Err() == nil {
+			err = fmt.Errorf("OCI runtime %q did not start the process within %s", x.e.view().HostConfig.Runtime, patience)
+		}
 		code := 126
 		var se *runtime.StartError
 		if errors.As(err, &se) {

@@ -7,12 +7,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
-	"time"
 
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
@@ -36,7 +33,7 @@ func (r *Runtime) Cleanup(ctx context.Context, c runtime.Cleanup) error {
 	root := filepath.Join(c.RunDir, wire.RootName)
 	state := filepath.Join(root, c.ID)
 	if needsRuntime(c.Runtime, state) {
-		errs = append(errs, deleteByRuntime(ctx, c, root))
+		errs = append(errs, r.deleteByRuntime(ctx, c, root))
 	}
 	dirs, err := r.cgroupDirs(c.CgroupPath)
 	errs = append(errs, err)
@@ -67,20 +64,8 @@ func needsRuntime(b runtime.Binary, state string) bool {
 	return err == nil && bytes.Contains(kept, []byte(`"poststop":[`))
 }
 
-// deletePatience is how long an OCI runtime may take to delete a container.
-const deletePatience = 30 * time.Second
-
-func deleteByRuntime(ctx context.Context, c runtime.Cleanup, root string) error {
-	args := append([]string{}, c.Runtime.Args...)
-	args = append(args, "--root", root, "delete", "--force", c.ID)
-	ctx, cancel := context.WithTimeout(ctx, deletePatience)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, c.Runtime.Path, args...)
-	cmd.Env = environ()[len(settings):]
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) } // with all it has started
-	cmd.WaitDelay = time.Second
-	if out, err := cmd.CombinedOutput(); err != nil {
+func (r *Runtime) deleteByRuntime(ctx context.Context, c runtime.Cleanup, root string) error {
+	if out, err := r.call(ctx, c.Runtime, nil, "--root", root, "delete", "--force", c.ID); err != nil {
 		return fmt.Errorf("%s delete: %w: %s", c.Runtime.Path, err, bytes.TrimSpace(out))
 	}
 	return nil

@@ -61,3 +61,47 @@ sleep 3004
 	}
 	b.checkNothingLeft()
 }
+
+// One that hangs in update or delete is ended, with its children, also those in
+// sessions of their own, and the caller is told.
+func TestCallThatHangs(t *testing.T) {
+	dir := t.TempDir()
+	pids, script := filepath.Join(dir, "pids"), filepath.Join(dir, "hang")
+	text := "#!/bin/sh\nsetsid sh -c 'echo $$ >>" + pids + "; exec sleep 3005' &\nwhile [ ! -s " + pids + " ]; do :; done\necho $$ >>" + pids + "\nsleep 3006\n"
+	if err := os.WriteFile(script, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r := New(Config{})
+	r.patience = time.Second
+	hung := runtime.Binary{Path: script}
+	for name, call := range map[string]func() error{
+		"update": func() error {
+			return r.Update(ctxFor(t), runtime.Update{ID: "c1", RunDir: dir, Runtime: hung, Resources: []byte("{}")})
+		},
+		"delete": func() error {
+			return r.deleteByRuntime(ctxFor(t), runtime.Cleanup{ID: "c1", RunDir: dir, Runtime: hung}, dir)
+		},
+	} {
+		begun := time.Now()
+		if err := call(); !errors.Is(err, errHung) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if took := time.Since(begun); took > 8*time.Second {
+			t.Errorf("%s took %s", name, took)
+		}
+		list, _ := os.ReadFile(pids)
+		if len(strings.Fields(string(list))) != 2 {
+			t.Errorf("%s: of the runtime's processes there were %q", name, list)
+		}
+		for _, s := range strings.Fields(string(list)) {
+			pid, err := strconv.Atoi(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			gone(t, pid)
+		}
+		if err := os.Remove(pids); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

@@ -46,6 +46,8 @@ type Runtime struct {
 	cfg     Config
 	log     *slog.Logger
 	cgroups func() (cgroup.Info, error)
+
+	patience time.Duration // with OCI runtimes that update or delete
 }
 
 var _ runtime.Runtime = (*Runtime)(nil)
@@ -59,7 +61,7 @@ func New(cfg Config) *Runtime {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Runtime{cfg: cfg, log: log.With("component", "shim"), cgroups: sync.OnceValues(cgroup.Detect)}
+	return &Runtime{cfg: cfg, log: log.With("component", "shim"), cgroups: sync.OnceValues(cgroup.Detect), patience: callPatience}
 }
 
 // Adopt connects to the monitor in runDir; see runtime.Runtime.

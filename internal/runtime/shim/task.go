@@ -123,12 +123,25 @@ func (t *Task) Exec(ctx context.Context, e runtime.Exec) (int, error) {
 		w.Bool(wire.TagOpenStdin, e.Stdin)
 	})
 	t.watch(e.ID) // right behind it: the container may end, and the monitor go, at any time
-	m, err := request.wait(ctx)
+	// When ctx ends the runtime is ended, and the monitor tells of that.
+	patient, giveUp := context.WithCancel(context.WithoutCancel(ctx))
+	defer giveUp()
+	stop := context.AfterFunc(ctx, func() {
+		t.endExec(file)
+		time.AfterFunc(execGrace, giveUp)
+	})
+	m, err := request.wait(patient)
+	if err != nil && !stop() {
+		err = ctx.Err()
+	}
 	if err != nil {
 		return 0, t.fail(e.ID, err)
 	}
 	return int(m.Uint(wire.TagPid)), nil
 }
+
+// execGrace is how long a monitor may take to tell that the runtime was ended.
+const execGrace = 2 * time.Second
 
 // fail puts an error of the monitor into the words of the engine.
 func (t *Task) fail(exec string, err error) error {

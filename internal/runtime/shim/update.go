@@ -1,7 +1,6 @@
 package shim
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -21,12 +20,7 @@ func (r *Runtime) Update(ctx context.Context, u runtime.Update) error {
 	if u.ID == "" || filepath.Base(u.ID) != u.ID || !filepath.IsAbs(u.RunDir) {
 		return fmt.Errorf("update of container %q in %q: %w", u.ID, u.RunDir, errdefs.ErrInvalidArgument)
 	}
-	args := append([]string{}, u.Runtime.Args...)
-	args = append(args, "--log-format", "json", "--root", filepath.Join(u.RunDir, wire.RootName), "update", "--resources", "-", u.ID)
-	cmd := exec.CommandContext(ctx, u.Runtime.Path, args...)
-	cmd.Env = environ()[len(settings):]
-	cmd.Stdin = bytes.NewReader(u.Resources)
-	out, err := cmd.CombinedOutput()
+	out, err := r.call(ctx, u.Runtime, u.Resources, "--log-format", "json", "--root", filepath.Join(u.RunDir, wire.RootName), "update", "--resources", "-", u.ID)
 	if err == nil {
 		return nil
 	}
