@@ -97,8 +97,10 @@ func (f *fakeEngine) serveImages(w http.ResponseWriter, r *http.Request, p []str
 	case p[0] == "create" && r.URL.Query().Get("fromSrc") != "":
 		n, _ := io.Copy(io.Discard, r.Body)
 		json.NewEncoder(w).Encode(map[string]any{"status": fmt.Sprintf("sha256:%d bytes", n)})
+	case p[0] == "create" && strings.HasSuffix(r.URL.Query().Get("fromImage"), "/denied"):
+		refuse(w, 404, "pull access denied for denied, repository does not exist or may require 'docker login'")
 	case p[0] == "create":
-		refuse(w, 501, "pulling images is not implemented")
+		refuse(w, 500, `Get "https://registry/v2/": dial tcp: lookup registry: no such host`)
 	case p[0] == "get":
 		if n := r.URL.Query()["names"]; n[0] != "debian" {
 			refuse(w, 404, "No such image: %s", n[0])
