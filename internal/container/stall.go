@@ -34,7 +34,8 @@ func (t *transfer) Read(p []byte) (int, error) {
 	if t.lock == nil {
 		return t.r.Read(p)
 	}
-	m := t.move(len(p), t.r.Read)
+	t.size(len(p))
+	m := t.move(t.r.Read)
 	return copy(p, t.buf[:m.n]), m.err
 }
 
@@ -43,26 +44,32 @@ func (t *transfer) Write(p []byte) (int, error) {
 	if t.lock == nil {
 		return t.w.Write(p)
 	}
-	t.grow(len(p))
+	if t.stuck != nil {
+		return 0, errStalled
+	}
+	t.size(len(p))
 	copy(t.buf, p)
-	m := t.move(len(p), t.w.Write)
+	m := t.move(t.w.Write)
 	return m.n, m.err
 }
 
-// grow makes room for n bytes that are not the caller's: a move that was given up
-// may still touch them.
-func (t *transfer) grow(n int) {
-	if t.stuck == nil && cap(t.buf) < n {
+// size makes buf n bytes that are not the caller's: a move that was given up may
+// still touch them, and then they stay as they are.
+func (t *transfer) size(n int) {
+	switch {
+	case t.stuck != nil:
+	case cap(t.buf) < n:
 		t.buf = make([]byte, n)
+	default:
+		t.buf = t.buf[:n]
 	}
 }
 
-func (t *transfer) move(n int, do func([]byte) (int, error)) moved {
+// move does one move with buf.
+func (t *transfer) move(do func([]byte) (int, error)) moved {
 	if t.stuck != nil {
 		return moved{0, errStalled}
 	}
-	t.grow(n)
-	t.buf = t.buf[:n]
 	done := make(chan moved, 1)
 	go func() {
 		n, err := do(t.buf)

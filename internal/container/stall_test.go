@@ -90,3 +90,24 @@ func TestTransferThatMoves(t *testing.T) {
 		}
 	})
 }
+
+// Moves of changing sizes carry the caller's bytes: a short one before a long one
+// leaves nothing of itself.
+func TestTransferOfManySizes(t *testing.T) {
+	l := newOpLock()
+	if err := l.lock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var got, want bytes.Buffer
+	out := transfer{lock: l, w: &got}
+	for i, n := range []int{9, 512, 3, 0, 4096, 512, 9} {
+		b := bytes.Repeat([]byte{byte('a' + i)}, n)
+		want.Write(b)
+		if m, err := out.Write(b); m != n || err != nil {
+			t.Fatalf("%d bytes: %d, %v", n, m, err)
+		}
+	}
+	if !bytes.Equal(got.Bytes(), want.Bytes()) {
+		t.Errorf("%d bytes arrived, not the %d that were sent", got.Len(), want.Len())
+	}
+}
