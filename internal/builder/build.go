@@ -35,6 +35,7 @@ func (b *Builder) Build(ctx context.Context, o request.Build, told request.Told)
 	if o.Context != nil {
 		defer o.Context.Close()
 	}
+	o.ExtraHosts = b.cfg.reach(o.ExtraHosts)
 	solve, err := solveRequest(&o)
 	if err != nil {
 		return err
@@ -142,6 +143,9 @@ func (k *kit) run(ctx context.Context, solve *control.SolveRequest, o request.Bu
 		if ctx.Err() == nil {
 			<-watched // what the failed step said comes first
 			text.finish()
+			if lines := excerpt(err); lines != "" && o.Remote != sessionContext {
+				told.Stream(lines)
+			}
 		}
 		return buildError(err)
 	}
@@ -223,6 +227,28 @@ func solveRequest(o *request.Build) (*control.SolveRequest, error) {
 		return nil, err
 	}
 	return solve, output(o, solve)
+}
+
+// hostGateway is the address that stands for this machine.
+const hostGateway = "host-gateway"
+
+// reach puts the address in where host-gateway stands for it.
+func (c *Config) reach(hosts []string) []string {
+	out := make([]string, 0, len(hosts))
+	for _, h := range hosts {
+		if name, ok := strings.CutSuffix(h, ":"+hostGateway); ok && c.gateway() != "" {
+			h = name + ":" + c.gateway()
+		}
+		out = append(out, h)
+	}
+	return out
+}
+
+func (c *Config) gateway() string {
+	if c.Gateway == nil {
+		return ""
+	}
+	return c.Gateway()
 }
 
 // networks sets what steps see of networks.

@@ -50,7 +50,7 @@ type Specs interface {
 	Complete(h *container.HostConfig)
 }
 
-// Config is what a Builder needs; all of it but AppArmorProfile, Hosts and DNS.
+// Config is what a Builder needs; all of it but AppArmorProfile, Hosts, Gateway and DNS.
 type Config struct {
 	Dir    string // of the cache's databases, durable
 	RunDir string // of steps under way, on tmpfs
@@ -65,6 +65,7 @@ type Config struct {
 	SystemdCgroup   bool
 	AppArmorProfile string
 	Hosts           docker.RegistryHosts // nil: those of Docker
+	Gateway         func() string        // the address that host-gateway stands for; nil: none
 	DNS             DNS
 	Version         string
 	Logger          *slog.Logger

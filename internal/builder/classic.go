@@ -162,6 +162,16 @@ func (c *classic) built(id string, tags []string) {
 // processWords are BuildKit's about a step that failed.
 var processWords = regexp.MustCompile(`process "((?:[^"\\]|\\.)*)" did not complete successfully`)
 
+// excerpt is what an error is about: lines of the Dockerfile, with the guilty
+// ones marked.
+func excerpt(err error) string {
+	var b strings.Builder
+	for _, s := range solvererrs.Sources(err) {
+		_ = s.Print(&b)
+	}
+	return b.String()
+}
+
 // buildError gives a failed build's error the form that clients know.
 func buildError(err error) error {
 	where := ""

@@ -143,7 +143,7 @@ func (x *imageExport) Export(ctx context.Context, src *exporter.Source, info exp
 		return nil, nil, nil, err
 	}
 	a := image.Adopted{Manifest: *desc, Names: x.names}
-	if err := x.layers(ctx, ref, &a); err != nil {
+	if err := x.layers(ctx, ref, session.NewGroup(info.SessionID), &a); err != nil {
 		return nil, nil, nil, err
 	}
 	told := progress.OneOff(ctx, "writing image "+desc.Digest.String())
@@ -234,16 +234,28 @@ func (x *imageExport) commit(ctx context.Context, src *exporter.Source, info exp
 }
 
 // layers makes sure that all of ref is unpacked and committed, and notes its top
-// snapshot.
-func (x *imageExport) layers(ctx context.Context, ref cache.ImmutableRef, a *image.Adopted) error {
+// snapshot. What is still with a registry is fetched with the client's login.
+func (x *imageExport) layers(ctx context.Context, ref cache.ImmutableRef, client session.Group, a *image.Adopted) error {
 	if ref == nil {
 		return nil
 	}
 	if err := ref.Finalize(ctx); err != nil {
 		return err
 	}
-	if err := ref.Extract(ctx, nil); err != nil {
+	if err := ref.Extract(ctx, client); err != nil {
 		return err
+	}
+	// A layer whose snapshot was here already has not been fetched by that.
+	remotes, err := ref.GetRemotes(ctx, false, x.opts.RefCfg, false, client)
+	if err != nil {
+		return err
+	}
+	for _, r := range remotes {
+		if lazy, ok := r.Provider.(cache.Unlazier); ok {
+			if err := lazy.Unlazy(ctx); err != nil {
+				return err
+			}
+		}
 	}
 	a.Snapshot = snapshotOf(ref)
 	return x.blobs(ctx, *a)
@@ -257,8 +269,7 @@ func snapshotOf(ref cache.ImmutableRef) string {
 	return ref.ID()
 }
 
-// blobs sees to it that all blobs are here: those of a base image may not have
-// been fetched.
+// blobs checks that all blobs are here.
 func (x *imageExport) blobs(ctx context.Context, a image.Adopted) error {
 	data, err := content.ReadBlob(ctx, x.w.ContentStore(), a.Manifest)
 	if err != nil {

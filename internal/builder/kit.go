@@ -141,6 +141,9 @@ func newWorker(ctx context.Context, cfg *Config, exec *executor, records *metada
 	applier, differ := apply.NewFileSystemApplier(contents), walking.NewWalkingDiff(contents)
 	// By this label clients know that all exporters are there.
 	labels := map[string]string{"org.mobyproject.buildkit.worker.snapshotter": shared.Name, "org.mobyproject.buildkit.worker.executor": "escale"}
+	if g := cfg.gateway(); g != "" {
+		labels["org.mobyproject.buildkit.worker.moby.host-gateway-ip"] = g
+	}
 	w, err := base.NewWorker(ctx, base.WorkerOpt{
 		ID: id, Root: cfg.Dir, Labels: labels, MetadataStore: records,
 		BuildkitVersion:  client.BuildkitVersion{Package: "escale.dev/escale", Version: cfg.Version},

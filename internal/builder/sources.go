@@ -9,6 +9,8 @@ import (
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
+	"github.com/moby/buildkit/session"
+	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/source"
 	"github.com/moby/buildkit/source/containerimage"
@@ -34,14 +36,23 @@ func (l localFirst) Identifier(scheme, ref string, attrs map[string]string, plat
 		return id, nil
 	}
 	img.ResolveMode = resolver.ResolveModePreferLocal
-	if d := img.Reference.Digest(); d != "" {
-		// BuildKit looks for a digest among tags only: one that tells the digest
-		// stands for it.
-		if _, ok := l.images.ByDigest(d); ok {
-			img.Reference.Object = digestTag(d)
+	return img, nil
+}
+
+// Resolve implements source.Source. BuildKit looks for a digest among tags only:
+// one that tells the digest stands for it. It does so here and not in the
+// identifier, whose words BuildKit finds the lines of the Dockerfile by.
+func (l localFirst) Resolve(ctx context.Context, id source.Identifier, sessions *session.Manager, vertex solver.Vertex) (source.SourceInstance, error) {
+	if img, ok := id.(*containerimage.ImageIdentifier); ok && img.ResolveMode == resolver.ResolveModePreferLocal {
+		if d := img.Reference.Digest(); d != "" {
+			if _, ok := l.images.ByDigest(d); ok {
+				pinned := *img
+				pinned.Reference.Object = digestTag(d)
+				id = &pinned
+			}
 		}
 	}
-	return img, nil
+	return l.Source.Resolve(ctx, id, sessions, vertex)
 }
 
 const digestTagPrefix = "escale-digest-"
