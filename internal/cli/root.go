@@ -70,6 +70,7 @@ func verbs() []verb {
 		{"run", groupCommon, "Create a container from an image and start it", runCommand},
 		{"exec", groupCommon, "Run a command in a running container", execCommand},
 		{"ps", groupCommon, "List containers", psCommand},
+		{"build", groupCommon, "Build an image from a Dockerfile", buildCommand},
 		{"logs", groupCommon, "Show what a container has written", logsCommand},
 		{"stop", groupCommon, "Stop running containers", stopCommand},
 		{"rm", groupCommon, "Remove containers", rmCommand},
@@ -127,9 +128,10 @@ func addCommands(a *app, root *cobra.Command) {
 		root.AddCommand(described(c, v.short))
 	}
 	for _, g := range []*cobra.Command{
+		group(a, "builder", "Build images, and look after the cache", builderCommands, "build"),
 		group(a, "container", "Manage containers", containerCommands, "attach", "commit", "cp", "create", "diff", "exec", "export", "kill", "logs", "ps",
 			"pause", "port", "rename", "restart", "rm", "run", "start", "stats", "stop", "top", "unpause", "update", "wait"),
-		group(a, "image", "Manage images", imageCommands, "history", "import", "load", "images", "pull", "push", "rmi", "save", "tag"),
+		group(a, "image", "Manage images", imageCommands, "build", "history", "import", "load", "images", "pull", "push", "rmi", "save", "tag"),
 		group(a, "network", "Look at networks", networkCommands),
 		group(a, "registry", "Serve and look after a registry of images", registryCommands),
 		group(a, "system", "Look at the engine and what it keeps", systemCommands, "events", "info"),
@@ -138,6 +140,9 @@ func addCommands(a *app, root *cobra.Command) {
 		g.GroupID = groupManage
 		root.AddCommand(g)
 	}
+	plugin := group(a, "buildx", "Build images: what the stock client's plugin is called", builderCommands, "build")
+	plugin.Hidden = true
+	root.AddCommand(plugin)
 	if len(a.args) > 0 && strings.HasPrefix(a.args[0], "__complete") {
 		completeFlags(a, root)
 	}

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"escale.dev/escale/internal/builder/plan"
 	ctdlog "github.com/containerd/log"
 	"github.com/spf13/pflag"
 )
@@ -24,6 +25,9 @@ var (
 // Main runs the engine from a command line until a signal ends it, and returns
 // the exit code. Errors go to stderr in one line.
 func Main(args []string, stdout, stderr io.Writer) int {
+	if len(args) == 1 && args[0] == plan.Word {
+		return buildClient(stdout, stderr)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	if len(args) > 0 && args[0] == "registry" {

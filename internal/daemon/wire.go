@@ -19,7 +19,6 @@ import (
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/network/bridge"
 	"escale.dev/escale/internal/network/none"
-	"escale.dev/escale/internal/registry"
 	"escale.dev/escale/internal/runtime/oci"
 	"escale.dev/escale/internal/stats"
 	"escale.dev/escale/internal/sys/freezer"
@@ -140,10 +139,6 @@ func (d *Daemon) defaults() container.Defaults {
 
 func (d *Daemon) openAPI(context.Context) error {
 	if err := d.listen(); err != nil {
-		return err
-	}
-	var err error
-	if d.registry, err = registry.New(d.now().cfg.client()); err != nil {
 		return err
 	}
 	d.server = engine.New(engine.Config{
