@@ -112,9 +112,9 @@ func runImage(ctx context.Context, t *testing.T, api *harness.API, img string, c
 
 // startBuilder runs an engine that has built once, so that what a builder has is
 // no leak.
-func startBuilder(t *testing.T) *harness.Engine {
+func startBuilder(t *testing.T, o ...harness.Options) *harness.Engine {
 	t.Helper()
-	e := start(t, harness.Options{})
+	e := start(t, append(o, harness.Options{})[0])
 	if b := build(context.Background(), t, e, "t=first", map[string]string{"Dockerfile": from + "RUN true\n"}, nil); b.fault != "" {
 		t.Fatal(b.fault)
 	}
@@ -258,6 +258,7 @@ func TestBuildFails(t *testing.T) {
 		code                          int
 	}{
 		{"a step", "", from + "RUN echo said; exit 7\n", "The command '/bin/sh -c echo said; exit 7' returned a non-zero code: 7", 7},
+		{"a step of two lines", "", from + "RUN echo said; \\\n  exit 7\n", "returned a non-zero code: 7", 7},
 		{"no such command", "", from + "RUN [\"/nowhere\"]\n", "The command '/nowhere' returned a non-zero code: 127", 127},
 		{"syntax", "", from + "RUNN x\n", "unknown instruction: RUNN", 0},
 		{"no Dockerfile", "dockerfile=other", from, "other: no such file", 0},
@@ -272,8 +273,14 @@ func TestBuildFails(t *testing.T) {
 		if !strings.Contains(b.fault, c.want) || b.code != c.code || b.id != "" {
 			t.Errorf("%s: %q, code %d, want %q, %d", c.name, b.fault, b.code, c.want, c.code)
 		}
-		if c.name == "a step" && !strings.HasSuffix(b.text, "Step 2/2 : RUN echo said; exit 7\nsaid\n") {
-			t.Errorf("a step: its output is missing:\n%s", b.text)
+		for name, want := range map[string]string{
+			"a step":              "Step 2/2 : RUN echo said; exit 7\nsaid\nDockerfile:2\n--------------------\n   1 |     FROM " + image + "\n   2 | >>> RUN echo said; exit 7\n",
+			"a step of two lines": "   2 | >>> RUN echo said; \\\n   3 | >>>   exit 7\n",
+			"syntax":              "   2 | >>> RUNN x\n",
+		} {
+			if c.name == name && !strings.Contains(b.text, want) {
+				t.Errorf("%s: %q is missing in\n%s", name, want, b.text)
+			}
 		}
 	}
 	clean(t, e)

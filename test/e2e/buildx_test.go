@@ -42,33 +42,75 @@ func buildx(t *testing.T) string {
 	return bin
 }
 
-// TestBuildx drives the engine with the stock client's BuildKit mode: sessions,
+// building is a client at work in a directory, and what it prints.
+type building struct {
+	name, dir string
+	env       []string
+	cmd       func(args ...string) *exec.Cmd
+}
+
+// run builds with plain progress and gives all that was printed.
+func (b *building) run(args ...string) (string, error) {
+	out, err := b.cmd(append([]string{"build", "--progress", "plain"}, args...)...).CombinedOutput()
+	return string(out), err
+}
+
+// write writes the directory's Dockerfile.
+func (b *building) write(t *testing.T, text string) {
+	t.Helper()
+	if err := os.WriteFile(filepath.Join(b.dir, "Dockerfile"), []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// eachBuilder runs a test with each client that speaks BuildKit to one engine:
+// docker with its plugin, and escale. What a test builds is removed behind it,
+// and nothing may be left.
+func eachBuilder(t *testing.T, o harness.Options, test func(ctx context.Context, t *testing.T, e *harness.Engine, b *building)) {
+	needs(t)
+	e := startBuilder(t, o)
+	for _, name := range []string{"docker", "escale"} {
+		t.Run(name, func(t *testing.T) {
+			path, config := clients()[name], t.TempDir()
+			if path == "" {
+				t.Skip("needs docker's client")
+			}
+			if name == "docker" {
+				if err := os.MkdirAll(filepath.Join(config, "cli-plugins"), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Symlink(buildx(t), filepath.Join(config, "cli-plugins", "docker-buildx")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(3*time.Minute))
+			defer cancel()
+			b := &building{name: name, dir: t.TempDir(), env: []string{"DOCKER_HOST=" + e.Host(), "DOCKER_CONFIG=" + config, "DOCKER_BUILDKIT=1", "DOCKER_CONTEXT=", "SECRET=hidden"}}
+			b.cmd = func(args ...string) *exec.Cmd {
+				cmd := exec.CommandContext(ctx, path, args...)
+				cmd.Dir, cmd.Env = b.dir, append(os.Environ(), b.env...)
+				cmd.WaitDelay = 5 * time.Second
+				return cmd
+			}
+			test(ctx, t, e, b)
+			clean(t, e)
+			if name == "escale" { // of the plugin's builds a history is kept
+				noLeaks(t, e)
+			} else if err := e.Mark(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestBuildx drives the engine with clients that speak BuildKit: sessions,
 // secrets, contexts of other kinds, outputs.
 func TestBuildx(t *testing.T) {
-	docker, err := exec.LookPath("docker")
-	if err != nil {
-		t.Skip("needs docker's client: ", err)
-	}
-	needs(t)
-	plugin := buildx(t)
-	e := startBuilder(t)
-	config := t.TempDir()
-	if err := os.MkdirAll(filepath.Join(config, "cli-plugins"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Symlink(plugin, filepath.Join(config, "cli-plugins", "docker-buildx")); err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(3*time.Minute))
-	defer cancel()
-	dir := t.TempDir()
-	run := func(args ...string) (string, error) {
-		cmd := exec.CommandContext(ctx, docker, append([]string{"build", "--progress", "plain"}, args...)...)
-		cmd.Dir = dir
-		cmd.Env = append(os.Environ(), "DOCKER_HOST="+e.Host(), "DOCKER_CONFIG="+config, "DOCKER_BUILDKIT=1", "DOCKER_CONTEXT=", "SECRET=hidden")
-		out, err := cmd.CombinedOutput()
-		return string(out), err
-	}
+	eachBuilder(t, harness.Options{}, buildxCases)
+}
+
+func buildxCases(ctx context.Context, t *testing.T, e *harness.Engine, b *building) {
+	dir, run := b.dir, b.run
 	web := httptest.NewServer(http.FileServer(http.Dir(dir)))
 	defer web.Close()
 	prepareContext(t, dir)
@@ -84,9 +126,7 @@ func TestBuildx(t *testing.T) {
 		{"git", from + "ADD " + web.URL + "/repo.git#main /g\nCMD [\"cat\",\"/g/tracked\"]\n", "in git\n", nil},
 		{"named context", from + "COPY --from=other f /o\nCMD [\"cat\",\"/o\"]\n", "context\n", []string{"--build-context", "other=."}},
 	} {
-		if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(c.dockerfile), 0o644); err != nil {
-			t.Fatal(err)
-		}
+		b.write(t, c.dockerfile)
 		tag := "x-" + strings.ReplaceAll(c.name, " ", "-")
 		if out, err := run(append(c.args, "-t", tag, ".")...); err != nil {
 			t.Errorf("%s: %v\n%s", c.name, err, out)
@@ -96,20 +136,14 @@ func TestBuildx(t *testing.T) {
 			t.Errorf("%s: the image says %q, want %q", c.name, got, c.want)
 		}
 	}
-	outputs(t, dir, run)
-	clean(t, e)
+	outputs(t, b)
 }
 
 // outputs checks results that are no images, and errors.
-func outputs(t *testing.T, dir string, run func(args ...string) (string, error)) {
+func outputs(t *testing.T, b *building) {
 	t.Helper()
-	write := func(text string) {
-		t.Helper()
-		if err := os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	write("FROM scratch\nCOPY f /f\n")
+	dir, run := b.dir, b.run
+	b.write(t, "FROM scratch\nCOPY f /f\n")
 	for _, c := range []struct{ output, file, has string }{
 		{"out", "out/f", "context\n"},
 		{"type=tar,dest=o.tar", "o.tar", "context\n"},
@@ -130,12 +164,26 @@ func outputs(t *testing.T, dir string, run func(args ...string) (string, error))
 	} else if _, err := os.Stat(filepath.Join(dir, "cache", "index.json")); err != nil {
 		t.Errorf("--cache-to: %v", err)
 	}
-	write(from + "RUN exit 7\n")
-	if out, err := run("."); err == nil || !strings.Contains(out, "exit code: 7") {
-		t.Errorf("a step that fails: %v\n%s", err, out)
+	b.write(t, from+"RUN echo said; exit 7\n")
+	out, err := run(".")
+	for _, want := range []string{"exit code: 7", " said\n", "Dockerfile:2\n", "   2 | >>> RUN echo said; exit 7\n"} {
+		if err == nil || !strings.Contains(out, want) {
+			t.Errorf("a step that fails: %v, no %q in\n%s", err, want, out)
+		}
 	}
-	if out, _ := run("--check", "."); !strings.Contains(out, "Check complete") && !strings.Contains(out, "warning") {
-		t.Errorf("--check:\n%s", out)
+	if out, err := run("--check", "."); err != nil || !strings.Contains(out, "Check complete, no warnings found.") {
+		t.Errorf("--check: %v\n%s", err, out)
+	}
+	b.write(t, from+"RUNN x\n")
+	out, err = run(".")
+	for _, want := range []string{"dockerfile parse error on line 2: unknown instruction: RUNN", "   2 | >>> RUNN x\n"} {
+		if err == nil || !strings.Contains(out, want) {
+			t.Errorf("a line that cannot be read: %v, no %q in\n%s", err, want, out)
+		}
+	}
+	b.write(t, from+"MAINTAINER x\n")
+	if out, err := run("--check", "."); err == nil || !strings.Contains(out, "MaintainerDeprecated") {
+		t.Errorf("--check of a line that is out of date: %v\n%s", err, out)
 	}
 }
 
