@@ -4,5 +4,5 @@
 // garbage that runs while clients push, retention rules, several pull-through
 // mirrors beside the registry's own content, and images of the engine that were
 // never pushed. Why the collection takes nothing it must not is in
-// docs/decisions/0009-online-collection.md.
+// docs/decisions/0010-online-collection.md.
 package server
