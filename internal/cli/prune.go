@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	"escale.dev/escale/internal/cli/tty"
 	"github.com/docker/go-units"
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
@@ -134,7 +135,7 @@ func (a *app) confirm(ctx context.Context, question string) (bool, error) {
 	answer := make(chan bool, 1)
 	go func() {
 		line, err := bufio.NewReader(a.in).ReadString('\n')
-		if err != nil { // nobody has ended the line
+		if err != nil && tty.IsTerminal(a.in) { // nobody has ended the line
 			a.println()
 		}
 		answer <- strings.EqualFold(strings.TrimSpace(line), "y")

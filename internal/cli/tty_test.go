@@ -266,6 +266,11 @@ func TestInterruptedVerbs(t *testing.T) {
 	s.see("[y/N]")
 	s.keys("\x03")
 	s.end(130)
+	s = onTerminal(t, f, t.TempDir(), "container", "prune")
+	s.see("[y/N]")
+	s.keys("\x04") // no answer: a no, and the next prompt gets a line of its own
+	s.see("[y/N] \r\n")
+	s.end(0)
 	if f.noted2("prune") {
 		t.Error("pruned")
 	}
