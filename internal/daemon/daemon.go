@@ -59,6 +59,7 @@ type Daemon struct {
 	confined   confinement
 	shipping   *ship.Set
 	server     *engine.Server
+	rest       *rest
 	registry   *registry.Client
 	listeners  []net.Listener
 	closers    []func() error // what Run has opened, closed in reverse
@@ -68,6 +69,7 @@ type Daemon struct {
 // is opened before Run. A reload may change the level of the log.
 func New(cfg *Config, log *slog.Logger, level *slog.LevelVar) (*Daemon, error) {
 	d := &Daemon{cfg: cfg, log: log.With("instance", cfg.Instance), level: level}
+	d.rest = newRest(d.log)
 	runtimes, err := cfg.runtimes()
 	if err != nil {
 		return nil, err
@@ -139,6 +141,7 @@ func (d *Daemon) serve(ctx context.Context, hup <-chan os.Signal, parse func() (
 	}
 	d.containers.Resume(ctx)
 	go d.reloads(ctx, hup, parse)
+	go d.rest.run(ctx)
 	select {
 	case <-ctx.Done():
 	case err := <-failed:

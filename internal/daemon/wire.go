@@ -150,7 +150,7 @@ func (d *Daemon) openAPI(context.Context) error {
 		Images: images{Store: d.images, users: d.containers.Users, events: d.events},
 		System: systemInfo{d}, SafeMode: d.safe, Events: d.events, Logger: d.log, Version: Version,
 		ContainerDir: filepath.Join(d.cfg.DataRoot, "containers"), StorageDriver: storageDriver, Debug: d.cfg.Debug,
-		Sandbox: d.sandbox,
+		Sandbox: d.sandbox, Activity: d.rest.touch,
 	})
 	d.onClose(d.server.Close)
 	return nil

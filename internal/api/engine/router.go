@@ -82,6 +82,8 @@ func (w *response) flush() error {
 // serve is the whole of the API: headers, version, route, handler, log line.
 func (s *Server) serve(rw http.ResponseWriter, hr *http.Request) {
 	begin := time.Now()
+	s.cfg.Activity()
+	defer s.cfg.Activity()
 	w := &response{ResponseWriter: rw}
 	r := &request{Request: hr}
 	defer func() {

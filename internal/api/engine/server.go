@@ -44,6 +44,8 @@ type Config struct {
 	// Sandbox tells the identity and the namespace handle of a running
 	// container's network stack; nil: they are shown empty.
 	Sandbox func(id container.ID) (sandboxID, path string)
+	// Activity is told when a request begins and when it ends; it does not block. nil: nobody is told.
+	Activity func()
 }
 
 // Server answers the Docker Engine API. It is made by New and serves any number
@@ -70,6 +72,9 @@ func New(cfg Config) *Server {
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Activity == nil {
+		cfg.Activity = func() {}
 	}
 	s := &Server{
 		cfg: cfg, log: cfg.Logger.With("component", "api"),
