@@ -56,8 +56,8 @@ func (i images) Load(ctx context.Context, r io.Reader, o image.LoadOptions) erro
 	return i.Store.Load(ctx, r, o)
 }
 
-func (i images) Save(ctx context.Context, w io.Writer, refs []string) error {
-	err := i.Store.Save(ctx, w, refs)
+func (i images) Save(ctx context.Context, w io.Writer, refs []string, platform string) error {
+	err := i.Store.Save(ctx, w, refs, platform)
 	if err == nil {
 		for _, ref := range refs {
 			if img, err := i.Get(ctx, ref); err == nil {

@@ -74,7 +74,7 @@ func BenchmarkSave(b *testing.B) {
 	b.SetBytes(img.Size)
 	b.ResetTimer()
 	for range b.N {
-		if err := s.Save(context.Background(), io.Discard, []string{"bench:1"}); err != nil {
+		if err := s.Save(context.Background(), io.Discard, []string{"bench:1"}, ""); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -88,7 +88,7 @@ func BenchmarkLoad(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := s.Save(context.Background(), f, []string{"bench:1"}); err != nil {
+	if err := s.Save(context.Background(), f, []string{"bench:1"}, ""); err != nil {
 		b.Fatal(err)
 	}
 	f.Close()

@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	bolt "go.etcd.io/bbolt"
 )
 
@@ -65,15 +67,34 @@ func (c *change) add(r *record) *record {
 	return r
 }
 
-// tag moves a name to an image. It tells the id of the image that had it.
+// index lets a tag of r, a record being changed, stand for an index; zero: for the
+// image alone. What the index consists of has to be held until the commit.
+func (c *change) index(r *record, tag string, d ocispec.Descriptor) {
+	if r.Indexes[tag].Digest == d.Digest {
+		return
+	}
+	next := maps.Clone(r.Indexes)
+	if next == nil {
+		next = map[string]ocispec.Descriptor{}
+	}
+	if next[tag] = d; d.Digest == "" {
+		delete(next, tag)
+	}
+	r.Indexes = next
+	c.renew(r.ID)
+}
+
+// tag moves a name to an image, which it means alone from then on. It tells the id of the image that had it.
 func (c *change) tag(r *record, name reference.NamedTagged) (had digest.Digest) {
 	key := name.String()
 	if had = c.holder(key); had != "" && had != r.ID {
 		old := c.edit(had)
 		old.Tags = without(old.Tags, key)
+		c.index(old, key, ocispec.Descriptor{})
 		old.name()
 	}
 	r = c.edit(r.ID)
+	c.index(r, key, ocispec.Descriptor{})
 	r.Tags = with(r.Tags, key)
 	r.LastTagged = time.Now().UTC()
 	r.name()
@@ -105,6 +126,7 @@ func (c *change) renew(id digest.Digest) { c.moved[id] = true }
 func (c *change) untag(id digest.Digest, key string) {
 	r := c.edit(id)
 	r.Tags, r.Digests = without(r.Tags, key), without(r.Digests, key)
+	c.index(r, key, ocispec.Descriptor{})
 	r.name()
 }
 
@@ -181,6 +203,9 @@ func (s *Store) hold(ctx context.Context, r *record) error {
 	resources := []leases.Resource{contentResource(r.Target.Digest), contentResource(r.Config.Digest)}
 	for _, ly := range r.Layers {
 		resources = append(resources, contentResource(ly.Blob.Digest))
+	}
+	for _, d := range r.Indexes {
+		resources = append(resources, contentResource(d.Digest)) // whose labels lead to all of it
 	}
 	if chain := r.chain(); chain != "" {
 		resources = append(resources, snapshotResource(chain.String()))

@@ -23,7 +23,10 @@ type Image struct {
 	Layers      []Layer
 	LastTagged  time.Time
 	ChainID     string             // key of the committed top snapshot; empty for an image without layers
-	Target      ocispec.Descriptor // manifest or index
+	Target      ocispec.Descriptor // its manifest
+	// Index is what the name that the image was got by stands for, when that is
+	// an index of several manifests; in a list the first one of a tag; else zero.
+	Index ocispec.Descriptor
 }
 
 // Layer is one layer of an image; images that begin with the same layers share them.

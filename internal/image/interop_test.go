@@ -33,7 +33,7 @@ func TestSkopeo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Save(ctx, f, []string{"x:1"}); err != nil {
+	if err := s.Save(ctx, f, []string{"x:1"}, ""); err != nil {
 		t.Fatal(err)
 	}
 	f.Close()
@@ -96,7 +96,7 @@ func TestDocker(t *testing.T) {
 		return out
 	}
 	var b bytes.Buffer
-	if err := s.Save(ctx, &b, []string{"escale-interop:1"}); err != nil {
+	if err := s.Save(ctx, &b, []string{"escale-interop:1"}, ""); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { exec.Command("docker", "-H", peer, "rmi", "-f", "escale-interop:1").Run() })

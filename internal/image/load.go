@@ -295,10 +295,14 @@ type loaded struct {
 
 // images finds the images in what was read.
 func (l *loading) images() ([]loaded, error) {
-	if data, ok := l.docs[archive.ManifestFile]; ok {
-		return l.dockerImages(data)
-	}
 	data, ok := l.docs[archive.IndexFile]
+	if named, has := l.docs[archive.ManifestFile]; has {
+		// Of an image for several platforms manifest.json names one.
+		out, err := l.dockerImages(named)
+		if err != nil || len(out) > 0 || !ok || !l.match.asked {
+			return out, err
+		}
+	}
 	if !ok {
 		return nil, invalidf("invalid archive: does not contain a %s", archive.ManifestFile)
 	}

@@ -283,7 +283,7 @@ func TestSave(t *testing.T) {
 		"x:1 x:1":       "x:1",
 	} {
 		var b bytes.Buffer
-		if err := s.Save(ctx, &b, strings.Fields(refs)); err != nil {
+		if err := s.Save(ctx, &b, strings.Fields(refs), ""); err != nil {
 			t.Errorf("save %s: %v", refs, err)
 			continue
 		}
@@ -305,12 +305,12 @@ func TestSave(t *testing.T) {
 	before := count(t, s)
 	for ref, want := range map[string]string{"nosuch": "No such image: nosuch:latest", "x:9": "No such image: x:9", "sha256:zz": ""} {
 		var b bytes.Buffer
-		if err := s.Save(ctx, &b, []string{"x:1", ref}); err == nil || want != "" && err.Error() != want || b.Len() > 0 {
+		if err := s.Save(ctx, &b, []string{"x:1", ref}, ""); err == nil || want != "" && err.Error() != want || b.Len() > 0 {
 			t.Errorf("save %s: %v, %d bytes", ref, err, b.Len())
 		}
 	}
 	full := errors.New("client is gone")
-	if err := s.Save(ctx, failing{full}, []string{"x"}); !errors.Is(err, full) {
+	if err := s.Save(ctx, failing{full}, []string{"x"}, ""); !errors.Is(err, full) {
 		t.Errorf("client gone: %v", err)
 	}
 	if after := count(t, s); after != before {

@@ -49,9 +49,13 @@ func (l *loading) manifestOf(config []byte, layers []*member) *archive.Manifest 
 		return nil
 	}
 	any := func(ocispec.Platform) bool { return true }
-	list, err := archive.Manifests(index, l.blob, any, func(a, b ocispec.Platform) bool { return false })
-	if err != nil {
-		return nil // manifest.json is enough
+	var list []archive.Manifest
+	for _, fits := range []func(ocispec.Platform) bool{l.match.fits, any} {
+		found, err := archive.Manifests(index, l.blob, fits, l.match.better)
+		if err != nil {
+			return nil // manifest.json is enough
+		}
+		list = append(list, found...)
 	}
 	want := digest.FromBytes(config)
 next:

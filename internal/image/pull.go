@@ -238,6 +238,10 @@ func (p *pulling) register(ctx context.Context, rec *record, top digest.Digest) 
 	if tagged, ok := p.ref.(reference.NamedTagged); ok && !isDigested(p.ref) && c.holder(tagged.String()) != rec.ID {
 		c.tag(rec, tagged)
 		changed = true
+	} else if index, has := rec.Indexes[p.ref.String()]; has && index.Digest != top {
+		// What was built here under this name is not what the registry has.
+		c.index(c.edit(rec.ID), p.ref.String(), ocispec.Descriptor{})
+		changed = true
 	}
 	if c.holderOf(canonical.String()) != rec.ID {
 		c.name(rec, canonical)

@@ -62,7 +62,8 @@ func (m *Remotes) Push(ctx context.Context, ref reference.NamedTagged, o PushOpt
 	if err != nil {
 		return Pushed{}, err
 	}
-	if on := platformOf(rec.image.Config); match.asked && !match.fits(on) {
+	index := rec.Indexes[ref.String()]
+	if on := platformOf(rec.image.Config); match.asked && index.Digest == "" && !match.fits(on) {
 		return Pushed{}, kindf(errdefs.ErrNotFound, "image with reference %s was found but does not match the specified platform: wanted %s, actual: %s",
 			reference.FamiliarString(ref), match.name, platforms.Format(on))
 	}
@@ -71,19 +72,26 @@ func (m *Remotes) Push(ctx context.Context, ref reference.NamedTagged, o PushOpt
 		return Pushed{}, err
 	}
 	defer w.finish()
-	if err := w.retain([]saved{{record: rec}}); err != nil {
+	if err := w.retain([]saved{{record: rec, index: index}}); err != nil {
 		return Pushed{}, err
 	}
 	mail := newMailbox(o.Progress)
 	defer mail.close()
 	p := &pushing{w: w, o: o, ref: ref, mail: mail, bounds: m.bounds.Load(), from: m.blobRepositories(ref)}
+	if index.Digest != "" {
+		out, err := p.index(index, ref.Tag(), match)
+		if err != nil {
+			return Pushed{}, err
+		}
+		return out, w.known(ctx, rec, ref, out.Digest)
+	}
 	for i := len(rec.Layers) - 1; i >= 0; i-- {
 		p.tell(rec.Layers[i], "Preparing", 0, 0)
 	}
 	if rec, err = w.packed(rec); err != nil {
 		return Pushed{}, err
 	}
-	if err := p.blobs(rec); err != nil {
+	if err := p.blobs(rec.parts()); err != nil {
 		return Pushed{}, err
 	}
 	data, err := content.ReadBlob(w.ctx, s.content, rec.Target)
@@ -93,7 +101,7 @@ func (m *Remotes) Push(ctx context.Context, ref reference.NamedTagged, o PushOpt
 	if err := o.Target.PushManifest(w.ctx, ref.Tag(), rec.Target, data); err != nil {
 		return Pushed{}, err
 	}
-	return Pushed{Tag: ref.Tag(), Digest: rec.Target.Digest, Size: int64(len(data))}, w.known(ctx, rec, ref)
+	return Pushed{Tag: ref.Tag(), Digest: rec.Target.Digest, Size: int64(len(data))}, w.known(ctx, rec, ref, rec.Target.Digest)
 }
 
 // pushing is a push under way.
@@ -134,13 +142,21 @@ func (m *Remotes) blobRepositories(ref reference.Named) map[digest.Digest][]stri
 	return out
 }
 
+// parts are what a manifest names: layers, bottom first, and the config.
+type parts struct {
+	layers []layerRecord
+	config ocispec.Descriptor
+}
+
+func (r *record) parts() parts { return parts{r.Layers, r.Config} }
+
 // blobs sends layers, side by side, and the config.
-func (p *pushing) blobs(rec *record) error {
+func (p *pushing) blobs(what parts) error {
 	group, ctx := errgroup.WithContext(p.w.ctx)
 	same := map[digest.Digest][]layerRecord{} // that are one blob
 	var order []digest.Digest
-	for i := len(rec.Layers) - 1; i >= 0; i-- {
-		l := rec.Layers[i]
+	for i := len(what.layers) - 1; i >= 0; i-- {
+		l := what.layers[i]
 		if same[l.Blob.Digest] == nil {
 			order = append(order, l.Blob.Digest)
 		}
@@ -157,7 +173,7 @@ func (p *pushing) blobs(rec *record) error {
 			return p.blob(ctx, all[0].Blob, p.from[d], tell)
 		})
 	}
-	group.Go(func() error { return p.blob(ctx, rec.Config, nil, func(string, int64, int64) {}) })
+	group.Go(func() error { return p.blob(ctx, what.config, nil, func(string, int64, int64) {}) })
 	return group.Wait()
 }
 
@@ -212,8 +228,8 @@ type readCloser struct {
 }
 
 // known notes the digest that an image has in a registry from now on.
-func (w *work) known(ctx context.Context, rec *record, ref reference.Named) error {
-	canonical, err := reference.WithDigest(reference.TrimNamed(ref), rec.Target.Digest)
+func (w *work) known(ctx context.Context, rec *record, ref reference.Named, d digest.Digest) error {
+	canonical, err := reference.WithDigest(reference.TrimNamed(ref), d)
 	if err != nil {
 		return err
 	}

@@ -43,6 +43,9 @@ type record struct {
 	// Snapshot is the key of the top snapshot where that is not named after the
 	// chain of its layers: a build names its snapshots itself.
 	Snapshot string `json:"snapshot,omitempty"`
+	// Indexes are the indexes of several manifests, this image's among them, that
+	// tags stand for, by tag in full form. The image's lease holds all of them.
+	Indexes map[string]ocispec.Descriptor `json:"indexes,omitempty"`
 	// Boot is the boot id under which the layers were unpacked, until they are
 	// known to be on the disk.
 	Boot string `json:"boot,omitempty"`
@@ -52,7 +55,7 @@ type record struct {
 }
 
 // recordFields names the JSON fields that record knows.
-var recordFields = []string{"id", "tags", "digests", "target", "config", "layers", "lastTagged", "snapshot", "boot"}
+var recordFields = []string{"id", "tags", "digests", "target", "config", "layers", "lastTagged", "snapshot", "indexes", "boot"}
 
 func decodeRecord(b []byte) (*record, error) {
 	r := new(record)
@@ -83,7 +86,7 @@ func (r *record) encode() ([]byte, error) {
 	return json.Marshal(all)
 }
 
-// clone makes a copy to change; slices are replaced, never written to.
+// clone makes a copy to change; slices and maps are replaced, never written to.
 func (r *record) clone() *record {
 	c := *r
 	return &c

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // keep puts a record into memory, in place of the one of its id. Callers hold
@@ -116,7 +117,21 @@ func (s *Store) Get(_ context.Context, ref string) (Image, error) {
 	if err != nil {
 		return Image{}, err
 	}
-	return r.image, nil
+	img := r.image
+	img.Index = r.indexOf(ref)
+	return img, nil
+}
+
+// indexOf is the index that ref stands for if it is a tag with one; else zero.
+func (r *record) indexOf(ref string) ocispec.Descriptor {
+	if len(r.Indexes) == 0 {
+		return ocispec.Descriptor{}
+	}
+	named, err := reference.ParseNormalizedNamed(ref)
+	if err != nil {
+		return ocispec.Descriptor{}
+	}
+	return r.Indexes[refKey(named)]
 }
 
 // List gives every image, newest first. It touches no disk.
@@ -124,7 +139,15 @@ func (s *Store) List(context.Context) ([]Image, error) {
 	s.mu.RLock()
 	out := make([]Image, 0, len(s.byID))
 	for _, id := range s.sorted {
-		out = append(out, s.byID[id].image)
+		r := s.byID[id]
+		img := r.image
+		for _, t := range r.Tags {
+			if index := r.Indexes[t]; index.Digest != "" {
+				img.Index = index
+				break
+			}
+		}
+		out = append(out, img)
 	}
 	s.mu.RUnlock()
 	slices.SortStableFunc(out, func(a, b Image) int { return created(b).Compare(created(a)) })
@@ -145,7 +168,9 @@ func (s *Store) Tag(ctx context.Context, ref, target string) error {
 		return err
 	}
 	c := newChange(s)
+	index := r.indexOf(ref)
 	c.tag(r, name)
+	c.index(c.puts[r.ID], name.String(), index)
 	return c.commit(ctx, nil)
 }
 

@@ -72,6 +72,25 @@ func (h Offered) of(repository string) (found []*record, tags map[string]*record
 	return found, tags
 }
 
+// indexIn is the index that a tag of a repository stands for; zero: none.
+func indexIn(r *record, repository, tag string) (found ocispec.Descriptor) {
+	best := 0
+	for text := range r.Indexes {
+		named, err := reference.ParseNormalizedNamed(text)
+		if err != nil {
+			continue
+		}
+		t, ok := named.(reference.NamedTagged)
+		if !ok || t.Tag() != tag {
+			continue
+		}
+		if f := sharedName(reference.TrimNamed(named), repository); f > best {
+			best, found = f, r.Indexes[text]
+		}
+	}
+	return found
+}
+
 // Tags lists the tags that the images here have in a repository, sorted.
 // Kind: NotFound.
 func (h Offered) Tags(_ context.Context, repository string) ([]string, error) {
@@ -94,8 +113,12 @@ func (h Offered) Manifest(ctx context.Context, repository, ref string) (ocispec.
 	found, tags := h.of(repository)
 	none := kindf(errdefs.ErrNotFound, "%s: no such manifest of %s here", ref, repository)
 	if r := tags[ref]; r != nil {
-		b, err := h.read(ctx, r.Target)
-		return r.Target, b, err
+		d := r.Target
+		if index := indexIn(r, repository, ref); index.Digest != "" {
+			d = index
+		}
+		b, err := h.read(ctx, d)
+		return d, b, err
 	}
 	d := digest.Digest(ref)
 	if !strings.Contains(ref, ":") || d.Validate() != nil {
@@ -158,26 +181,31 @@ func (h Offered) Blob(ctx context.Context, repository string, d digest.Digest) (
 	return nil, kindf(errdefs.ErrNotFound, "%s: no such blob of %s here", d, repository)
 }
 
-// manifestsOf is an image's target, and if that is an index, those of its
-// manifests that are here.
+// manifestsOf are an image's manifest, the indexes that its tags stand for, and
+// those of their manifests that are here.
 func (h Offered) manifestsOf(ctx context.Context, r *record) ([]ocispec.Descriptor, error) {
 	out := []ocispec.Descriptor{r.Target}
-	if !images.IsIndexType(r.Target.MediaType) {
-		return out, nil
+	for _, index := range r.Indexes {
+		out = append(out, index)
 	}
-	b, err := h.read(ctx, r.Target)
-	if err != nil {
-		return nil, err
-	}
-	var index ocispec.Index
-	if err := json.Unmarshal(b, &index); err != nil {
-		return nil, err
-	}
-	for _, m := range index.Manifests {
-		if _, err := h.s.content.Info(ctx, m.Digest); err == nil {
-			out = append(out, m)
-		} else if !errdefs.IsNotFound(err) {
+	for _, d := range slices.Clone(out) {
+		if !images.IsIndexType(d.MediaType) {
+			continue
+		}
+		b, err := h.read(ctx, d)
+		if err != nil {
 			return nil, err
+		}
+		var index ocispec.Index
+		if err := json.Unmarshal(b, &index); err != nil {
+			return nil, err
+		}
+		for _, m := range index.Manifests {
+			if _, err := h.s.content.Info(ctx, m.Digest); err == nil {
+				out = append(out, m)
+			} else if !errdefs.IsNotFound(err) {
+				return nil, err
+			}
 		}
 	}
 	return out, nil

@@ -44,9 +44,9 @@ func (s Builds) Shared() Shared {
 // store already.
 type Adopted struct {
 	Manifest ocispec.Descriptor
-	// Target is what the image's names are to point to, if that is not its
-	// manifest: an index of several platforms.
-	Target ocispec.Descriptor
+	// Index is what the image's names are to stand for, if that is not the image
+	// alone: an index whose labels, and those of its manifests, lead to all of it.
+	Index ocispec.Descriptor
 	// Snapshot is the key of the committed snapshot of all layers; "" for an
 	// image without layers.
 	Snapshot string
@@ -77,9 +77,18 @@ func (s Builds) Adopt(ctx context.Context, a Adopted) (Image, error) {
 	s.write.Lock()
 	defer s.write.Unlock()
 	c := newChange(s.Store)
+	made := rec
 	rec = c.add(rec)
+	if a.Index.Digest != "" && len(rec.Digests) == 0 && rec.Target.Digest != made.Target.Digest {
+		// The same image was built alone before: now it is as the index has it.
+		rec = c.edit(rec.ID)
+		rec.Layers, rec.Target, rec.image.Target = made.Layers, made.Target, made.Target
+		c.renew(rec.ID)
+	}
+	a.Index.Annotations, a.Index.Platform = nil, nil
 	for _, name := range names {
 		c.tag(rec, name)
+		c.index(c.puts[rec.ID], name.String(), a.Index)
 	}
 	if err := c.commit(ctx, nil); err != nil {
 		return Image{}, err
@@ -113,10 +122,7 @@ func (s Builds) adoptable(ctx context.Context, a Adopted) (*record, error) {
 	case len(diffs) > maxLayers:
 		return nil, invalidf("max depth exceeded")
 	}
-	target := a.Target
-	if target.Digest == "" {
-		target = a.Manifest
-	}
+	target := a.Manifest
 	target.Annotations, target.Platform = nil, nil
 	r := &record{ID: m.Config.Digest, Config: m.Config, Target: target, Snapshot: a.Snapshot, Boot: s.boot}
 	for i, d := range m.Layers {
@@ -194,8 +200,16 @@ func (s Builds) ByDigest(d digest.Digest) (Image, bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	for _, id := range s.sorted {
-		if r := s.byID[id]; r.Target.Digest == d {
-			return r.image, true
+		r := s.byID[id]
+		img := r.image
+		if r.Target.Digest == d {
+			return img, true
+		}
+		for _, index := range r.Indexes {
+			if index.Digest == d {
+				img.Index = index
+				return img, true
+			}
 		}
 	}
 	return Image{}, false

@@ -93,7 +93,8 @@ type Images interface {
 	Get(ctx context.Context, ref string) (image.Image, error)
 	Import(ctx context.Context, r io.Reader, o image.ImportOptions) (image.Image, error)
 	Load(ctx context.Context, r io.Reader, o image.LoadOptions) error
-	Save(ctx context.Context, w io.Writer, refs []string) error
+	Save(ctx context.Context, w io.Writer, refs []string, platform string) error
+	Parts(ctx context.Context, img image.Image) ([]image.Part, error)
 	Tag(ctx context.Context, ref, target string) error
 	Remove(ctx context.Context, ref string, o image.RemoveOptions) ([]image.Deleted, error)
 	Prune(ctx context.Context, o image.PruneOptions) (image.Pruned, error)

@@ -224,7 +224,11 @@ func (f *fakeImages) Load(_ context.Context, r io.Reader, o image.LoadOptions) e
 	o.Loaded("Loaded image: debian:latest")
 	return nil
 }
-func (f *fakeImages) Save(_ context.Context, w io.Writer, refs []string) error {
+func (f *fakeImages) Parts(_ context.Context, img image.Image) ([]image.Part, error) {
+	return []image.Part{{Manifest: img.Target, Here: true}}, nil
+}
+
+func (f *fakeImages) Save(_ context.Context, w io.Writer, refs []string, _ string) error {
 	f.last = "Save " + strings.Join(refs, " ")
 	if err := f.fail["Save"]; err != nil {
 		return err

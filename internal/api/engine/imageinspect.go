@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"net/http"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	apiimage "github.com/moby/moby/api/types/image"
 	"github.com/moby/moby/api/types/storage"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // imageAnswer is an image for inspection with what older versions had besides.
@@ -56,7 +58,13 @@ func (i imageRoutes) inspect(w *response, r *request) error {
 			return err
 		}
 	}
-	return writeJSON(w, http.StatusOK, i.imageAnswer(&img, r.version))
+	answer := i.imageAnswer(&img, r.version)
+	if r.query.bool("manifests") && !r.version.before(48) {
+		if answer.Manifests, err = i.manifests(r.Context(), &img); err != nil {
+			return err
+		}
+	}
+	return writeJSON(w, http.StatusOK, answer)
 }
 
 func (i imageRoutes) imageAnswer(img *image.Image, ver version) imageAnswer {
@@ -98,9 +106,50 @@ func (i imageRoutes) imageAnswer(img *image.Image, ver version) imageAnswer {
 		a.Container, a.ContainerConfig = &none, oldImageConfig(&dockerspec.DockerOCIImageConfig{}, ver)
 	}
 	if !ver.before(48) && img.Target.Digest != "" {
-		a.Descriptor = &img.Target
+		a.Descriptor = descriptor(img)
 	}
 	return a
+}
+
+// descriptor is what the image's name stands for.
+func descriptor(img *image.Image) *ocispec.Descriptor {
+	if img.Index.Digest != "" {
+		return &img.Index
+	}
+	return &img.Target
+}
+
+// manifests lists what an image's name stands for. An image is unpacked for the
+// host's platform only.
+func (i imageRoutes) manifests(ctx context.Context, img *image.Image) ([]apiimage.ManifestSummary, error) {
+	parts, err := i.cfg.Images.Parts(ctx, *img)
+	if err != nil {
+		return nil, err
+	}
+	users := i.users()
+	out := make([]apiimage.ManifestSummary, 0, len(parts))
+	for _, p := range parts {
+		m := apiimage.ManifestSummary{ID: p.Manifest.Digest.String(), Descriptor: p.Manifest, Available: true, Kind: apiimage.ManifestKindImage}
+		m.Size.Content, m.Size.Total = p.Size, p.Size
+		if p.Of != "" {
+			m.Kind, m.AttestationData = apiimage.ManifestKindAttestation, &apiimage.AttestationProperties{For: p.Of}
+			out = append(out, m)
+			continue
+		}
+		m.ImageData = &apiimage.ImageProperties{Containers: []string{}}
+		if p.Manifest.Platform != nil {
+			m.ImageData.Platform = *p.Manifest.Platform
+		}
+		if p.Here {
+			m.ImageData.Size.Unpacked = img.Size
+			m.Size.Total += img.Size
+			for _, u := range users(img.ID) {
+				m.ImageData.Containers = append(m.ImageData.Containers, u.Container)
+			}
+		}
+		out = append(out, m)
+	}
+	return out, nil
 }
 
 func oldImageConfig(c *dockerspec.DockerOCIImageConfig, ver version) *imageConfig {

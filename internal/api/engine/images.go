@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"escale.dev/escale/internal/image"
+	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	apiimage "github.com/moby/moby/api/types/image"
 )
@@ -67,7 +68,17 @@ func (i imageRoutes) list(w *response, r *request) error {
 		if !ok {
 			continue
 		}
-		answer = append(answer, i.summary(img, r.version, tags, digests, users, shared))
+		line := i.summary(img, r.version, tags, digests, users, shared)
+		if r.query.bool("manifests") && !r.version.before(47) {
+			line.Manifests, err = i.manifests(r.Context(), img)
+			if errdefs.IsNotFound(err) {
+				continue // removed since
+			}
+			if err != nil {
+				return err
+			}
+		}
+		answer = append(answer, line)
 	}
 	slices.SortStableFunc(answer, func(a, b summary) int { return int(b.Created - a.Created) })
 	return writeJSON(w, http.StatusOK, answer)
@@ -94,7 +105,7 @@ func (i imageRoutes) summary(img *image.Image, ver version, tags, digests []stri
 		a.VirtualSize = &img.Size
 	}
 	if !ver.before(48) && img.Target.Digest != "" {
-		a.Descriptor = &img.Target
+		a.Descriptor = descriptor(img)
 	}
 	return a
 }

@@ -206,7 +206,11 @@ func (i imageRoutes) save(w *response, r *request) error {
 			return invalidf("no image names given: the query needs names=")
 		}
 	}
-	if err := i.cfg.Images.Save(r.Context(), lazyTar{w}, names); err != nil {
+	platform, err := platformObject(r.query)
+	if err != nil {
+		return err
+	}
+	if err := i.cfg.Images.Save(r.Context(), lazyTar{w}, names, platform); err != nil {
 		if w.status == 0 {
 			return err
 		}
