@@ -76,7 +76,9 @@ func (e imageExporter) Resolve(ctx context.Context, id int, attrs map[string]str
 	if err != nil {
 		return nil, err
 	}
+	x.packed = x.opts.RefCfg.Compression
 	if attrs["compression"] == "" {
+		x.packed = compression.New(compression.Gzip).SetForce(true) // also what is here unpacked
 		x.opts.RefCfg.Compression = compression.New(compression.Uncompressed)
 	}
 	if push, _ := strconv.ParseBool(rest["push"]); push {
@@ -100,6 +102,15 @@ func (e imageExporter) pusher(ctx context.Context, id int, attrs map[string]stri
 	}
 	attrs = maps.Clone(attrs)
 	attrs["store"] = "false"
+	// What is pushed has the digest of what is kept.
+	for key, value := range map[string]string{"oci-mediatypes": "true", "oci-artifact": "false"} {
+		if attrs[key] == "" {
+			attrs[key] = value
+		}
+	}
+	if attrs["compression"] == "" {
+		attrs["force-compression"] = "true" // layers are kept unpacked here
+	}
 	return bare.Resolve(ctx, id, attrs)
 }
 
@@ -111,6 +122,8 @@ type imageExport struct {
 	opts  containerimage.ImageCommitOpts
 	names []string
 	push  exporter.ExporterInstance // nil: the image stays here
+	// packed is how layers of what goes out by an index are compressed.
+	packed compression.Config
 }
 
 func (x *imageExport) ID() int                  { return x.id }
@@ -124,10 +137,16 @@ func (x *imageExport) Config() *exporter.Config {
 // Export implements exporter.ExporterInstance.
 func (x *imageExport) Export(ctx context.Context, src *exporter.Source, info exporter.ExportBuildInfo) (_ map[string]string, _ exporter.FinalizeFunc, kept exporter.DescriptorReference, err error) {
 	src = src.Clone()
-	src.Attestations = nil // an image here is one manifest
-	ref, err := single(src)
+	src.Attestations = asked(src.Attestations)
+	res, err := resultOf(src)
 	if err != nil {
 		return nil, nil, nil, err
+	}
+	if res.index && len(x.names) == 0 {
+		_ = progress.OneOff(ctx, "WARNING: without a name (--tag) an image is kept alone: attestations and platforms other than "+res.platform()+" are not")(nil)
+		if res, err = res.alone(src); err != nil {
+			return nil, nil, nil, err
+		}
 	}
 	ctx, done, err := leaseutil.WithLease(ctx, x.w.LeaseManager(), leaseutil.MakeTemporary)
 	if err != nil {
@@ -138,16 +157,19 @@ func (x *imageExport) Export(ctx context.Context, src *exporter.Source, info exp
 			_ = done(context.WithoutCancel(ctx))
 		}
 	}()
-	desc, err := x.commit(ctx, src, info)
+	a, err := x.commit(ctx, src, info, res)
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	a := image.Adopted{Manifest: *desc, Names: x.names}
-	if err := x.layers(ctx, ref, session.NewGroup(info.SessionID), &a); err != nil {
+	if err := x.layers(ctx, src, res, session.NewGroup(info.SessionID), a); err != nil {
 		return nil, nil, nil, err
 	}
+	desc := a.Manifest
+	if res.index {
+		desc = a.Index
+	}
 	told := progress.OneOff(ctx, "writing image "+desc.Digest.String())
-	img, err := x.w.images.Adopt(ctx, a)
+	img, err := x.w.images.Adopt(ctx, *a)
 	if told(err) != nil {
 		return nil, nil, nil, err
 	}
@@ -157,10 +179,13 @@ func (x *imageExport) Export(ctx context.Context, src *exporter.Source, info exp
 	answer := map[string]string{
 		exptypes.ExporterImageDigestKey: img.ID, exptypes.ExporterImageConfigDigestKey: img.ID,
 	}
+	if res.index {
+		answer[exptypes.ExporterImageDigestKey] = desc.Digest.String()
+	}
 	if len(x.names) > 0 {
 		answer["image.name"] = strings.Join(x.names, ",")
 	}
-	kept = containerimage.NewDescriptorReference(*desc, done)
+	kept = containerimage.NewDescriptorReference(desc, done)
 	if x.push == nil {
 		return answer, nil, kept, nil
 	}
@@ -186,79 +211,105 @@ func (b both) Release() error {
 	return err
 }
 
-// single is the result, which must be of one platform.
-func single(src *exporter.Source) (cache.ImmutableRef, error) {
-	ps, err := exptypes.ParsePlatforms(src.Metadata)
-	if err != nil {
-		return nil, err
-	}
-	if len(ps.Platforms) > 1 {
-		return nil, fmt.Errorf("images of several platforms are not kept here: use --output type=oci: %w", errdefs.ErrNotImplemented)
-	}
-	if len(src.Refs) == 0 {
-		return src.Ref, nil
-	}
-	ref, _ := src.FindRef(ps.Platforms[0].ID)
-	return ref, nil
-}
-
-// commit writes layers, config and manifest, and gives the manifest.
-func (x *imageExport) commit(ctx context.Context, src *exporter.Source, info exporter.ExportBuildInfo) (*ocispecs.Descriptor, error) {
+// commit writes layers, configs and manifests, and what lists them.
+func (x *imageExport) commit(ctx context.Context, src *exporter.Source, info exporter.ExportBuildInfo, res built) (*image.Adopted, error) {
 	opts := x.opts
 	as, _, err := containerimage.ParseAnnotations(src.Metadata)
 	if err != nil {
 		return nil, err
 	}
 	opts.Annotations = opts.Annotations.Merge(as)
-	artifact := false
-	opts.OCIArtifact = &artifact
+	if opts.OCIArtifact == nil {
+		artifact := false // registries and clients of all ages take that
+		opts.OCIArtifact = &artifact
+	}
+	if res.index {
+		// It is never packed later, when its digest is known to others.
+		opts.RefCfg.Compression = x.packed
+	}
 	desc, _, err := x.w.writer.Commit(ctx, src, info.SessionID, info.InlineCache, &opts, info.CompatibilityVersion, x.Type())
 	if err != nil {
 		return nil, err
 	}
+	out := &image.Adopted{Manifest: *desc, Names: x.names}
 	if desc.MediaType != ocispecs.MediaTypeImageIndex {
-		return desc, nil
-	}
-	data, err := content.ReadBlob(ctx, x.w.ContentStore(), *desc)
-	if err != nil {
-		return nil, err
+		return out, nil
 	}
 	var index ocispecs.Index
-	if err := json.Unmarshal(data, &index); err != nil {
+	if err := x.read(ctx, *desc, &index); err != nil {
 		return nil, err
 	}
-	if len(index.Manifests) != 1 {
-		return nil, fmt.Errorf("an index of %d manifests for one platform: %w", len(index.Manifests), errdefs.ErrInternal)
+	if len(index.Manifests) <= res.at {
+		return nil, fmt.Errorf("an index of %d manifests for %d platforms: %w", len(index.Manifests), res.at+1, errdefs.ErrInternal)
 	}
-	return &index.Manifests[0], nil
+	out.Manifest = index.Manifests[res.at] // images come in the platforms' order, then attestations
+	if res.index {
+		out.Index = *desc
+	}
+	return out, nil
 }
 
-// layers makes sure that all of ref is unpacked and committed, and notes its top
-// snapshot. What is still with a registry is fetched with the client's login.
-func (x *imageExport) layers(ctx context.Context, ref cache.ImmutableRef, client session.Group, a *image.Adopted) error {
-	if ref == nil {
-		return nil
-	}
-	if err := ref.Finalize(ctx); err != nil {
-		return err
-	}
-	if err := ref.Extract(ctx, client); err != nil {
-		return err
-	}
-	// A layer whose snapshot was here already has not been fetched by that.
-	remotes, err := ref.GetRemotes(ctx, false, x.opts.RefCfg, false, client)
+func (x *imageExport) read(ctx context.Context, d ocispecs.Descriptor, into any) error {
+	data, err := content.ReadBlob(ctx, x.w.ContentStore(), d)
 	if err != nil {
 		return err
 	}
-	for _, r := range remotes {
-		if lazy, ok := r.Provider.(cache.Unlazier); ok {
-			if err := lazy.Unlazy(ctx); err != nil {
-				return err
+	return json.Unmarshal(data, into)
+}
+
+// layers makes sure that the image's layers are unpacked and committed, and notes
+// their top snapshot, and that all blobs are here. What is still with a registry
+// is fetched with the client's login.
+func (x *imageExport) layers(ctx context.Context, src *exporter.Source, res built, client session.Group, a *image.Adopted) error {
+	refs := []cache.ImmutableRef{res.ref}
+	cfg := x.opts.RefCfg
+	if res.index {
+		cfg.Compression = x.packed
+		for _, ref := range src.Refs {
+			if ref != res.ref {
+				refs = append(refs, ref)
 			}
 		}
 	}
-	a.Snapshot = snapshotOf(ref)
-	return x.blobs(ctx, *a)
+	for i, ref := range refs {
+		if ref == nil {
+			continue
+		}
+		if i == 0 {
+			if err := ref.Finalize(ctx); err != nil {
+				return err
+			}
+			if err := ref.Extract(ctx, client); err != nil {
+				return err
+			}
+			a.Snapshot = snapshotOf(ref)
+		}
+		// A layer whose snapshot was here already has not been fetched by that.
+		remotes, err := ref.GetRemotes(ctx, false, cfg, false, client)
+		if err != nil {
+			return err
+		}
+		for _, r := range remotes {
+			if lazy, ok := r.Provider.(cache.Unlazier); ok {
+				if err := lazy.Unlazy(ctx); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	if !res.index {
+		return x.blobs(ctx, a.Manifest)
+	}
+	var index ocispecs.Index
+	if err := x.read(ctx, a.Index, &index); err != nil {
+		return err
+	}
+	for _, m := range index.Manifests {
+		if err := x.blobs(ctx, m); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // snapshotOf is the key of a record's snapshot; see cache/metadata.go of BuildKit.
@@ -269,14 +320,10 @@ func snapshotOf(ref cache.ImmutableRef) string {
 	return ref.ID()
 }
 
-// blobs checks that all blobs are here.
-func (x *imageExport) blobs(ctx context.Context, a image.Adopted) error {
-	data, err := content.ReadBlob(ctx, x.w.ContentStore(), a.Manifest)
-	if err != nil {
-		return err
-	}
+// blobs checks that all blobs of a manifest are here.
+func (x *imageExport) blobs(ctx context.Context, d ocispecs.Descriptor) error {
 	var m ocispecs.Manifest
-	if err := json.Unmarshal(data, &m); err != nil {
+	if err := x.read(ctx, d, &m); err != nil {
 		return err
 	}
 	for _, l := range m.Layers {

@@ -71,7 +71,11 @@ func (n imageNames) Get(ctx context.Context, name string) (images.Image, error) 
 	if err != nil {
 		return images.Image{}, err
 	}
-	return images.Image{Name: name, Target: img.Target, CreatedAt: img.LastTagged, UpdatedAt: img.LastTagged}, nil
+	target := img.Target
+	if img.Index.Digest != "" {
+		target = img.Index
+	}
+	return images.Image{Name: name, Target: target, CreatedAt: img.LastTagged, UpdatedAt: img.LastTagged}, nil
 }
 
 func (n imageNames) find(ctx context.Context, name string) (image.Image, error) {

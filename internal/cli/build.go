@@ -74,7 +74,6 @@ func (b *building) flags(f *pflag.FlagSet) {
 	f.StringArrayVar(&b.Attests, "attest", nil, "Attest something of the result: type=sbom|provenance")
 	f.StringVar(&b.provenance, "provenance", "", "Short for --attest type=provenance")
 	f.StringVar(&b.sbom, "sbom", "", "Short for --attest type=sbom")
-	f.Lookup("provenance").NoOptDefVal, f.Lookup("sbom").NoOptDefVal = "true", "true"
 	f.StringArrayVar(&b.CacheFrom, "cache-from", nil, "Caches to use: NAME, or type=local,src=PATH")
 	f.StringArrayVar(&b.CacheTo, "cache-to", nil, "Where the cache goes: type=registry|local|inline")
 	f.StringArrayVar(&b.Secrets, "secret", nil, "Secret for RUN --mount=type=secret: id=ID[,src=FILE|env=NAME]")

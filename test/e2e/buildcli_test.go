@@ -178,7 +178,6 @@ func commandWords(t *testing.T, b *building) {
 		{`invalid argument "many" for --shm-size flag`, []string{"--shm-size", "many", "."}},
 		{`invalid argument "n" for --ulimit flag`, []string{"--ulimit", "n", "."}},
 		{`--rm=false is not supported`, []string{"--rm=false", "."}},
-		{`provenance is not kept with the engine's images`, []string{"--provenance", "."}},
 		{`output type "bad" is not known`, []string{"-o", "type=bad", "."}},
 		{`cache type "gha" is not known`, []string{"--cache-to", "type=gha", "."}},
 		{`unsupported secret type "x"`, []string{"--secret", "id=a,type=x", "."}},

@@ -62,20 +62,6 @@ func (b *build) outputs() error {
 		}
 		b.solve.Exports = append(b.solve.Exports, *e)
 	}
-	return b.refuseAttests()
-}
-
-// refuseAttests: what is told of a result has no place in the engine's images.
-func (b *build) refuseAttests() error {
-	for key := range b.solve.FrontendAttrs {
-		if kind, ok := strings.CutPrefix(key, "attest:"); ok {
-			for _, e := range b.solve.Exports {
-				if e.Type == exporterStore && e.Attrs["push"] != "true" {
-					return fmt.Errorf("%s is not kept with the engine's images: use --push, or --output type=oci", kind)
-				}
-			}
-		}
-	}
 	return nil
 }
 
