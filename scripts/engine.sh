@@ -32,8 +32,8 @@ gone() { # wait until process $1 has ended
 # bears the instance's name when no container is left.
 forget() {
 	local g d handle family table chain
-	# The folders of namespace handles, of runs and of what builds mount are mounts.
-	for d in netns containers build/mounts; do
+	# The mount namespace of handles, and the folders of runs and of what builds mount, are mounts.
+	for d in netns.mnt/ns netns.mnt containers build/mounts; do
 		while grep -q " $dir/exec/$d " /proc/self/mountinfo; do umount "$dir/exec/$d"; done
 	done
 	ip link delete "$bridge" 2>/dev/null || true

@@ -312,10 +312,10 @@ func (x *imageExport) layers(ctx context.Context, src *exporter.Source, res buil
 	return nil
 }
 
-// snapshotOf is the key of a record's snapshot; see cache/metadata.go of BuildKit.
+// snapshotOf is the key of the snapshot of a record; see cache/metadata.go of BuildKit.
 func snapshotOf(ref cache.ImmutableRef) string {
 	if key := ref.GetString("cache.snapshot"); key != "" {
-		return key
+		return layerName(key)
 	}
 	return ref.ID()
 }

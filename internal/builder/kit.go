@@ -137,7 +137,7 @@ func newWorker(ctx context.Context, cfg *Config, exec *executor, records *metada
 	if err := nobind.Prepare(mounts); err != nil {
 		return nil, err
 	}
-	snaps := snapshot.NewSnapshotter(shared.Name, shared.Snapshotter, image.Namespace, nil)
+	snaps := snapshot.NewSnapshotter(shared.Name, layerNames{shared.Snapshotter}, image.Namespace, nil)
 	applier, differ := apply.NewFileSystemApplier(contents), walking.NewWalkingDiff(contents)
 	// By this label clients know that all exporters are there.
 	labels := map[string]string{"org.mobyproject.buildkit.worker.snapshotter": shared.Name, "org.mobyproject.buildkit.worker.executor": "escale"}
@@ -151,7 +151,7 @@ func newWorker(ctx context.Context, cfg *Config, exec *executor, records *metada
 		Executor:         exec, ContentStore: contents, Snapshotter: snaps, Applier: applier, Differ: differ,
 		ImageStore:     imageNames{cfg.Images},
 		Platforms:      []ocispecs.Platform{platforms.Normalize(platforms.DefaultSpec())},
-		LeaseManager:   leaseutil.WithNamespace(shared.Leases, image.Namespace),
+		LeaseManager:   leaseutil.WithNamespace(layerLeases{shared.Leases}, image.Namespace),
 		GarbageCollect: func(ctx context.Context) (gc.Stats, error) { return nil, cfg.Images.Collect(ctx) },
 		RegistryHosts:  hosts, MountPoolRoot: mounts, GCPolicy: gcPolicy(cfg.Dir),
 	})

@@ -3,7 +3,9 @@ package network_test
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -106,8 +108,8 @@ func (h *host) count() (c count) {
 			c.bridges++
 		}
 	}
-	names, err := netns.List(h.cfg.NetnsDir)
-	if err != nil {
+	names, err := os.ReadDir(h.cfg.NetnsDir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		h.t.Fatal(err)
 	}
 	c.handles = len(names)
@@ -332,7 +334,7 @@ const (
 // outside is another machine, on a link to this one.
 func (h *host) outside() *node {
 	h.t.Helper()
-	ns, err := netns.New("")
+	ns, err := netns.New()
 	if err != nil {
 		h.t.Fatal(err)
 	}

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"escale.dev/escale/internal/network/port"
-	"escale.dev/escale/internal/sys/nobind"
+	"escale.dev/escale/internal/sys/netns"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/network"
 )
@@ -40,6 +40,7 @@ type Manager struct {
 	handles  map[string]bool      // names of the namespace handles in use
 	stop     context.CancelFunc
 	watching sync.WaitGroup
+	folder   *netns.Folder // of the namespace handles; set by Open
 }
 
 // attached is a network with its driver and the containers on it.
@@ -68,8 +69,8 @@ func (m *Manager) Open(ctx context.Context) error {
 	if err := m.cfg.Validate(); err != nil {
 		return err
 	}
-	if err := nobind.Prepare(m.cfg.NetnsDir); err != nil {
-		return fmt.Errorf("folder of network namespaces: %w", err)
+	if err := m.openFolder(); err != nil {
+		return err
 	}
 	for _, name := range slices.Sorted(maps.Keys(predefined)) {
 		d, ok := m.drivers[predefined[name]]
@@ -91,6 +92,15 @@ func (m *Manager) Open(ctx context.Context) error {
 	}
 	m.watch(ctx)
 	return nil
+}
+
+func (m *Manager) openFolder() (err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.folder == nil {
+		m.folder, err = netns.OpenFolder(m.cfg.NetnsDir)
+	}
+	return err
 }
 
 // watch starts the drivers' watches, which end with Close rather than with the
@@ -118,7 +128,8 @@ func (m *Manager) watch(ctx context.Context) {
 }
 
 // Close ends the watches and lets go of the kernel; networks and containers stay
-// as they are. Idempotent.
+// as they are. What a container that ends meanwhile had is still given back: the
+// folder of handles stays open as long as the process, or until Destroy. Idempotent.
 func (m *Manager) Close() error {
 	m.mu.Lock()
 	stop := m.stop
@@ -156,7 +167,10 @@ func (m *Manager) Destroy(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("network %q: %w", a.info.Name, err))
 		}
 	}
-	errs = append(errs, nobind.Release(m.cfg.NetnsDir), m.Close())
+	if m.folder != nil {
+		errs = append(errs, m.folder.Destroy())
+	}
+	errs = append(errs, m.Close())
 	return errors.Join(errs...)
 }
 

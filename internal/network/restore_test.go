@@ -95,7 +95,12 @@ func TestRestoreRepairs(t *testing.T) {
 			}
 		},
 		"a namespace of nobody": func(t *testing.T, h *host, _ *box) {
-			ns, err := netns.New(filepath.Join(h.cfg.NetnsDir, "dead.1"))
+			f, err := netns.OpenFolder(h.cfg.NetnsDir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			ns, err := f.New("dead.1")
 			if err != nil {
 				t.Fatal(err)
 			}

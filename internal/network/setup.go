@@ -12,7 +12,6 @@ import (
 	"strings"
 
 	"escale.dev/escale/internal/network/port"
-	"escale.dev/escale/internal/sys/netns"
 	"escale.dev/escale/internal/sys/rtnl"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/network"
@@ -113,8 +112,8 @@ func (s *setup) run(ctx context.Context) error {
 	}
 	s.handle = handleName(s.req.ContainerID, ids[0])
 	s.m.use(s.handle)
-	s.box.Path = filepath.Join(s.m.cfg.NetnsDir, s.handle)
-	ns, err := netns.New(s.box.Path)
+	s.box.Path = s.m.folder.Path(s.handle)
+	ns, err := s.m.folder.New(s.handle)
 	if err != nil {
 		return err
 	}
@@ -268,7 +267,7 @@ func (m *Manager) drop(handle string) error {
 	if handle == "" {
 		return nil
 	}
-	err := netns.Remove(filepath.Join(m.cfg.NetnsDir, handle))
+	err := m.folder.Remove(handle)
 	m.mu.Lock()
 	delete(m.handles, handle)
 	m.mu.Unlock()
@@ -277,7 +276,10 @@ func (m *Manager) drop(handle string) error {
 
 // dropUnused removes those handles that no container has.
 func (m *Manager) dropUnused(which func(name string) bool) error {
-	names, err := netns.List(m.cfg.NetnsDir)
+	if m.folder == nil { // it could not be opened
+		return nil
+	}
+	names, err := m.folder.List()
 	if err != nil {
 		return err
 	}
@@ -287,7 +289,7 @@ func (m *Manager) dropUnused(which func(name string) bool) error {
 		used := m.handles[n]
 		m.mu.Unlock()
 		if !used && which(n) {
-			errs = append(errs, netns.Remove(filepath.Join(m.cfg.NetnsDir, n)))
+			errs = append(errs, m.folder.Remove(n))
 		}
 	}
 	return errors.Join(errs...)

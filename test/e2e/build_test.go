@@ -373,6 +373,32 @@ func halfMade(t *testing.T, e *harness.Engine) bool {
 
 // TestBuildIdle: an engine that has built nothing does not start BuildKit to
 // tell so.
+// TestBuildUnpacksOnce: a base that is here is not unpacked for the builder once
+// more, and what was built is an image with no copy.
+func TestBuildUnpacksOnce(t *testing.T) {
+	e := startBuilder(t)
+	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(time.Minute))
+	defer cancel()
+	for i, dockerfile := range []string{from + "RUN echo 1 > /1\n", "FROM on-0\nRUN echo 2 > /2\nLABEL a=b\n", "FROM on-1\nCOPY f /f\n"} {
+		b := build(ctx, t, e, fmt.Sprintf("t=on-%d", i), map[string]string{"Dockerfile": dockerfile, "f": "f"}, nil)
+		if b.fault != "" {
+			t.Fatal(b.fault)
+		}
+	}
+	for _, file := range []string{"bin/busybox", "1", "2"} {
+		if found, _ := filepath.Glob(filepath.Join(e.DataRoot, "snapshots", "snapshots", "*", "fs", file)); len(found) != 1 {
+			t.Errorf("%s lies in %d snapshots: %q", file, len(found), found)
+		}
+	}
+	api := e.API()
+	defer api.Close()
+	if got := runImage(ctx, t, api, "on-2", "cat", "/1", "/2", "/f"); got != "1\n2\nf" {
+		t.Errorf("the image says %q", got)
+	}
+	clean(t, e)
+	noLeaks(t, e)
+}
+
 func TestBuildIdle(t *testing.T) {
 	e := start(t, harness.Options{})
 	api := e.API()

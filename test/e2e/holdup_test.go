@@ -18,7 +18,7 @@ func withBytes(t *testing.T, ctx context.Context, api *harness.API, mib int, sto
 		then = "true"
 	}
 	id := create(t, ctx, api, "", map[string]any{"Image": image, "StopTimeout": 0, "Cmd": []string{
-		"sh", "-c", fmt.Sprintf("dd if=/dev/urandom of=/noise bs=1M count=%d 2>/dev/null; %s", mib, then)}})
+		"sh", "-c", fmt.Sprintf("[ -e /noise ] || dd if=/dev/urandom of=/noise bs=1M count=%d 2>/dev/null; %s", mib, then)}})
 	if err := api.Do(ctx, "POST", "/containers/"+id+"/start", nil, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -66,7 +66,11 @@ func TestSideBySide(t *testing.T) {
 		return err
 	}
 	for _, e := range []*harness.Engine{a, b} {
-		if err := served(e); err != nil {
+		err := served(e)
+		for begun := time.Now(); err != nil && time.Since(begun) < harness.Patience(10*time.Second); err = served(e) {
+			time.Sleep(20 * time.Millisecond) // the server in it has to listen first
+		}
+		if err != nil {
 			t.Errorf("engine %s: %v", e.Instance, err)
 		}
 	}

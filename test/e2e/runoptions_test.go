@@ -3,7 +3,9 @@ package e2e
 import (
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 )
 
@@ -67,6 +69,48 @@ func TestRunLimits(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestThrottle: the bounds of a block device's use as the kernel has them, at once
+// and all four together.
+func TestThrottle(t *testing.T) {
+	needs(t)
+	if foreign != "" {
+		t.Skip("another's engine: its words may be older")
+	}
+	v1, err := os.Stat("/sys/fs/cgroup/blkio/blkio.throttle.read_bps_device")
+	controllers, _ := os.ReadFile("/sys/fs/cgroup/cgroup.controllers")
+	if (err != nil || v1 == nil) && !slices.Contains(strings.Fields(string(controllers)), "io") {
+		t.Skip("needs a kernel that bounds the use of block devices")
+	}
+	disks, _ := filepath.Glob("/sys/block/[vsn]*/dev")
+	if len(disks) == 0 {
+		t.Skip("needs a disk")
+	}
+	number, err := os.ReadFile(disks[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := "/dev/" + filepath.Base(filepath.Dir(disks[0]))
+	var tries []try
+	all := "run --rm"
+	for _, c := range []struct{ option, rate, v1, v2 string }{
+		{"--device-read-bps", "1mb", "read_bps", "rbps=1048576"},
+		{"--device-write-bps", "2mb", "write_bps", "wbps=2097152"},
+		{"--device-read-iops", "100", "read_iops", "riops=100"},
+		{"--device-write-iops", "200", "write_iops", "wiops=200"},
+	} {
+		option := " " + c.option + " " + disk + ":" + c.rate
+		all += option
+		_, value, _ := strings.Cut(c.v2, "=")
+		number := strings.TrimSpace(string(number))
+		tries = append(tries, try{
+			args: "run --rm" + option + limit("blkio", "blkio.throttle."+c.v1+"_device", "io.max"),
+			out:  "^" + number + " (" + value + "|.*\\b" + c.v2 + "\\b.*)$",
+		})
+	}
+	tries = append(tries, try{args: all + limit("blkio", "blkio.throttle.write_iops_device", "io.max"), out: "(^| |=)200$"})
+	table(t, map[string]string{"W": t.TempDir()}, tries)
 }
 
 // TestRunIsolation: namespaces, rights and names as a process in the container has them.

@@ -81,7 +81,7 @@ func links(t *testing.T) string {
 
 func space(t *testing.T) *netns.Handle {
 	t.Helper()
-	ns, err := netns.New("")
+	ns, err := netns.New()
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,7 +9,6 @@ import (
 	"sync"
 	"testing"
 
-	"escale.dev/escale/internal/sys/nobind"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,25 +19,23 @@ func root(t testing.TB) {
 	}
 }
 
-// folder is a prepared folder of handles, undone at the end of the test.
-func folder(t testing.TB) string {
+// folder is a folder of handles, undone at the end of the test.
+func folder(t testing.TB) *Folder {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "netns")
-	if err := nobind.Prepare(dir); err != nil {
+	f, err := OpenFolder(dir)
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		names, _ := List(dir)
-		for _, n := range names {
-			if err := Remove(filepath.Join(dir, n)); err != nil {
-				t.Error(err)
-			}
-		}
-		if err := nobind.Release(dir); err != nil {
+		if err := f.Destroy(); err != nil {
 			t.Error(err)
 		}
+		if left, _ := filepath.Glob(dir + "*"); len(left) > 0 {
+			t.Errorf("left: %q", left)
+		}
 	})
-	return dir
+	return f
 }
 
 func current(t testing.TB) string {
@@ -52,8 +49,9 @@ func current(t testing.TB) string {
 
 func TestNewRunsInAnotherNamespace(t *testing.T) {
 	root(t)
-	path := filepath.Join(folder(t), "a")
-	h, err := New(path)
+	f := folder(t)
+	path := f.Path("a")
+	h, err := f.New("a")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,8 +88,7 @@ func TestNoThreadIsLeftInside(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 20 {
 		wg.Go(func() {
-			path := filepath.Join(dir, string(rune('a'+i)))
-			h, err := New(path)
+			h, err := dir.New(string(rune('a' + i)))
 			if err != nil {
 				t.Error(err)
 				return
@@ -129,11 +126,12 @@ func TestNoThreadIsLeftInside(t *testing.T) {
 
 func TestNewRefusesAnExistingFile(t *testing.T) {
 	root(t)
-	path := filepath.Join(folder(t), "a")
+	f := folder(t)
+	path := f.Path("a")
 	if err := os.WriteFile(path, []byte("kept"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := New(path); !errors.Is(err, fs.ErrExist) {
+	if _, err := f.New("a"); !errors.Is(err, fs.ErrExist) {
 		t.Fatalf("New on an existing file: %v", err)
 	}
 	if b, _ := os.ReadFile(path); string(b) != "kept" {
@@ -146,7 +144,7 @@ func TestNewRefusesAnExistingFile(t *testing.T) {
 
 func TestOpenRefusesWhatIsNoNamespace(t *testing.T) {
 	root(t)
-	dir := folder(t)
+	dir := t.TempDir()
 	if _, err := Open(filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("Open of nothing: %v", err)
 	}
@@ -164,14 +162,15 @@ func TestOpenRefusesWhatIsNoNamespace(t *testing.T) {
 
 func TestRemoveIsIdempotent(t *testing.T) {
 	root(t)
-	path := filepath.Join(folder(t), "a")
-	h, err := New(path)
+	f := folder(t)
+	path := f.Path("a")
+	h, err := f.New("a")
 	if err != nil {
 		t.Fatal(err)
 	}
 	h.Close()
 	for range 2 {
-		if err := Remove(path); err != nil {
+		if err := f.Remove("a"); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -179,7 +178,7 @@ func TestRemoveIsIdempotent(t *testing.T) {
 	if err := os.WriteFile(half, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := Remove(half); err != nil {
+	if err := f.Remove("ahalf"); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(half); !errors.Is(err, fs.ErrNotExist) {
@@ -210,13 +209,13 @@ func BenchmarkNew(b *testing.B) {
 	root(b)
 	dir := folder(b)
 	for b.Loop() {
-		h, err := New(filepath.Join(dir, "x"))
+		h, err := dir.New("x")
 		if err != nil {
 			b.Fatal(err)
 		}
 		b.StopTimer()
 		h.Close()
-		if err := Remove(filepath.Join(dir, "x")); err != nil {
+		if err := dir.Remove("x"); err != nil {
 			b.Fatal(err)
 		}
 		b.StartTimer()

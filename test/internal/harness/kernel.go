@@ -33,7 +33,19 @@ func (e *Engine) takeMounts(inv *inventory) error {
 		}
 		inv.add(Mounts, m.Mountpoint+" ("+m.FSType+")")
 	}
+	if e.Pid() != 0 {
+		takeHandles(inv, filepath.Join(e.ExecRoot, "netns"))
+	}
 	return nil
+}
+
+// takeHandles lists the handles of network namespaces, which lie in a mount
+// namespace that can be seen through the engine that lives.
+func takeHandles(inv *inventory, dir string) {
+	entries, _ := os.ReadDir(dir) // not there: it starts
+	for _, entry := range entries {
+		inv.add(Namespaces, filepath.Join(dir, entry.Name()))
+	}
 }
 
 // owns tells whether a path lies in one of the engine's folders.
