@@ -60,6 +60,8 @@ test: build test-needs ## every test (root: the engine's too), some 30 rounds of
 test-needs:
 	@scripts/need.sh --optional 'tests that run busybox' busybox-static
 	@scripts/need.sh --optional 'the tests of clients that Debian ships' python3-docker docker-compose
+# Not docker.io, whose package starts an engine and its firewall: its tests are run where it is.
+	@scripts/need.sh --optional 'copies of images between Escale and these' skopeo podman
 
 .PHONY: test-short
 test-short: ## quick tests only, no root needed
