@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 )
@@ -32,6 +33,10 @@ func (c *Client) Hosts(domain string) ([]docker.RegistryHost, error) {
 	return append(list, h), nil
 }
 
+// lull is how long a connection of a builder waits for more to do: nobody tells
+// when a build has no more use for it.
+const lull = time.Second
+
 // registryHost makes the way to a host.
 func (s *settings) registryHost(base url.URL, can docker.HostCapabilities) (docker.RegistryHost, error) {
 	insecure := s.mayBeInsecure(base.Host)
@@ -42,7 +47,7 @@ func (s *settings) registryHost(base url.URL, can docker.HostCapabilities) (dock
 	plain := insecure || base.Scheme == "http"
 	var way http.RoundTripper = guard{plain, &http.Transport{
 		Proxy: s.proxyOf, TLSClientConfig: conf, TLSHandshakeTimeout: timeout, ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 16,
-		DialContext: (&net.Dialer{Timeout: timeout}).DialContext, ResponseHeaderTimeout: s.Stall, IdleConnTimeout: s.Stall,
+		DialContext: (&net.Dialer{Timeout: timeout}).DialContext, ResponseHeaderTimeout: s.Stall, IdleConnTimeout: lull,
 	}}
 	if insecure {
 		way = docker.NewHTTPFallback(way)

@@ -34,6 +34,13 @@ func TestBuildShip(t *testing.T) {
 			}
 			return out
 		}
+		// The layer of the image that stays is kept packed with it, once it was pushed.
+		b.write(t, from+"RUN true\n")
+		ok("-t", mirror.Host()+"/warm/"+b.name+":1", "--push", ".")
+		clean(t, e)
+		if err := e.Mark(); err != nil {
+			t.Fatal(err)
+		}
 		base := reg.Host() + "/team/base:1"
 		b.write(t, from+"RUN echo base > /base\n")
 		if out, err := b.run("-t", base, "--push", "."); err == nil || !strings.Contains(out, "401") && !strings.Contains(strings.ToLower(out), "auth") {
