@@ -238,8 +238,14 @@ func children(pid int) (list []int) {
 	return list
 }
 
+// pidfdOpen opens a process. The error is ESRCH when there is none with the number,
+// which kernels tell as EINVAL while somebody still holds the number (6.1), or when it
+// is a thread's by now.
 func pidfdOpen(pid int) (*os.File, error) {
 	fd, err := unix.PidfdOpen(pid, 0)
+	if err == unix.EINVAL {
+		err = unix.ESRCH
+	}
 	if err != nil {
 		return nil, os.NewSyscallError("pidfd_open", err)
 	}
