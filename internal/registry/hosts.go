@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -53,6 +54,33 @@ func (s *settings) registryHost(base url.URL, can docker.HostCapabilities) (dock
 		way = docker.NewHTTPFallback(way)
 	}
 	return docker.RegistryHost{
-		Client: &http.Client{Transport: way}, Host: base.Host, Scheme: base.Scheme, Path: base.Path + "/v2", Capabilities: can,
+		Client: &http.Client{Transport: explained{way}}, Host: base.Host, Scheme: base.Scheme, Path: base.Path + "/v2", Capabilities: can,
 	}, nil
+}
+
+// explained tells a client that logs in by itself when its token was refused.
+// BuildKit asks for another one only if the registry says error="invalid_token",
+// which the token specification recommends and not all do; it would offer the old
+// one until it gives up.
+type explained struct{ http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (x explained) RoundTrip(req *http.Request) (*http.Response, error) {
+	res, err := x.RoundTripper.RoundTrip(req)
+	if err != nil || res.StatusCode != http.StatusUnauthorized || !isBearer(req.Header.Get("Authorization")) {
+		return res, err
+	}
+	asked := res.Header["Www-Authenticate"]
+	for i, challenge := range asked {
+		if isBearer(challenge) && !strings.Contains(strings.ToLower(challenge), "error=") {
+			asked[i] = challenge + `,error="invalid_token"`
+		}
+	}
+	return res, nil
+}
+
+// isBearer tells whether credentials or a challenge are of tokens.
+func isBearer(s string) bool {
+	scheme, _, more := strings.Cut(s, " ")
+	return more && strings.EqualFold(scheme, "bearer")
 }

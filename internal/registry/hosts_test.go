@@ -52,3 +52,43 @@ func TestHostsOfBuilds(t *testing.T) {
 		}
 	}
 }
+
+// A registry that refuses a token and does not say that this is why is understood
+// to mean it; all else is passed on as it is.
+func TestRefusedTokenIsRenewed(t *testing.T) {
+	const bearer, renew = `Bearer realm="http://r/token",service="s"`, `,error="invalid_token"`
+	for _, c := range []struct {
+		name, sent, challenge, want string
+		status                      int
+	}{
+		{"refused", "Bearer x", bearer, bearer + renew, 401},
+		{"in lower case", "bearer x", "bearer realm=r", "bearer realm=r" + renew, 401},
+		{"no token sent", "", bearer, bearer, 401},
+		{"a password sent", "Basic x", bearer, bearer, 401},
+		{"it says why", "Bearer x", bearer + `,error="insufficient_scope"`, bearer + `,error="insufficient_scope"`, 401},
+		{"it wants a password", "Bearer x", `Basic realm="r"`, `Basic realm="r"`, 401},
+		{"no scheme", "Bearer x", "Bearer", "Bearer", 401},
+		{"another status", "Bearer x", bearer, bearer, 403},
+	} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("WWW-Authenticate", c.challenge)
+			w.WriteHeader(c.status)
+		}))
+		req, err := http.NewRequest("GET", server.URL, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.sent != "" {
+			req.Header.Set("Authorization", c.sent)
+		}
+		res, err := explained{http.DefaultTransport}.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if got := res.Header.Get("WWW-Authenticate"); got != c.want || res.StatusCode != c.status {
+			t.Errorf("%s: %d %s, want %d %s", c.name, res.StatusCode, got, c.status, c.want)
+		}
+		server.Close()
+	}
+}

@@ -83,6 +83,37 @@ func TestBuildShip(t *testing.T) {
 	})
 }
 
+// TestBuildTokens: a registry whose tokens run out sooner than it says, and that
+// does not say so when one has, is asked for another.
+func TestBuildTokens(t *testing.T) {
+	eachBuilder(t, harness.Options{}, func(ctx context.Context, t *testing.T, e *harness.Engine, b *building) {
+		reg := testregistry.New(t)
+		reg.Protect("me", "secret", true)
+		login := b.cmd("login", "-u", "me", "--password-stdin", reg.Host())
+		login.Stdin = strings.NewReader("secret")
+		if out, err := login.CombinedOutput(); err != nil {
+			t.Fatalf("login: %v\n%s", err, out)
+		}
+		base := reg.Host() + "/team/base:1"
+		b.write(t, from+"RUN echo base > /base\n")
+		if out, err := b.run("-t", base, "--push", "."); err != nil {
+			t.Fatalf("push: %v\n%s", err, out)
+		}
+		b.write(t, "FROM "+base+"\nCMD [\"cat\",\"/base\"]\n")
+		for range 3 {
+			clean(t, e)
+			reg.Expire()
+			if out, err := b.run("-t", "mine", "."); err != nil {
+				t.Fatalf("with a token that has run out: %v\n%s", err, out)
+			}
+		}
+		reg.Expire()
+		if out, err := b.run("-t", reg.Host()+"/team/mine:1", "--push", "."); err != nil || reg.Manifest("team/mine", "1") == nil {
+			t.Errorf("push with a token that has run out: %v\n%s", err, out)
+		}
+	})
+}
+
 // platforms checks an index of several platforms, in a file.
 func platforms(t *testing.T, reg *testregistry.Registry, b *building) {
 	t.Helper()

@@ -58,6 +58,13 @@ func (r *Registry) Protect(user, password string, tokens bool) {
 	r.user, r.password, r.tokens = user, password, tokens
 }
 
+// Expire lets all tokens run out that were given so far.
+func (r *Registry) Expire() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.given)
+}
+
 // Host is host:port of the registry.
 func (r *Registry) Host() string { return strings.TrimPrefix(r.URL, "http://") }
 
