@@ -42,6 +42,9 @@ func (w *imageWorker) Exporter(name string, sm *session.Manager) (exporter.Expor
 	switch name {
 	case exporterMoby, client.ExporterImage:
 		return imageExporter{w, sm}, nil
+	case client.ExporterLocal:
+		e, err := w.Worker.Exporter(name, sm)
+		return folderExporter{e, sm}, err
 	}
 	return w.Worker.Exporter(name, sm)
 }
