@@ -195,7 +195,8 @@ func (b *Builder) end() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.busy--; b.busy == 0 && b.ctx.Err() == nil {
-		if err := os.Remove(b.path(busyFile)); err != nil {
+		err := errors.Join(os.Remove(b.path(busyFile)), tidyTemp(filepath.Join(b.cfg.RunDir, mountPool)))
+		if err != nil {
 			b.log.Warn("builder", "error", err)
 		}
 	}

@@ -49,6 +49,7 @@ type kit struct {
 	worker   *imageWorker
 	sessions *session.Manager
 	server   *grpc.Server
+	temp     func() error // gives up the directory of temporary files
 	once     sync.Once
 	err      error
 }
@@ -61,15 +62,27 @@ func newKit(ctx context.Context, cfg *Config, exec *executor) (_ *kit, err error
 			_ = undo[i]()
 		}
 	}()
+	pool := filepath.Join(cfg.RunDir, mountPool)
+	if err := os.Mkdir(pool, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	if err := nobind.Prepare(pool); err != nil {
+		return nil, err
+	}
 	records, err := metadata.NewStore(filepath.Join(cfg.Dir, "metadata.db"))
 	if err != nil {
 		return nil, err
 	}
 	undo = append(undo, records.Close)
-	w, err := newWorker(ctx, cfg, exec, records)
+	w, err := newWorker(ctx, cfg, exec, records) // empties the pool
 	if err != nil {
 		return nil, err
 	}
+	temp, err := makeTemp(pool)
+	if err != nil {
+		return nil, err
+	}
+	undo = append(undo, temp)
 	cache, err := bboltcachestorage.NewStore(filepath.Join(cfg.Dir, "cache.db"))
 	if err != nil {
 		return nil, err
@@ -113,7 +126,7 @@ func newKit(ctx context.Context, cfg *Config, exec *executor) (_ *kit, err error
 	if err != nil {
 		return nil, err
 	}
-	k := &kit{control: ctl, worker: w, sessions: sessions, server: newServer()}
+	k := &kit{control: ctl, worker: w, sessions: sessions, server: newServer(), temp: temp}
 	ctl.Register(k.server)
 	return k, nil
 }
@@ -128,13 +141,6 @@ func newWorker(ctx context.Context, cfg *Config, exec *executor, records *metada
 	}
 	id, err := base.ID(cfg.Dir)
 	if err != nil {
-		return nil, err
-	}
-	mounts := filepath.Join(cfg.RunDir, mountPool)
-	if err := os.Mkdir(mounts, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, err
-	}
-	if err := nobind.Prepare(mounts); err != nil {
 		return nil, err
 	}
 	snaps := snapshot.NewSnapshotter(shared.Name, layerNames{shared.Snapshotter}, image.Namespace, nil)
@@ -153,7 +159,7 @@ func newWorker(ctx context.Context, cfg *Config, exec *executor, records *metada
 		Platforms:      []ocispecs.Platform{platforms.Normalize(platforms.DefaultSpec())},
 		LeaseManager:   leaseutil.WithNamespace(layerLeases{shared.Leases}, image.Namespace),
 		GarbageCollect: func(ctx context.Context) (gc.Stats, error) { return nil, cfg.Images.Collect(ctx) },
-		RegistryHosts:  hosts, MountPoolRoot: mounts, GCPolicy: gcPolicy(cfg.Dir),
+		RegistryHosts:  hosts, MountPoolRoot: filepath.Join(cfg.RunDir, mountPool), GCPolicy: gcPolicy(cfg.Dir),
 	})
 	if err != nil {
 		return nil, err
@@ -170,7 +176,7 @@ func newWorker(ctx context.Context, cfg *Config, exec *executor, records *metada
 func (k *kit) close() error {
 	k.once.Do(func() {
 		k.server.Stop()
-		k.err = k.control.Close()
+		k.err = errors.Join(k.control.Close(), k.temp())
 	})
 	return k.err
 }

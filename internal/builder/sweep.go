@@ -11,7 +11,6 @@ import (
 
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/runtime"
-	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -45,11 +44,7 @@ func (e *executor) sweep(ctx context.Context) {
 	}
 	for _, p := range points {
 		dir := filepath.Join(pool, p.Name())
-		err := unmountBelow(dir)
-		if err == nil {
-			err = os.RemoveAll(dir)
-		}
-		if err != nil {
+		if err := removeMounted(dir); err != nil {
 			e.cfg.Logger.Warn("sweeping mount of builds", "path", dir, "error", err)
 		}
 	}
@@ -83,17 +78,24 @@ func (e *executor) cgroupOf(dir, id string) string {
 	return s.cgroup()
 }
 
-// unmountBelow unmounts all in a directory, last mounts first.
-func unmountBelow(dir string) error {
+// mountsBelow lists the mount points at and in a directory, first mounts first.
+func mountsBelow(dir string) ([]string, error) {
+	dir, err := filepath.EvalSymlinks(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
 	list, err := mountinfo.GetMounts(func(i *mountinfo.Info) (skip, stop bool) {
 		return i.Mountpoint != dir && !strings.HasPrefix(i.Mountpoint, dir+"/"), false
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	var errs []error
-	for i := len(list) - 1; i >= 0; i-- {
-		errs = append(errs, mount.UnmountAll(list[i].Mountpoint, 0))
+	points := make([]string, 0, len(list))
+	for _, i := range list {
+		points = append(points, i.Mountpoint)
 	}
-	return errors.Join(errs...)
+	return points, nil
 }

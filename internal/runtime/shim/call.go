@@ -27,7 +27,7 @@ func (r *Runtime) call(ctx context.Context, b runtime.Binary, stdin []byte, args
 	brief, cancel := context.WithTimeout(ctx, r.patience)
 	defer cancel()
 	cmd := exec.CommandContext(brief, b.Path, append(append([]string{}, b.Args...), args...)...)
-	cmd.Env = environ()[len(settings):]
+	cmd.Env = environ[len(settings):]
 	if stdin != nil {
 		cmd.Stdin = bytes.NewReader(stdin)
 	}

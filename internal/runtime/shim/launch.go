@@ -144,9 +144,10 @@ func (r *Runtime) startMonitor(l runtime.Launch, files []*os.File) (*child, erro
 	return startChild(r.cfg.ShimPath, argv, l.RunDir, files, &syscall.SysProcAttr{})
 }
 
-// environ is what OCI runtimes need of the engine's environment, and the
-// monitor's own settings.
-func environ() []string {
+// environ is the monitor's own settings and what OCI runtimes need of the
+// environment that the engine was started with: what it sets later, as TMPDIR, is
+// for itself.
+var environ = func() []string {
 	env := settings[:len(settings):len(settings)]
 	for _, name := range []string{"PATH", "HOME", "TMPDIR", "XDG_RUNTIME_DIR", "LANG"} {
 		if v, ok := os.LookupEnv(name); ok {
@@ -154,7 +155,7 @@ func environ() []string {
 		}
 	}
 	return env
-}
+}()
 
 // lastWords is what the monitor wrote when it could not go on.
 func lastWords(runDir string) string {
@@ -186,7 +187,7 @@ func startChild(path string, argv []string, dir string, files []*os.File, attr *
 	}
 	pidfd := -1
 	attr.Setsid, attr.PidFD = true, &pidfd
-	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Dir: dir, Env: environ(), Files: fds, Sys: attr})
+	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Dir: dir, Env: environ, Files: fds, Sys: attr})
 	if err != nil {
 		return nil, &fs.PathError{Op: "fork/exec", Path: path, Err: err}
 	}

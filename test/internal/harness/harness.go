@@ -59,6 +59,10 @@ type Engine struct {
 // living owner is swept away by the next test run.
 const rootPrefix = "escale-test-"
 
+// tempDir, in that folder, is where an engine has its temporary files if it thinks
+// of nothing better: what is in it counts as a record.
+const tempDir = "tmp"
+
 // Needs tells why engines cannot be tested here, or "" when they can.
 func Needs() string {
 	if os.Geteuid() != 0 {
@@ -113,6 +117,9 @@ func New(o Options) (*Engine, error) {
 		if e.Subnet, err = freeSubnet(); err != nil {
 			return nil, errors.Join(err, os.RemoveAll(root))
 		}
+	}
+	if err := os.Mkdir(filepath.Join(root, tempDir), 0o700); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(root))
 	}
 	owner := fmt.Sprintf("%d %s\n%s\n", os.Getpid(), startTime(os.Getpid()), id)
 	if err := os.WriteFile(filepath.Join(root, "owner"), []byte(owner), 0o600); err != nil {
@@ -199,7 +206,7 @@ func (e *Engine) Launch() error {
 	defer out.Close()
 	cmd := exec.Command(filepath.Join(BinDir(), "escaled"), e.Args()...)
 	cmd.Stdout, cmd.Stderr = out, out
-	cmd.Env = append(os.Environ(), e.opts.Env...)
+	cmd.Env = append(append(os.Environ(), "TMPDIR="+filepath.Join(e.Root, tempDir)), e.opts.Env...)
 	// A group of its own, so that ^C at a test's terminal does not reach it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := cmd.Start(); err != nil {
