@@ -119,15 +119,17 @@ func (b *bench) imageRound(ctx context.Context, e *end, file, name string, took 
 // errFull ends the walk when the tar is big enough.
 var errFull = errors.New("big enough")
 
-// bigTar is the file of -tar, or one made of this machine's /usr.
+// bigTar is the file of -tar, or one made of this machine's /usr by whoever asks first.
 func (b *bench) bigTar() (file string, size int64, err error) {
-	if b.tar != "" {
-		st, err := os.Stat(b.tar)
+	if b.tarFile == "" {
+		b.tarFile = b.tar
+	}
+	if b.tarFile != "" {
+		st, err := os.Stat(b.tarFile)
 		if err != nil {
 			return "", 0, err
 		}
-		b.tarFile = b.tar
-		return b.tar, st.Size(), nil
+		return b.tarFile, st.Size(), nil
 	}
 	f, err := os.CreateTemp("", b.repo()+"-*.tar")
 	if err != nil {

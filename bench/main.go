@@ -7,8 +7,9 @@
 //
 // A is the endpoint compared with, B the one in question: a ratio of 3 says
 // that B is three times as fast (or takes a third of the memory). Both ends get
-// a small image of the machine's static busybox and lose it at the end. Needs
-// root for memory figures; the stock docker client for what goes through it.
+// a small image of the machine's static busybox and lose it at the end; what builds leave
+// in a cache stays. Needs root for memory figures; the stock docker client for what
+// goes through it.
 package main
 
 import (
@@ -50,6 +51,7 @@ type options struct {
 	lines     int
 	scale     string
 	scaleEnds string
+	registry  string
 	restart   string
 	restartN  int
 	pids      [2]string
@@ -73,6 +75,7 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.lines, "lines", 1_000_000, "log lines")
 	f.StringVar(&o.scale, "scale", "10,100,1000", "`numbers` of running containers among which one more is measured")
 	f.StringVar(&o.scaleEnds, "scale-ends", "b", "`ends` that have to carry so many: a, b or ab")
+	f.StringVar(&o.registry, "registry", "bin/escaled", "`program` of Escale's registry; Debian's docker-registry is taken where it is installed")
 	f.StringVar(&o.restart, "restart", "", "which engines may be killed and started again: `a`, b or ab; no supervisor may stand over them")
 	f.IntVar(&o.restartN, "restart-containers", 100, "running containers at a restart")
 	f.StringVar(&o.pids[0], "pids-a", "", "processes of engine A, comma-separated (default: the socket's owner and its children)")
