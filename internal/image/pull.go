@@ -45,7 +45,8 @@ func (m *Remotes) Pull(ctx context.Context, ref reference.Named, o PullOptions) 
 	}()
 	mail := newMailbox(o.Progress)
 	defer mail.close()
-	p := &pulling{w: w, o: o, match: match, ref: ref, mail: mail}
+	p := &pulling{w: w, o: o, match: match, ref: ref, mail: mail, leave: func() {}}
+	defer func() { p.leave() }()
 	mail.post(Progress{ID: wanted(ref), Status: "Pulling from " + reference.Path(ref)})
 	rec, err := p.known(top)
 	if err == nil && rec == nil {
@@ -80,6 +81,7 @@ type pulling struct {
 	match platformMatch
 	ref   reference.Named
 	mail  *mailbox
+	leave func() // those who need the config
 }
 
 // name is what is pulled, for people.
@@ -116,6 +118,9 @@ func (p *pulling) record(top ocispec.Descriptor) (*record, error) {
 		return nil, err
 	}
 	s := p.w.s
+	// Joined before the look, and left when the image is registered: who finds none finds the config.
+	config, leave := s.remotes.useConfig(doc.Config.Digest)
+	p.leave = leave
 	s.mu.RLock()
 	r := s.byID[doc.Config.Digest]
 	s.mu.RUnlock()
@@ -127,7 +132,7 @@ func (p *pulling) record(top ocispec.Descriptor) (*record, error) {
 			return r, err
 		}
 	}
-	data, err := smallBlob(p.w.ctx, p.o.Source, s.remotes.bounds.Load(), *doc.Config)
+	data, err := config.get(p.w.ctx, p.o.Source, s.remotes.bounds.Load(), *doc.Config)
 	if err != nil {
 		return nil, err
 	}

@@ -209,11 +209,19 @@ func TestPullOnce(t *testing.T) {
 			t.Errorf("a layer was fetched %d times", n)
 		}
 	}
+	for d, n := range f.opened {
+		if n != 1 {
+			t.Errorf("%s was fetched %d times", d, n)
+		}
+	}
+	if len(f.opened) != len(someLayers(t))+1 {
+		t.Errorf("%d blobs fetched, want the layers and the config", len(f.opened))
+	}
 	if got, want := count(t, s), (census{images: 1, leases: 1, snapshots: 3, blobs: 5, blobFiles: 5, snapshotDirs: 3}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
-	if len(s.remotes.byChain)+len(s.remotes.blobs) != 0 {
-		t.Errorf("flights left: %v %v", s.remotes.byChain, s.remotes.blobs)
+	if len(s.remotes.byChain)+len(s.remotes.blobs)+len(s.remotes.configs) != 0 {
+		t.Errorf("flights left: %v %v %v", s.remotes.byChain, s.remotes.blobs, s.remotes.configs)
 	}
 	if got := rootOf(t, s, "r.test/x:1"); !strings.HasSuffix(got, " d/c=top") {
 		t.Errorf("its root: %.40q", got)

@@ -95,13 +95,14 @@ type Remotes struct {
 	mu      sync.Mutex
 	byChain map[digest.Digest]*flight       // layers on their way, each once however many pulls wait for it
 	blobs   map[digest.Digest]chan struct{} // being fetched; closed when it is not any more
+	configs map[digest.Digest]*sharedConfig // of pulls under way
 }
 
 // Remotes are what the store has to do with registries.
 func (s *Store) Remotes() *Remotes { return s.remotes }
 
 func newRemotes(s *Store) *Remotes {
-	m := &Remotes{s: s, byChain: map[digest.Digest]*flight{}, blobs: map[digest.Digest]chan struct{}{}}
+	m := &Remotes{s: s, byChain: map[digest.Digest]*flight{}, blobs: map[digest.Digest]chan struct{}{}, configs: map[digest.Digest]*sharedConfig{}}
 	m.Set(Transfers{})
 	return m
 }
