@@ -5,10 +5,12 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 )
 
@@ -40,7 +42,9 @@ func buildFiles(image string) map[string][]byte {
 func buildContext(image string) ([]byte, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
-	for name, data := range buildFiles(image) {
+	files := buildFiles(image)
+	for _, name := range slices.Sorted(maps.Keys(files)) { // the same archive each time
+		data := files[name]
 		h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Mode: 0o644, Size: int64(len(data)), ModTime: time.Unix(1700000000, 0)}
 		if err := w.WriteHeader(h); err != nil {
 			return nil, err
