@@ -10,12 +10,25 @@ import (
 	"time"
 )
 
+// untilIdle is how long an engine is left alone before it is called idle.
+const untilIdle = 30 * time.Second
+
 // idleMemory measures what the engines hold with nothing to do: the process
-// behind the socket and its children, without monitors and what they watch.
+// behind the socket and its children, without monitors and what they watch. An engine
+// that was given an image a moment ago is not idle yet: both ends get time to rest.
 func idleMemory(ctx context.Context, b *bench) error {
 	m := b.line("memory of the idle engine (PSS)", "MB", false)
 	r := b.line("memory of the idle engine (RSS)", "MB", false)
-	for range 3 {
+	for i := range 3 {
+		pause := 300 * time.Millisecond
+		if i == 0 {
+			pause = untilIdle
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
 		for j, e := range b.ends {
 			pids, err := e.processes(ctx)
 			if err != nil {
@@ -35,11 +48,6 @@ func idleMemory(ctx context.Context, b *bench) error {
 			}
 			m.Samples[j] = append(m.Samples[j], pss)
 			r.Samples[j] = append(r.Samples[j], rss)
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(300 * time.Millisecond):
 		}
 	}
 	b.show(m)
