@@ -38,7 +38,7 @@ const rounds = 5
 // events fills up to its bound; lives that each left a kilobyte would show.
 const (
 	maxHeapGrowth       = 2 << 20
-	maxRSSGrowth        = 8 << 20
+	maxAnonGrowth       = 8 << 20
 	maxGoroutineGrowth  = 4 // a connection that is just closing
 	maxDescriptorGrowth = 6
 )
@@ -150,7 +150,7 @@ func flat(t *testing.T, prints []harness.Footprint) {
 		grown, most int64
 	}{
 		{"bytes of live heap", last.Heap - first.Heap, maxHeapGrowth},
-		{"bytes resident", last.RSS - first.RSS, maxRSSGrowth},
+		{"bytes of memory of its own", last.Anon - first.Anon, maxAnonGrowth},
 		{"goroutines", int64(last.Goroutines - first.Goroutines), maxGoroutineGrowth},
 		{"descriptors", int64(last.Descriptors - first.Descriptors), maxDescriptorGrowth},
 	} {

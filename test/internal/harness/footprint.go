@@ -12,6 +12,7 @@ import (
 // Footprint is what an engine holds at one instant.
 type Footprint struct {
 	RSS, PSS    int64 // bytes, as the kernel counts them
+	Anon        int64 // bytes of RSS that are not the program's: its pages come and go with what is done
 	Heap        int64 // bytes of live objects after a collection
 	Goroutines  int
 	Descriptors int
@@ -20,7 +21,7 @@ type Footprint struct {
 // String is "RSS 25.1 MB, …".
 func (f Footprint) String() string {
 	mb := func(n int64) float64 { return float64(n) / (1 << 20) }
-	return fmt.Sprintf("RSS %.1f MB, PSS %.1f MB, heap %.2f MB, %d goroutines, %d descriptors", mb(f.RSS), mb(f.PSS), mb(f.Heap), f.Goroutines, f.Descriptors)
+	return fmt.Sprintf("RSS %.1f MB, %.1f of them anonymous, PSS %.1f MB, heap %.2f MB, %d goroutines, %d descriptors", mb(f.RSS), mb(f.Anon), mb(f.PSS), mb(f.Heap), f.Goroutines, f.Descriptors)
 }
 
 var (
@@ -57,7 +58,7 @@ func (e *Engine) Footprint(ctx context.Context) (f Footprint, err error) {
 		return f, err
 	}
 	pid := e.Pid()
-	f.RSS, f.PSS = rss(pid), pss(pid)
+	f.RSS, f.PSS, f.Anon = rss(pid), pss(pid), statusBytes(pid, "RssAnon:")
 	for _, n := range descriptors(pid) {
 		f.Descriptors += n
 	}
