@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"escale.dev/escale/internal/sys/nobind"
 	"golang.org/x/sys/unix"
@@ -26,6 +27,8 @@ type Folder struct {
 	dir    string
 	root   *os.File // of the mount namespace
 	thread *thread  // in the mount namespace
+
+	linking sync.Mutex
 }
 
 // OpenFolder takes up the folder at a path, or makes it. The error is that of the
@@ -153,16 +156,68 @@ func seclude(dir string) error {
 	return unix.Chdir("/")
 }
 
+// target is where the folder's path has to lead.
+func (f *Folder) target() string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.root.Fd()) }
+
+// relink puts right a path that does not lead into this process (any more): what is
+// told to others would not be found.
+func (f *Folder) relink() error {
+	if to, err := os.Readlink(f.dir); err == nil && to == f.target() {
+		return nil
+	}
+	f.linking.Lock()
+	defer f.linking.Unlock()
+	return f.link()
+}
+
 // link makes the folder's path lead into this process.
 func (f *Folder) link() error {
+	if err := f.replace(); err != nil {
+		return err
+	}
 	next := f.dir + ".new"
 	if err := os.Remove(next); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := os.Symlink(fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), f.root.Fd()), next); err != nil {
+	if err := os.Symlink(f.target(), next); err != nil {
 		return err
 	}
 	return os.Rename(next, f.dir)
+}
+
+// replace takes over a directory at the folder's path, which engines before this
+// one mounted on itself and bound handles in: those are bound here. A directory with
+// anything else in it stays as it is.
+func (f *Folder) replace() error {
+	if st, err := os.Lstat(f.dir); err != nil || !st.IsDir() {
+		return nil // link tells what is wrong with it
+	}
+	entries, err := os.ReadDir(f.dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(f.dir, e.Name())
+		if !Bound(path) {
+			continue
+		}
+		ns, err := os.Open(path)
+		if err != nil {
+			return err
+		}
+		err = f.thread.Do(func() error { return bind(ns, "/"+e.Name()) })
+		ns.Close()
+		if err != nil && !errors.Is(err, fs.ErrExist) { // there already: this was cut off
+			return err
+		}
+		if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("unmount %q: %w", path, err)
+		}
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
+	return nobind.Release(f.dir)
 }
 
 // Close lets go of the folder; what is bound in it stays. Idempotent.
@@ -200,6 +255,9 @@ func (f *Folder) Path(name string) string { return filepath.Join(f.dir, name) }
 // (fs.ErrExist) and without a slash. On an error nothing is left behind. Blocks for
 // about half a millisecond: the kernel sets up a whole network stack.
 func (f *Folder) New(name string) (*Handle, error) {
+	if err := f.relink(); err != nil {
+		return nil, fmt.Errorf("folder of network namespaces %q: %w", f.dir, err)
+	}
 	h, err := enter(func() error {
 		if err := unshare(); err != nil {
 			return err

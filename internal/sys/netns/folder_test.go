@@ -2,11 +2,13 @@ package netns
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"escale.dev/escale/internal/sys/nobind"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
@@ -133,21 +135,89 @@ func TestFolderHalfMade(t *testing.T) {
 	}
 }
 
-// What is in the way of a folder is not touched.
+// What is in the way of a folder and is not its own is not touched.
 func TestFolderRefused(t *testing.T) {
 	root(t)
 	dir := filepath.Join(t.TempDir(), "netns")
-	if err := os.Mkdir(dir, 0o755); err != nil {
+	precious := filepath.Join(dir, "precious")
+	if err := errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(precious, nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	_, err := OpenFolder(dir)
 	if err == nil || !strings.Contains(err.Error(), "folder of network namespaces") {
 		t.Fatalf("OpenFolder over a directory: %v", err)
 	}
-	if st, err := os.Lstat(dir); err != nil || !st.IsDir() {
-		t.Errorf("the directory: %v, %v", st, err)
+	if _, err := os.Lstat(precious); err != nil {
+		t.Errorf("what was in the directory: %v", err)
 	}
-	if err := (&Folder{dir: dir}).Destroy(); err != nil {
+	if err := (&Folder{dir: dir}).Destroy(); err == nil {
+		t.Error("Destroy removed what is not its own")
+	}
+	if err := errors.Join(os.Remove(precious), (&Folder{dir: dir}).Destroy()); err != nil {
 		t.Error(err)
+	}
+}
+
+// Handles that an earlier engine bound in a directory are taken over.
+func TestFolderWasADirectory(t *testing.T) {
+	root(t)
+	dir := filepath.Join(t.TempDir(), "netns")
+	if err := nobind.Prepare(dir); err != nil {
+		t.Fatal(err)
+	}
+	old, err := New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, path := inside(t, old), filepath.Join(dir, "a")
+	if err := os.WriteFile(path, nil, 0o444); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", old.Fd()), path, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	old.Close()
+	f, err := OpenFolder(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Destroy()
+	h, err := Open(f.Path("a"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close()
+	if got := inside(t, h); got != want {
+		t.Errorf("namespace %s, want %s", got, want)
+	}
+	if err := f.Remove("a"); err != nil {
+		t.Error(err)
+	}
+}
+
+// A path that somebody spoils comes back with the next handle.
+func TestFolderPathComesBack(t *testing.T) {
+	root(t)
+	for name, spoil := range map[string]func(dir string) error{
+		"removed":   os.Remove,
+		"elsewhere": func(dir string) error { return errors.Join(os.Remove(dir), os.Symlink("/nowhere", dir)) },
+		"directory": func(dir string) error { return errors.Join(os.Remove(dir), os.Mkdir(dir, 0o755)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := folder(t)
+			if err := spoil(f.dir); err != nil {
+				t.Fatal(err)
+			}
+			for _, name := range []string{"a", "b"} {
+				h, err := f.New(name)
+				if err != nil {
+					t.Fatal(err)
+				}
+				h.Close()
+				if !Bound(f.Path(name)) {
+					t.Errorf("%s cannot be reached by its path", name)
+				}
+			}
+		})
 	}
 }
