@@ -32,9 +32,10 @@ gone() { # wait until process $1 has ended
 # bears the instance's name when no container is left.
 forget() {
 	local g d handle family table chain
-	# The mount namespace of handles, and the folders of runs and of what builds mount, are mounts.
-	for d in netns.mnt/ns netns.mnt containers build/mounts; do
-		while grep -q " $dir/exec/$d " /proc/self/mountinfo; do umount "$dir/exec/$d"; done
+	# The mount namespace of handles, and the folders of runs and of what builds mount, are
+	# mounts, and so are snapshots where the file system around them cannot hold them.
+	for d in exec/{netns.mnt/ns,netns.mnt,containers,build/mounts} data/snapshots; do
+		while grep -q " $dir/$d " /proc/self/mountinfo; do umount "$dir/$d"; done
 	done
 	ip link delete "$bridge" 2>/dev/null || true
 	for g in /sys/fs/cgroup/{*/,}"escale-$instance"{,-monitors}; do
