@@ -104,9 +104,10 @@ func (f Files) steady(ctx context.Context, e *entry, v *View, noPause bool) (don
 		}
 		e.op.unlock()
 		return func() {
-			_ = e.op.lock(f.m.ctx) // its end: then nobody else does anything either
+			if e.op.lock(f.m.ctx) == nil {
+				defer e.op.unlock()
+			} // the engine ends: then nobody else does anything either
 			thaw()
-			e.op.unlock()
 		}, nil
 	}
 	e.op.unlock()
