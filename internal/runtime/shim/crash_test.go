@@ -62,6 +62,28 @@ func TestAdoptAmidAStart(t *testing.T) {
 	}
 }
 
+// TestStartFailsWithoutEngine: a start that fails behind an engine that was killed
+// leaves nothing that looks like an end of the container.
+func TestStartFailsWithoutEngine(t *testing.T) {
+	b := newBox(t, "exit 21")
+	slow := filepath.Join(t.TempDir(), "slow-runc")
+	if err := os.WriteFile(slow, []byte("#!/bin/sh\nsleep 0.5\nexit 1\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	b.launch.Runtime.Path = slow
+	first := b.launchIt()
+	go first.Start(ctxFor(t)) // its answer never comes
+	time.Sleep(200 * time.Millisecond)
+	first.Close()
+	gone(t, first.Monitor())
+	if e, err := b.r.LastExit(b.launch.StateDir, b.launch.Generation); !errdefs.IsNotFound(err) {
+		t.Errorf("exit record of a container that never ran: %+v, %v", e, err)
+	}
+	if lives(b.launch.RunDir) {
+		t.Error("the lock outlives the monitor")
+	}
+}
+
 func TestAdopt(t *testing.T) {
 	b := newBox(t, "i=0; while read x; do echo got $x; done; exit 8", func(b *box) { b.launch.OpenStdin, b.launch.Generation = true, 7 })
 	first := b.launchIt()

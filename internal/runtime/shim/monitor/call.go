@@ -231,7 +231,8 @@ func (m *Monitor) words(c *call) []byte {
 }
 
 // failed tells that the process could not be started. A container that never
-// ran is over.
+// ran is over, without an exit record: an engine that was killed meanwhile left
+// its start as not asked for, and may be the cause that it failed.
 func (m *Monitor) failed(c *call, text string, log, words []byte) {
 	c.r.answer(wire.Error, func(w *wire.Writer) {
 		w.Uint(wire.TagKind, wire.KindRuntime)
@@ -243,11 +244,6 @@ func (m *Monitor) failed(c *call, text string, log, words []byte) {
 	p.state = wire.StateEnded
 	for _, w := range p.waiters {
 		w.refuse(wire.KindNotFound, "process was not started")
-	}
-	if p.id == "" && c.r.c.fd < 0 {
-		// The engine died meanwhile; the next one must not take it for a lost monitor.
-		p.end = result{code: 128, at: now()}
-		m.record(p.end)
 	}
 	p.close()
 	if p.id == "" {
