@@ -286,6 +286,31 @@ func TestAutoRemove(t *testing.T) {
 	})
 }
 
+// What has --rm and never ran does not outlive the engine: whoever made it has
+// lost the connection before the start.
+func TestAutoRemoveNeverRan(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeEngine()
+		first := f.manager(t, dir)
+		create(t, first, "once", &container.HostConfig{AutoRemove: true})
+		kept := create(t, first, "kept", nil)
+		cut := create(t, first, "cut", &container.HostConfig{AutoRemove: true})
+		e, _ := first.store.find(string(cut))
+		if _, _, err := first.intend(e, true); err != nil {
+			t.Fatal(err)
+		}
+		first.Close()
+		second := f.manager(t, dir)
+		second.Resume(t.Context())
+		synctest.Wait()
+		if len(f.prepared) != 1 || !f.prepared[string(kept)] || len(second.store.all()) != 1 {
+			t.Errorf("left: %v", f.prepared)
+		}
+		second.Close()
+	})
+}
+
 // TestEngineKilled takes a manager away without a word, lets things happen, and
 // looks at what the next one makes of it.
 func TestEngineKilled(t *testing.T) {

@@ -68,14 +68,14 @@ func (m *Manager) Open(ctx context.Context) error {
 }
 
 // Resume lets restart policies act on what does not run, each container after
-// what it needs (see boot), and removes what was started with --rm and has
-// ended. Called once the engine is ready.
+// what it needs (see boot), and removes what has --rm and does not run: it has
+// ended, or whoever made it lost the engine before it ran. Called once the engine is ready.
 func (m *Manager) Resume(ctx context.Context) {
 	var starts []*bootStart
 	for _, e := range m.store.all() {
 		e.mu.Lock()
 		st := e.rec.State
-		auto := e.rec.HostConfig.AutoRemove && st.Status == Exited
+		auto := e.rec.HostConfig.AutoRemove && (st.Status == Exited || st.Status == Created)
 		again := !st.Running() && st.Generation > 0 && st.Status != Removing && st.Status != Dead && e.resumes()
 		e.mu.Unlock()
 		switch {
