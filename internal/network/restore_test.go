@@ -58,6 +58,30 @@ func roundTrip(t *testing.T, eps []network.Endpoint) (out []network.Endpoint) {
 	return out
 }
 
+// Without its bridge a network says what is wrong, and leaves nothing of a container.
+func TestBridgeRemoved(t *testing.T) {
+	h := newHost(t)
+	l, err := netlink.LinkByName(h.cfg.Bridge())
+	if err == nil {
+		err = netlink.LinkDel(l)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.m.Setup(t.Context(), request("a")); err == nil || !strings.Contains(err.Error(), "its bridge") {
+		t.Errorf("a container without a bridge: %v", err)
+	}
+	links, err := netlink.LinkList()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, l := range links {
+		if l.Type() == "veth" {
+			t.Errorf("left: %s", l.Attrs().Name)
+		}
+	}
+}
+
 // Whatever an engine can leave half-made or half-removed, and what somebody else
 // may have taken away, is put right by the next one; a container that lives
 // answers on its published port afterwards.

@@ -20,6 +20,7 @@ import (
 	"escale.dev/escale/internal/network/ipam"
 	"escale.dev/escale/internal/sys/netns"
 	"github.com/containerd/errdefs"
+	"github.com/vishvananda/netlink"
 )
 
 // Driver is the driver of bridged networks.
@@ -188,6 +189,9 @@ func (d *Driver) Join(_ context.Context, id string, ns *netns.Handle, j network.
 	}
 	if ep.HostLink, err = d.connect(b, v, j.EndpointID); err != nil {
 		b.pool.Release(ip)
+		if l, e := netlink.LinkByIndex(b.index); errors.As(e, new(netlink.LinkNotFoundError)) || e == nil && l.Type() != "bridge" {
+			err = fmt.Errorf("its bridge %q was removed, an engine that starts anew makes it again", b.link)
+		}
 		return network.Endpoint{}, fmt.Errorf("network %q: endpoint %s: %w", b.name, j.EndpointID, err)
 	}
 	return ep, nil

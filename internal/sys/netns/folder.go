@@ -21,7 +21,8 @@ import (
 // The mount namespace lives by a mount of its own, in the directory ".mnt" beside
 // the folder, until Destroy. The folder's path is a symbolic link into the process
 // that has it open: below it handles can be opened by name, by others too, while
-// that process lives. Of several that have it open the link leads to the last.
+// that process lives. Of several that have it open the link leads to the last that made
+// a handle or opened it.
 // Sources: mount_namespaces(7), pivot_root(2), namespaces(7).
 type Folder struct {
 	dir    string
