@@ -28,7 +28,8 @@ func (e *Engine) takeMounts(inv *inventory) error {
 	}
 	for _, m := range infos {
 		if m.FSType == "nsfs" {
-			inv.add(Namespaces, m.Mountpoint+" "+m.Root)
+			// Not its number: an engine that has ended cleanly makes its mount namespace anew.
+			inv.add(Namespaces, m.Mountpoint+" "+strings.SplitN(m.Root, ":", 2)[0])
 			continue
 		}
 		inv.add(Mounts, m.Mountpoint+" ("+m.FSType+")")
