@@ -28,6 +28,9 @@ func registryFlags(fs *pflag.FlagSet, prefix string, c *server.Config) {
 		mirror = prefix + "pull-through" // dockerd has a --registry-mirror, for what the engine pulls itself
 	}
 	fs.StringArrayVar(&c.Mirrors, mirror, nil, "Registry, http(s)://HOST, whose images the registry fetches and keeps when it lacks them")
+	fs.Var(&s3Flag{of: c, kind: "url"}, prefix+"s3", "Keep the registry's content in a bucket of S3: http(s)://ENDPOINT/BUCKET[/PREFIX]")
+	fs.Var(&s3Flag{of: c, kind: "region"}, prefix+"s3-region", "Region of the bucket (default: asked for)")
+	fs.Var(&s3Flag{of: c, kind: "file"}, prefix+"s3-credentials", "File with the bucket's credentials, in AWS's form (default: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY)")
 	fs.StringVar(&c.TLSCert, prefix+"tls-cert", "", "Certificate of the registry; without one only loopback addresses are served")
 	fs.StringVar(&c.TLSKey, prefix+"tls-key", "", "Key of the registry's certificate")
 	fs.StringVar(&c.Htpasswd, prefix+"htpasswd", "", "File of the registry's users, user:bcrypt a line; read again when it changes")
@@ -46,6 +49,34 @@ func (f ageFlag) Type() string   { return "age" }
 func (f ageFlag) Set(s string) (err error) {
 	*f.d, err = server.ParseAge(s)
 	return err
+}
+
+// s3Flag is one of the options of a bucket; any of them asks for one.
+type s3Flag struct {
+	of   *server.Config
+	kind string // also shown as the kind of value
+}
+
+func (f *s3Flag) String() string { return "" }
+func (f *s3Flag) Type() string   { return f.kind }
+func (f *s3Flag) Set(text string) error {
+	if f.of.S3 == nil {
+		f.of.S3 = new(server.S3)
+	}
+	switch f.kind {
+	case "region":
+		f.of.S3.Region = text
+	case "file":
+		f.of.S3.Credentials = text
+	default:
+		b, err := server.ParseS3(text)
+		if err != nil {
+			return err
+		}
+		b.Region, b.Credentials = f.of.S3.Region, f.of.S3.Credentials
+		*f.of.S3 = *b
+	}
+	return nil
 }
 
 // rulesFlag is a repeatable retention rule.

@@ -36,6 +36,15 @@ func upTo(n int) int {
 // onDisk counts the blobs in a registry's directory.
 func (r *rig) onDisk() int {
 	r.t.Helper()
+	if inBucket != nil {
+		n := 0
+		for _, k := range r.keys(false) {
+			if strings.Contains(k, blobRoot) && strings.HasSuffix(k, "/data") {
+				n++
+			}
+		}
+		return n
+	}
 	list, err := filepath.Glob(filepath.Join(r.s.cfg.Root, blobRoot, "*/*/*/data"))
 	if err != nil {
 		r.t.Fatal(err)

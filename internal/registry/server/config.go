@@ -27,6 +27,8 @@ type Config struct {
 	Htpasswd string // file of user:bcrypt lines; empty: everybody may do everything
 	Insecure bool   // allow plain HTTP on other addresses than loopback
 
+	S3 *S3 // of the content; nil: Root. Root has what clients are still sending
+
 	Mirrors []string // URLs of registries whose content is fetched and kept when it is not here
 	Content Content  // of the engine; nil: none
 
@@ -52,6 +54,11 @@ func (c *Config) Validate() error {
 		return invalid("registry address %s: without TLS only loopback addresses are served; give a certificate and key, or say insecure", c.Addr)
 	case c.Grace < 0 || c.Every < 0:
 		return invalid("registry: times are not negative")
+	}
+	if c.S3 != nil {
+		if err := c.S3.validate(c.Insecure); err != nil {
+			return err
+		}
 	}
 	for _, m := range c.Mirrors {
 		u, err := url.Parse(m)

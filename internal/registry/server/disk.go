@@ -46,10 +46,10 @@ var registerDisk = sync.OnceFunc(func() { factory.Register(diskName, diskFactory
 
 type diskFactory struct{}
 
-// Create is the factory's one method; the parameter is the disk itself, which
+// Create is the factory's one method; the parameter is the storage itself, which
 // the registry uses beside the library.
 func (diskFactory) Create(_ context.Context, parameters map[string]any) (storagedriver.StorageDriver, error) {
-	d, ok := parameters["disk"].(*disk)
+	d, ok := parameters["disk"].(storage)
 	if !ok {
 		return nil, errors.New("storage without a disk")
 	}

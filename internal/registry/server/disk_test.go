@@ -17,7 +17,7 @@ type journal struct {
 }
 
 func (j *journal) watch(r *rig) {
-	r.s.store.driver.watch = func(op, name string) {
+	r.s.store.disk.watch = func(op, name string) {
 		rel, err := filepath.Rel(r.s.cfg.Root, name)
 		if err != nil {
 			panic(err)
@@ -94,14 +94,14 @@ func TestOnTheDiskBeforeTheAnswer(t *testing.T) {
 			t.Errorf("%s came to its place before its content was on the disk", blob)
 		}
 	}
-	r.s.store.driver.mu.Lock()
-	defer r.s.store.driver.mu.Unlock()
-	for name := range r.s.store.driver.fresh {
+	r.s.store.disk.mu.Lock()
+	defer r.s.store.disk.mu.Unlock()
+	for name := range r.s.store.disk.fresh {
 		if !strings.HasSuffix(name, "/_uploads") {
 			t.Errorf("%s is remembered for ever", name)
 		}
 	}
-	if n := len(r.s.store.driver.moving); n != 0 {
+	if n := len(r.s.store.disk.moving); n != 0 {
 		t.Errorf("%d files are still on their way", n)
 	}
 }
@@ -110,7 +110,7 @@ func TestOnTheDiskBeforeTheAnswer(t *testing.T) {
 func TestSeenOnlyWhenOnTheDisk(t *testing.T) {
 	r := start(t, nil)
 	r.want(200, "GET", "/v2/", nil)
-	d := r.s.store.driver
+	d := r.s.store.disk
 	reached, seen := make(chan bool), make(chan bool)
 	var once sync.Once
 	d.watch = func(op, name string) {
@@ -173,7 +173,7 @@ func TestTagMovedWhileItsManifestGoes(t *testing.T) {
 	next := r.mustPush("x", "next", []byte("{}"), []byte("next"))
 	pushed := make(chan struct{})
 	var once sync.Once
-	r.s.store.driver.watch = func(op, name string) {
+	r.s.store.disk.watch = func(op, name string) {
 		if op != "remove" || !strings.HasSuffix(name, tagDir("x", "t")) {
 			return
 		}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -215,6 +216,25 @@ func (d *disk) removeEmpty(p string) error {
 		return err
 	}
 	return nil
+}
+
+// use sets the time of a file.
+func (d *disk) use(p string, now time.Time) error {
+	name, err := d.file(p)
+	if err != nil {
+		return err
+	}
+	return os.Chtimes(name, time.Time{}, now)
+}
+
+// sync brings everything to the disk.
+func (d *disk) sync() error {
+	f, err := os.Open(d.root)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Syncfs(int(f.Fd()))
 }
 
 // diskWriter writes a file.

@@ -31,6 +31,9 @@ func start(t testing.TB, change func(*Config)) *rig {
 	if change != nil {
 		change(&c)
 	}
+	if inBucket != nil {
+		inBucket(&c)
+	}
 	s, err := New(c)
 	if err != nil {
 		t.Fatal(err)

@@ -67,7 +67,7 @@ func (s *Server) open(ctx context.Context) error {
 	if s.app != nil {
 		return nil
 	}
-	st, err := openStore(s.cfg.Root)
+	st, err := openStore(ctx, s.cfg.Root, s.cfg.S3)
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func (s *Server) opened() bool {
 
 // libraryConfig is what the library is told: no cache of what is there, since
 // the collection goes past it, and no purge of uploads, since that is ours.
-func libraryConfig(d *disk, secret string) *configuration.Configuration {
+func libraryConfig(d storage, secret string) *configuration.Configuration {
 	c := &configuration.Configuration{Storage: configuration.Storage{
 		diskName:      {"disk": d},
 		"delete":      {"enabled": true},

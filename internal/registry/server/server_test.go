@@ -52,14 +52,17 @@ func TestConfigRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for want, change := range map[string]func(*Config){
-		"want HOST:PORT":          func(c *Config) { c.Addr = "localhost" },
-		"absolute":                func(c *Config) { c.Root = "r" },
-		"needs its key":           func(c *Config) { c.TLSCert = "x" },
-		"only loopback":           func(c *Config) { c.Addr = "0.0.0.0:5000" },
-		"only loopback addresses": func(c *Config) { c.Addr = ":5000" },
-		"want http(s)://":         func(c *Config) { c.Mirrors = []string{"ftp://x"} },
-		"https://u:xxxxx@h":       func(c *Config) { c.Mirrors = []string{"https://u:secret@h?q"} },
-		"not negative":            func(c *Config) { c.Every = -1 },
+		"want HOST:PORT":              func(c *Config) { c.Addr = "localhost" },
+		"absolute":                    func(c *Config) { c.Root = "r" },
+		"needs its key":               func(c *Config) { c.TLSCert = "x" },
+		"only loopback":               func(c *Config) { c.Addr = "0.0.0.0:5000" },
+		"only loopback addresses":     func(c *Config) { c.Addr = ":5000" },
+		"want http(s)://":             func(c *Config) { c.Mirrors = []string{"ftp://x"} },
+		"https://u:xxxxx@h":           func(c *Config) { c.Mirrors = []string{"https://u:secret@h?q"} },
+		"not negative":                func(c *Config) { c.Every = -1 },
+		"no bucket is named":          func(c *Config) { c.S3 = &S3{Endpoint: "h"} },
+		"credentials":                 func(c *Config) { c.S3 = &S3{Endpoint: "h", Bucket: "images", Credentials: "/nowhere"} },
+		"loopback addresses are used": func(c *Config) { c.S3 = &S3{Endpoint: "10.0.0.1:9000", Plain: true, Bucket: "images"} },
 	} {
 		c := good
 		change(&c)
@@ -346,7 +349,7 @@ func TestRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, e := range entries {
-		if !strings.Contains(" docker lock upload-secret tmp ", " "+e.Name()+" ") {
+		if !strings.Contains(" docker lock upload-secret tmp used bucket-owner ", " "+e.Name()+" ") {
 			t.Errorf("%s is in the root", e.Name())
 		}
 	}

@@ -33,11 +33,12 @@ const (
 // where the library has no call for it, and our own beside them.
 type store struct {
 	root   string
-	driver *disk
+	disk   *disk    // of what only is here: always uploads, and without a bucket all
+	driver storage  // of content
 	lock   *os.File // a collection must know every client, so it is one registry alone
 }
 
-func openStore(root string) (*store, error) {
+func openStore(ctx context.Context, root string, s3 *S3) (*store, error) {
 	if err := os.MkdirAll(root, 0o700); err != nil {
 		return nil, err
 	}
@@ -53,7 +54,15 @@ func openStore(root string) (*store, error) {
 		lock.Close()
 		return nil, err
 	}
-	return &store{root: root, driver: newDisk(root), lock: lock}, nil
+	d := newDisk(root)
+	s := &store{root: root, disk: d, driver: d, lock: lock}
+	if s3 != nil {
+		if s.driver, err = openBucket(ctx, s3, d); err != nil {
+			lock.Close()
+			return nil, err
+		}
+	}
+	return s, nil
 }
 
 // recoverRoot removes what a killed registry was about to write or to remove, and
@@ -70,8 +79,10 @@ func recoverRoot(root string, f *os.File) error {
 
 // secret signs the state of uploads: kept, so that they are resumed also after
 // a restart.
-func (s *store) secret() (string, error) {
-	file := filepath.Join(s.root, "upload-secret")
+func (s *store) secret() (string, error) { return keptText(filepath.Join(s.root, "upload-secret")) }
+
+// keptText is a random text that a file keeps, made at the first need.
+func keptText(file string) (string, error) {
 	b, err := os.ReadFile(file)
 	if text := strings.TrimSpace(string(b)); err == nil && text != "" {
 		return text, nil
@@ -190,7 +201,7 @@ func (s *store) link(ctx context.Context, dir string) (digest.Digest, error) {
 }
 
 // sync brings everything to the disk.
-func (s *store) sync() error { return unix.Syncfs(int(s.lock.Fd())) }
+func (s *store) sync() error { return s.driver.sync() }
 
 // has reports whether a repository has a manifest.
 func (s *store) has(ctx context.Context, name string, d digest.Digest) (bool, error) {
@@ -249,5 +260,5 @@ func (s *store) untag(ctx context.Context, name string, d digest.Digest) error {
 // use notes on the disk that a blob was used, for collections after a restart.
 func (s *store) use(d digest.Digest, now time.Time) {
 	// That it fails is no harm: the lease in memory counts as well.
-	_ = os.Chtimes(filepath.Join(s.root, blobDir(d), "data"), time.Time{}, now)
+	_ = s.driver.use(path.Join(blobDir(d), "data"), now)
 }
