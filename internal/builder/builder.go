@@ -135,7 +135,7 @@ func (b *Builder) collectCutOff(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := k.pruneHalfMade(ctx); err != nil {
+	if err := errors.Join(k.pruneHalfMade(ctx), b.cfg.Images.Collect(ctx)); err != nil {
 		return err
 	}
 	b.mu.Lock()

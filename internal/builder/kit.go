@@ -78,6 +78,9 @@ func newKit(ctx context.Context, cfg *Config, exec *executor) (_ *kit, err error
 	if err != nil {
 		return nil, err
 	}
+	if err := dropOrphans(ctx, w.LeaseManager(), records); err != nil {
+		return nil, err
+	}
 	temp, err := makeTemp(pool)
 	if err != nil {
 		return nil, err

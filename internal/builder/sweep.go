@@ -11,6 +11,9 @@ import (
 
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/runtime"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/errdefs"
+	"github.com/moby/buildkit/cache/metadata"
 	"github.com/moby/sys/mountinfo"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -65,6 +68,37 @@ func (e *executor) sweepOne(ctx context.Context, id string) error {
 		return err
 	}
 	return os.RemoveAll(dir)
+}
+
+// ofCache is the label by which leases of the cache's records are known.
+const ofCache = "containerd.io/gc.flat"
+
+// dropOrphans drops the leases of the cache that no record of it has: BuildKit makes
+// a lease first and the record, in another database, last, and between the two the
+// engine may have been killed. Nothing may be building.
+func dropOrphans(ctx context.Context, held leases.Manager, records *metadata.Store) error {
+	items, err := records.All()
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	for _, i := range items {
+		known[i.ID()] = true
+	}
+	list, err := held.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, l := range list {
+		id := strings.TrimSuffix(strings.TrimSuffix(l.ID, "-view"), "-variants")
+		if l.Labels[ofCache] == "" || strings.Contains(l.ID, "/") || known[id] {
+			continue
+		}
+		if err := held.Delete(ctx, leases.Lease{ID: l.ID}); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	return nil
 }
 
 // cgroupOf reads a step's cgroup from its bundle.

@@ -149,6 +149,15 @@ func (e *Engine) Leaks(ctx context.Context) (Report, error) {
 	}
 }
 
+// LeaksNow is Leaks that waits for nothing.
+func LeaksNow(e *Engine) (Report, error) {
+	inv, err := e.take()
+	if err != nil {
+		return nil, err
+	}
+	return inv.since(e.baseline), nil
+}
+
 // onlyDisk tells whether nothing is left but what lies on the disk.
 func (r Report) onlyDisk() bool {
 	for kind, left := range r {
