@@ -590,3 +590,35 @@ func FuzzDocument(f *testing.F) {
 		}
 	})
 }
+
+// FuzzRecord reads what a damaged database may hold of an image: it is refused, or
+// comes out as it went in.
+func FuzzRecord(f *testing.F) {
+	f.Add([]byte(`{"id":"sha256:e3b0","tags":["docker.io/library/a:1"],"target":{"digest":"sha256:00"},"config":{},"layers":[{"diffID":"x","chainID":"y","blob":{},"size":1}],"later":[1]}`), []byte(`{"config":{},"rootfs":{"type":"layers"}}`))
+	f.Add([]byte(`{"id":"","tags":["","a@b"],"digests":[":","x@sha256:1"],"indexes":{"":{}},"lastTagged":"x"}`), []byte(`{"config":null,"comment":7}`))
+	f.Add([]byte(`null`), []byte(`[]`))
+	f.Fuzz(func(t *testing.T, data, config []byte) {
+		r, err := decodeRecord(data)
+		if err != nil {
+			return
+		}
+		once, err := r.encode()
+		if err != nil {
+			t.Fatalf("it was read, and cannot be written: %v", err)
+		}
+		again, err := decodeRecord(once)
+		if err != nil {
+			t.Fatalf("what was written cannot be read: %v\n%s", err, once)
+		}
+		if twice, err := again.encode(); err != nil || !bytes.Equal(once, twice) {
+			t.Fatalf("it changes: %v\n%s\n%s", err, once, twice)
+		}
+		if err := r.fill(config); err != nil {
+			return
+		}
+		for _, tag := range r.Tags {
+			r.indexOf(tag)
+		}
+		r.chain()
+	})
+}

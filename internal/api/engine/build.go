@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 
 	ask "escale.dev/escale/internal/builder/request"
@@ -169,6 +170,9 @@ func buildOptions(r *request) (ask.Build, error) {
 			return o, invalidf("error reading %s: %s", key, err)
 		}
 		if u, ok := to.(*[]*units.Ulimit); ok {
+			if slices.Contains(*u, nil) {
+				return o, invalidf("error reading %s: null is no limit", key)
+			}
 			o.Ulimits = *u
 		}
 	}

@@ -140,3 +140,34 @@ func TestBuildPruneRoute(t *testing.T) {
 		t.Errorf("df: %s", body)
 	}
 }
+
+// FuzzBuildQuery asks for builds with any query and header: what is read can be
+// passed on, all else is the client's fault.
+func FuzzBuildQuery(f *testing.F) {
+	for _, q := range []string{
+		"t=a&t=b:1&buildargs=%7B%22A%22%3Anull%7D&nocache=1", "version=2&remote=client-session&session=x", "ulimits=%5Bnull%5D", "memory=-1&cpuquota=9223372036854775808",
+		"labels=%7B%7D&cachefrom=%5B%22a%22%5D&outputs=%5B%7B%22Type%22%3A%22local%22%7D%5D", "squash=1", "remote=upload-request", "outputs=null",
+	} {
+		f.Add(q, "e30=")
+	}
+	f.Add("", "bm90IGpzb24=")
+	f.Fuzz(func(t *testing.T, raw, header string) {
+		query, err := parseParams(raw)
+		if err != nil {
+			return
+		}
+		o, err := buildOptions(&request{Request: &http.Request{Header: http.Header{"X-Registry-Config": {header}}, Body: http.NoBody}, query: query})
+		if err != nil {
+			if !errdefs.IsInvalidArgument(err) {
+				t.Errorf("of no kind: %v", err)
+			}
+			return
+		}
+		for _, u := range o.Ulimits {
+			_ = u.String()
+		}
+		if o.Context == nil && o.Remote == "" {
+			t.Error("a build of nothing")
+		}
+	})
+}
