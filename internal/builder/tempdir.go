@@ -28,7 +28,8 @@ func makeTemp(pool string) (undo func() error, err error) {
 		return nil, errors.Join(&os.PathError{Op: "mount", Path: dir, Err: err}, os.Remove(dir))
 	}
 	before, was := os.LookupEnv("TMPDIR")
-	if err := os.Setenv("TMPDIR", dir); err != nil {
+	// containerd has read TMPDIR when the program started.
+	if err := errors.Join(os.Setenv("TMPDIR", dir), mount.SetTempMountLocation(dir)); err != nil {
 		return nil, errors.Join(err, removeMounted(dir))
 	}
 	return func() error {
@@ -37,20 +38,21 @@ func makeTemp(pool string) (undo func() error, err error) {
 		} else {
 			err = os.Unsetenv("TMPDIR")
 		}
-		return errors.Join(err, removeMounted(dir))
+		return errors.Join(err, mount.SetTempMountLocation(os.TempDir()), removeMounted(dir))
 	}, nil
 }
 
-// tidyTemp removes the empty directories in which steps had sockets of agents:
-// BuildKit removes the sockets only. No build may be under way.
+// tidyTemp removes empty directories: those in which steps had sockets of agents,
+// of which BuildKit removes the sockets only, and those of mounts that the kernel
+// still called busy just after they had ended. No build may be under way.
 func tidyTemp(pool string) error {
-	list, err := filepath.Glob(filepath.Join(pool, tempName, ".buildkit-ssh-sock*"))
-	if err != nil {
-		return err
-	}
 	var errs []error
-	for _, dir := range list {
-		errs = append(errs, os.Remove(dir))
+	for _, names := range []string{".buildkit-ssh-sock*", "containerd-mount*"} {
+		list, err := filepath.Glob(filepath.Join(pool, tempName, names))
+		errs = append(errs, err)
+		for _, dir := range list {
+			errs = append(errs, os.Remove(dir))
+		}
 	}
 	return errors.Join(errs...)
 }
