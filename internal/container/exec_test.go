@@ -32,6 +32,7 @@ func TestExecEndIsToldBeforeTheAnswer(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		synctest.Wait() // nobody else wants the container: who waits for a mutex holds up the clock
 		f.telling = func() { time.Sleep(time.Second) }
 		answered := make(chan error, 1)
 		go func() {
