@@ -323,10 +323,13 @@ func (c *Client) autoRemove() error {
 		return err
 	}
 	cut, err := c.do("POST", "/containers/"+b.id+"/start", nil, nil)
-	if cut && harness.Status(err) == 404 {
-		return nil // it ran, ended and went while the client was cut off
+	switch harness.Status(err) {
+	case 404: // it ran, ended and went while the client was cut off, or never ran when an engine came up
+		return nil
+	case 409: // it is about to go, for one of these reasons
+		err = nil
 	}
-	if err != nil && !(cut && harness.Status(err) == 409) { // it ran, ended and is about to go
+	if err != nil {
 		return err
 	}
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); c.pause(20 * time.Millisecond) {
