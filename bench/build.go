@@ -18,11 +18,11 @@ import (
 func dockerfile(image string) string {
 	return "FROM " + image + `
 ENV A=1
-WORKDIR /work
-COPY src /work/src
-RUN cat /work/src/* >all
+WORKDIR /app
+COPY src /app/src
+RUN cat /app/src/* >all
 RUN for i in 1 2 3 4 5 6 7 8; do seq 1000 >$i; done
-COPY last /work/last
+COPY last /app/last
 RUN seq 100000 >many
 RUN echo two >two
 RUN cat last two >three
