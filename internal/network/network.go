@@ -30,10 +30,15 @@ type Endpoint struct {
 	IP         string // "172.17.0.2"; empty on "none"
 	PrefixLen  int
 	Gateway    string
+	IP6        string // "fd00::2"; empty without IPv6
+	PrefixLen6 int
+	Gateway6   string
 	MAC        string
 	HostLink   string // the host's end of the veth pair
 	Interface  string // the container's end, "eth0"
 	Ports      network.PortMap
+	Aliases    []string // what the client asked for: network-scoped aliases
+	DNSNames   []string // every name it answers to on this network, its own included
 }
 
 // Sandbox is a container's network as it stands.
