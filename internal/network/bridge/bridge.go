@@ -107,7 +107,10 @@ func (d *Driver) rules() []firewall.Network {
 	var out []firewall.Network
 	for _, id := range slices.Sorted(maps.Keys(d.networks)) {
 		b := d.networks[id]
-		out = append(out, firewall.Network{Bridge: b.link, Subnet: b.pool.Subnet(), Masquerade: d.cfg.IPMasq, ICC: d.cfg.ICC})
+		out = append(out, firewall.Network{
+			Bridge: b.link, ICC: d.cfg.ICC,
+			V4: firewall.Family{Subnet: b.pool.Subnet(), Masquerade: d.cfg.IPMasq},
+		})
 	}
 	return out
 }

@@ -21,7 +21,11 @@ var kernel nft.Conn
 
 func TestMain(m *testing.M) { netnstest.Main(m) }
 
-var one = []Network{{Bridge: "escale0", Subnet: netip.MustParsePrefix("172.17.0.0/16"), Masquerade: true, ICC: true}}
+var one = []Network{{Bridge: "escale0", V4: family("172.17.0.0/16", true), ICC: true}}
+
+func family(subnet string, masquerade bool) Family {
+	return Family{Subnet: netip.MustParsePrefix(subnet), Masquerade: masquerade}
+}
 
 var goldens = []struct {
 	name     string
@@ -29,8 +33,8 @@ var goldens = []struct {
 }{
 	{"none", nil},
 	{"default", one},
-	{"strict", []Network{{Bridge: "escale0", Subnet: netip.MustParsePrefix("192.168.16.0/20")}}},
-	{"several", append(one[:1:1], Network{Bridge: "br-2", Subnet: netip.MustParsePrefix("10.1.2.0/24"), Masquerade: true, ICC: true})},
+	{"strict", []Network{{Bridge: "escale0", V4: family("192.168.16.0/20", false)}}},
+	{"several", append(one[:1:1], Network{Bridge: "br-2", V4: family("10.1.2.0/24", true), ICC: true})},
 }
 
 func TestRulesGolden(t *testing.T) {
@@ -108,12 +112,12 @@ func held(t testing.TB) map[Port]bool {
 	for _, e := range left[ports.Name] {
 		k, _ := nft.Fields(e.Key, ports.Key...)
 		v, _ := nft.Fields(e.Value, ports.Value...)
-		out[Port{k[0].(uint8), netip.AddrPortFrom(netip.IPv4Unspecified(), k[1].(uint16)), netip.AddrPortFrom(v[0].(netip.Addr), v[1].(uint16))}] = true
+		out[Port{Proto: k[0].(uint8), Host: netip.AddrPortFrom(netip.IPv4Unspecified(), k[1].(uint16)), To: netip.AddrPortFrom(v[0].(netip.Addr), v[1].(uint16))}] = true
 	}
 	for _, e := range left[hostPorts.Name] {
 		k, _ := nft.Fields(e.Key, hostPorts.Key...)
 		v, _ := nft.Fields(e.Value, hostPorts.Value...)
-		out[Port{k[1].(uint8), netip.AddrPortFrom(k[0].(netip.Addr), k[2].(uint16)), netip.AddrPortFrom(v[0].(netip.Addr), v[1].(uint16))}] = true
+		out[Port{Proto: k[1].(uint8), Host: netip.AddrPortFrom(k[0].(netip.Addr), k[2].(uint16)), To: netip.AddrPortFrom(v[0].(netip.Addr), v[1].(uint16))}] = true
 	}
 	return out
 }

@@ -15,17 +15,40 @@ import (
 
 // Network is a bridge whose containers reach the outside through this host.
 type Network struct {
-	Bridge     string
-	Subnet     netip.Prefix
-	Masquerade bool // what leaves bears the host's address
-	ICC        bool // containers may reach each other
+	Bridge   string
+	V4, V6   Family // the zero Family: the network has no addresses of it
+	ICC      bool   // containers may reach each other
+	Internal bool   // nothing goes in or out but to the bridge's own subnets
 }
+
+// Family is one address family of a network.
+type Family struct {
+	Subnet     netip.Prefix
+	Mode       Mode
+	Masquerade bool       // what leaves bears the host's address; with mode NAT and NATUnprotected only
+	Source     netip.Addr // what leaves bears this address of the host; the zero Addr: that of the link by which it leaves
+}
+
+// Mode is how packets come to a network's containers from outside, and with
+// which addresses theirs leave: Docker's gateway_mode_ipv4 and gateway_mode_ipv6.
+type Mode uint8
+
+// The modes.
+const (
+	NAT            Mode = iota // published ports are translated; nothing else comes in
+	NATUnprotected             // the same, and whatever is routed to the containers' own addresses comes in
+	Routed                     // no translation: ports that are published are open at the container's address
+	Isolated                   // the host has no address on the bridge
+)
 
 // Port is a published port: what comes to Host is sent on to To.
 type Port struct {
 	Proto uint8          // IPPROTO_TCP, IPPROTO_UDP, IPPROTO_SCTP
-	Host  netip.AddrPort // the address is 0.0.0.0 for all addresses of the host
+	Host  netip.AddrPort // the address is unspecified for all of the host's of that family
 	To    netip.AddrPort
+	// Group is empty for a port that is one endpoint's alone; endpoints that name
+	// one group share Host, and connections are spread over them.
+	Group string
 }
 
 // The maps of the table. A binding to one address of the host comes before one
@@ -66,7 +89,7 @@ func local() []nft.Rule { return []nft.Rule{{nft.ToLocal(), nft.Jump("publish")}
 func guard(networks []Network) []nft.Rule {
 	rules := []nft.Rule{{nft.NotIIf("lo"), nft.To(loopback), nft.Drop()}}
 	for _, n := range networks {
-		rules = append(rules, nft.Rule{nft.IIf(n.Bridge), nft.NotFrom(n.Subnet), nft.Drop()})
+		rules = append(rules, nft.Rule{nft.IIf(n.Bridge), nft.NotFrom(n.V4.Subnet), nft.Drop()})
 	}
 	return rules
 }
@@ -97,9 +120,9 @@ func postrouting(networks []Network) []nft.Rule {
 	for _, n := range networks {
 		rules = append(rules,
 			nft.Rule{nft.OIf(n.Bridge), nft.From(loopback), nft.Masquerade()},
-			nft.Rule{nft.OIf(n.Bridge), nft.From(n.Subnet), nft.Translated(), nft.Masquerade()})
-		if n.Masquerade {
-			rules = append(rules, nft.Rule{nft.NotOIf(n.Bridge), nft.From(n.Subnet), nft.Masquerade()})
+			nft.Rule{nft.OIf(n.Bridge), nft.From(n.V4.Subnet), nft.Translated(), nft.Masquerade()})
+		if n.V4.Masquerade {
+			rules = append(rules, nft.Rule{nft.NotOIf(n.Bridge), nft.From(n.V4.Subnet), nft.Masquerade()})
 		}
 	}
 	return rules
