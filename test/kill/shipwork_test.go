@@ -147,43 +147,40 @@ func (w *worker) variant(i int) (files map[string]string, text string) {
 	return map[string]string{"Dockerfile": dockerfile, "f": data}, fmt.Sprintf("%d\n%x  -\n", i%2, md5.Sum([]byte(data)))
 }
 
-// classic builds as classic clients do, and removes.
-func (w *worker) classic() []piece {
-	var list []piece
+// builds are six images, made by build.
+func (w *worker) builds(what string, build func(ctx context.Context, name string, files map[string]string) error) (list []piece) {
 	for i := range 6 {
-		list = append(list, piece{fmt.Sprintf("build %d", i), func(ctx context.Context) error {
+		list = append(list, piece{fmt.Sprintf("%s %d", what, i), func(ctx context.Context) error {
 			name := fmt.Sprintf("kill-%d:%d", w.n, i)
 			files, text := w.variant(i)
 			made := w.making(name, text)
-			body, err := archive(files)
-			if err != nil {
-				return err
-			}
-			if err := w.stream(ctx, "/build?t="+name, nil, bytes.NewReader(body)); err != nil {
+			if err := build(ctx, name, files); err != nil {
 				return err
 			}
 			made()
 			return nil
 		}})
 	}
+	return list
+}
+
+// classic builds as classic clients do, and removes.
+func (w *worker) classic() []piece {
+	list := w.builds("build", func(ctx context.Context, name string, files map[string]string) error {
+		body, err := archive(files)
+		if err != nil {
+			return err
+		}
+		return w.stream(ctx, "/build?t="+name, nil, bytes.NewReader(body))
+	})
 	return append(list, piece{"rmi", func(ctx context.Context) error { return w.remove(ctx, fmt.Sprintf("kill-%d:%d", w.n, w.rng.IntN(6))) }})
 }
 
 // command builds with `escale build`, into the store and into a folder.
 func (w *worker) command() []piece {
-	var list []piece
-	for i := range 6 {
-		list = append(list, piece{fmt.Sprintf("escale build %d", i), func(ctx context.Context) error {
-			name := fmt.Sprintf("kill-%d:%d", w.n, i)
-			files, text := w.variant(i)
-			made := w.making(name, text)
-			if err := w.escale(ctx, files, "-t", name); err != nil {
-				return err
-			}
-			made()
-			return nil
-		}})
-	}
+	list := w.builds("escale build", func(ctx context.Context, name string, files map[string]string) error {
+		return w.escale(ctx, files, "-t", name)
+	})
 	return append(list, piece{"escale build --output local", func(ctx context.Context) error {
 		files, _ := w.variant(1)
 		out := filepath.Join(w.dir, "out")

@@ -34,19 +34,20 @@ func (e *Engine) takeMounts(inv *inventory) error {
 		}
 		inv.add(Mounts, m.Mountpoint+" ("+m.FSType+")")
 	}
-	if e.Pid() != 0 {
-		takeHandles(inv, filepath.Join(e.ExecRoot, "netns"))
+	if e.Pid() == 0 {
+		return nil
 	}
-	return nil
+	return takeHandles(inv, filepath.Join(e.ExecRoot, "netns"))
 }
 
 // takeHandles lists the handles of network namespaces, which lie in a mount
 // namespace that can be seen through the engine that lives.
-func takeHandles(inv *inventory, dir string) {
-	entries, _ := os.ReadDir(dir) // not there: it starts
+func takeHandles(inv *inventory, dir string) error {
+	entries, err := os.ReadDir(dir)
 	for _, entry := range entries {
 		inv.add(Namespaces, filepath.Join(dir, entry.Name()))
 	}
+	return err // or a leak would not be seen
 }
 
 // owns tells whether a path lies in one of the engine's folders.
