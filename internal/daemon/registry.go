@@ -213,6 +213,7 @@ func serveRegistry(ctx context.Context, args []string, stdout, stderr io.Writer)
 		return err
 	}
 	c.Logger = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: logLevel(level)}))
+	routeLibraries(c.Logger)
 	serve, err := startRegistry(ctx, c)
 	if err != nil {
 		return err

@@ -11,7 +11,6 @@ import (
 	"syscall"
 
 	"escale.dev/escale/internal/builder/plan"
-	ctdlog "github.com/containerd/log"
 	"github.com/spf13/pflag"
 )
 
@@ -59,7 +58,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 	level := new(slog.LevelVar)
 	level.Set(logLevel(cfg.LogLevel))
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
-	_ = ctdlog.SetLevel("error")   // containerd's libraries warn of what is no concern of ours
+	routeLibraries(log)
 	hup := make(chan os.Signal, 1) // caught from here on: it must not end the engine while it opens
 	signal.Notify(hup, syscall.SIGHUP)
 	defer signal.Stop(hup)

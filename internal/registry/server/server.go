@@ -76,7 +76,6 @@ func (s *Server) open(ctx context.Context) error {
 		st.lock.Close()
 		return err
 	}
-	quieten(s.log)
 	registerDisk()
 	app, err := newApp(ctx, libraryConfig(st.driver, secret))
 	if err != nil {
