@@ -57,7 +57,7 @@ escale build -t app https://git.example/app.git#main`,
 // flags defines the options.
 func (b *building) flags(f *pflag.FlagSet) {
 	// StringArray where a value may hold commas, as the stock client has it.
-	f.StringVarP(&b.Dockerfile, "file", "f", "", "The Dockerfile: a path, or - (default PATH/Dockerfile)")
+	f.StringVarP(&b.Dockerfile, "file", "f", "", "The Dockerfile: a path, a URL, or - (default PATH/Dockerfile)")
 	f.StringArrayVarP(&b.Tags, "tag", "t", nil, "Name of the image: NAME[:TAG]")
 	f.StringVar(&b.Target, "target", "", "Build this stage and what it needs")
 	f.StringArrayVar(&b.args, "build-arg", nil, "Set a variable of the Dockerfile: NAME[=VALUE]")

@@ -27,7 +27,7 @@ func TestBuildContexts(t *testing.T) {
 		shows := from + "COPY . /c/\nCMD [\"sh\",\"-c\",\"cd /c; cat $(find . -type f ! -name Dockerfile | sort)\"]\n"
 		packed := contextOf(t, map[string]string{"Dockerfile": shows, "sub/other": shows, "a": "in a\n"})
 		for name, data := range map[string][]byte{
-			"Dockerfile": []byte(shows), "sub/Dockerfile": []byte(shows), "sub/a": []byte("a\n"), "sub/b": []byte("b\n"), "sub/.dockerignore": []byte("b\n"),
+			"Dockerfile": []byte(shows), "sub/Dockerfile": []byte(shows), "fetched": []byte(from + "COPY a /\nCMD [\"cat\",\"/a\"]\n"), "sub/a": []byte("a\n"), "sub/b": []byte("b\n"), "sub/.dockerignore": []byte("b\n"),
 			"sub/own": []byte(shows), "sub/own.dockerignore": []byte("a\nown*\n.dockerignore\n"), "packed.tar": packed,
 		} {
 			path := filepath.Join(b.dir, name)
@@ -49,6 +49,8 @@ func TestBuildContexts(t *testing.T) {
 			{"another file of an archive", "in a\n" + shows, packed, []string{"-f", "sub/other", "-"}},
 			{"URL of an archive", "in a\n" + shows, nil, []string{web.URL + "/packed.tar"}},
 			{"URL of git", "in git\n", []byte(from + "COPY tracked /t\nCMD [\"cat\",\"/t\"]\n"), []string{"-f", "-", web.URL + "/repo.git#main"}},
+			{"Dockerfile of a URL", "a\n", nil, []string{"-f", web.URL + "/fetched", "sub"}},
+			{"Dockerfile of a URL for an archive", "in a\n" + shows, packed, []string{"-f", web.URL + "/Dockerfile", "-"}},
 			{"ignored", "b\na\n" + shows + "a\nown*\n.dockerignore\n", nil, []string{"sub"}},
 			{"ignored for one file", "b\n", nil, []string{"-f", "sub/own", "sub"}},
 		} {
@@ -69,6 +71,7 @@ func TestBuildContexts(t *testing.T) {
 		}{
 			{`path "nowhere" not found`, []string{"nowhere"}},
 			{"failed to read dockerfile: open none: no such file or directory", []string{"-f", "none", "."}},
+			{"404 Not Found|invalid response status 404", []string{"-f", web.URL + "/nosuch", "."}},
 			{"invalid", []string{"-t", "Bad", "."}},
 			{"invalid host", []string{"--add-host", "x", "."}},
 			{"requires 1 argument", nil},

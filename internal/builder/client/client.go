@@ -56,6 +56,7 @@ type build struct {
 	streams Streams
 	solve   client.SolveOpt
 	stdin   bool // was used up
+	fetched bool // the Dockerfile was, and lies in a directory of ours
 	image   bool // the result stays with the engine
 	undo    []func()
 }
@@ -72,7 +73,8 @@ func (b *build) run(ctx context.Context) error {
 		return err
 	}
 	b.solve = client.SolveOpt{Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{}, Internal: true} // no history: a build leaves its cache and nothing else
-	for _, step := range []func() error{b.attributes, b.context, b.contexts, b.outputs, b.caches, b.session} {
+	prepare := func() error { return b.context(ctx) }
+	for _, step := range []func() error{b.attributes, prepare, b.contexts, b.outputs, b.caches, b.session} {
 		if err := step(); err != nil {
 			return err
 		}

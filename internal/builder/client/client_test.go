@@ -22,7 +22,8 @@ func prepared(t *testing.T, p plan.Build, in string) (*build, error) {
 	b := &build{plan: &p, streams: Streams{In: strings.NewReader(in), Out: io.Discard, Err: io.Discard}}
 	b.solve.FrontendAttrs = map[string]string{}
 	t.Cleanup(b.close)
-	for _, step := range []func() error{b.attributes, b.context, b.contexts, b.outputs, b.caches} {
+	prepare := func() error { return b.context(t.Context()) }
+	for _, step := range []func() error{b.attributes, prepare, b.contexts, b.outputs, b.caches} {
 		if err := step(); err != nil {
 			return b, err
 		}
@@ -165,7 +166,8 @@ func FuzzPlan(f *testing.F) {
 		b.solve.FrontendAttrs = map[string]string{}
 		defer b.close()
 		_, _ = secretSources(read)
-		for _, step := range []func() error{b.attributes, b.context, b.outputs, b.caches} {
+		prepare := func() error { return b.context(t.Context()) }
+		for _, step := range []func() error{b.attributes, prepare, b.outputs, b.caches} {
 			if err := step(); err != nil && err.Error() == "" {
 				t.Error("an error without words")
 			}

@@ -3,11 +3,13 @@ package client
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -32,9 +34,15 @@ func remote(s string) bool {
 	return gitutil.IsGitTransport(s)
 }
 
-// context decides what the build's context is, and where its Dockerfile.
-func (b *build) context() error {
+// context decides what the build's context is, and where its Dockerfile. It
+// blocks for a Dockerfile that must be fetched.
+func (b *build) context(ctx context.Context) error {
 	p := b.plan
+	if u := p.Dockerfile; strings.HasPrefix(u, "http://") || strings.HasPrefix(u, "https://") {
+		if err := b.fetchDockerfile(ctx); err != nil {
+			return fmt.Errorf("the Dockerfile %s: %w", u, err)
+		}
+	}
 	switch {
 	case p.Context == "-":
 		return b.fromStdin()
@@ -98,6 +106,38 @@ func (b *build) dockerfileAt(path string) error {
 	return b.mount("dockerfile", dir)
 }
 
+// maxDockerfile is the size of a Dockerfile, in bytes, that is fetched.
+const maxDockerfile = 4 << 20
+
+// fetchDockerfile puts the Dockerfile that a URL names into a file of ours.
+func (b *build) fetchDockerfile(ctx context.Context) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.plan.Dockerfile, nil)
+	if err != nil {
+		return err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("the server answers %s", res.Status)
+	}
+	text, err := io.ReadAll(io.LimitReader(res.Body, maxDockerfile+1))
+	if err != nil {
+		return err
+	}
+	if len(text) > maxDockerfile {
+		return fmt.Errorf("it is larger than %d MiB", maxDockerfile>>20)
+	}
+	dir, err := b.tempDir()
+	if err != nil {
+		return err
+	}
+	b.fetched, b.plan.Dockerfile = true, filepath.Join(dir, "Dockerfile")
+	return os.WriteFile(b.plan.Dockerfile, text, 0o600)
+}
+
 // dockerfileFrom takes the Dockerfile's text.
 func (b *build) dockerfileFrom(text []byte, err error) error {
 	if err != nil {
@@ -141,10 +181,7 @@ func (b *build) fromStdin() error {
 		up := uploadprovider.New()
 		b.solve.FrontendAttrs["context"] = up.Add(io.NopCloser(in))
 		b.solve.Session = append(b.solve.Session, up)
-		if b.plan.Dockerfile != "" {
-			b.solve.FrontendAttrs["filename"] = b.plan.Dockerfile
-		}
-		return nil
+		return b.dockerfileBeside()
 	}
 	if b.plan.Dockerfile != "" {
 		return errors.New("ambiguous Dockerfile source: both stdin and flag correspond to Dockerfiles")
@@ -176,16 +213,23 @@ func archive(head []byte) bool {
 func (b *build) fromURL() error {
 	b.solve.FrontendAttrs["context"] = b.plan.Context
 	switch b.plan.Dockerfile {
-	case "":
-		return nil
 	case "-":
-		if err := b.dockerfileFrom(b.readStdin()); err != nil {
-			return err
-		}
 		b.solve.FrontendAttrs["dockerfilekey"] = "dockerfile"
-		return nil
+		return b.dockerfileFrom(b.readStdin())
 	}
-	b.solve.FrontendAttrs["filename"] = b.plan.Dockerfile
+	return b.dockerfileBeside()
+}
+
+// dockerfileBeside takes the Dockerfile for a context that the engine reads: one
+// that was fetched, else one that is in the context.
+func (b *build) dockerfileBeside() error {
+	switch {
+	case b.fetched:
+		b.solve.FrontendAttrs["dockerfilekey"] = "dockerfile"
+		return b.dockerfileAt(b.plan.Dockerfile)
+	case b.plan.Dockerfile != "":
+		b.solve.FrontendAttrs["filename"] = b.plan.Dockerfile
+	}
 	return nil
 }
 
