@@ -130,13 +130,16 @@ func (e *end) push(ctx context.Context, repo, tag string) error {
 
 // spec is what bench asks of a container.
 type spec struct {
-	Image      string
-	Cmd        []string
-	Labels     map[string]string
-	HostConfig struct {
-		NetworkMode  string `json:",omitempty"`
-		AutoRemove   bool
-		PortBindings map[string][]portBinding `json:",omitempty"`
+	Image        string
+	Cmd          []string
+	Labels       map[string]string
+	ExposedPorts map[string]struct{} `json:",omitempty"`
+	HostConfig   struct {
+		NetworkMode     string   `json:",omitempty"`
+		Binds           []string `json:",omitempty"`
+		AutoRemove      bool
+		PublishAllPorts bool
+		PortBindings    map[string][]portBinding `json:",omitempty"`
 	}
 }
 
