@@ -1,0 +1,126 @@
+// Command web shows a page on which every click leaves a mark, for all who look at
+// it. The marks are in a store that speaks Redis's protocol, found by its name.
+package main
+
+import (
+	"bufio"
+	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+const page = `<!DOCTYPE html>
+<title>moby counter</title>
+<style>body{margin:0;height:100vh;background:#eaf4fb;font:16px sans-serif}i{position:absolute;width:24px;height:24px;margin:-12px;border-radius:50%;background:#1d63ed}</style>
+<p>Click: <b id=n>0</b> so far, shown by HOST
+<script>
+async function show(){const l=await(await fetch('/clicks')).json();n.textContent=l.length;document.querySelectorAll('i').forEach(e=>e.remove());for(const c of l){const e=document.createElement('i');e.style.left=c.x+'px';e.style.top=c.y+'px';document.body.append(e)}}
+document.onclick=async e=>{await fetch('/clicks',{method:'POST',body:JSON.stringify({x:e.pageX,y:e.pageY})});show()}
+show();setInterval(show,1000)
+</script>
+`
+
+// click is a mark on the page.
+type click struct{ X, Y int }
+
+func (c click) MarshalJSON() ([]byte, error) {
+	return fmt.Appendf(nil, `{"x":%d,"y":%d}`, c.X, c.Y), nil
+}
+
+func main() {
+	store := net.JoinHostPort(cmp.Or(os.Getenv("REDIS_HOST"), "redis"), cmp.Or(os.Getenv("REDIS_PORT"), "6379"))
+	host, _ := os.Hostname() // without it the page does not say who shows it
+	http.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, strings.Replace(page, "HOST", host, 1)) // a reader that left
+	})
+	http.HandleFunc("GET /clicks", func(w http.ResponseWriter, _ *http.Request) {
+		list, err := ask(store, "LRANGE", "clicks", "0", "-1")
+		answer(w, list, err)
+	})
+	http.HandleFunc("POST /clicks", func(w http.ResponseWriter, r *http.Request) {
+		var c click
+		if err := json.NewDecoder(io.LimitReader(r.Body, 1000)).Decode(&c); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		_, err := ask(store, "RPUSH", "clicks", fmt.Sprintf("%d %d", c.X, c.Y))
+		answer(w, nil, err)
+	})
+	log.Printf("on port 80, with the store %s", store)
+	log.Fatal(http.ListenAndServe(":80", nil))
+}
+
+// answer shows a list of clicks.
+func answer(w http.ResponseWriter, list []string, err error) {
+	if err != nil {
+		http.Error(w, "store: "+err.Error(), http.StatusBadGateway)
+		return
+	}
+	clicks := []click{}
+	for _, s := range list {
+		var c click
+		if _, err := fmt.Sscan(s, &c.X, &c.Y); err == nil {
+			clicks = append(clicks, c)
+		}
+	}
+	_ = json.NewEncoder(w).Encode(clicks) // a reader that left
+}
+
+// ask sends one command to the store and gives its answer, one string or many.
+func ask(addr string, words ...string) ([]string, error) {
+	c, err := net.DialTimeout("tcp", addr, 3*time.Second)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		return nil, err
+	}
+	command := fmt.Sprintf("*%d\r\n", len(words))
+	for _, w := range words {
+		command += fmt.Sprintf("$%d\r\n%s\r\n", len(w), w)
+	}
+	if _, err := io.WriteString(c, command); err != nil {
+		return nil, err
+	}
+	r := bufio.NewReader(c)
+	head, err := line(r)
+	if err != nil || head == "" {
+		return nil, cmp.Or(err, io.ErrUnexpectedEOF)
+	}
+	switch head[0] {
+	case '-':
+		return nil, fmt.Errorf("%s", head[1:])
+	case '*':
+		n, err := strconv.Atoi(head[1:])
+		if err != nil {
+			return nil, err
+		}
+		var list []string
+		for range n {
+			if _, err := line(r); err != nil { // the length; our values have no line breaks
+				return nil, err
+			}
+			s, err := line(r)
+			if err != nil {
+				return nil, err
+			}
+			list = append(list, s)
+		}
+		return list, nil
+	}
+	return []string{head[1:]}, nil
+}
+
+func line(r *bufio.Reader) (string, error) {
+	s, err := r.ReadString('\n')
+	return strings.TrimRight(s, "\r\n"), err
+}
