@@ -27,6 +27,7 @@ var layers = []struct {
 var outside = map[string][]string{
 	"client":        {},
 	"bench":         {"client"},
+	"examples":      {}, // they are what users write
 	"test":          {"client"},
 	"internal/arch": {},
 }
