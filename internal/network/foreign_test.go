@@ -77,6 +77,16 @@ func (h *host) foreignAre(want []string) {
 	}
 }
 
+// soon waits until the watch has put something right.
+func (h *host) soon(what string, there func() bool) {
+	h.t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !there(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			h.t.Fatalf("%s: not put right", what)
+		}
+	}
+}
+
 // foreignBecome waits until the watch has put the rules right.
 func (h *host) foreignBecome(want []string) {
 	h.t.Helper()
@@ -164,11 +174,16 @@ func TestWatch(t *testing.T) {
 	h.foreignBecome(nil)
 	i.forward(nftables.ChainPolicyDrop, false)
 	h.foreignBecome(in("FORWARD"))
+	flushed := nftables.Chain{Table: &nftables.Table{Family: nftables.TableFamilyINet, Name: "escale-escale"}, Name: "publish"}
+	i.c.FlushChain(&flushed)
+	i.flush()
+	h.soon("the rules of a chain", func() bool {
+		rules, err := i.c.GetRules(flushed.Table, &flushed)
+		return err == nil && len(rules) > 0
+	})
 	i.c.FlushRuleset()
 	i.flush()
-	for deadline := time.Now().Add(10 * time.Second); h.count().elements != 1 && time.Now().Before(deadline); {
-		time.Sleep(20 * time.Millisecond)
-	}
+	h.soon("the table", func() bool { return h.count().elements == 1 })
 	h.is(count{links: 1, handles: 1, elements: 1, tables: 1, bridges: 1})
 	out.reaches("tcp", hostIP+":8080", "a", outsideIP)
 }

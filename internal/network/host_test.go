@@ -115,14 +115,15 @@ func (h *host) count() (c count) {
 	c.handles = len(names)
 	var conn nft.Conn
 	defer conn.Close()
-	elements, err := conn.Read(firewall.Rules(h.cfg.Instance, nil))
+	table := firewall.Rules(h.cfg.Instance, nil)
+	elements, err := conn.Read(table)
 	if err != nil {
 		h.t.Fatal(err)
 	}
-	for _, e := range elements {
-		c.elements += len(e)
+	for _, m := range []string{"ports", "host_ports", "ports6", "host_ports6", "open", "open6"} {
+		c.elements += len(elements[m])
 	}
-	ok, err := conn.Exists(firewall.TableName(h.cfg.Instance))
+	ok, err := conn.Exists(table.Ref())
 	if err != nil {
 		h.t.Fatal(err)
 	}

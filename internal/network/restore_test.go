@@ -152,7 +152,7 @@ func TestRestoreRepairs(t *testing.T) {
 			add(t, &netlink.Veth{LinkAttrs: attrs, PeerName: h.cfg.LinkPrefix() + "peer"})
 		},
 		"a published port of nobody": func(t *testing.T, _ *host, _ *box) {
-			kernel(t, func(c *nft.Conn, table nft.Table) error { return c.Change(table, nil, stray) })
+			kernel(t, func(c *nft.Conn, table nft.Table) error { return c.Change(table, table, nil, stray) })
 		},
 		"its port gone": func(t *testing.T, h *host, a *box) {
 			kernel(t, func(c *nft.Conn, table nft.Table) error {
@@ -160,11 +160,11 @@ func TestRestoreRepairs(t *testing.T) {
 				if err != nil {
 					return err
 				}
-				return c.Change(table, left, nil)
+				return c.Change(table, table, left, nil)
 			})
 		},
 		"the table gone": func(t *testing.T, _ *host, _ *box) {
-			kernel(t, func(c *nft.Conn, table nft.Table) error { return c.Delete(table.Name) })
+			kernel(t, func(c *nft.Conn, table nft.Table) error { return c.Delete(table.Ref()) })
 		},
 		"its link gone":      func(t *testing.T, _ *host, a *box) { del(t, a.Endpoints[0].HostLink) },
 		"the bridge gone":    func(t *testing.T, h *host, _ *box) { del(t, h.cfg.Bridge()) },

@@ -100,8 +100,11 @@ func TestNoWayInBesidePublishedPorts(t *testing.T) {
 // guardOff empties the chain that drops dishonest packets, which shows that a
 // test would notice if it did not work.
 func guardOff(t *testing.T, h *host) {
+	if err := h.m.Close(); err != nil { // or it would be put right at once
+		t.Fatal(err)
+	}
 	c := &nftables.Conn{}
-	c.FlushChain(&nftables.Chain{Table: &nftables.Table{Family: nftables.TableFamilyIPv4, Name: firewall.TableName(h.cfg.Instance)}, Name: "guard"})
+	c.FlushChain(&nftables.Chain{Table: &nftables.Table{Family: nftables.TableFamilyINet, Name: firewall.TableName(h.cfg.Instance)}, Name: "guard"})
 	if err := c.Flush(); err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"escale.dev/escale/internal/sys/nft"
 )
@@ -18,10 +19,15 @@ type Firewall struct {
 	instance string
 	log      *slog.Logger
 	conn     nft.Conn
+	suspect  atomic.Bool // somebody else may have changed our table
 
 	mu       sync.Mutex
+	opened   bool // the kernel's table is ours to change by the difference
+	synced   bool // what an earlier engine left was compared
 	networks []Network
+	shared   groups
 	elements state
+	table    nft.Table       // as it was written last
 	warned   map[string]bool // foreign chains that were told of
 }
 
@@ -47,104 +53,150 @@ func (s state) put(mapName string, e nft.Element) {
 
 // New makes a Firewall; nothing is touched before Open.
 func New(instance string, log *slog.Logger) *Firewall {
-	return &Firewall{instance: instance, log: log, elements: state{}, warned: map[string]bool{}}
+	return &Firewall{instance: instance, log: log, elements: state{}, shared: groups{}, warned: map[string]bool{}}
 }
 
-// Open makes the table for these networks, or renews it: the published ports
-// that an earlier engine left in the kernel are kept without a gap until Sync
-// says which of them are still wanted. Idempotent.
+// Open makes the table for these networks, or changes it when the set of
+// networks does. What an earlier engine left in the kernel is kept without a gap
+// until Sync says what of it is still wanted. Idempotent.
 func (f *Firewall) Open(networks []Network) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	left, err := f.conn.Read(Rules(f.instance, nil))
-	if err != nil {
-		return err
-	}
-	f.networks, f.elements = slices.Clone(networks), state{}
-	for name, elements := range left {
-		for _, e := range elements {
-			f.elements.put(name, e)
+	if !f.opened {
+		if err := f.takeOver(); err != nil {
+			return err
 		}
 	}
-	if err := f.replace(); err != nil {
+	f.networks = slices.Clone(networks)
+	if err := f.write(f.wanted(), nil, nil); err != nil {
 		return err
 	}
 	return f.letThrough()
 }
 
-func (f *Firewall) table() nft.Table { return Rules(f.instance, f.networks) }
+// former is the table of engines before this one knew IPv6.
+func (f *Firewall) former() nft.Table {
+	return nft.Table{Family: nft.IPv4, Name: TableName(f.instance), Maps: []nft.Map{published4.hostPorts, published4.ports}}
+}
 
-func (f *Firewall) replace() error { return f.conn.Replace(f.table(), f.elements.elements()) }
+// takeOver reads which ports an earlier engine left published.
+func (f *Firewall) takeOver() error {
+	f.elements = state{}
+	for _, t := range []nft.Table{f.former(), Rules(f.instance, nil)} {
+		left, err := f.conn.Read(t)
+		if err != nil {
+			return err
+		}
+		for _, p := range []publication{published4, published6} {
+			for _, m := range []nft.Map{p.hostPorts, p.ports, p.open} {
+				for _, e := range left[m.Name] {
+					f.elements.put(m.Name, e)
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// wanted is the table as it is to be.
+func (f *Firewall) wanted() nft.Table { return rules(f.instance, f.networks, f.shared) }
+
+// write brings the kernel's table to next, and deletes and adds elements, which
+// f.elements has done already. When the kernel's table is not what it should be
+// (somebody flushed it), it is written anew.
+func (f *Firewall) write(next nft.Table, del, ins nft.Elements) error {
+	var err error
+	if f.opened {
+		if err = f.conn.Change(f.table, next, del, ins); err == nil {
+			f.table = next
+			return nil
+		}
+		f.log.Warn("nftables table differs from what was written: writing it anew", "table", TableName(f.instance), "error", err)
+	}
+	if again := f.conn.Set(next, f.elements.elements(), f.synced, f.former().Ref()); again != nil {
+		return errors.Join(err, again)
+	}
+	f.table, f.opened = next, true
+	return nil
+}
 
 // Add publishes ports. On an error none of them is published.
 func (f *Firewall) Add(ports ...Port) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	ins := nft.Elements{}
+	ins, shared := nft.Elements{}, f.shared
 	for _, p := range ports {
-		name, e := p.place()
-		if _, taken := f.elements[name][e.Key]; taken {
+		name, e := p.place(f.networks)
+		_, alone := f.elements[name][e.Key]
+		if _, together := shared[p.spot()]; alone || together && p.Group == "" {
 			return fmt.Errorf("published port %s: already in the table", p.Host)
 		}
-		ins[name] = append(ins[name], e)
+		if p.Group != "" && name != publicationFor(p.To.Addr()).open.Name {
+			shared = shared.with(p)
+		} else {
+			ins[name] = append(ins[name], e)
+		}
 	}
-	return f.change(nil, ins)
+	return f.change(nil, ins, shared)
 }
 
 // Remove takes published ports back; those that are not there are no error.
 func (f *Firewall) Remove(ports ...Port) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	del := nft.Elements{}
+	del, shared := nft.Elements{}, f.shared
 	for _, p := range ports {
-		name, e := p.place()
+		name, e := p.place(f.networks)
 		if v, ok := f.elements[name][e.Key]; ok && v == e.Value {
 			del[name] = append(del[name], e)
 		}
+		if p.Group != "" {
+			shared = shared.without(p)
+		}
 	}
-	return f.change(del, nil)
+	return f.change(del, nil, shared)
 }
 
 // Sync makes the published ports exactly these, by the difference to what the
-// kernel really holds.
+// kernel really holds, and takes away what an earlier engine left of networks
+// that are no more.
 func (f *Firewall) Sync(ports []Port) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	want := state{}
+	f.elements, f.shared = state{}, groups{}
+	if !f.opened && len(ports) == 0 { // no networks at all
+		return f.conn.Delete(f.wanted().Ref(), f.former().Ref())
+	}
 	for _, p := range ports {
-		want.put(p.place())
-	}
-	left, err := f.conn.Read(f.table())
-	if err != nil {
-		return err
-	}
-	f.elements = state{}
-	del, ins := nft.Elements{}, want.elements()
-	for name, elements := range left {
-		for _, e := range elements {
+		name, e := p.place(f.networks)
+		if p.Group != "" && name != publicationFor(p.To.Addr()).open.Name {
+			f.shared = f.shared.with(p)
+		} else {
 			f.elements.put(name, e)
-			if v, ok := want[name][e.Key]; ok && v == e.Value {
-				ins[name] = slices.DeleteFunc(ins[name], func(i nft.Element) bool { return i.Key == e.Key })
-			} else {
-				del[name] = append(del[name], e)
-			}
 		}
 	}
-	return f.change(del, ins)
+	f.synced = true
+	return f.anew()
 }
 
-// change deletes and adds elements, here and in the kernel. When the kernel's
-// table is not what it should be (somebody flushed it), it is written anew.
-func (f *Firewall) change(del, ins nft.Elements) error {
+// anew writes the table by the difference to what the kernel holds.
+func (f *Firewall) anew() error {
+	f.opened = false
+	return f.write(f.wanted(), nil, nil)
+}
+
+// change deletes and adds elements and sets the groups, here and in the kernel;
+// both stay as they were on an error.
+func (f *Firewall) change(del, ins nft.Elements, shared groups) error {
 	undo := f.apply(del, ins)
-	err := f.conn.Change(f.table(), del, ins)
-	if err == nil {
-		return nil
+	old, next := f.shared, f.table
+	if f.shared = shared; !f.opened || !maps.EqualFunc(old, shared, slices.Equal) {
+		next = f.wanted()
 	}
-	f.log.Warn("nftables table differs from what was written: writing it anew", "table", TableName(f.instance), "error", err)
-	if again := f.replace(); again != nil {
+	if err := f.write(next, del, ins); err != nil {
 		undo()
-		return errors.Join(err, again)
+		f.shared = old
+		return err
 	}
 	return nil
 }
@@ -175,28 +227,41 @@ func (f *Firewall) apply(del, ins nft.Elements) (undo func()) {
 	}
 }
 
-// Ports is how many ports are published.
+// Ports is how many ports are published, a group counting as one.
 func (f *Firewall) Ports() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return len(f.elements[ports.Name]) + len(f.elements[hostPorts.Name])
+	n := len(f.shared)
+	for _, m := range f.elements {
+		n += len(m)
+	}
+	return n
 }
 
-// Check looks whether the table and the rules in foreign chains are still there
-// and makes them anew if not.
+// Check compares the table and the rules in foreign chains with what they should
+// be and puts right what differs.
 func (f *Firewall) Check() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	ok, err := f.conn.Exists(TableName(f.instance))
-	if err != nil {
-		return err
-	}
-	if !ok {
-		f.log.Warn("nftables table was removed by somebody: making it anew", "table", TableName(f.instance))
-		if err := f.replace(); err != nil {
+	if f.opened {
+		ok, err := f.conn.Exists(f.table.Ref())
+		if err != nil {
+			return err
+		}
+		if !ok {
+			f.log.Warn("nftables table was removed by somebody: making it anew", "table", TableName(f.instance))
+		}
+		if err := f.anew(); err != nil {
 			return err
 		}
 	}
+	return f.letThrough()
+}
+
+// CheckForeign puts the rules in foreign chains right.
+func (f *Firewall) CheckForeign() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	return f.letThrough()
 }
 
@@ -204,8 +269,9 @@ func (f *Firewall) Check() error {
 func (f *Firewall) Delete() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.networks, f.elements = nil, state{}
-	return errors.Join(f.letThrough(), f.conn.Delete(TableName(f.instance)))
+	f.opened, f.synced = false, false
+	f.networks, f.elements, f.shared = nil, state{}, groups{}
+	return errors.Join(f.letThrough(), f.conn.Delete(Rules(f.instance, nil).Ref(), f.former().Ref()))
 }
 
 // Close closes the connection to the kernel. The rules stay.

@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
 
 	"escale.dev/escale/internal/sys/netns/netnstest"
@@ -23,6 +25,22 @@ func TestMain(m *testing.M) { netnstest.Main(m) }
 
 var one = []Network{{Bridge: "escale0", V4: family("172.17.0.0/16", true), ICC: true}}
 
+func in(m Mode, subnet, source string) Family {
+	f := Family{Subnet: netip.MustParsePrefix(subnet), Mode: m, Masquerade: true}
+	if source != "" {
+		f.Source = netip.MustParseAddr(source)
+	}
+	return f
+}
+
+func together(ports []Port) groups {
+	g := groups{}
+	for _, p := range ports {
+		g = g.with(p)
+	}
+	return g
+}
+
 func family(subnet string, masquerade bool) Family {
 	return Family{Subnet: netip.MustParsePrefix(subnet), Masquerade: masquerade}
 }
@@ -30,18 +48,31 @@ func family(subnet string, masquerade bool) Family {
 var goldens = []struct {
 	name     string
 	networks []Network
+	shared   []Port
 }{
-	{"none", nil},
-	{"default", one},
-	{"strict", []Network{{Bridge: "escale0", V4: family("192.168.16.0/20", false)}}},
-	{"several", append(one[:1:1], Network{Bridge: "br-2", V4: family("10.1.2.0/24", true), ICC: true})},
+	{name: "none"},
+	{name: "default", networks: one},
+	{name: "strict", networks: []Network{{Bridge: "escale0", V4: family("192.168.16.0/20", false)}}},
+	{name: "several", networks: append(one[:1:1], Network{Bridge: "br-2", V4: family("10.1.2.0/24", true), ICC: true})},
+	{name: "both", networks: []Network{{Bridge: "escale0", V4: family("172.17.0.0/16", true), V6: family("fd00:17::/64", true), ICC: true}}},
+	{name: "six", networks: []Network{{Bridge: "br-6", V6: family("fd00:17::/60", false)}}},
+	{name: "internal", networks: []Network{{Bridge: "br-i", V4: family("10.1.2.0/24", true), V6: family("fd00:17::/64", true), ICC: true, Internal: true}}},
+	{name: "modes", networks: []Network{
+		{Bridge: "br-1", V4: in(NAT, "10.1.0.0/24", "192.0.2.1"), V6: in(Routed, "2001:db8:1::/64", ""), ICC: true},
+		{Bridge: "br-2", V4: in(Routed, "10.2.0.0/24", ""), V6: in(NATUnprotected, "2001:db8:2::/64", "2001:db8::1")},
+		{Bridge: "br-3", V4: in(NATUnprotected, "10.3.0.0/24", ""), V6: in(Isolated, "2001:db8:3::/64", "")},
+	}},
+	{name: "groups", networks: one, shared: []Port{
+		port(6, "0.0.0.0:80", "172.17.0.2:8080"), port(6, "0.0.0.0:80", "172.17.0.3:8080"), port(6, "0.0.0.0:80", "172.17.0.4:8080"),
+		port(6, "[::]:80", "[fd00:17::2]:8080"), port(17, "192.0.2.1:53", "172.17.0.2:53"), port(17, "[2001:db8::1]:53", "[fd00:17::2]:53"),
+	}},
 }
 
 func TestRulesGolden(t *testing.T) {
 	for _, g := range goldens {
 		t.Run(g.name, func(t *testing.T) {
 			file := filepath.Join("testdata", g.name+".nft")
-			got := Rules("escale", g.networks).String()
+			got := rules("escale", g.networks, together(g.shared)).String()
 			if *update {
 				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
 					t.Fatal(err)
@@ -72,14 +103,39 @@ func TestKernelHoldsTheGolden(t *testing.T) {
 			if err := f.Open(g.networks); err != nil {
 				t.Fatal(err)
 			}
-			out, err := exec.Command(list, "list", "table", "ip", "escale-escale").CombinedOutput()
+			for i := range g.shared {
+				g.shared[i].Group = "g"
+			}
+			if err := f.Add(g.shared...); err != nil {
+				t.Fatal(err)
+			}
+			out, err := exec.Command(list, "list", "table", "inet", "escale-escale").CombinedOutput()
 			if err != nil {
 				t.Fatalf("%v: %s", err, out)
 			}
-			if want := Rules("escale", g.networks).String(); string(out) != want {
-				t.Errorf("the kernel holds\n%s\nwant\n%s", out, want)
-			}
+			differ(t, string(out), rules("escale", g.networks, together(g.shared)).String())
 		})
+	}
+}
+
+// differ tells the lines in which two texts differ.
+func differ(t *testing.T, got, want string) {
+	t.Helper()
+	if got == want {
+		return
+	}
+	g, w := strings.Split(got, "\n"), strings.Split(want, "\n")
+	for i := range max(len(g), len(w)) {
+		a, b := "", ""
+		if i < len(g) {
+			a = g[i]
+		}
+		if i < len(w) {
+			b = w[i]
+		}
+		if a != b {
+			t.Errorf("line %d: the kernel holds\n%s\nwant\n%s", i+1, a, b)
+		}
 	}
 }
 
@@ -109,15 +165,21 @@ func held(t testing.TB) map[Port]bool {
 		t.Fatal(err)
 	}
 	out := map[Port]bool{}
-	for _, e := range left[ports.Name] {
-		k, _ := nft.Fields(e.Key, ports.Key...)
-		v, _ := nft.Fields(e.Value, ports.Value...)
-		out[Port{Proto: k[0].(uint8), Host: netip.AddrPortFrom(netip.IPv4Unspecified(), k[1].(uint16)), To: netip.AddrPortFrom(v[0].(netip.Addr), v[1].(uint16))}] = true
-	}
-	for _, e := range left[hostPorts.Name] {
-		k, _ := nft.Fields(e.Key, hostPorts.Key...)
-		v, _ := nft.Fields(e.Value, hostPorts.Value...)
-		out[Port{Proto: k[1].(uint8), Host: netip.AddrPortFrom(k[0].(netip.Addr), k[2].(uint16)), To: netip.AddrPortFrom(v[0].(netip.Addr), v[1].(uint16))}] = true
+	for _, p := range []publication{published4, published6} {
+		all := netip.IPv4Unspecified()
+		if p.ports.Value[0] == nft.Addr6 {
+			all = netip.IPv6Unspecified()
+		}
+		for _, e := range left[p.ports.Name] {
+			k, _ := nft.Fields(e.Key, p.ports.Key...)
+			v, _ := nft.Fields(e.Value, p.ports.Value...)
+			out[Port{Proto: k[0].(uint8), Host: netip.AddrPortFrom(all, k[1].(uint16)), To: netip.AddrPortFrom(v[0].(netip.Addr), v[1].(uint16))}] = true
+		}
+		for _, e := range left[p.hostPorts.Name] {
+			k, _ := nft.Fields(e.Key, p.hostPorts.Key...)
+			v, _ := nft.Fields(e.Value, p.hostPorts.Value...)
+			out[Port{Proto: k[1].(uint8), Host: netip.AddrPortFrom(k[0].(netip.Addr), k[2].(uint16)), To: netip.AddrPortFrom(v[0].(netip.Addr), v[1].(uint16))}] = true
+		}
 	}
 	return out
 }
@@ -207,13 +269,13 @@ func TestChangeHealsAFlushedTable(t *testing.T) {
 		"check":  f.Check,
 		"remove": func() error { return f.Remove(b) },
 	} {
-		if err := kernel.Delete(TableName("escale")); err != nil {
+		if err := kernel.Delete(Rules("escale", nil).Ref()); err != nil {
 			t.Fatal(err)
 		}
 		_ = f.Remove(b)
 		if name == "remove" {
 			_ = f.Add(b)
-			if err := kernel.Delete(TableName("escale")); err != nil {
+			if err := kernel.Delete(Rules("escale", nil).Ref()); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -291,4 +353,175 @@ func benchmark(b *testing.B, adding bool) {
 			}
 		})
 	}
+}
+
+// Engines before this one had a table of the family ip: its ports stay published
+// while the new one takes its place.
+func TestTakesOverTheTableOfBefore(t *testing.T) {
+	netnstest.Root(t)
+	f := newFirewall(t)
+	a, b := port(6, "0.0.0.0:80", "172.17.0.2:80"), port(17, "127.0.0.1:53", "172.17.0.3:53")
+	left := nft.Elements{}
+	for _, p := range []Port{a, b} {
+		name, e := p.place(nil)
+		left[name] = append(left[name], e)
+	}
+	old := f.former()
+	old.Chains = []nft.Chain{{Name: "prerouting", Base: &nft.Base{Type: "nat", Hook: "prerouting", Priority: -100},
+		Rules: []nft.Rule{{nft.Translate(published4.ports)}}}}
+	if err := kernel.Set(old, left, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Open(one); err != nil {
+		t.Fatal(err)
+	}
+	same(t, a, b)
+	if ok, err := kernel.Exists(old.Ref()); ok || err != nil {
+		t.Errorf("the table of before is there: %v, %v", ok, err)
+	}
+	if err := f.Sync([]Port{a}); err != nil {
+		t.Fatal(err)
+	}
+	same(t, a)
+}
+
+// What the administrator wrote outlives networks that come and go, engines that
+// end, and what we do about somebody who changed our own rules.
+func TestUserChainIsTheAdministrators(t *testing.T) {
+	netnstest.Root(t)
+	list, err := exec.LookPath("nft")
+	if err != nil {
+		t.Skip("needs nft(8), as administrators do")
+	}
+	// Written before any engine, as from /etc/nftables.conf.
+	in := "table inet escale-escale {\n set user-bad { type ipv4_addr; elements = { 10.9.9.9 }; }\n chain user { ip saddr @user-bad drop; jump user-web; }\n chain user-web { tcp dport 81 drop; }\n}\n"
+	cmd := exec.Command(list, "-f", "-")
+	cmd.Stdin = strings.NewReader(in)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	f := newFirewall(t)
+	check := func(when string) {
+		t.Helper()
+		out, err := exec.Command(list, "list", "table", "inet", "escale-escale").CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		for _, part := range []string{"elements = { 10.9.9.9 }", "ip saddr @user-bad drop\n\t\tjump user-web", "tcp dport 81 drop", "jump user\n\t\tiifname vmap @out"} {
+			if !strings.Contains(string(out), part) {
+				t.Errorf("%s: no %q in\n%s", when, part, out)
+			}
+		}
+	}
+	for _, networks := range [][]Network{one, goldens[3].networks, one} {
+		if err := f.Open(networks); err != nil {
+			t.Fatal(err)
+		}
+		check("networks")
+	}
+	if err := f.Sync(nil); err != nil {
+		t.Fatal(err)
+	}
+	check("Sync")
+	if out, err := exec.Command(list, "flush", "chain", "inet", "escale-escale", "forward").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if err := f.Check(); err != nil {
+		t.Fatal(err)
+	}
+	check("Check")
+	again := newFirewall(t)
+	if err := again.Open(one); err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Sync(nil); err != nil {
+		t.Fatal(err)
+	}
+	check("a new engine")
+}
+
+// Until Sync nothing of an earlier engine goes, though the networks come one by
+// one; after it only what is wanted is there.
+func TestNetworksOneByOne(t *testing.T) {
+	netnstest.Root(t)
+	f := newFirewall(t)
+	two := goldens[3].networks
+	shared := port(6, "0.0.0.0:80", "172.17.0.2:80")
+	shared.Group = "g"
+	if err := f.Open(two); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Add(shared); err != nil {
+		t.Fatal(err)
+	}
+	again := newFirewall(t)
+	holds := func(what ...string) (out []bool) {
+		t.Helper()
+		left, err := kernel.Read(Rules("escale", nil))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range what {
+			m, value, _ := strings.Cut(w, "=")
+			out = append(out, slices.ContainsFunc(left[m], func(e nft.Element) bool { return e.Value == value }))
+		}
+		return out
+	}
+	all := []string{"in=jump in-escale0", "in=jump in-br-2", "groups=jump spread4-6-80"}
+	if err := again.Open(two[:1]); err != nil {
+		t.Fatal(err)
+	}
+	if got := holds(all...); !slices.Equal(got, []bool{true, true, true}) {
+		t.Errorf("before Sync the kernel holds %v of %v", got, all)
+	}
+	if err := again.Open(two); err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Sync([]Port{shared}); err != nil {
+		t.Fatal(err)
+	}
+	if got := holds(all...); !slices.Equal(got, []bool{true, true, true}) {
+		t.Errorf("after Sync the kernel holds %v of %v", got, all)
+	}
+	if err := again.Open(two[:1]); err != nil {
+		t.Fatal(err)
+	}
+	if err := again.Remove(shared); err != nil {
+		t.Fatal(err)
+	}
+	if got := holds(all...); !slices.Equal(got, []bool{true, false, false}) {
+		t.Errorf("in the end the kernel holds %v of %v", got, all)
+	}
+}
+
+func TestGroups(t *testing.T) {
+	netnstest.Root(t)
+	f := newFirewall(t)
+	if err := f.Open(one); err != nil {
+		t.Fatal(err)
+	}
+	alone := port(6, "0.0.0.0:80", "172.17.0.9:80")
+	a, b := port(6, "0.0.0.0:80", "172.17.0.2:80"), port(6, "0.0.0.0:80", "172.17.0.3:80")
+	a.Group, b.Group = "g", "g"
+	for range 2 { // a second time changes nothing
+		if err := f.Add(a, b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Add(alone); err == nil {
+		t.Error("a shared port was published by one alone, too")
+	}
+	if n := f.Ports(); n != 1 {
+		t.Errorf("%d ports, want 1", n)
+	}
+	if err := f.Remove(a, b); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Add(alone); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Add(a); err == nil {
+		t.Error("a port that one has alone was shared")
+	}
+	same(t, alone)
 }

@@ -43,34 +43,45 @@ func (f *Firewall) tagPrefix() string { return TableName(f.instance) + ": " }
 // letThrough makes the tagged rules in foreign chains what the networks need.
 func (f *Firewall) letThrough() error { return f.conn.Do(f.tendAll) }
 
+// bridges are those with addresses of a family.
+func (f *Firewall) bridges(family nftables.TableFamily) []string {
+	var out []string
+	for _, n := range f.networks {
+		if family == nftables.TableFamilyIPv4 && n.V4.Subnet.IsValid() || family == nftables.TableFamilyIPv6 && n.V6.Subnet.IsValid() {
+			out = append(out, n.Bridge)
+		}
+	}
+	return out
+}
+
 func (f *Firewall) tendAll(c *nftables.Conn) error {
 	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyUnspecified)
 	if err != nil {
 		return fmt.Errorf("nftables chains: %w", err)
 	}
 	f.warn(chains)
-	target := wanted(chains)
-	for _, name := range []string{userChain, forwardChain} {
-		chain := find(chains, name)
-		if chain == nil {
-			continue
-		}
-		var bridges []string
-		if chain == target {
-			for _, n := range f.networks {
-				bridges = append(bridges, n.Bridge)
+	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
+		target := wanted(chains, family)
+		for _, name := range []string{userChain, forwardChain} {
+			chain := find(chains, family, name)
+			if chain == nil {
+				continue
 			}
-		}
-		if err := f.tend(c, chain, bridges); err != nil {
-			return fmt.Errorf("nftables chain %q of iptables: %w", name, err)
+			var bridges []string
+			if chain == target {
+				bridges = f.bridges(family)
+			}
+			if err := f.tend(c, chain, bridges); err != nil {
+				return fmt.Errorf("nftables chain %q of iptables: %w", name, err)
+			}
 		}
 	}
 	return nil
 }
 
-func find(chains []*nftables.Chain, name string) *nftables.Chain {
+func find(chains []*nftables.Chain, family nftables.TableFamily, name string) *nftables.Chain {
 	for _, ch := range chains {
-		if ch.Table.Family == nftables.TableFamilyIPv4 && ch.Table.Name == foreignTable && ch.Name == name {
+		if ch.Table.Family == family && ch.Table.Name == foreignTable && ch.Name == name {
 			return ch
 		}
 	}
@@ -78,12 +89,12 @@ func find(chains []*nftables.Chain, name string) *nftables.Chain {
 }
 
 // wanted is the chain that needs our rules; nil when nothing drops by policy.
-func wanted(chains []*nftables.Chain) *nftables.Chain {
-	forward := find(chains, forwardChain)
+func wanted(chains []*nftables.Chain, family nftables.TableFamily) *nftables.Chain {
+	forward := find(chains, family, forwardChain)
 	if forward == nil {
 		return nil
 	}
-	if user := find(chains, userChain); user != nil {
+	if user := find(chains, family, userChain); user != nil {
 		return user
 	}
 	if forward.Policy != nil && *forward.Policy == nftables.ChainPolicyDrop {
@@ -159,10 +170,13 @@ func (f *Firewall) warn(chains []*nftables.Chain) {
 		return
 	}
 	for _, ch := range chains {
-		family := map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyINet: "inet"}[ch.Table.Family]
+		family := map[nftables.TableFamily]string{
+			nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet",
+		}[ch.Table.Family]
 		if family == "" || ch.Hooknum == nil || *ch.Hooknum != unix.NF_INET_FORWARD ||
 			ch.Policy == nil || *ch.Policy != nftables.ChainPolicyDrop ||
-			(family == "ip" && ch.Table.Name == foreignTable && ch.Name == forwardChain) {
+			(family != "inet" && ch.Table.Name == foreignTable && ch.Name == forwardChain) ||
+			(family == "ip6" && len(f.bridges(ch.Table.Family)) == 0) {
 			continue
 		}
 		name := family + " " + ch.Table.Name + " " + ch.Name
@@ -206,7 +220,11 @@ func (f *Firewall) Watch(ctx context.Context, ready func()) error {
 		case <-ctx.Done():
 			continue // listen ends, too
 		}
-		if err := f.Check(); err != nil {
+		check := f.CheckForeign
+		if f.suspect.Swap(false) {
+			check = f.Check
+		}
+		if err := check(); err != nil {
 			f.log.Error("nftables could not be put right", "error", err)
 		}
 	}
@@ -220,8 +238,14 @@ func (f *Firewall) listen(w *nft.Watcher, changed chan<- struct{}) error {
 			return err
 		}
 		for _, e := range events {
-			ours := e.Kind == nft.Deleted && e.Table == TableName(f.instance)
-			if ours || e.Kind == nft.Lost || e.Table == foreignTable {
+			if e.Kind != nft.Lost && f.conn.Made(e) {
+				continue
+			}
+			ours := e.Kind == nft.Lost || e.Family == nft.Inet && e.Table == TableName(f.instance)
+			if ours {
+				f.suspect.Store(true)
+			}
+			if ours || e.Table == foreignTable || e.Kind == nft.Chains {
 				select {
 				case changed <- struct{}{}:
 				default:

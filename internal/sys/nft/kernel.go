@@ -1,12 +1,13 @@
 package nft
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
+	"syscall"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -14,35 +15,9 @@ import (
 // Elements holds the elements of a table's maps, by the name of the map.
 type Elements map[string][]Element
 
-// chunk is how many elements go in one message: its list is an attribute, and
-// the length of an attribute has 16 bits.
-const chunk = 400
-
 // sendBuffer is what a transaction may weigh, in bytes: some 60000 elements. It is
 // a bound, not memory set aside.
 const sendBuffer = 16 << 20
-
-func table(name string) *nftables.Table {
-	return &nftables.Table{Family: nftables.TableFamilyIPv4, Name: name}
-}
-
-func concat(types []Type) nftables.SetDatatype {
-	datas := make([]nftables.SetDatatype, len(types))
-	for i, t := range types {
-		datas[i] = t.data()
-	}
-	return nftables.MustConcatSetType(datas...) // at most five fields, fixed in the source
-}
-
-// set is the map as the library knows it. Its id counts within one transaction,
-// where a table has one map of each number.
-func (t Table) set(kt *nftables.Table, i int) *nftables.Set {
-	m := t.Maps[i]
-	return &nftables.Set{
-		ID: uint32(i + 1), Table: kt, Name: m.Name, IsMap: true, Concatenation: len(m.Key) > 1,
-		KeyType: concat(m.Key), DataType: concat(m.Value),
-	}
-}
 
 // Conn is a connection to the kernel's nftables, made at its first use, in the
 // network namespace of the thread that uses it first. The zero value is ready;
@@ -52,8 +27,10 @@ func (t Table) set(kt *nftables.Table, i int) *nftables.Set {
 // deleted, the kernel holds up the close until no packet can see what was
 // deleted (nft_rcv_nl_event), which takes 10 ms and more.
 type Conn struct {
-	mu sync.Mutex
-	c  *nftables.Conn
+	mu   sync.Mutex
+	c    *nftables.Conn
+	ids  map[uint32]bool // netlink's ids of the sockets made so far
+	look *netlink.Conn   // for questions that the library does not ask
 }
 
 // Do runs fn with the connection. After an error a new connection is made, since
@@ -62,9 +39,7 @@ func (c *Conn) Do(fn func(*nftables.Conn) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.c == nil {
-		conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(s *netlink.Conn) error {
-			return s.SetWriteBuffer(sendBuffer)
-		}))
+		conn, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(c.prepare))
 		if err != nil {
 			return fmt.Errorf("nftables: %w", err)
 		}
@@ -79,11 +54,45 @@ func (c *Conn) Do(fn func(*nftables.Conn) error) error {
 	return err
 }
 
+// prepare sets up a socket and notes its id. Called with mu held.
+func (c *Conn) prepare(s *netlink.Conn) error {
+	if err := s.SetWriteBuffer(sendBuffer); err != nil {
+		return err
+	}
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var name syscall.Sockaddr
+	if e := raw.Control(func(fd uintptr) { name, err = syscall.Getsockname(int(fd)) }); e != nil || err != nil {
+		return fmt.Errorf("name of a netlink socket: %w", err)
+	}
+	if a, ok := name.(*syscall.SockaddrNetlink); ok {
+		if c.ids == nil {
+			c.ids = map[uint32]bool{}
+		}
+		c.ids[a.Pid] = true
+	}
+	return nil
+}
+
+// Made tells whether the change that an event tells of was made by this
+// connection.
+func (c *Conn) Made(e Event) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.ids[e.By]
+}
+
 // Close closes the connection; the next use opens it again. May block for some
 // 20 ms.
 func (c *Conn) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.look != nil {
+		c.look.Close()
+		c.look = nil
+	}
 	if c.c == nil {
 		return nil
 	}
@@ -92,248 +101,207 @@ func (c *Conn) Close() error {
 	return err
 }
 
-// Replace makes the table exactly t with exactly these elements, in one
-// transaction: there is no moment at which half of it holds, and nothing of
-// other tables is touched.
-func (c *Conn) Replace(t Table, elements Elements) error {
-	err := c.Do(func(c *nftables.Conn) error {
-		kt := table(t.Name)
-		c.AddTable(kt) // so that deleting it cannot miss
-		c.DelTable(kt)
-		c.AddTable(kt)
-		for i, m := range t.Maps {
-			set := t.set(kt, i)
-			if err := c.AddSet(set, nil); err != nil {
-				return err
-			}
-			if err := add(c, set, elements[m.Name]); err != nil {
-				return err
-			}
-		}
-		for _, ch := range t.Chains {
-			c.AddChain(ch.chain(kt))
-		}
-		for _, ch := range t.Chains {
-			kc := &nftables.Chain{Table: kt, Name: ch.Name}
-			for _, r := range ch.Rules {
-				c.AddRule(&nftables.Rule{Table: kt, Chain: kc, Exprs: r.Exprs()})
-			}
-		}
-		return c.Flush()
-	})
-	if err != nil {
-		return fmt.Errorf("nftables table %q: %w", t.Name, err)
-	}
-	return nil
-}
-
-func (ch Chain) chain(t *nftables.Table) *nftables.Chain {
-	c := &nftables.Chain{Table: t, Name: ch.Name}
-	if ch.Base == nil {
-		return c
-	}
-	hooks := map[string]*nftables.ChainHook{
-		"prerouting": nftables.ChainHookPrerouting, "input": nftables.ChainHookInput, "forward": nftables.ChainHookForward,
-		"output": nftables.ChainHookOutput, "postrouting": nftables.ChainHookPostrouting,
-	}
-	policy := nftables.ChainPolicyAccept
-	c.Type, c.Hooknum, c.Policy = nftables.ChainType(ch.Base.Type), hooks[ch.Base.Hook], &policy
-	c.Priority = nftables.ChainPriorityRef(nftables.ChainPriority(ch.Base.Priority))
-	return c
-}
-
-func add(c *nftables.Conn, s *nftables.Set, elements []Element) error {
-	for part := range slices.Chunk(elements, chunk) {
-		if err := c.SetAddElements(s, convert(part, true)); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func convert(elements []Element, values bool) []nftables.SetElement {
-	out := make([]nftables.SetElement, len(elements))
-	for i, e := range elements {
-		out[i].Key = []byte(e.Key)
-		if values {
-			out[i].Val = []byte(e.Value)
-		}
-	}
-	return out
-}
-
-// Change deletes and adds elements of the table's maps in one transaction, whose
-// cost depends on their number only. An error wraps ENOENT when the table or an
-// element to delete is not there, and EEXIST when a key to add holds another
-// value; nothing was changed then.
-func (c *Conn) Change(t Table, del, ins Elements) error {
-	err := c.Do(func(c *nftables.Conn) error {
-		kt := table(t.Name)
-		for i, m := range t.Maps {
-			set := t.set(kt, i)
-			for part := range slices.Chunk(del[m.Name], chunk) {
-				if err := c.SetDeleteElements(set, convert(part, false)); err != nil {
-					return err
-				}
-			}
-			if err := add(c, set, ins[m.Name]); err != nil {
-				return err
-			}
-		}
-		return c.Flush()
-	})
-	if err != nil {
-		return fmt.Errorf("nftables table %q: %w", t.Name, err)
-	}
-	return nil
-}
-
-// Exists tells whether the kernel has a table of this name.
-func (c *Conn) Exists(name string) (ok bool, err error) {
+// Exists tells whether the kernel has the table.
+func (c *Conn) Exists(r Ref) (ok bool, err error) {
 	err = c.Do(func(c *nftables.Conn) error {
-		ok, err = exists(c, name)
+		ok, err = exists(c, r)
 		return err
 	})
 	return ok, err
 }
 
-func exists(c *nftables.Conn, name string) (bool, error) {
-	tables, err := c.ListTablesOfFamily(nftables.TableFamilyIPv4)
+func exists(c *nftables.Conn, r Ref) (bool, error) {
+	tables, err := c.ListTablesOfFamily(families[r.Family].number)
 	if err != nil {
 		return false, fmt.Errorf("nftables tables: %w", err)
 	}
-	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == name }), nil
+	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == r.Name }), nil
 }
 
-// Read gives the elements that the kernel holds of the table's maps; none of a
-// table or map that is not there.
-func (c *Conn) Read(t Table) (Elements, error) {
-	out := Elements{}
+// Delete removes tables with all that is in them. Idempotent.
+func (c *Conn) Delete(tables ...Ref) error {
 	err := c.Do(func(c *nftables.Conn) error {
-		if ok, err := exists(c, t.Name); err != nil || !ok {
-			return err
+		for _, r := range tables {
+			remove(c, r)
 		}
-		kt := table(t.Name)
-		sets, err := c.GetSets(kt)
-		if err != nil {
-			return err
-		}
-		for i, m := range t.Maps {
-			if !slices.ContainsFunc(sets, func(s *nftables.Set) bool { return s.Name == m.Name }) {
-				continue
-			}
-			elements, err := c.GetSetElements(t.set(kt, i))
-			if err != nil {
-				return fmt.Errorf("map %q: %w", m.Name, err)
-			}
-			for _, e := range elements {
-				out[m.Name] = append(out[m.Name], Element{Key: string(e.Key), Value: string(e.Val)})
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("nftables table %q: %w", t.Name, err)
-	}
-	return out, nil
-}
-
-// Delete removes the table called name with all that is in it. Idempotent.
-func (c *Conn) Delete(name string) error {
-	err := c.Do(func(c *nftables.Conn) error {
-		c.AddTable(table(name))
-		c.DelTable(table(name))
 		return c.Flush()
 	})
 	if err != nil {
-		return fmt.Errorf("nftables table %q: %w", name, err)
+		return fmt.Errorf("nftables tables %v: %w", tables, err)
 	}
 	return nil
 }
 
-// Event is a change of somebody's tables. Table is empty when changes were lost,
-// so that anything may have happened.
-type Event struct {
-	Table string
-	Kind  Kind
+// remove deletes a table, whether it is there or not.
+func remove(c *nftables.Conn, r Ref) {
+	c.AddTable(r.table())
+	c.DelTable(r.table())
 }
 
-// Kind is what an Event tells of.
-type Kind int
-
-// The kinds of events.
-const (
-	Lost    Kind = iota // the kernel dropped events
-	Deleted             // a table of the family ip is gone
-	Rules               // chains or rules of a table of the family ip changed
-)
-
-// Watcher receives the changes that any program makes to nftables.
-type Watcher struct{ conn *netlink.Conn }
-
-// Watch starts to listen, in the network namespace of the calling thread.
-func Watch() (*Watcher, error) {
-	conn, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+// Read gives the elements that the kernel holds of the table's maps; none of a
+// table or map that is not there or of another type.
+func (c *Conn) Read(t Table) (Elements, error) {
+	var s state
+	err := c.Do(func(k *nftables.Conn) (err error) {
+		s, err = c.state(k, t)
+		return err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("nftables events: %w", err)
+		return nil, fmt.Errorf("nftables table %q: %w", t.Name, err)
 	}
-	if err := conn.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
-		conn.Close()
-		return nil, fmt.Errorf("nftables events: %w", err)
-	}
-	return &Watcher{conn: conn}, nil
+	return s.elements, nil
 }
 
-// Next blocks until something has changed. Its error is permanent: the watcher
-// was closed.
-func (w *Watcher) Next() ([]Event, error) {
-	for {
-		msgs, err := w.conn.Receive()
-		if errors.Is(err, unix.ENOBUFS) {
-			return []Event{{Kind: Lost}}, nil
+// state is what the kernel has of a table.
+type state struct {
+	chains   map[string]*nftables.Chain
+	sets     map[string]shape
+	elements Elements
+}
+
+// shape is the type of a set or map.
+type shape struct {
+	key, value uint32 // types as nft(8) numbers them
+}
+
+func shapeOf(s *nftables.Set) shape {
+	h := shape{key: s.KeyType.GetNFTMagic()}
+	if s.IsMap {
+		h.value = s.DataType.GetNFTMagic()
+		if s.DataType.Name == nftables.TypeVerdict.Name {
+			h.value = unix.NFT_DATA_VERDICT
 		}
+	}
+	return h
+}
+
+// state asks the kernel for what it has of t. Called within Do.
+func (c *Conn) state(k *nftables.Conn, t Table) (state, error) {
+	s := state{chains: map[string]*nftables.Chain{}, sets: map[string]shape{}, elements: Elements{}}
+	if ok, err := exists(k, t.Ref()); err != nil || !ok {
+		return s, err
+	}
+	chains, err := k.ListChainsOfTableFamily(families[t.Family].number)
+	if err != nil {
+		return s, fmt.Errorf("chains: %w", err)
+	}
+	for _, ch := range chains {
+		if ch.Table.Name == t.Name {
+			s.chains[ch.Name] = ch
+		}
+	}
+	if s.sets, err = c.shapes(t.Ref()); err != nil {
+		return s, fmt.Errorf("sets: %w", err)
+	}
+	kt := t.Ref().table()
+	for i, m := range t.Maps {
+		set := m.set(kt, uint32(i+1))
+		if s.sets[m.Name] != shapeOf(set) {
+			continue
+		}
+		elements, err := k.GetSetElements(set)
+		if err != nil {
+			return s, fmt.Errorf("%s %q: %w", m.word(), m.Name, err)
+		}
+		for _, e := range elements {
+			value := string(e.Val)
+			if m.verdicts() {
+				value = verdictText(e.Val)
+			}
+			s.elements[m.Name] = append(s.elements[m.Name], Element{Key: string(e.Key), Value: value})
+		}
+	}
+	return s, nil
+}
+
+// shapes are the sets of a table by name. The library's own list of sets is an
+// error when somebody made one of a type that it does not know.
+func (c *Conn) shapes(r Ref) (map[string]shape, error) {
+	if c.look == nil {
+		look, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 		if err != nil {
 			return nil, err
 		}
-		var events []Event
-		for _, m := range msgs {
-			if e, ok := event(m); ok {
-				events = append(events, e)
-			}
-		}
-		if len(events) > 0 {
-			return events, nil
-		}
+		c.look = look
 	}
+	body, err := netlink.MarshalAttributes([]netlink.Attribute{{Type: unix.NFTA_SET_TABLE, Data: []byte(r.Name + "\x00")}})
+	if err != nil {
+		return nil, err
+	}
+	msgs, err := c.look.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETSET, Flags: netlink.Request | netlink.Dump},
+		Data:   append([]byte{byte(families[r.Family].number), unix.NFNETLINK_V0, 0, 0}, body...),
+	})
+	if err != nil {
+		c.look.Close()
+		c.look = nil
+		return nil, err
+	}
+	out := map[string]shape{}
+	for _, m := range msgs {
+		name, s, err := readShape(m.Data)
+		if err != nil {
+			return nil, err
+		}
+		out[name] = s
+	}
+	return out, nil
 }
 
-// Close ends Next.
-func (w *Watcher) Close() error { return w.conn.Close() }
-
-// event reads what one message tells. In all of them the body begins with a
-// struct nfgenmsg, whose first byte is the family, and attribute 1 names the table.
-func event(m netlink.Message) (Event, bool) {
+// readShape reads the message that describes a set: a struct nfgenmsg and
+// attributes.
+func readShape(data []byte) (name string, s shape, err error) {
 	const header = 4
-	if m.Header.Type>>8 != unix.NFNL_SUBSYS_NFTABLES || len(m.Data) < header || m.Data[0] != unix.NFPROTO_IPV4 {
-		return Event{}, false
+	if len(data) < header {
+		return "", s, fmt.Errorf("a message of %d bytes: %w", len(data), unix.EBADMSG)
 	}
-	var kind Kind
-	switch m.Header.Type & 0xff {
-	case unix.NFT_MSG_DELTABLE:
-		kind = Deleted
-	case unix.NFT_MSG_NEWCHAIN, unix.NFT_MSG_DELCHAIN, unix.NFT_MSG_NEWRULE, unix.NFT_MSG_DELRULE:
-		kind = Rules
-	default:
-		return Event{}, false
-	}
-	attrs, err := netlink.NewAttributeDecoder(m.Data[header:])
+	ad, err := netlink.NewAttributeDecoder(data[header:])
 	if err != nil {
-		return Event{}, false
+		return "", s, err
 	}
-	for attrs.Next() {
-		if attrs.Type() == unix.NFTA_TABLE_NAME {
-			return Event{Table: attrs.String(), Kind: kind}, true
+	ad.ByteOrder = bigEndian
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.NFTA_SET_NAME:
+			name = ad.String()
+		case unix.NFTA_SET_KEY_TYPE:
+			s.key = ad.Uint32()
+		case unix.NFTA_SET_DATA_TYPE:
+			s.value = ad.Uint32()
 		}
 	}
-	return Event{}, false
+	return name, s, ad.Err()
+}
+
+// verdictText reads the verdict of an element: NFTA_DATA_VERDICT's attributes.
+func verdictText(b []byte) string {
+	ad, err := netlink.NewAttributeDecoder(b)
+	if err != nil {
+		return ""
+	}
+	ad.ByteOrder = bigEndian
+	var kind expr.VerdictKind
+	chain := ""
+	for ad.Next() {
+		switch ad.Type() {
+		case unix.NFTA_VERDICT_CODE:
+			kind = expr.VerdictKind(int32(ad.Uint32()))
+		case unix.NFTA_VERDICT_CHAIN:
+			chain = ad.String()
+		}
+	}
+	for word, k := range verdictWords {
+		if k == kind {
+			if chain != "" {
+				return word + " " + chain
+			}
+			return word
+		}
+	}
+	return ""
+}
+
+var verdictWords = map[string]expr.VerdictKind{
+	"accept": expr.VerdictAccept, "drop": expr.VerdictDrop, "return": expr.VerdictReturn,
+	"jump": expr.VerdictJump, "goto": expr.VerdictGoto,
 }
