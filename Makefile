@@ -75,8 +75,8 @@ check: ## gofmt, go vet, staticcheck
 	go tool staticcheck ./...
 
 .PHONY: conformance
-conformance: ## the OCI's suite of registries, all four workflows (fetched; or ESCALE_CONFORMANCE=PATH)
-	suite=$$(scripts/conformance.sh); ESCALE_CONFORMANCE=$$suite go test -count=1 -v -run Conformance ./internal/registry/server
+conformance: ## the OCI's suite of registries, all four workflows, on the disk and in a bucket (fetched; or ESCALE_CONFORMANCE=PATH)
+	suite=$$(scripts/conformance.sh); ESCALE_CONFORMANCE=$$suite go test -count=1 -v -run '^Test(Conformance|Bucket)$$/^conformance$$' ./internal/registry/server
 
 .PHONY: kill
 kill: build test-needs ## hundreds of rounds of killing the engine under load (ROUNDS=300), and its machine (VMROUNDS=5)
