@@ -1,0 +1,126 @@
+package cluster
+
+import (
+	"time"
+
+	"github.com/moby/moby/api/types/network"
+)
+
+// Network is a network that the orchestrator keeps.
+type Network struct {
+	Meta
+	Spec   NetworkSpec
+	Status NetworkStatus
+}
+
+// Kind implements Object.
+func (*Network) Kind() Kind { return KindNetwork }
+
+// NetworkSpec is what a network is to be; Name is that in the engine.
+type NetworkSpec struct {
+	Name     string
+	External bool                   `json:",omitempty"` // it is somebody else's, and only used
+	Create   *network.CreateRequest `json:",omitempty"` // of what options, its name apart
+}
+
+// NetworkStatus is what became of it.
+type NetworkStatus struct {
+	EngineID string `json:",omitempty"` // of the engine's network
+	Err      string `json:",omitempty"`
+}
+
+// Volume is a volume that the orchestrator keeps.
+type Volume struct {
+	Meta
+	Spec   VolumeSpec
+	Status VolumeStatus
+}
+
+// Kind implements Object.
+func (*Volume) Kind() Kind { return KindVolume }
+
+// VolumeSpec is what a volume is to be; Name is that in the engine.
+type VolumeSpec struct {
+	Name     string
+	External bool              `json:",omitempty"`
+	Driver   string            `json:",omitempty"`
+	Options  map[string]string `json:",omitempty"`
+	Labels   map[string]string `json:",omitempty"`
+}
+
+// VolumeStatus is what became of it.
+type VolumeStatus struct {
+	Made bool   `json:",omitempty"`
+	Err  string `json:",omitempty"`
+}
+
+// Secret is a few bytes for the eyes of tasks only.
+type Secret struct {
+	Meta
+	Spec SecretSpec
+}
+
+// Kind implements Object.
+func (*Secret) Kind() Kind { return KindSecret }
+
+// SecretSpec is a secret; at most 500 kB.
+type SecretSpec struct {
+	Name     string `json:",omitempty"`
+	External bool   `json:",omitempty"`
+	Data     []byte `json:",omitempty"`
+}
+
+// Config is a file for tasks.
+type Config struct {
+	Meta
+	Spec ConfigSpec
+}
+
+// Kind implements Object.
+func (*Config) Kind() Kind { return KindConfig }
+
+// ConfigSpec is a config; at most 500 kB.
+type ConfigSpec struct {
+	Name     string `json:",omitempty"`
+	External bool   `json:",omitempty"`
+	Data     []byte `json:",omitempty"`
+}
+
+// Node is a machine.
+type Node struct {
+	Meta
+	Spec   NodeSpec
+	Status NodeStatus
+}
+
+// Kind implements Object.
+func (*Node) Kind() Kind { return KindNode }
+
+// NodeSpec is what people say of a node.
+type NodeSpec struct {
+	Manager      bool
+	Availability Availability
+	Labels       map[string]string `json:",omitempty"`
+}
+
+// Availability is what a node is for.
+type Availability string
+
+// The availabilities of a node.
+const (
+	Active Availability = "active"
+	Paused Availability = "pause" // it gets no new tasks
+	Drain  Availability = "drain" // it has none
+)
+
+// NodeStatus is what a node says of itself, and what is seen of it.
+type NodeStatus struct {
+	Ready        bool
+	Since        time.Time
+	Message      string            `json:",omitempty"`
+	Addr         string            `json:",omitempty"`
+	Platform     Platform          `json:",omitzero"`
+	Resources    Resources         `json:",omitzero"`
+	EngineLabels map[string]string `json:",omitempty"`
+	Version      string            `json:",omitempty"`
+}

@@ -1,0 +1,204 @@
+package cluster
+
+import (
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+)
+
+// Service is a task that is kept running, in so many replicas.
+type Service struct {
+	Meta
+	Spec     ServiceSpec
+	Previous *ServiceSpec `json:",omitempty"` // what a rollback goes to
+	Status   ServiceStatus
+}
+
+// Kind implements Object.
+func (*Service) Kind() Kind { return KindService }
+
+// ServiceSpec is what a service is to be.
+type ServiceSpec struct {
+	Labels   map[string]string `json:",omitempty"`
+	Mode     Mode
+	Task     TaskSpec
+	Update   *Rollout     `json:",omitempty"` // nil: one at a time, pause on failure
+	Rollback *Rollout     `json:",omitempty"`
+	Ports    []Port       `json:",omitempty"` // published; balanced between its tasks
+	Needs    []Need       `json:",omitempty"` // what must be so before its tasks start
+	Endpoint EndpointMode `json:",omitempty"`
+	Number   uint64       // counts changes of Task that need new tasks; kept by who writes the spec
+	Networks []Attachment `json:",omitempty"`
+}
+
+// Mode is how many tasks a service has; exactly one field is set.
+type Mode struct {
+	Replicated *Replicated `json:",omitempty"`
+	Global     bool        `json:",omitempty"` // one on each node
+	Job        *Job        `json:",omitempty"`
+	GlobalJob  bool        `json:",omitempty"` // to its end once on each node
+	Schedule   string      `json:",omitempty"` // cron: minute hour day month weekday, in the time of the host
+}
+
+// Replicated is a number of tasks.
+type Replicated struct{ Replicas uint64 }
+
+// Job runs tasks to their end.
+type Job struct {
+	Concurrent uint64 // at once; 0 is Total
+	Total      uint64
+}
+
+// EndpointMode is how a service's name resolves.
+type EndpointMode string
+
+// The endpoint modes.
+const (
+	EndpointVIP   EndpointMode = "vip" // to one address that is balanced; the default
+	EndpointDNSRR EndpointMode = "dnsrr"
+)
+
+// Rollout is how tasks are exchanged for those of a new spec.
+type Rollout struct {
+	Parallelism     uint64        // tasks at once; 0 is all
+	Delay           time.Duration // between one batch and the next
+	StartFirst      bool          // the new one runs before the old one stops
+	OnFailure       FailureAction
+	Monitor         time.Duration // how long a new task is watched for failure; 0 is 5 s
+	MaxFailureRatio float64       // of the tasks that may fail before OnFailure
+}
+
+// FailureAction is what is done when too many new tasks fail.
+type FailureAction string
+
+// The failure actions.
+const (
+	FailurePause    FailureAction = "pause"
+	FailureContinue FailureAction = "continue"
+	FailureRollback FailureAction = "rollback"
+)
+
+// Port is a published port of a service.
+type Port struct {
+	Name      string `json:",omitempty"`
+	Proto     network.IPProtocol
+	Target    uint16
+	Published uint16 `json:",omitempty"` // 0: any
+	Address   string `json:",omitempty"` // of the host
+	Host      bool   `json:",omitempty"` // each task on its own node, rather than balanced
+}
+
+// Need is a condition on another service of the same app.
+type Need struct {
+	Service   string
+	Condition Condition
+	Restart   bool // a restart of it restarts this one
+	Optional  bool // it may be missing or fail
+}
+
+// Condition is what a service waits for in another.
+type Condition string
+
+// The conditions, in compose's words.
+const (
+	Started   Condition = "service_started"
+	Healthy   Condition = "service_healthy"
+	Completed Condition = "service_completed_successfully"
+)
+
+// TaskSpec is what a task is made from.
+type TaskSpec struct {
+	Container *container.Config
+	Host      *container.HostConfig
+	Platform  string    `json:",omitempty"`
+	Pull      string    `json:",omitempty"` // always, missing, never; "" is missing
+	Auth      string    `json:",omitempty"` // for the registry, as X-Registry-Auth has it
+	Secrets   []FileRef `json:",omitempty"`
+	Configs   []FileRef `json:",omitempty"`
+	Restart   RestartPolicy
+	Reserved  Resources     `json:",omitzero"`
+	Placement Placement     `json:",omitzero"`
+	Grace     time.Duration `json:",omitempty"` // to stop; 0 is the container's own, else 10 s
+	Force     uint64        `json:",omitempty"` // a change of it alone needs new tasks
+}
+
+// Attachment is a place on a network.
+type Attachment struct {
+	Network  string                    // id or name
+	Settings *network.EndpointSettings `json:",omitempty"`
+}
+
+// FileRef puts a secret or a config into a container.
+type FileRef struct {
+	ID     string `json:",omitempty"`
+	Name   string
+	Target string
+	UID    string `json:",omitempty"`
+	GID    string `json:",omitempty"`
+	Mode   uint32 `json:",omitempty"`
+}
+
+// RestartPolicy says when a task that has ended is replaced.
+type RestartPolicy struct {
+	Condition RestartCondition
+	Delay     time.Duration
+	Attempts  uint64        // in Window; 0 is without bound
+	Window    time.Duration // 0 is for ever
+}
+
+// RestartCondition is when a task that has ended is replaced.
+type RestartCondition string
+
+// The restart conditions.
+const (
+	RestartAny       RestartCondition = "any"
+	RestartOnFailure RestartCondition = "on-failure"
+	RestartNone      RestartCondition = "none"
+)
+
+// Resources are amounts of what nodes have.
+type Resources struct {
+	NanoCPUs int64            `json:",omitempty"`
+	Memory   int64            `json:",omitempty"` // bytes
+	Generic  map[string]int64 `json:",omitempty"`
+}
+
+// Placement is where tasks may be.
+type Placement struct {
+	Constraints []string   `json:",omitempty"` // "node.role == manager"
+	Spread      []string   `json:",omitempty"` // node labels over which tasks are spread, "node.labels.zone"
+	MaxPerNode  uint64     `json:",omitempty"` // 0 is without bound
+	Platforms   []Platform `json:",omitempty"` // that the image is for; empty: any
+}
+
+// Platform is what programs are for.
+type Platform struct{ OS, Architecture string }
+
+// ServiceStatus is how far a service is.
+type ServiceStatus struct {
+	Rollout *RolloutStatus `json:",omitempty"` // the last one
+	Run     uint64         `json:",omitempty"` // of a job or schedule: counts its runs
+	Due     time.Time      `json:",omitzero"`  // of a schedule: the next run
+}
+
+// RolloutStatus is how far a rollout is.
+type RolloutStatus struct {
+	State     RolloutState
+	StartedAt time.Time
+	EndedAt   time.Time `json:",omitzero"`
+	Message   string
+}
+
+// RolloutState is the state of a rollout.
+type RolloutState string
+
+// The states of a rollout, in Docker's words.
+const (
+	Updating          RolloutState = "updating"
+	UpdatePaused      RolloutState = "paused"
+	UpdateCompleted   RolloutState = "completed"
+	RollingBack       RolloutState = "rollback_started"
+	RollbackPaused    RolloutState = "rollback_paused"
+	RollbackCompleted RolloutState = "rollback_completed"
+)

@@ -1,0 +1,111 @@
+package store
+
+import (
+	"fmt"
+
+	"escale.dev/escale/internal/cluster"
+	"github.com/hashicorp/go-memdb"
+)
+
+// schema is a table a kind, with its indexes.
+func schema() *memdb.DBSchema {
+	s := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{}}
+	for _, k := range cluster.Kinds() {
+		indexes := map[string]*memdb.IndexSchema{}
+		indexes["id"] = &memdb.IndexSchema{Name: "id", Unique: true, Indexer: byID{}}
+		for name, keys := range indexers {
+			indexes[name] = &memdb.IndexSchema{Name: name, AllowMissing: true, Indexer: indexer{keys: keys}}
+		}
+		s.Tables[string(k)] = &memdb.TableSchema{Name: string(k), Indexes: indexes}
+	}
+	return s
+}
+
+// indexers are the ways to pick objects. That a name is one object's is checked with
+// the commit as a whole.
+var indexers = map[string]func(cluster.Object) []string{
+	"name":  func(o cluster.Object) []string { return []string{o.Base().Name} },
+	"owner": func(o cluster.Object) []string { return []string{o.Base().Owner} },
+	"label": labels,
+	"node": func(o cluster.Object) []string {
+		if t, ok := o.(*cluster.Task); ok {
+			return []string{t.Node}
+		}
+		return nil
+	},
+}
+
+// labels are what an object is found by: its labels' names, and with their values.
+func labels(o cluster.Object) []string {
+	var out []string
+	for name, value := range o.Base().Labels {
+		out = append(out, name, name+"\x01"+value)
+	}
+	return out
+}
+
+// byString takes one string for a key.
+type byString struct{}
+
+// byID finds records by their id, or its beginning.
+type byID struct{ byString }
+
+// indexer finds records by strings; "" is none.
+type indexer struct {
+	byString
+	keys func(cluster.Object) []string
+}
+
+var (
+	_ memdb.SingleIndexer = byID{}
+	_ memdb.PrefixIndexer = byID{}
+	_ memdb.MultiIndexer  = indexer{}
+)
+
+// FromObject implements memdb.SingleIndexer.
+func (byID) FromObject(raw any) (bool, []byte, error) {
+	r, ok := raw.(*record)
+	if !ok {
+		return false, nil, fmt.Errorf("%T is no record", raw)
+	}
+	return true, key(r.object.Base().ID), nil
+}
+
+// FromObject implements memdb.MultiIndexer.
+func (i indexer) FromObject(raw any) (bool, [][]byte, error) {
+	r, ok := raw.(*record)
+	if !ok {
+		return false, nil, fmt.Errorf("%T is no record", raw)
+	}
+	var out [][]byte
+	for _, k := range i.keys(r.object) {
+		if k != "" {
+			out = append(out, key(k))
+		}
+	}
+	return len(out) > 0, out, nil
+}
+
+// FromArgs implements memdb.Indexer.
+func (byString) FromArgs(args ...any) ([]byte, error) {
+	s, err := one(args)
+	return key(s), err
+}
+
+// PrefixFromArgs implements memdb.PrefixIndexer.
+func (byString) PrefixFromArgs(args ...any) ([]byte, error) {
+	s, err := one(args)
+	return []byte(s), err
+}
+
+func one(args []any) (string, error) {
+	if len(args) == 1 {
+		if s, ok := args[0].(string); ok {
+			return s, nil
+		}
+	}
+	return "", fmt.Errorf("one string wanted, not %v", args)
+}
+
+// key ends with a zero so that no key is the beginning of another.
+func key(s string) []byte { return append([]byte(s), 0) }

@@ -1,0 +1,94 @@
+package cluster
+
+import (
+	"slices"
+	"time"
+)
+
+// Task is one container's life under a service: it is never restarted, but
+// replaced by another task.
+type Task struct {
+	Meta       // Owner is the service
+	Spec       TaskSpec
+	SpecNumber uint64 // the service's Number that it was made for
+	Slot       uint64 `json:",omitempty"` // of a replicated service, from 1; 0 in global ones
+	Node       string `json:",omitempty"` // id; set by the scheduler, once
+	Desired    TaskState
+	Status     TaskStatus
+	NotBefore  time.Time    `json:",omitzero"`  // it may start from then on: the delay of a restart
+	Run        uint64       `json:",omitempty"` // of a job or schedule
+	Networks   []Attachment `json:",omitempty"`
+}
+
+// Kind implements Object.
+func (*Task) Kind() Kind { return KindTask }
+
+// TaskState is where a task stands in its life.
+type TaskState string
+
+// The states of a task, in Docker's words.
+const (
+	TaskNew       TaskState = "new"
+	TaskPending   TaskState = "pending" // waits for a node
+	TaskAssigned  TaskState = "assigned"
+	TaskAccepted  TaskState = "accepted" // the node knows it
+	TaskPreparing TaskState = "preparing"
+	TaskReady     TaskState = "ready" // made, and waits for its turn to start
+	TaskStarting  TaskState = "starting"
+	TaskRunning   TaskState = "running"
+	TaskComplete  TaskState = "complete"
+	TaskShutdown  TaskState = "shutdown" // was told to end
+	TaskFailed    TaskState = "failed"
+	TaskRejected  TaskState = "rejected" // could not be made
+	TaskRemove    TaskState = "remove"   // only desired: its container goes, then itself
+	TaskOrphaned  TaskState = "orphaned" // its node is gone for long
+)
+
+// order is the way of a task: it only goes forward.
+var order = []TaskState{
+	TaskNew, TaskPending, TaskAssigned, TaskAccepted, TaskPreparing, TaskReady, TaskStarting, TaskRunning,
+	TaskComplete, TaskShutdown, TaskFailed, TaskRejected, TaskRemove, TaskOrphaned,
+}
+
+// Valid tells whether it is a state.
+func (s TaskState) Valid() bool { return slices.Contains(order, s) }
+
+// Ended tells whether nothing of the task runs, nor will.
+func (s TaskState) Ended() bool { return s.Valid() && !s.Before(TaskComplete) }
+
+// Before tells whether s is earlier on a task's way than other.
+func (s TaskState) Before(other TaskState) bool {
+	return slices.Index(order, s) < slices.Index(order, other)
+}
+
+// May tells whether a task may go from s to next: forward, and from an ended state
+// nowhere but to orphaned.
+func (s TaskState) May(next TaskState) bool {
+	switch {
+	case !s.Valid() || !next.Valid() || s == next || next == TaskRemove:
+		return false
+	case s.Ended():
+		return false
+	}
+	return s.Before(next)
+}
+
+// TaskStatus is what a task's node says of it.
+type TaskStatus struct {
+	State     TaskState
+	At        time.Time
+	Message   string           `json:",omitempty"`
+	Err       string           `json:",omitempty"`
+	Container *ContainerStatus `json:",omitempty"`
+	Healthy   bool             `json:",omitempty"` // it has no health check, or passed it
+}
+
+// ContainerStatus is what is known of a task's container.
+type ContainerStatus struct {
+	ID       string
+	PID      int `json:",omitempty"`
+	ExitCode int `json:",omitempty"`
+}
+
+// Live tells whether the task runs or is on its way there, and shall.
+func (t *Task) Live() bool { return !t.Desired.Ended() && !t.Status.State.Ended() }
