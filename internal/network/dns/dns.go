@@ -272,4 +272,3 @@ func (b *box) namespace() (*netns.Handle, error) {
 	defer unix.Close(ns)
 	return netns.Open(fmt.Sprintf("/proc/self/fd/%d", ns))
 }
-
