@@ -124,6 +124,11 @@ type Task interface {
 	// the monitor dies before it could tell, Wait returns ErrMonitorLost.
 	Wait(ctx context.Context, process string) (Exit, error)
 
+	// Held gives copies of the files that are kept open for the life of the
+	// container, in the order of Launch.Held; the caller closes them.
+	// NotImplemented when the monitor is from before it could give them.
+	Held(ctx context.Context) ([]*os.File, error)
+
 	// Pid is the container's process (0 before Start), Monitor the monitor's.
 	Pid() int
 	Monitor() int

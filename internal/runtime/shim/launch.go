@@ -85,6 +85,7 @@ func encodeLaunch(w *wire.Writer, l runtime.Launch, oom string, cfg Config) {
 	w.Text(wire.TagLogAttrs, l.Log.Attrs)
 	w.Text(wire.TagOOMFile, oom)
 	w.Uint(wire.TagGrace, uint64(max(1, cfg.Grace.Seconds())))
+	w.Uint(wire.TagHeld, uint64(1+len(l.Held))) // the first is the lock of holdAlive
 }
 
 // spawn starts the monitor's process in a session of its own, with one end of a

@@ -147,7 +147,7 @@ func (c *conn) take(msg wire.Message) {
 	switch msg.Type {
 	case wire.Config:
 		c.config(r, msg)
-	case wire.Start, wire.Exec, wire.Signal, wire.Resize, wire.Wait, wire.Status:
+	case wire.Start, wire.Exec, wire.Signal, wire.Resize, wire.Wait, wire.Status, wire.Held:
 		if c.m.init == nil {
 			r.refuse(wire.KindConflict, "not configured")
 			return
@@ -184,6 +184,9 @@ func (c *conn) request(r waiter, msg wire.Message) {
 		return
 	case wire.Status:
 		m.status(r)
+		return
+	case wire.Held:
+		c.lend(r)
 		return
 	case wire.Wait:
 		if p == nil || p.state == wire.StateEnded {
@@ -244,6 +247,41 @@ func (m *Monitor) status(r waiter) {
 			}
 		}
 	})
+}
+
+// rights is how many descriptors go with one message; the kernel takes 253.
+const rights = 200
+
+// lend sends copies of the held descriptors. A peer that has not read so much is
+// not waited for.
+func (c *conn) lend(r waiter) {
+	all := c.m.lendable()
+	held := all
+	for first := true; first || len(held) > 0; first = false {
+		if len(c.out) > 0 {
+			c.close()
+			return
+		}
+		n := len(held)
+		if n > rights {
+			n = rights
+		}
+		w := &c.m.w
+		w.Reset()
+		w.Begin(wire.OK)
+		w.Uint(wire.TagRequest, r.id)
+		w.Uint(wire.TagNumber, uint64(len(all)))
+		w.End()
+		var oob []byte
+		if n > 0 {
+			oob = unix.UnixRights(held[:n]...)
+		}
+		if k, err := unix.SendmsgN(c.fd, w.Data(), oob, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT); err != nil || k != len(w.Data()) {
+			c.close()
+			return
+		}
+		held = held[n:]
+	}
 }
 
 // attach turns the connection into a client of a process, which it may precede.

@@ -34,7 +34,7 @@ type Monitor struct {
 	boot    string
 	env     []string
 	null    int
-	held    []int
+	held    []int // first the lock that tells that we live
 	lis     int
 	log     *logFile
 	init    *process
@@ -49,6 +49,7 @@ type Monitor struct {
 	grace   grace
 	ran     bool
 	leaving bool
+	counted bool // the engine has said how many are held
 
 	// buf is where every stream is read to; the frame header for attached clients
 	// is put before the bytes, so that both go out in one write.
@@ -155,6 +156,11 @@ func (m *Monitor) configure(msg wire.Message) error {
 		args:       msg.Texts(wire.TagArg),
 		oomFile:    msg.Text(wire.TagOOMFile),
 		grace:      int64(msg.Uint(wire.TagGrace)),
+	}
+	// The Go runtime may have opened some behind them.
+	if n := int(msg.Uint(wire.TagHeld)); n > 0 && n <= len(m.held) {
+		m.held = m.held[:n]
+		m.counted = true
 	}
 	var err error
 	if m.null, err = open("/dev/null", unix.O_RDWR, 0); err != nil {
@@ -266,6 +272,15 @@ func (m *Monitor) release() {
 		_ = unix.Chdir("/") // the run directory may be a mount that is to go
 	}
 	m.leaving = true
+}
+
+// lendable is what is held for the container; nothing when an engine of before
+// has not said how much it is.
+func (m *Monitor) lendable() []int {
+	if !m.counted || len(m.held) == 0 {
+		return nil
+	}
+	return m.held[1:]
 }
 
 // leave ends the process once everything was told to everyone.

@@ -52,7 +52,7 @@ const (
 // Type of a frame.
 type Type uint8
 
-// The frames. Those up to Attach are requests, but for Hello.
+// The frames. Those up to Held are requests, but for Hello.
 const (
 	Hello  Type = 1 // Version
 	Config Type = 2 // all of runtime.Launch; first request of the launching connection
@@ -63,6 +63,11 @@ const (
 	Wait   Type = 7 // Process → Code, Seconds, Nanos, OOM
 	Status Type = 8 // → ID, Generation, Pid, StartTime, Monitor, State, Process…
 	Attach Type = 9 // Process, Stdin, Stdout, Stderr
+
+	// Held asks for copies of the descriptors that are kept open for the container.
+	// They come in the order of the launch, along with one or several OK, which all
+	// bear their Number: as many as there are in the end.
+	Held Type = 10
 
 	OK    Type = 64
 	Error Type = 65 // Kind, Text, and for KindRuntime: Code, Log, Stderr
@@ -110,6 +115,7 @@ const (
 	TagStdout     Tag = 35
 	TagStderr     Tag = 36 // Attach: a boolean; Error: what the runtime printed
 	TagLog        Tag = 37 // the end of the runtime's log
+	TagHeld       Tag = 38 // how many descriptors the monitor was started with beside the connection
 )
 
 // Kinds of error.

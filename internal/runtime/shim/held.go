@@ -1,0 +1,105 @@
+package shim
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"escale.dev/escale/internal/runtime/shim/wire"
+)
+
+// heldPatience is how long a monitor may take to hand over descriptors.
+const heldPatience = 10 * time.Second
+
+// Held gives copies of what the monitor keeps open; see runtime.Task.
+func (t *Task) Held(ctx context.Context) ([]*os.File, error) {
+	nc, err := t.dial(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", t.id, err)
+	}
+	defer nc.Close()
+	if err := nc.SetDeadline(time.Now().Add(heldPatience)); err != nil {
+		return nil, fmt.Errorf("container %s: %w", t.id, err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) }) // wakes what blocks
+	defer stop()
+	var w wire.Writer
+	hello(&w)
+	w.Begin(wire.Held)
+	w.Uint(wire.TagRequest, 1)
+	w.End()
+	_, err = nc.Write(w.Data())
+	var files []*os.File
+	if err == nil {
+		files, err = receive(nc)
+	} else {
+		err = errLost
+	}
+	if err != nil {
+		for _, f := range files {
+			f.Close()
+		}
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return nil, t.fail("", err)
+	}
+	return files, nil
+}
+
+// receive reads answers until all the descriptors have come that they tell of. What
+// has come is given back with an error, too.
+func receive(nc *net.UnixConn) (files []*os.File, err error) {
+	buf, in := make([]byte, 4096), []byte(nil)
+	oob := make([]byte, unix.CmsgSpace(4*253)) // as many as a message can carry
+	for {
+		n, oobn, flags, _, err := nc.ReadMsgUnix(buf, oob)
+		if n == 0 || err != nil {
+			return files, errLost
+		}
+		files = append(files, rightsIn(oob[:oobn])...)
+		if flags&unix.MSG_CTRUNC != 0 {
+			return files, fmt.Errorf("monitor: descriptors were lost: %w", unix.EMFILE)
+		}
+		for in = append(in, buf[:n]...); ; {
+			m, n, err := wire.Next(in)
+			if err != nil {
+				return files, fmt.Errorf("monitor: %w", err)
+			}
+			if n == 0 {
+				break
+			}
+			if m.Type == wire.OK || m.Type == wire.Error {
+				if err := answerError(m); err != nil {
+					return files, err
+				}
+				if uint64(len(files)) >= m.Uint(wire.TagNumber) {
+					return files, nil
+				}
+			}
+			in = in[n:]
+		}
+	}
+}
+
+// rightsIn are the descriptors that came with a message.
+func rightsIn(oob []byte) (files []*os.File) {
+	list, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil
+	}
+	for i := range list {
+		fds, err := unix.ParseUnixRights(&list[i])
+		if err != nil {
+			continue // of another kind
+		}
+		for _, fd := range fds {
+			files = append(files, os.NewFile(uintptr(fd), "held"))
+		}
+	}
+	return files
+}

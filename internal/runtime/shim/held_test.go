@@ -1,0 +1,84 @@
+package shim
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"testing"
+
+	"escale.dev/escale/internal/runtime/shim/wire"
+	"github.com/containerd/errdefs"
+)
+
+// descriptors counts those of this process.
+func descriptors(t *testing.T) int {
+	t.Helper()
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(list)
+}
+
+// What a monitor holds is given back to whoever asks, to a later engine too: all
+// of it, in order, more than one message can carry.
+func TestHeldIsGivenBack(t *testing.T) {
+	for _, n := range []int{0, 1, 450} {
+		t.Run(fmt.Sprint(n), func(t *testing.T) {
+			b := newBox(t, "read x", withStdin)
+			for i := range n {
+				f, err := os.CreateTemp(t.TempDir(), "")
+				if err != nil {
+					t.Fatal(err)
+				}
+				fmt.Fprint(f, i)
+				b.launch.Held = append(b.launch.Held, f)
+			}
+			b.launchIt()
+			for _, f := range b.launch.Held {
+				f.Close()
+			}
+			b.start()
+			adopted, err := b.r.Adopt(ctxFor(t), b.launch.ID, b.launch.RunDir, b.launch.StateDir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer adopted.Close()
+			before := descriptors(t)
+			for range 3 {
+				files, err := adopted.Held(ctxFor(t))
+				if err != nil || len(files) != n {
+					t.Fatalf("%d files, %v", len(files), err)
+				}
+				for i, f := range files {
+					got, err := io.ReadAll(io.NewSectionReader(f, 0, 100))
+					if err != nil || string(got) != fmt.Sprint(i) {
+						t.Fatalf("file %d: %q, %v", i, got, err)
+					}
+					f.Close()
+				}
+			}
+			if now := descriptors(t); now != before {
+				t.Errorf("%d descriptors, before there were %d", now, before)
+			}
+			b.attach("", all).Close() // the monitor goes on
+			if err := b.task.Signal(ctxFor(t), "", 9); err != nil {
+				t.Error(err)
+			}
+			b.wait("")
+			if files, err := adopted.Held(ctxFor(t)); !errdefs.IsNotFound(err) && (err != nil || len(files) != 0) {
+				t.Errorf("after the end: %v, %v", files, err)
+			}
+		})
+	}
+}
+
+// A monitor that does not know a request says so, which is how one of before answers.
+func TestUnknownRequest(t *testing.T) {
+	b := newBox(t, "read x", withStdin)
+	b.launchIt()
+	b.start()
+	if _, err := b.task.conn.call(ctxFor(t), wire.Type(60), nil); !errdefs.IsNotImplemented(err) {
+		t.Errorf("%v", err)
+	}
+}
