@@ -12,6 +12,7 @@ type Service struct {
 	Meta
 	Spec     ServiceSpec
 	Previous *ServiceSpec `json:",omitempty"` // what a rollback goes to
+	Numbers  uint64       // the highest Number that a spec of it has had
 	Status   ServiceStatus
 }
 
@@ -185,10 +186,14 @@ type ServiceStatus struct {
 // RolloutStatus is how far a rollout is.
 type RolloutStatus struct {
 	State     RolloutState
+	Number    uint64 // of the spec that is rolled out
 	StartedAt time.Time
 	EndedAt   time.Time `json:",omitzero"`
 	Message   string
 }
+
+// UnderWay tells whether tasks are being exchanged.
+func (s RolloutState) UnderWay() bool { return s == Updating || s == RollingBack }
 
 // RolloutState is the state of a rollout.
 type RolloutState string

@@ -11,6 +11,7 @@ type Task struct {
 	Meta       // Owner is the service
 	Spec       TaskSpec
 	SpecNumber uint64 // the service's Number that it was made for
+	Number     uint64 // counts the tasks of a slot
 	Slot       uint64 `json:",omitempty"` // of a replicated service, from 1; 0 in global ones
 	Node       string `json:",omitempty"` // id; set by the scheduler, once
 	Desired    TaskState
@@ -79,6 +80,7 @@ type TaskStatus struct {
 	At        time.Time
 	Message   string           `json:",omitempty"`
 	Err       string           `json:",omitempty"`
+	RunningAt time.Time        `json:",omitzero"` // when it began to run
 	Container *ContainerStatus `json:",omitempty"`
 	Healthy   bool             `json:",omitempty"` // it has no health check, or passed it
 }
