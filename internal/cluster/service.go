@@ -179,7 +179,7 @@ type Platform struct{ OS, Architecture string }
 // ServiceStatus is how far a service is.
 type ServiceStatus struct {
 	Rollout *RolloutStatus `json:",omitempty"` // the last one
-	Run     uint64         `json:",omitempty"` // of a job or schedule: counts its runs
+	Run     uint64         `json:",omitempty"` // of a schedule: the Number of the spec that was due last
 	Due     time.Time      `json:",omitzero"`  // of a schedule: the next run
 }
 

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 )
 
@@ -63,10 +64,26 @@ func (s Slot) Old() []*Task {
 	return out
 }
 
+// First is the first task of a place: a number, or a node of a global service.
+func (s *Service) First(slot uint64, node string) *Task {
+	name := fmt.Sprintf("%s.%d", s.Name, slot)
+	if slot == 0 {
+		name = s.Name + "." + node
+	}
+	return &Task{
+		Meta: Meta{Name: name, Owner: s.ID, Labels: s.Spec.Labels}, Spec: s.Spec.Task, SpecNumber: s.Spec.Number, Slot: slot, Node: node,
+		Number: 1, Desired: TaskRunning, Status: TaskStatus{State: TaskNew}, Networks: s.Spec.Networks,
+	}
+}
+
 // Successor is a task that takes another's place, made as spec says.
 func (t *Task) Successor(spec TaskSpec, number uint64) *Task {
-	return &Task{
+	next := &Task{
 		Meta: Meta{Name: t.Name, Owner: t.Owner, Labels: t.Labels}, Spec: spec, SpecNumber: number, Slot: t.Slot,
-		Number: t.Number + 1, Desired: TaskRunning, Status: TaskStatus{State: TaskNew}, Run: t.Run, Networks: t.Networks,
+		Number: t.Number + 1, Desired: TaskRunning, Status: TaskStatus{State: TaskNew}, Networks: t.Networks,
 	}
+	if t.Slot == 0 {
+		next.Node = t.Node
+	}
+	return next
 }

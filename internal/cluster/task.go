@@ -16,8 +16,7 @@ type Task struct {
 	Node       string `json:",omitempty"` // id; set by the scheduler, once
 	Desired    TaskState
 	Status     TaskStatus
-	NotBefore  time.Time    `json:",omitzero"`  // it may start from then on: the delay of a restart
-	Run        uint64       `json:",omitempty"` // of a job or schedule
+	NotBefore  time.Time    `json:",omitzero"` // it may start from then on: the delay of a restart
 	Networks   []Attachment `json:",omitempty"`
 }
 
@@ -57,6 +56,10 @@ func (s TaskState) Valid() bool { return slices.Contains(order, s) }
 // Ended tells whether nothing of the task runs, nor will.
 func (s TaskState) Ended() bool { return s.Valid() && !s.Before(TaskComplete) }
 
+// Stops tells, of what is desired, whether the task is to be ended; one that is to
+// be Complete is left to come to its own end.
+func (s TaskState) Stops() bool { return s.Ended() && s != TaskComplete }
+
 // Before tells whether s is earlier on a task's way than other.
 func (s TaskState) Before(other TaskState) bool {
 	return slices.Index(order, s) < slices.Index(order, other)
@@ -93,4 +96,4 @@ type ContainerStatus struct {
 }
 
 // Live tells whether the task runs or is on its way there, and shall.
-func (t *Task) Live() bool { return !t.Desired.Ended() && !t.Status.State.Ended() }
+func (t *Task) Live() bool { return !t.Desired.Stops() && !t.Status.State.Ended() }

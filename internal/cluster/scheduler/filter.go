@@ -14,7 +14,7 @@ type filter struct {
 
 // filters are those that a task asks for.
 func filters(t *cluster.Task) ([]filter, error) {
-	constraints, err := ParseConstraints(t.Spec.Placement.Constraints)
+	constraints, err := cluster.ParseConstraints(t.Spec.Placement.Constraints)
 	if err != nil {
 		return nil, err
 	}
@@ -26,12 +26,12 @@ func filters(t *cluster.Task) ([]filter, error) {
 	}
 	if len(constraints) > 0 {
 		out = append(out, filter{"scheduling constraints not satisfied", func(r *Room) bool {
-			return !slices.ContainsFunc(constraints, func(c Constraint) bool { return !c.Holds(r.Node) })
+			return !slices.ContainsFunc(constraints, func(c cluster.Constraint) bool { return !c.Holds(r.Node) })
 		}})
 	}
 	if list := t.Spec.Placement.Platforms; len(list) > 0 {
 		out = append(out, filter{"unsupported platform", func(r *Room) bool {
-			return slices.ContainsFunc(list, func(p cluster.Platform) bool { return suits(p, r.Node.Status.Platform) })
+			return slices.ContainsFunc(list, func(p cluster.Platform) bool { return r.Node.Status.Platform.Suits(p) })
 		}})
 	}
 	if most := t.Spec.Placement.MaxPerNode; most > 0 {
@@ -64,10 +64,4 @@ func (r *Room) holds(want cluster.Resources) bool {
 		}
 	}
 	return true
-}
-
-// suits tells whether an image of a platform runs on a node; what it leaves out is
-// any.
-func suits(image, node cluster.Platform) bool {
-	return (image.OS == "" || image.OS == node.OS) && (image.Architecture == "" || architecture(image.Architecture) == architecture(node.Architecture))
 }

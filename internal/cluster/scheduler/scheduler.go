@@ -86,7 +86,7 @@ func (l Loop) Decide(v store.View, _ string, now time.Time) (d loop.Decision) {
 
 // place gives a task its node, or says why it has none; nil when that is said already.
 func (l Loop) place(t *cluster.Task, nodes []*Room, now time.Time) *cluster.Task {
-	if t.Desired.Ended() {
+	if t.Desired.Stops() {
 		t = store.Copy(t)
 		t.Status = cluster.TaskStatus{State: cluster.TaskShutdown, At: now, Message: "shutdown before it had a node"}
 		return t
@@ -173,13 +173,13 @@ func spread(t *cluster.Task, nodes []*Room) {
 		n.Near = n.Near[:0]
 	}
 	for _, label := range t.Spec.Placement.Spread {
-		c := Constraint{Attribute: attributeOf(label)}
+		c := cluster.Constraint{Attribute: cluster.AttributeOf(label)}
 		count := map[string]int{}
 		for _, n := range nodes {
-			count[c.of(n.Node)] += n.Services[t.Owner]
+			count[c.Of(n.Node)] += n.Services[t.Owner]
 		}
 		for _, n := range nodes {
-			n.Near = append(n.Near, count[c.of(n.Node)])
+			n.Near = append(n.Near, count[c.Of(n.Node)])
 		}
 	}
 }

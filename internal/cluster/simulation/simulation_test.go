@@ -47,6 +47,157 @@ func TestReplicas(t *testing.T) {
 	}
 }
 
+// A global service has one task on each node that will have it, and follows them.
+func TestGlobal(t *testing.T) {
+	w := newWorld(t, 3, 4)
+	s := spec(good, 1, 0)
+	s.Mode = cluster.Mode{Global: true}
+	s.Task.Placement.Constraints = []string{"node.hostname != n3"}
+	w.service("agent", s)
+	w.settle()
+	want := func(number uint64, n int) {
+		t.Helper()
+		if up, live := w.running("agent"); up[number] != n || live != n {
+			t.Fatalf("%v up, %d live, want %d\n%s", up, live, n, w.describe())
+		}
+	}
+	node := func(i int, f func(*cluster.Node)) {
+		t.Helper()
+		n := store.Copy(store.List[*cluster.Node](w.s.View(), store.LabelIs("n", fmt.Sprint(i)))[0])
+		f(n)
+		w.commit(store.Update(n))
+		w.settle()
+	}
+	want(1, 3)
+	node(0, func(n *cluster.Node) { n.Spec.Availability = cluster.Drain })
+	want(1, 2)
+	node(0, func(n *cluster.Node) { n.Spec.Availability = cluster.Active })
+	want(1, 3)
+	node(1, func(n *cluster.Node) { n.Spec.Availability = cluster.Paused })
+	want(1, 3)
+	w.change("agent", func(s *cluster.ServiceSpec) { s.Task.Force++ })
+	w.settle()
+	want(2, 3)
+	for _, task := range store.List[*cluster.Task](w.s.View()) {
+		if task.Status.State == cluster.TaskRunning {
+			w.status(task, cluster.TaskFailed, false)
+		}
+	}
+	w.settle()
+	want(2, 3)
+	w.change("agent", func(s *cluster.ServiceSpec) { s.Task.Placement.Constraints = []string{"node.hostname == n3"} })
+	w.settle()
+	want(2, 1)
+}
+
+// A job is done so many times, never more of it at once than may be, and again for
+// each new spec.
+func TestJobs(t *testing.T) {
+	for seed := range uint64(20) {
+		w := newWorld(t, seed, 2)
+		s := spec(unsure, 1, 0)
+		s.Task.Restart = cluster.RestartPolicy{Condition: cluster.RestartOnFailure, Delay: time.Second}
+		s.Mode = cluster.Mode{Job: &cluster.Job{Total: 7, Concurrent: 3}}
+		w.service("job", s)
+		w.watch = func() {
+			if _, live := w.running("job"); live > 3 {
+				t.Fatalf("seed %d: %d at once\n%s", seed, live, w.describe())
+			}
+		}
+		w.settle()
+		w.done("job", 1, 7)
+		w.watch = func() {}
+		w.change("job", func(s *cluster.ServiceSpec) { s.Task.Force++ })
+		w.settle()
+		w.done("job", 2, 7)
+		s.Mode = cluster.Mode{GlobalJob: true}
+		w.service("everywhere", s)
+		w.settle()
+		w.done("everywhere", 1, 2)
+	}
+	w := newWorld(t, 1, 1)
+	s := spec(broken, 1, 0)
+	s.Task.Restart = cluster.RestartPolicy{Condition: cluster.RestartOnFailure, Attempts: 2}
+	s.Mode = cluster.Mode{Job: &cluster.Job{Total: 1}}
+	w.service("hopeless", s)
+	w.settle()
+	if n := len(store.List[*cluster.Task](w.s.View())); n != 3 {
+		t.Errorf("it was tried %d times, want 3\n%s", n, w.describe())
+	}
+}
+
+// done fails unless so many places have come to a good end.
+func (w *world) done(name string, number uint64, want int) {
+	w.t.Helper()
+	o, err := store.Named[*cluster.Service](w.s.View(), name)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	n := 0
+	for _, slot := range cluster.Slots(store.List[*cluster.Task](w.s.View(), store.Owner(o.ID))) {
+		if c := slot.Current(); c.SpecNumber == number && c.Status.State == cluster.TaskComplete {
+			n++
+		}
+	}
+	if n != want {
+		w.t.Fatalf("%d places are done, want %d\n%s", n, want, w.describe())
+	}
+}
+
+// A schedule runs when it is due and never two at once; what was missed is one run.
+func TestSchedule(t *testing.T) {
+	w := newWorld(t, 5, 1)
+	w.now = time.Date(2026, 1, 1, 12, 0, 30, 0, time.UTC)
+	s := spec(ends, 1, 0)
+	s.Task.Restart.Condition = cluster.RestartNone
+	s.Mode = cluster.Mode{Job: &cluster.Job{Total: 1}, Schedule: "*/10 * * * *"}
+	w.service("backup", s)
+	runs := func(until time.Time) uint64 {
+		for range 1000 {
+			w.again = time.Time{}
+			busy := false
+			for _, l := range w.loops {
+				for _, key := range l.All(w.s.View()) {
+					busy = w.decide(l, key) || busy
+				}
+			}
+			for _, task := range store.List[*cluster.Task](w.s.View()) {
+				busy = w.act(task) || busy
+			}
+			switch {
+			case busy:
+			case w.again.IsZero() || w.again.After(until):
+				w.now = until
+				o, err := store.Named[*cluster.Service](w.s.View(), "backup")
+				if err != nil {
+					t.Fatal(err)
+				}
+				return o.Spec.Number - 1
+			default:
+				w.now = w.again
+			}
+		}
+		t.Fatal("it does not come to rest")
+		return 0
+	}
+	if n := runs(w.now.Add(9 * time.Minute)); n != 0 {
+		t.Errorf("%d runs before it was due", n)
+	}
+	if n := runs(w.now.Add(30 * time.Minute)); n != 3 {
+		t.Errorf("%d runs in 39 minutes, want 3", n)
+	}
+	w.now = w.now.Add(24 * time.Hour) // nobody looked
+	if n := runs(w.now.Add(10 * time.Second)); n != 4 {
+		t.Errorf("%d runs after a day without an engine, want 4", n)
+	}
+	// A run that takes long leaves the next ones out.
+	w.change("backup", func(s *cluster.ServiceSpec) { s.Task.Container = &container.Config{Image: good} })
+	before := runs(w.now.Add(11 * time.Minute))
+	if n := runs(w.now.Add(60 * time.Minute)); n != before {
+		t.Errorf("%d runs beside one that works", n-before)
+	}
+}
+
 // What may be missing during an update is what its Rollout allows, and no more.
 func TestUpdateKeepsTheServiceUp(t *testing.T) {
 	for _, c := range []struct {

@@ -7,6 +7,9 @@ import (
 	"time"
 
 	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/reconcile/cron"
+	"escale.dev/escale/internal/cluster/reconcile/global"
+	"escale.dev/escale/internal/cluster/reconcile/job"
 	"escale.dev/escale/internal/cluster/reconcile/reaper"
 	"escale.dev/escale/internal/cluster/reconcile/replicated"
 	"escale.dev/escale/internal/cluster/reconcile/restart"
@@ -35,9 +38,9 @@ func newWorld(t *testing.T, seed uint64, nodes int) *world {
 	state := store.NewState()
 	state.Now(func() time.Time { return w.now })
 	w.s = mem.New(state)
-	w.loops = []loop.Loop{replicated.Loop{}, restart.Loop{}, update.Loop{}, reaper.Loop{}, scheduler.Loop{}}
+	w.loops = []loop.Loop{replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{In: time.UTC}, restart.Loop{}, update.Loop{}, reaper.Loop{}, scheduler.Loop{}}
 	for i := range nodes {
-		w.commit(store.Create(&cluster.Node{Meta: cluster.Meta{Name: fmt.Sprint("n", i)}, Status: cluster.NodeStatus{Ready: true}}))
+		w.commit(store.Create(&cluster.Node{Meta: cluster.Meta{Name: fmt.Sprint("n", i), Labels: map[string]string{"n": fmt.Sprint(i)}}, Status: cluster.NodeStatus{Ready: true}}))
 	}
 	return w
 }
@@ -113,6 +116,8 @@ const (
 	ill     = "ill"     // runs, and never gets healthy
 	broken  = "broken"  // ends with a failure at once
 	missing = "missing" // cannot be had
+	ends    = "ends"    // comes to its end, and well
+	unsure  = "unsure"  // comes to its end, and well one time of two
 )
 
 // act lets a task's node take it one state further.
@@ -123,7 +128,7 @@ func (w *world) act(t *cluster.Task) bool {
 	next, healthy := t.Status.State, t.Status.Healthy
 	image := t.Spec.Container.Image
 	switch {
-	case t.Desired.Ended():
+	case t.Desired.Stops():
 		next, healthy = cluster.TaskShutdown, false
 	case t.Status.State == cluster.TaskAssigned:
 		next = cluster.TaskAccepted
@@ -142,8 +147,10 @@ func (w *world) act(t *cluster.Task) bool {
 		next = cluster.TaskStarting
 	case t.Status.State == cluster.TaskStarting:
 		next = cluster.TaskRunning
-	case t.Status.State == cluster.TaskRunning && image == broken:
+	case t.Status.State == cluster.TaskRunning && (image == broken || image == unsure && w.rng.IntN(2) == 0):
 		next = cluster.TaskFailed
+	case t.Status.State == cluster.TaskRunning && (image == ends || image == unsure):
+		next = cluster.TaskComplete
 	case t.Status.State == cluster.TaskRunning && image == good && !healthy:
 		healthy = true
 	case t.Status.State == cluster.TaskRunning && image == ill:

@@ -4,7 +4,6 @@
 package replicated
 
 import (
-	"fmt"
 	"time"
 
 	"escale.dev/escale/internal/cluster"
@@ -58,7 +57,7 @@ func (Loop) Decide(v store.View, key string, _ time.Time) (d loop.Decision) {
 	}
 	mode := service.Spec.Mode.Replicated
 	if mode == nil {
-		return d
+		return d // its places are another loop's
 	}
 	has := map[uint64]bool{}
 	for _, slot := range cluster.Slots(tasks) {
@@ -70,7 +69,7 @@ func (Loop) Decide(v store.View, key string, _ time.Time) (d loop.Decision) {
 	var made []store.Change
 	for n := uint64(1); n <= mode.Replicas && len(made) < store.MaxChanges; n++ {
 		if !has[n] {
-			made = append(made, store.Create(first(service, n)))
+			made = append(made, store.Create(service.First(n, "")))
 		}
 	}
 	if len(made) > 0 {
@@ -78,15 +77,6 @@ func (Loop) Decide(v store.View, key string, _ time.Time) (d loop.Decision) {
 		d.Changes = append(d.Changes, append([]store.Change{store.Unchanged(service)}, made...)...)
 	}
 	return d
-}
-
-// first is the first task of a place.
-func first(s *cluster.Service, slot uint64) *cluster.Task {
-	return &cluster.Task{
-		Meta: cluster.Meta{Name: fmt.Sprintf("%s.%d", s.Name, slot), Owner: s.ID, Labels: s.Spec.Labels},
-		Spec: s.Spec.Task, SpecNumber: s.Spec.Number, Slot: slot, Number: 1, Desired: cluster.TaskRunning,
-		Status: cluster.TaskStatus{State: cluster.TaskNew}, Networks: s.Spec.Networks,
-	}
 }
 
 // remove wants tasks gone.

@@ -48,7 +48,7 @@ func (Loop) All(v store.View) []string {
 }
 
 // failed tells whether a task has ended though it should not have.
-func failed(t *cluster.Task) bool { return t.Status.State.Ended() && !t.Desired.Ended() }
+func failed(t *cluster.Task) bool { return t.Status.State.Ended() && !t.Desired.Stops() }
 
 // Decide implements loop.Loop.
 func (Loop) Decide(v store.View, key string, now time.Time) (d loop.Decision) {
@@ -72,9 +72,6 @@ func (Loop) Decide(v store.View, key string, now time.Time) (d loop.Decision) {
 		}
 		next := t.Successor(t.Spec, t.SpecNumber)
 		next.Desired = t.Desired
-		if slot.Node != "" {
-			next.Node = slot.Node
-		}
 		next.NotBefore = now.Add(delay(t, slot))
 		d.Changes = append(d.Changes, store.Create(next))
 	}

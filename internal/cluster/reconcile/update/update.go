@@ -154,7 +154,7 @@ func (d *decision) transit(slot cluster.Slot) {
 		if end := t.Status.At.Add(cmp.Or(d.rollout.Monitor, monitor)); end.After(d.settled) {
 			d.settled = end
 		}
-	case t.Live(), t.Status.State.Ended() && !t.Desired.Ended():
+	case t.Live(), t.Status.State.Ended() && !t.Desired.Stops():
 		d.busy++ // on its way, or about to be replaced
 	}
 }
@@ -213,7 +213,7 @@ func (d *decision) exchange() {
 			d.Changes = append(d.Changes, store.Unchanged(d.service))
 		}
 		next := t.Successor(d.service.Spec.Task, d.service.Spec.Number)
-		next.Networks, next.Labels, next.Node = d.service.Spec.Networks, d.service.Spec.Labels, slot.Node
+		next.Networks, next.Labels = d.service.Spec.Networks, d.service.Spec.Labels
 		if !d.rollout.StartFirst && !t.Status.State.Ended() {
 			next.Desired = cluster.TaskReady
 			d.want(t, cluster.TaskShutdown)

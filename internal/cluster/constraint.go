@@ -1,11 +1,10 @@
-package scheduler
+package cluster
 
 import (
 	"fmt"
 	"regexp"
 	"strings"
 
-	"escale.dev/escale/internal/cluster"
 	"github.com/containerd/errdefs"
 )
 
@@ -48,13 +47,13 @@ func parseConstraint(s string) (Constraint, error) {
 		case !value.MatchString(v):
 			return Constraint{}, fmt.Errorf("value '%s' is invalid: %w", v, errdefs.ErrInvalidArgument)
 		}
-		return Constraint{Attribute: attributeOf(name), Value: v, Not: op == "!="}, nil
+		return Constraint{Attribute: AttributeOf(name), Value: v, Not: op == "!="}, nil
 	}
 	return Constraint{}, fmt.Errorf("constraint expected one operator from ==, !=: %w", errdefs.ErrInvalidArgument)
 }
 
-// attributeOf writes what is no label's name in small letters.
-func attributeOf(name string) string {
+// AttributeOf writes what is no label's name in small letters.
+func AttributeOf(name string) string {
 	for _, prefix := range []string{"node.labels.", "engine.labels."} {
 		if len(name) > len(prefix) && strings.EqualFold(name[:len(prefix)], prefix) {
 			return prefix + name[len(prefix):]
@@ -65,8 +64,8 @@ func attributeOf(name string) string {
 
 // Holds tells whether the node is as the constraint wants it. One on an attribute
 // that there is not holds on no node.
-func (c Constraint) Holds(n *cluster.Node) bool {
-	is, want := c.of(n), c.Value
+func (c Constraint) Holds(n *Node) bool {
+	is, want := c.Of(n), c.Value
 	switch {
 	case !c.known():
 		return false
@@ -77,13 +76,13 @@ func (c Constraint) Holds(n *cluster.Node) bool {
 }
 
 // attributes are what a node has beside labels.
-var attributes = map[string]func(*cluster.Node) string{
-	"node.id":            func(n *cluster.Node) string { return n.ID },
-	"node.hostname":      func(n *cluster.Node) string { return n.Name },
-	"node.ip":            func(n *cluster.Node) string { return n.Status.Addr },
-	"node.platform.os":   func(n *cluster.Node) string { return n.Status.Platform.OS },
-	"node.platform.arch": func(n *cluster.Node) string { return n.Status.Platform.Architecture },
-	"node.role": func(n *cluster.Node) string {
+var attributes = map[string]func(*Node) string{
+	"node.id":            func(n *Node) string { return n.ID },
+	"node.hostname":      func(n *Node) string { return n.Name },
+	"node.ip":            func(n *Node) string { return n.Status.Addr },
+	"node.platform.os":   func(n *Node) string { return n.Status.Platform.OS },
+	"node.platform.arch": func(n *Node) string { return n.Status.Platform.Architecture },
+	"node.role": func(n *Node) string {
 		if n.Spec.Manager {
 			return "manager"
 		}
@@ -96,8 +95,8 @@ func (c Constraint) known() bool {
 	return attributes[c.Attribute] != nil || strings.HasPrefix(c.Attribute, "node.labels.") || strings.HasPrefix(c.Attribute, "engine.labels.")
 }
 
-// of is the node's value of the attribute.
-func (c Constraint) of(n *cluster.Node) string {
+// Of is the node's value of the attribute, "" when it has none.
+func (c Constraint) Of(n *Node) string {
 	if label, ok := strings.CutPrefix(c.Attribute, "node.labels."); ok {
 		return n.Spec.Labels[label]
 	}
@@ -108,6 +107,12 @@ func (c Constraint) of(n *cluster.Node) string {
 		return of(n)
 	}
 	return ""
+}
+
+// Suits tells whether the nodes of p run what is for the platform of an image; what
+// an image leaves out is any.
+func (p Platform) Suits(image Platform) bool {
+	return (image.OS == "" || image.OS == p.OS) && (image.Architecture == "" || architecture(image.Architecture) == architecture(p.Architecture))
 }
 
 // architecture writes the names that kernels have for architectures as images do.
