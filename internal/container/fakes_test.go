@@ -386,15 +386,17 @@ func (v fakeVolumes) Acquire(_ context.Context, r volume.Request, user string) (
 	}
 	v.f.volumes[name][user] = true
 	path := filepath.Join(v.f.dir, "volumes", name)
-	return volume.Volume{Name: name, Path: path}, os.MkdirAll(path, 0o755)
+	return volume.Volume{Name: name, Driver: "local", Path: path}, os.MkdirAll(path, 0o755)
 }
 func (v fakeVolumes) Release(name, user string) {
 	v.f.mu.Lock()
 	defer v.f.mu.Unlock()
 	delete(v.f.volumes[name], user)
 }
-func (v fakeVolumes) Mount(context.Context, string, string) error { return nil }
-func (v fakeVolumes) Unmount(string, string) error                { return nil }
+func (v fakeVolumes) Mount(_ context.Context, name, _ string) (string, error) {
+	return filepath.Join(v.f.dir, "volumes", name), nil
+}
+func (v fakeVolumes) Unmount(string, string) error { return nil }
 func (v fakeVolumes) Remove(_ context.Context, name string, _ bool) error {
 	v.f.mu.Lock()
 	defer v.f.mu.Unlock()

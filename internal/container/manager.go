@@ -61,12 +61,12 @@ type Networks interface {
 
 // Volumes keeps named and anonymous volumes. Acquire makes a volume that is not
 // there; a volume lives at least as long as one user holds it. Between Mount and
-// Unmount, which is idempotent, its data is where its path leads.
+// Unmount, which is idempotent, its data is at the path that Mount gave.
 type Volumes interface {
 	Acquire(ctx context.Context, r volume.Request, user string) (volume.Volume, error)
 	Release(name, user string)
 	Remove(ctx context.Context, name string, force bool) error
-	Mount(ctx context.Context, name, user string) error
+	Mount(ctx context.Context, name, user string) (path string, err error)
 	Unmount(name, user string) error
 }
 

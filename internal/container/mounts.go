@@ -1,7 +1,6 @@
 package container
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -19,6 +18,7 @@ import (
 type mountSet struct {
 	points map[string]Mount
 	asked  map[string]bool // destinations the client named itself
+	others map[string]bool // those of other containers
 }
 
 // mounts resolves mount points and holds the volumes among them.
@@ -27,7 +27,7 @@ type mounts struct{ *core }
 // resolve turns binds, mounts, volumes-from and volumes of the image into
 // the record's mount points, and acquires the volumes among them.
 func (m mounts) resolve(ctx context.Context, rec *Record) error {
-	set := mountSet{points: map[string]Mount{}, asked: map[string]bool{}}
+	set := mountSet{points: map[string]Mount{}, asked: map[string]bool{}, others: map[string]bool{}}
 	if err := m.volumesFrom(rec, set); err != nil {
 		return err
 	}
@@ -37,10 +37,7 @@ func (m mounts) resolve(ctx context.Context, rec *Record) error {
 			return err
 		}
 		if p.Type == mount.TypeVolume {
-			p.Driver = volumeDriver(rec)
-			if p.Mode == "" {
-				p.Mode = "z" // as Docker shows what it would relabel
-			}
+			p.Driver = rec.HostConfig.VolumeDriver
 		}
 		if _, tmpfs := rec.HostConfig.Tmpfs[p.Destination]; tmpfs || set.asked[p.Destination] {
 			return kindf(errInvalid, "Duplicate mount point: %s", p.Destination)
@@ -52,9 +49,6 @@ func (m mounts) resolve(ctx context.Context, rec *Record) error {
 		p, err := parseMount(mt)
 		if err != nil {
 			return err
-		}
-		if p.Type == mount.TypeVolume {
-			p.Mode = "z"
 		}
 		if set.asked[p.Destination] {
 			return kindf(errInvalid, "Duplicate mount point: %s", mt.Target)
@@ -72,14 +66,11 @@ func (m mounts) resolve(ctx context.Context, rec *Record) error {
 			return kindf(errInvalid, "invalid volume specification: '%s': invalid mount config for type \"volume\": invalid specification: destination can't be '/'", dst)
 		}
 		if _, taken := set.points[dst]; !taken && !set.asked[dst] {
-			set.points[dst] = Mount{Type: mount.TypeVolume, Destination: dst, RW: true, Driver: volumeDriver(rec)}
+			set.points[dst] = Mount{Type: mount.TypeVolume, Destination: dst, RW: true, Driver: rec.HostConfig.VolumeDriver}
 		}
 	}
 	return m.take(ctx, rec, set)
 }
-
-// volumeDriver is the driver of the volumes that no --mount gave the container.
-func volumeDriver(rec *Record) string { return cmp.Or(rec.HostConfig.VolumeDriver, "local") }
 
 // take writes the mount points into the record, in the order of their
 // destinations, and acquires what they need.
@@ -92,7 +83,10 @@ func (m mounts) take(ctx context.Context, rec *Record, set mountSet) error {
 	for _, p := range points {
 		switch p.Type {
 		case mount.TypeVolume:
-			if err := m.acquire(ctx, rec, &p); err != nil {
+			if set.others[p.Destination] && !set.asked[p.Destination] {
+				rec.Others = append(rec.Others, p.Destination)
+			}
+			if err := m.acquire(ctx, rec, &p, set); err != nil {
 				return err
 			}
 		case mount.TypeBind:
@@ -165,6 +159,7 @@ func (m mounts) volumesFrom(rec *Record, set mountSet) error {
 		for _, p := range v.Mounts {
 			p.RW, p.Mode = p.RW && words["access"] != "ro", ""
 			set.points[p.Destination] = p
+			set.others[p.Destination] = true
 			if mt := specs[p.Destination]; mt != nil {
 				if rec.Inherited == nil {
 					rec.Inherited = map[string]mount.Mount{}
@@ -191,7 +186,7 @@ func mountSpecs(rec *Record) map[string]*mount.Mount {
 }
 
 // acquire makes or finds the volume of a mount point and holds it for the container.
-func (m mounts) acquire(ctx context.Context, rec *Record, p *Mount) error {
+func (m mounts) acquire(ctx context.Context, rec *Record, p *Mount, set mountSet) error {
 	r := volume.Request{Name: p.Name, Driver: p.Driver}
 	if mt := mountSpecs(rec)[p.Destination]; mt != nil && mt.VolumeOptions != nil {
 		r.Labels = mt.VolumeOptions.Labels
@@ -203,7 +198,10 @@ func (m mounts) acquire(ctx context.Context, rec *Record, p *Mount) error {
 	if err != nil {
 		return err
 	}
-	p.Name, p.Source = v.Name, v.Path
+	p.Name, p.Driver, p.Source = v.Name, v.Driver, v.Path
+	if v.Driver == volume.Local && p.Mode == "" && set.asked[p.Destination] {
+		p.Mode = "z" // as Docker shows what it would relabel
+	}
 	return nil
 }
 

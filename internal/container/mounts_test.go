@@ -12,9 +12,9 @@ func TestParseBind(t *testing.T) {
 		spec string
 		want Mount
 	}{
-		{"/data", Mount{Type: mount.TypeVolume, Destination: "/data", RW: true, Driver: "local"}},
+		{"/data", Mount{Type: mount.TypeVolume, Destination: "/data", RW: true}},
 		{"/a/../b:/data/", Mount{Type: mount.TypeBind, Source: "/b", Destination: "/data", RW: true, Propagation: mount.PropagationRPrivate}},
-		{"vol:/data:ro", Mount{Type: mount.TypeVolume, Name: "vol", Destination: "/data", Mode: "ro", Driver: "local"}},
+		{"vol:/data:ro", Mount{Type: mount.TypeVolume, Name: "vol", Destination: "/data", Mode: "ro"}},
 		{"/a:/b:ro,rshared", Mount{Type: mount.TypeBind, Source: "/a", Destination: "/b", Mode: "ro,rshared", Propagation: mount.PropagationRShared}},
 		{"/a:/b:z", Mount{Type: mount.TypeBind, Source: "/a", Destination: "/b", Mode: "z", RW: true, Propagation: mount.PropagationRPrivate}},
 	} {

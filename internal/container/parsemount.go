@@ -23,7 +23,7 @@ func parseBind(spec string) (Mount, error) {
 	}
 	p := Mount{RW: true}
 	if len(parts) == 1 {
-		p.Type, p.Destination, p.Driver = mount.TypeVolume, parts[0], "local"
+		p.Type, p.Destination = mount.TypeVolume, parts[0]
 	} else {
 		src := parts[0]
 		p.Destination = parts[1]
@@ -33,7 +33,7 @@ func parseBind(spec string) (Mount, error) {
 			if !volumeNameRule.MatchString(src) {
 				return Mount{}, kindf(errInvalid, "create %s: %q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", src, src)
 			}
-			p.Type, p.Name, p.Driver = mount.TypeVolume, src, "local"
+			p.Type, p.Name = mount.TypeVolume, src
 		}
 	}
 	var modes map[string]string
@@ -139,7 +139,7 @@ func parseMount(mt *mount.Mount) (Mount, error) {
 			p.Propagation = o.Propagation
 		}
 	case mount.TypeVolume:
-		p.Name, p.Driver = mt.Source, "local"
+		p.Name = mt.Source
 		if p.Name != "" && !volumeNameRule.MatchString(p.Name) {
 			return Mount{}, kindf(errInvalid, "create %s: %q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", p.Name, p.Name)
 		}

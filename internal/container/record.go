@@ -45,6 +45,9 @@ type Record struct {
 	// Inherited are, by destination, the --mount options of mount points that
 	// came from other containers by --volumes-from.
 	Inherited map[string]mount.Mount `json:",omitempty"`
+	// Others are the destinations of volumes that --volumes-from gave: nothing of
+	// the image is copied into them.
+	Others []string `json:",omitempty"`
 	// PlainBinds are the destinations of binds whose source was reached without
 	// a symbolic link when the container was made: at a start one is refused.
 	PlainBinds []string `json:",omitempty"`

@@ -126,7 +126,7 @@ func (m mounts) hold(ctx context.Context, e *entry) {
 		if p.Type != mount.TypeVolume {
 			continue
 		}
-		if _, err := m.cfg.Volumes.Acquire(ctx, volume.Request{Name: p.Name, Driver: p.Driver}, string(e.id)); err != nil {
+		if _, err := m.cfg.Volumes.Acquire(ctx, volume.Request{Name: p.Name, Driver: p.Driver, Held: true}, string(e.id)); err != nil {
 			m.log.Warn("holding volume", "container", e.id.Short(), "volume", p.Name, "error", err)
 		}
 	}
@@ -139,7 +139,7 @@ func (m mounts) keepMounted(ctx context.Context, rec *Record) {
 		if p.Type != mount.TypeVolume {
 			continue
 		}
-		if err := m.cfg.Volumes.Mount(ctx, p.Name, string(rec.ID)); err != nil {
+		if _, err := m.cfg.Volumes.Mount(ctx, p.Name, string(rec.ID)); err != nil {
 			m.log.Warn("keeping volume mounted", "container", rec.ID.Short(), "volume", p.Name, "error", err)
 		}
 	}

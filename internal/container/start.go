@@ -128,6 +128,7 @@ func (m *runner) started(e *entry, s *start) {
 		st.Pid, st.PidStart, st.Monitor = s.pid, pidStart(s.pid), s.task.Monitor()
 		st.StartedAt, st.ExitCode, st.Error, st.OOMKilled = now(), 0, "", false
 		rec.Endpoints = s.endpoints()
+		rec.Mounts = s.rec.Mounts // volumes are where they were mounted
 		rec.AppArmorProfile = s.confined()
 		return nil
 	})

@@ -92,11 +92,13 @@ func (f Files) mount(ctx context.Context, e *entry, mounted bool) (*mountedView,
 func (f Files) mountVolumes(ctx context.Context, rec *Record) (undo func(), err error) {
 	user := string(rec.ID) + "/files"
 	var undos undoStack
-	for _, p := range rec.Mounts {
+	rec.Mounts = slices.Clone(rec.Mounts)
+	for i := range rec.Mounts {
+		p := &rec.Mounts[i]
 		if p.Type != mount.TypeVolume {
 			continue
 		}
-		if err := f.m.cfg.Volumes.Mount(ctx, p.Name, user); err != nil {
+		if p.Source, err = f.m.cfg.Volumes.Mount(ctx, p.Name, user); err != nil {
 			undos.run()
 			return nil, err
 		}

@@ -22,7 +22,9 @@ import (
 func (s *start) volumes(ctx context.Context) error {
 	s.undo.add(func() { s.m.mounts.unmount(&s.rec, s.rec.Mounts, false) })
 	plain := s.rec.PlainBinds
-	for _, p := range s.rec.Mounts {
+	s.rec.Mounts = slices.Clone(s.rec.Mounts)
+	for i := range s.rec.Mounts {
+		p := &s.rec.Mounts[i]
 		switch {
 		case p.Type == mount.TypeBind && !slices.Contains(plain, p.Destination):
 			// Those without a link on the way are made as they are walked.
@@ -30,13 +32,13 @@ func (s *start) volumes(ctx context.Context) error {
 				return kindf(errInvalid, "error while creating mount source path '%s': %s", p.Source, err)
 			}
 		case p.Type == mount.TypeVolume:
-			if err := s.m.mounts.mount(ctx, &s.rec, &p); err != nil {
+			if err := s.m.mounts.mount(ctx, &s.rec, p); err != nil {
 				return err
 			}
-			if s.run.generation > 1 || noCopy(&s.rec, p) {
+			if s.run.generation > 1 || noCopy(&s.rec, *p) {
 				continue
 			}
-			if err := s.copyUp(p); err != nil {
+			if err := s.copyUp(*p); err != nil {
 				return fmt.Errorf("volume %s: copying from the image: %w", p.Name, err)
 			}
 		}
@@ -44,11 +46,13 @@ func (s *start) volumes(ctx context.Context) error {
 	return nil
 }
 
-// mount mounts a volume for the container and tells so.
+// mount mounts a volume for the container, notes where, and tells so.
 func (m mounts) mount(ctx context.Context, rec *Record, p *Mount) error {
-	if err := m.cfg.Volumes.Mount(ctx, p.Name, string(rec.ID)); err != nil {
+	path, err := m.cfg.Volumes.Mount(ctx, p.Name, string(rec.ID))
+	if err != nil {
 		return err
 	}
+	p.Source = path
 	m.tell(apievents.ActionMount, p, map[string]string{
 		"container": string(rec.ID), "destination": p.Destination, "propagation": string(p.Propagation), "read/write": strconv.FormatBool(p.RW),
 	})
@@ -85,8 +89,11 @@ func isFile(path string) bool {
 	return err == nil
 }
 
-// noCopy tells whether the client wants the volume as it is.
+// noCopy tells whether the volume is wanted as it is.
 func noCopy(rec *Record, p Mount) bool {
+	if slices.Contains(rec.Others, p.Destination) {
+		return true
+	}
 	for _, word := range strings.Split(p.Mode, ",") {
 		if word == "nocopy" {
 			return true

@@ -76,6 +76,7 @@ type Config struct {
 	StopContainers bool
 	containerConfig
 	registryConfig
+	pluginConfig
 	ValidateOnly bool
 	ShowVersion  bool
 
@@ -141,6 +142,7 @@ func (c *Config) flags() *pflag.FlagSet {
 	fs.Var(ulimitFlag{&c.Ulimits}, "default-ulimit", "Default ulimit of containers, name=soft[:hard]")
 	fs.StringArrayVar(&c.Labels, "label", nil, "Label of this engine, key=value")
 	c.registryConfig.flags(fs)
+	c.pluginConfig.flags(fs)
 	fs.StringVar(&c.Registry.Addr, "registry", "", "Serve a registry of images here too, HOST:PORT; its content is kept in <data-root>/registry")
 	fs.BoolVar(&c.RegistryContent, "registry-content", false, "Let the registry give the engine's own images by their names, without a push")
 	registryFlags(fs, "registry-", &c.Registry)

@@ -25,6 +25,7 @@ import (
 	"escale.dev/escale/internal/image"
 	"escale.dev/escale/internal/logs/ship"
 	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/plugin"
 	"escale.dev/escale/internal/registry"
 	"escale.dev/escale/internal/runtime"
 	"escale.dev/escale/internal/runtime/cdi"
@@ -32,7 +33,8 @@ import (
 	"escale.dev/escale/internal/runtime/shim"
 	"escale.dev/escale/internal/sys/atomicfile"
 	"escale.dev/escale/internal/sys/host"
-	"escale.dev/escale/internal/volume/local"
+	"escale.dev/escale/internal/volume"
+	volumeplugin "escale.dev/escale/internal/volume/plugin"
 )
 
 // Daemon is an engine: everything it is made of, wired.
@@ -41,28 +43,30 @@ type Daemon struct {
 	log *slog.Logger
 	id  string
 
-	host       host.Facts
-	facts      oci.Host    // of the kernel, for specifications and info
-	tls        *tls.Config // of TCP listeners; nil: none
-	live       atomic.Pointer[live]
-	level      *slog.LevelVar // of the log
-	safe       *safeMode
-	crashed    crashRecord // of the engines before this one
-	events     *events.Journal
-	images     *image.Store
-	networks   *network.Manager
-	volumes    *local.Store
-	containers *container.Manager
-	devices    *cdi.Devices // by name; nil: turned off
-	builder    *builder.Builder
-	monitors   *shim.Runtime
-	confined   confinement
-	shipping   *ship.Set
-	server     *engine.Server
-	rest       *rest
-	registry   *registry.Client
-	listeners  []net.Listener
-	closers    []func() error // what Run has opened, closed in reverse
+	host          host.Facts
+	facts         oci.Host    // of the kernel, for specifications and info
+	tls           *tls.Config // of TCP listeners; nil: none
+	live          atomic.Pointer[live]
+	level         *slog.LevelVar // of the log
+	safe          *safeMode
+	crashed       crashRecord // of the engines before this one
+	events        *events.Journal
+	images        *image.Store
+	networks      *network.Manager
+	plugins       *plugin.Registry
+	volumes       *volume.Set
+	pluginVolumes *volumeplugin.Store
+	containers    *container.Manager
+	devices       *cdi.Devices // by name; nil: turned off
+	builder       *builder.Builder
+	monitors      *shim.Runtime
+	confined      confinement
+	shipping      *ship.Set
+	server        *engine.Server
+	rest          *rest
+	registry      *registry.Client
+	listeners     []net.Listener
+	closers       []func() error // what Run has opened, closed in reverse
 }
 
 // New checks that an engine can be made of cfg and what is installed; nothing
@@ -99,6 +103,7 @@ func (d *Daemon) Run(ctx context.Context, hup <-chan os.Signal, parse func() (*C
 		{"events", d.openEvents},
 		{"images", d.openImages},
 		{"network", d.openNetwork},
+		{"plugins", d.openPlugins},
 		{"volumes", d.openVolumes},
 		{"containers", d.openContainers},
 		{"builder", d.openBuilder},

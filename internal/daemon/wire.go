@@ -23,7 +23,6 @@ import (
 	"escale.dev/escale/internal/stats"
 	"escale.dev/escale/internal/sys/freezer"
 	"escale.dev/escale/internal/sys/nobind"
-	"escale.dev/escale/internal/volume/local"
 )
 
 // cgroupRoot is where distributions mount the cgroup file systems.
@@ -66,13 +65,6 @@ func (d *Daemon) openNetwork(ctx context.Context) error {
 	return d.networks.Open(ctx)
 }
 
-func (d *Daemon) openVolumes(context.Context) (err error) {
-	d.volumes, err = local.Open(local.Config{
-		Dir: filepath.Join(d.cfg.DataRoot, "volumes"), Events: d.events, Logger: d.log.With("component", "volume"),
-	})
-	return err
-}
-
 func (d *Daemon) openContainers(ctx context.Context) error {
 	// Now that the network is open: whether the host forwards is one of the facts.
 	var err error
@@ -105,6 +97,7 @@ func (d *Daemon) openContainers(ctx context.Context) error {
 		Events: d.events, Logs: d.shipping, Defaults: defaults, Logger: d.log.With("component", "container"),
 	})
 	d.onClose(d.containers.Close)
+	d.onClose(d.pluginVolumes.Close) // before: an end of a container may wait for a plugin
 	if err := d.containers.Open(ctx); err != nil {
 		return err
 	}

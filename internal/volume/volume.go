@@ -1,5 +1,6 @@
-// Package volume is what volumes are: directories that outlive containers.
-// Drivers live beneath it.
+// Package volume is what volumes are: directories that outlive containers. Drivers
+// live beneath it: local keeps volumes on this machine's disk, plugin asks
+// programs of others. A Set is the volumes of all of them.
 package volume
 
 import "time"
@@ -7,21 +8,31 @@ import "time"
 // Anonymous is the label of volumes that got their name from the engine.
 const Anonymous = "com.docker.volume.anonymous"
 
-// Volume is a volume on this machine.
+// Local is the driver that keeps volumes in directories of this machine.
+const Local = "local"
+
+// Volume is a volume that containers of this machine can have.
 type Volume struct {
 	Name      string
 	Driver    string
-	Path      string // where its data is
+	Path      string // where its data is; empty: nowhere yet, until it is mounted
+	Scope     string // where it can be reached: "local", or "global" for all machines that ask its plugin
 	Labels    map[string]string
 	Options   map[string]string // of the driver, as they were given
-	CreatedAt time.Time
-	Users     []string // ids of the containers that hold it, sorted
+	CreatedAt time.Time         // zero: the driver does not tell
+	Users     []string          // ids of the containers that hold it, sorted
+	Status    map[string]any    // what a plugin tells of it; nil: nothing
 }
+
+// OnDisk tells whether its files lie on the engine's own disk, so that they count there.
+func (v *Volume) OnDisk() bool { return v.Driver == Local && len(v.Options) == 0 }
 
 // Request is what a volume is made from.
 type Request struct {
 	Name    string // "": the engine gives one
-	Driver  string // "": local
+	Driver  string // "": the one that has a volume of the name, else local
 	Labels  map[string]string
 	Options map[string]string
+	// Held says that a container had the volume before: its driver is not asked.
+	Held bool
 }

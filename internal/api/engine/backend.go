@@ -104,8 +104,9 @@ type Images interface {
 // Volumes is what the volume routes need.
 type Volumes interface {
 	Create(ctx context.Context, r volume.Request) (volume.Volume, error)
-	Get(name string) (volume.Volume, error)
-	List() []volume.Volume // by name
+	Get(ctx context.Context, name string) (volume.Volume, error)
+	// List gives all, by name; warnings tell what could not be asked.
+	List(ctx context.Context) (list []volume.Volume, warnings []string)
 	Remove(ctx context.Context, name string, force bool) error
 	// Size is the bytes of a volume's files; it looks at all of them.
 	Size(ctx context.Context, name string) (int64, error)

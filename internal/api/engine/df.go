@@ -246,11 +246,12 @@ func (d dfRoutes) volumes(ctx context.Context) (*usage[apivolume.Volume], error)
 	u := &usage[apivolume.Volume]{Items: list, TotalCount: int64(len(list))}
 	for i := range list {
 		data := list[i].UsageData
-		u.TotalSize += data.Size
+		size := max(data.Size, 0) // -1: it could not be measured
+		u.TotalSize += size
 		if data.RefCount > 0 {
 			u.ActiveCount++
 		} else {
-			u.Reclaimable += data.Size
+			u.Reclaimable += size
 		}
 	}
 	return u, nil

@@ -99,7 +99,7 @@ func (s *Server) table() []route {
 	all = append(all, transferRoutes{imageRoutes{s}}.routes()...)
 	all = append(all, buildRoutes{s}.routes()...)
 	all = append(all, debugRoutes{s}.routes()...)
-	all = append(all, volumeRoutes{s}.routes()...)
+	all = append(all, volumeRoutes{s, new(sync.Mutex)}.routes()...)
 	all = append(all, networkRoutes{s}.routes()...)
 	all = append(all, dfRoutes{s, new(singleflight.Group)}.routes()...)
 	all = append(all, safeRoutes{s}.routes()...)

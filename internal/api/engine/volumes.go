@@ -2,9 +2,9 @@ package engine
 
 import (
 	"context"
-	"fmt"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 
 	"escale.dev/escale/internal/volume"
@@ -14,7 +14,10 @@ import (
 )
 
 // volumeRoutes answer for volumes.
-type volumeRoutes struct{ *Server }
+type volumeRoutes struct {
+	*Server
+	pruning *sync.Mutex // held while volumes are pruned
+}
 
 func (v volumeRoutes) routes() []route {
 	return []route{
@@ -30,7 +33,7 @@ func (v volumeRoutes) routes() []route {
 // apiVolume is a volume as the API shows it.
 func apiVolume(v *volume.Volume) apivolume.Volume {
 	return apivolume.Volume{
-		Name: v.Name, Driver: v.Driver, Mountpoint: v.Path, Labels: v.Labels, Options: v.Options, Scope: "local",
+		Name: v.Name, Driver: v.Driver, Mountpoint: v.Path, Labels: v.Labels, Options: v.Options, Scope: v.Scope,
 		CreatedAt: v.CreatedAt.Format(time.RFC3339),
 	}
 }
@@ -45,8 +48,9 @@ func (v volumeRoutes) list(w *response, r *request) error {
 		return err
 	}
 	names := f.patterns("name")
-	answer := apivolume.ListResponse{Volumes: []apivolume.Volume{}}
-	for _, vol := range v.cfg.Volumes.List() {
+	list, warnings := v.cfg.Volumes.List(r.Context())
+	answer := apivolume.ListResponse{Volumes: []apivolume.Volume{}, Warnings: warnings}
+	for _, vol := range list {
 		switch {
 		case f.has("dangling") && dangling != (len(vol.Users) == 0),
 			!f.exact("driver", vol.Driver), !f.labels("label", vol.Labels),
@@ -77,11 +81,13 @@ func (v volumeRoutes) create(w *response, r *request) error {
 var errNoManager = errdefs.ErrUnavailable.WithMessage(`This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`)
 
 func (v volumeRoutes) inspect(w *response, r *request) error {
-	vol, err := v.cfg.Volumes.Get(r.name)
+	vol, err := v.cfg.Volumes.Get(r.Context(), r.name)
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, http.StatusOK, apiVolume(&vol))
+	shown := apiVolume(&vol)
+	shown.Status = vol.Status
+	return writeJSON(w, http.StatusOK, shown)
 }
 
 // update is for volumes of a cluster only.
@@ -96,8 +102,8 @@ func (v volumeRoutes) remove(w *response, r *request) error {
 }
 
 // prune removes the volumes that no container has: since API 1.42 anonymous ones
-// only, unless all are asked for. Those with options are left alone before 1.42
-// as after: what they mount may not be ours.
+// only, unless all are asked for. Those with options and those of plugins are left
+// alone before 1.42 as after: what they hold may not be ours.
 func (v volumeRoutes) prune(w *response, r *request) error {
 	f, err := parseFilters(r.query.get("filters"), []string{"label", "label!", "all"})
 	if err != nil {
@@ -107,20 +113,23 @@ func (v volumeRoutes) prune(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
-	var report apivolume.PruneReport
-	for _, vol := range v.cfg.Volumes.List() {
+	if !v.pruning.TryLock() {
+		return errdefs.ErrConflict.WithMessage("a prune operation is already running")
+	}
+	defer v.pruning.Unlock()
+	report := apivolume.PruneReport{VolumesDeleted: []string{}}
+	list, _ := v.cfg.Volumes.List(r.Context())
+	for _, vol := range list {
 		_, anonymous := vol.Labels[volume.Anonymous]
-		if len(vol.Users) > 0 || len(vol.Options) > 0 || !all && !anonymous || !f.labels("label", vol.Labels) || !f.unlabelled("label!", vol.Labels) {
+		if len(vol.Users) > 0 || !vol.OnDisk() || !all && !anonymous || !f.labels("label", vol.Labels) || !f.unlabelled("label!", vol.Labels) {
 			continue
 		}
 		if r.Context().Err() != nil {
 			break // the client has left
 		}
-		var size int64
-		if len(vol.Options) == 0 {
-			if size, err = v.cfg.Volumes.Size(r.Context(), vol.Name); err != nil {
-				size = 0 // the space is freed all the same
-			}
+		size, err := v.cfg.Volumes.Size(r.Context(), vol.Name)
+		if err != nil {
+			size = 0 // the space is freed all the same
 		}
 		if err := v.cfg.Volumes.Remove(detached(r), vol.Name, false); err != nil {
 			if !errdefs.IsNotFound(err) && !errdefs.IsConflict(err) {
@@ -135,14 +144,22 @@ func (v volumeRoutes) prune(w *response, r *request) error {
 	return writeJSON(w, http.StatusOK, report)
 }
 
-// volumeUsage measures the volumes whose files are on our disk, a few at a time.
+// volumeUsage measures the volumes whose files are on our disk, a few at a time. One
+// that cannot be measured has a size of -1.
 func (s *Server) volumeUsage(ctx context.Context) ([]apivolume.Volume, error) {
-	list := slices.DeleteFunc(s.cfg.Volumes.List(), func(v volume.Volume) bool { return len(v.Options) > 0 })
+	list, _ := s.cfg.Volumes.List(ctx)
+	list = slices.DeleteFunc(list, func(v volume.Volume) bool { return !v.OnDisk() })
 	out := make([]apivolume.Volume, len(list))
 	err := someAtATime(len(list), func(i int) error {
 		size, err := s.cfg.Volumes.Size(ctx, list[i].Name)
-		if err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("volume %s: %w", list[i].Name, err)
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			size = -1
+			if !errdefs.IsNotFound(err) {
+				s.log.Warn("measuring volume", "volume", list[i].Name, "error", err)
+			}
 		}
 		out[i] = apiVolume(&list[i])
 		out[i].UsageData = &apivolume.UsageData{RefCount: int64(len(list[i].Users)), Size: size}

@@ -21,17 +21,20 @@ import (
 )
 
 // fakeVolumes keeps volumes in memory; each has ten bytes a letter of its name.
-type fakeVolumes struct{ list []volume.Volume }
+type fakeVolumes struct {
+	list     []volume.Volume
+	warnings []string
+}
 
 func (f *fakeVolumes) Create(_ context.Context, r volume.Request) (volume.Volume, error) {
 	if r.Name == "bad" {
 		return volume.Volume{}, fmt.Errorf("create bad: %w", errdefs.ErrInvalidArgument)
 	}
-	v := volume.Volume{Name: r.Name, Driver: "local", Path: "/v/" + r.Name + "/_data", Labels: maps.Clone(r.Labels), Options: r.Options, CreatedAt: time.Unix(1700000000, 0).UTC()}
+	v := volume.Volume{Name: r.Name, Driver: "local", Scope: "local", Path: "/v/" + r.Name + "/_data", Labels: maps.Clone(r.Labels), Options: r.Options, CreatedAt: time.Unix(1700000000, 0).UTC()}
 	f.list = append(f.list, v)
 	return v, nil
 }
-func (f *fakeVolumes) Get(name string) (volume.Volume, error) {
+func (f *fakeVolumes) Get(_ context.Context, name string) (volume.Volume, error) {
 	for _, v := range f.list {
 		if v.Name == name {
 			return v, nil
@@ -39,7 +42,9 @@ func (f *fakeVolumes) Get(name string) (volume.Volume, error) {
 	}
 	return volume.Volume{}, noSuch("volume")
 }
-func (f *fakeVolumes) List() []volume.Volume { return append([]volume.Volume(nil), f.list...) }
+func (f *fakeVolumes) List(context.Context) ([]volume.Volume, []string) {
+	return append([]volume.Volume(nil), f.list...), f.warnings
+}
 func (f *fakeVolumes) Remove(_ context.Context, name string, force bool) error {
 	for i, v := range f.list {
 		switch {
@@ -65,10 +70,10 @@ func (f *fakeVolumes) Size(_ context.Context, name string) (int64, error) {
 
 func withVolumes(r *rig) {
 	r.server.cfg.Volumes = &fakeVolumes{list: []volume.Volume{
-		{Name: "anon", Driver: "local", Labels: map[string]string{volume.Anonymous: ""}},
-		{Name: "held", Driver: "local", Users: []string{"c0ffee"}},
-		{Name: "mounted", Driver: "local", Options: map[string]string{"type": "tmpfs", "device": "tmpfs"}},
-		{Name: "named", Driver: "local", Labels: map[string]string{"keep": "yes"}},
+		{Name: "anon", Driver: "local", Scope: "local", Labels: map[string]string{volume.Anonymous: ""}},
+		{Name: "held", Driver: "local", Scope: "local", Users: []string{"c0ffee"}},
+		{Name: "mounted", Driver: "local", Scope: "local", Options: map[string]string{"type": "tmpfs", "device": "tmpfs"}},
+		{Name: "named", Driver: "local", Scope: "local", Labels: map[string]string{"keep": "yes"}},
 	}}
 }
 
@@ -223,8 +228,8 @@ func TestDiskUsage(t *testing.T) {
 	if status, _, body := r.do("GET", "/v1.50/system/df?type=nosuch", ""); status != 400 || !strings.Contains(body, "unknown object type: nosuch") {
 		t.Errorf("unknown type: %d %s", status, body)
 	}
-	r.server.cfg.Volumes = &fakeVolumes{list: []volume.Volume{{Name: "unreadable"}}}
-	if status, _, body := r.do("GET", "/system/df", ""); status != 500 || !strings.Contains(body, "volume unreadable: input/output error") {
+	r.server.cfg.Volumes = &fakeVolumes{list: []volume.Volume{{Name: "unreadable", Driver: "local"}, {Name: "held", Driver: "local"}, {Name: "far", Driver: "plug"}}}
+	if status, _, body := r.do("GET", "/v1.50/system/df?type=volume", ""); status != 200 || !strings.Contains(body, `"Size":-1`) || !strings.Contains(body, `"Size":40`) || strings.Contains(body, "far") {
 		t.Errorf("what cannot be read: %d %s", status, body)
 	}
 }

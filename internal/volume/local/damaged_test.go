@@ -54,10 +54,10 @@ func TestDamagedRecord(t *testing.T) {
 			if !strings.Contains(said.String(), "volume=bad") {
 				t.Errorf("it said %q", said.String())
 			}
-			if v, err := s.Get("bad"); err != nil || v.Path != bad.Path || len(v.Labels) != 0 {
+			if v, err := s.Get(t.Context(), "bad"); err != nil || v.Path != bad.Path || len(v.Labels) != 0 {
 				t.Errorf("the damaged one: %+v, %v", v, err)
 			}
-			if v, err := s.Get("good"); err != nil || v.Labels["c"] != "d" {
+			if v, err := s.Get(t.Context(), "good"); err != nil || v.Labels["c"] != "d" {
 				t.Errorf("the good one: %+v, %v", v, err)
 			}
 			if _, err := os.Stat(filepath.Join(bad.Path, "kept")); err != nil {
@@ -100,10 +100,10 @@ func TestNoRoom(t *testing.T) {
 			if err := limit(dir); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := s.Create(context.Background(), volume.Request{Name: "new"}); err == nil || !strings.Contains(err.Error(), "create new: ") {
+			if _, err := s.Acquire(context.Background(), volume.Request{Name: "new"}, ""); err == nil || !strings.Contains(err.Error(), "create new: ") {
 				t.Errorf("created: %v", err)
 			}
-			if _, err := s.Get("new"); err == nil {
+			if _, err := s.Get(t.Context(), "new"); err == nil {
 				t.Error("what was not made is there")
 			}
 			if len(seen.all) != 1 {

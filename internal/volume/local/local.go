@@ -7,7 +7,6 @@ package local
 import (
 	"context"
 	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -31,7 +30,7 @@ import (
 
 const (
 	// Driver is this driver's name.
-	Driver = "local"
+	Driver = volume.Local
 
 	recordFile = "volume.json"
 	dataDir    = "_data"
@@ -120,7 +119,7 @@ func (s *Store) read(name string) (volume.Volume, error) {
 	if err != nil {
 		return volume.Volume{}, err
 	}
-	v := volume.Volume{Name: name, Driver: Driver, Path: filepath.Join(dir, dataDir), CreatedAt: info.ModTime().UTC()}
+	v := volume.Volume{Name: name, Driver: Driver, Scope: "local", Path: filepath.Join(dir, dataDir), CreatedAt: info.ModTime().UTC()}
 	b, err := os.ReadFile(filepath.Join(dir, recordFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return v, nil
@@ -152,20 +151,15 @@ func (r *record) parse(b []byte) error {
 	return nil
 }
 
-// Create makes a volume, or gives the one that has the name. Kinds:
-// InvalidArgument, NotFound (the driver).
-func (s *Store) Create(_ context.Context, r volume.Request) (volume.Volume, error) {
+// Has tells whether there is a volume of the name.
+func (s *Store) Has(name string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	e, err := s.obtain(r)
-	if err != nil {
-		return volume.Volume{}, err
-	}
-	return e.view(), nil
+	return s.byName[name] != nil
 }
 
-// Acquire gives the path of a volume's data and notes that user holds it; a
-// volume that is not there is made. Kinds are those of Create.
+// Acquire gives a volume, which is made when it is not there, and notes that user
+// holds it; "" is nobody. Kind: InvalidArgument.
 func (s *Store) Acquire(_ context.Context, r volume.Request, user string) (volume.Volume, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -173,25 +167,14 @@ func (s *Store) Acquire(_ context.Context, r volume.Request, user string) (volum
 	if err != nil {
 		return volume.Volume{}, err
 	}
-	e.users[user] = true
+	if user != "" {
+		e.users[user] = true
+	}
 	return e.view(), nil
 }
 
 // obtain finds or makes a volume; mu is held.
 func (s *Store) obtain(r volume.Request) (*entry, error) {
-	labels := maps.Clone(r.Labels)
-	if r.Name == "" {
-		var raw [32]byte
-		rand.Read(raw[:])
-		r.Name = hex.EncodeToString(raw[:])
-		if labels == nil {
-			labels = map[string]string{}
-		}
-		labels[volume.Anonymous] = ""
-	}
-	if r.Driver != "" && r.Driver != Driver {
-		return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("create %s: error looking up volume plugin %s: plugin %q not found", r.Name, r.Driver, r.Driver))
-	}
 	if err := checkName(r.Name); err != nil {
 		return nil, fmt.Errorf("create %s: %w", r.Name, err)
 	}
@@ -203,7 +186,7 @@ func (s *Store) obtain(r volume.Request) (*entry, error) {
 	}
 	v := volume.Volume{
 		Name: r.Name, Driver: Driver, Path: filepath.Join(s.cfg.Dir, r.Name, dataDir),
-		Labels: labels, Options: maps.Clone(r.Options), CreatedAt: time.Now().UTC(),
+		Scope: "local", Labels: r.Labels, Options: maps.Clone(r.Options), CreatedAt: time.Now().UTC(),
 	}
 	if err := s.write(v); err != nil {
 		return nil, fmt.Errorf("create %s: %w", r.Name, err)
@@ -261,7 +244,7 @@ func (e *entry) view() volume.Volume {
 }
 
 // Get finds a volume. Kind: NotFound.
-func (s *Store) Get(name string) (volume.Volume, error) {
+func (s *Store) Get(_ context.Context, name string) (volume.Volume, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e, err := s.find(name)
@@ -274,25 +257,25 @@ func (s *Store) Get(name string) (volume.Volume, error) {
 func (s *Store) find(name string) (*entry, error) {
 	e := s.byName[name]
 	if e == nil {
-		return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("get %s: no such volume", name))
+		return nil, volume.ErrNone(name)
 	}
 	return e, nil
 }
 
 // List gives all volumes, by name.
-func (s *Store) List() []volume.Volume {
+func (s *Store) List(context.Context) ([]volume.Volume, []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := make([]volume.Volume, 0, len(s.byName))
 	for _, name := range slices.Sorted(maps.Keys(s.byName)) {
 		out = append(out, s.byName[name].view())
 	}
-	return out
+	return out, nil
 }
 
 // Size adds up the files of a volume; it walks all of them. Kind: NotFound.
 func (s *Store) Size(ctx context.Context, name string) (int64, error) {
-	v, err := s.Get(name)
+	v, err := s.Get(ctx, name)
 	if err != nil {
 		return 0, err
 	}
@@ -336,11 +319,12 @@ func (s *Store) detach(name string) (gone string, err error) {
 		return "", err
 	}
 	if len(e.users) > 0 {
-		return "", errdefs.ErrConflict.WithMessage(fmt.Sprintf("remove %s: volume is in use - [%s]", name, strings.Join(e.view().Users, ", ")))
+		v := e.view()
+		return "", volume.InUse(&v)
 	}
 	e.mounting.Lock()
 	defer e.mounting.Unlock()
-	if len(e.vol.Options) > 0 {
+	if needsMount(e.vol.Options) {
 		if err := unmountAt(e.vol.Path); err != nil {
 			return "", fmt.Errorf("remove %s: %w", name, err)
 		}
@@ -375,27 +359,30 @@ func (s *Store) tell(action apievents.Action, name string) {
 
 // Mount sees to it that what the volume's options name is mounted as long as
 // user has it. It blocks as long as the kernel takes. Kind: NotFound.
-func (s *Store) Mount(_ context.Context, name, user string) error {
+func (s *Store) Mount(_ context.Context, name, user string) (string, error) {
 	s.mu.Lock()
 	e, err := s.find(name)
 	s.mu.Unlock()
-	if err != nil || len(e.vol.Options) == 0 {
-		return err
+	if err != nil {
+		return "", err
+	}
+	if !needsMount(e.vol.Options) {
+		return e.vol.Path, nil
 	}
 	e.mounting.Lock()
 	defer e.mounting.Unlock()
 	// An engine before this one may have mounted it.
 	on, err := mounted(e.vol.Path)
 	if err != nil {
-		return fmt.Errorf("volume %q: %w", name, err)
+		return "", fmt.Errorf("volume %q: %w", name, err)
 	}
 	if !on {
 		if err := mountAt(e.vol.Path, e.vol.Options); err != nil {
-			return err
+			return "", err
 		}
 	}
 	e.mounts[user] = true
-	return nil
+	return e.vol.Path, nil
 }
 
 // Unmount ends what Mount began for user. Idempotent.
@@ -403,7 +390,7 @@ func (s *Store) Unmount(name, user string) error {
 	s.mu.Lock()
 	e := s.byName[name]
 	s.mu.Unlock()
-	if e == nil || len(e.vol.Options) == 0 {
+	if e == nil || !needsMount(e.vol.Options) {
 		return nil
 	}
 	e.mounting.Lock()

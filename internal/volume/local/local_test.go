@@ -40,7 +40,7 @@ func open(t *testing.T, dir string) (*Store, *told) {
 
 func create(t *testing.T, s *Store, r volume.Request) volume.Volume {
 	t.Helper()
-	v, err := s.Create(context.Background(), r)
+	v, err := s.Acquire(context.Background(), r, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,16 +61,12 @@ func TestLifeOfAVolume(t *testing.T) {
 	if again.Labels["a"] != "b" {
 		t.Errorf("an existing volume changed: %+v", again)
 	}
-	anonymous := create(t, s, volume.Request{})
-	if _, ok := anonymous.Labels[volume.Anonymous]; len(anonymous.Name) != 64 || !ok {
-		t.Errorf("without a name: %+v", anonymous)
-	}
 	if _, err := s.Acquire(context.Background(), volume.Request{Name: "data"}, "c0ffee"); err != nil {
 		t.Fatal(err)
 	}
 
 	s, _ = open(t, dir) // a new engine
-	got, err := s.Get("data")
+	got, err := s.Get(t.Context(), "data")
 	if err != nil || got.Labels["a"] != "b" || !got.CreatedAt.Equal(v.CreatedAt) || len(got.Users) != 0 {
 		t.Errorf("read again: %+v, %v", got, err)
 	}
@@ -94,10 +90,10 @@ func TestLifeOfAVolume(t *testing.T) {
 	if err := s.Remove(context.Background(), "data", true); err != nil {
 		t.Errorf("removed by force: %v", err)
 	}
-	if left := names(t, dir); left != anonymous.Name {
+	if left := names(t, dir); left != "" {
 		t.Errorf("left: %s", left)
 	}
-	if got := strings.Join(seen.all, ","); got != "create data,create "+anonymous.Name {
+	if got := strings.Join(seen.all, ","); got != "create data" {
 		t.Errorf("told: %s", got)
 	}
 }
@@ -141,7 +137,8 @@ func TestOpenCollects(t *testing.T) {
 	}
 	s, _ := open(t, dir)
 	var got []string
-	for _, v := range s.List() {
+	list, _ := s.List(t.Context())
+	for _, v := range list {
 		got = append(got, v.Name)
 	}
 	if s := strings.Join(got, ","); s != "broken,old,plain" {
@@ -150,7 +147,7 @@ func TestOpenCollects(t *testing.T) {
 	if left := names(t, dir); left != "a file,broken,nodata,old,plain" {
 		t.Errorf("left: %s", left)
 	}
-	old, err := s.Get("old")
+	old, err := s.Get(t.Context(), "old")
 	if err != nil || old.Labels["k"] != "v" || old.CreatedAt.Year() != 2024 || old.Path != filepath.Join(dir, "old", "_data") {
 		t.Errorf("old: %+v, %v", old, err)
 	}
@@ -182,13 +179,14 @@ func TestRefusals(t *testing.T) {
 		{volume.Request{Name: ".hidden"}, `includes invalid characters`, errdefs.IsInvalidArgument},
 		{volume.Request{Name: "a\nb"}, `includes invalid characters`, errdefs.IsInvalidArgument},
 		{volume.Request{Name: strings.Repeat("a", 256)}, `name is too long`, errdefs.IsInvalidArgument},
-		{volume.Request{Name: "ab", Driver: "nfs"}, `create ab: error looking up volume plugin nfs: plugin "nfs" not found`, errdefs.IsNotFound},
 		{volume.Request{Name: "ab", Options: map[string]string{"x": "y"}}, `create ab: invalid option: "x"`, errdefs.IsInvalidArgument},
 		{volume.Request{Name: "ab", Options: map[string]string{"type": "nfs"}}, `create ab: missing required option: "device"`, errdefs.IsInvalidArgument},
 		{volume.Request{Name: "ab", Options: map[string]string{"o": "bind"}}, `missing required option: "device"`, errdefs.IsInvalidArgument},
 		{volume.Request{Name: "ab", Options: map[string]string{"size": "1g"}}, `quota size requested but no quota support`, errdefs.IsInvalidArgument},
+		{volume.Request{Name: "ab", Options: map[string]string{"size": "much"}}, `create ab: invalid size: 'much'`, errdefs.IsInvalidArgument},
+		{volume.Request{Name: "ab", Options: map[string]string{"type": "cifs", "device": "//server:1234/share"}}, `port not allowed in CIFS device URL, include 'port' in 'o='`, errdefs.IsInvalidArgument},
 	} {
-		if _, err := s.Create(context.Background(), c.r); err == nil || !strings.Contains(err.Error(), c.want) || !c.is(err) {
+		if _, err := s.Acquire(context.Background(), c.r, ""); err == nil || !strings.Contains(err.Error(), c.want) || !c.is(err) {
 			t.Errorf("%+v: %v, want %q", c.r, err, c.want)
 		}
 	}
@@ -220,19 +218,26 @@ func TestMount(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	mount := func(user string) {
+		t.Helper()
+		path, err := s.Mount(ctx, "tmp", user)
+		if do(err); path != v.Path {
+			t.Errorf("mounted at %s", path)
+		}
+	}
 	is(false, "made")
-	do(s.Mount(ctx, "tmp", "a"))
-	do(s.Mount(ctx, "tmp", "b"))
+	mount("a")
+	mount("b")
 	do(s.Unmount("tmp", "a"))
 	is(true, "one left")
 	do(s.Unmount("tmp", "b"))
 	do(s.Unmount("tmp", "b"))
 	is(false, "none left")
 
-	do(s.Mount(ctx, "tmp", "a"))
+	mount("a")
 	do(os.WriteFile(filepath.Join(v.Path, "f"), nil, 0o644))
 	s, _ = open(t, dir) // the engine was killed; a lives
-	do(s.Mount(ctx, "tmp", "a"))
+	mount("a")
 	s.Settle()
 	is(true, "a lives")
 	if _, err := os.Stat(filepath.Join(v.Path, "f")); err != nil {
@@ -242,7 +247,7 @@ func TestMount(t *testing.T) {
 	s.Settle()
 	is(false, "nobody lives")
 
-	do(s.Mount(ctx, "tmp", "a"))
+	mount("a")
 	do(s.Remove(ctx, "tmp", false)) // nobody holds it: what is mounted goes first
 	is(false, "removed")
 	if left := names(t, dir); left != "" {
@@ -275,16 +280,37 @@ func TestForeignMountIsKept(t *testing.T) {
 	}
 }
 
-func TestResolveAddr(t *testing.T) {
-	for in, want := range map[string]string{
-		"":                       "",
-		"addr=10.0.0.1,rw":       "addr=10.0.0.1,rw",
-		"rw,addr=localhost,soft": "rw,addr=127.0.0.1,soft",
-		"addr=::1":               "addr=::1",
+// The kernel gets addresses in the place of names.
+func TestRemote(t *testing.T) {
+	for _, c := range []struct{ kind, device, o, wantDevice, wantO string }{
+		{"nfs", ":/x", "", ":/x", ""},
+		{"nfs", ":/x", "addr=10.0.0.1,rw", ":/x", "addr=10.0.0.1,rw"},
+		{"nfs", ":/x", "rw,addr=localhost,soft", ":/x", "rw,addr=127.0.0.1,soft"},
+		{"nfs4", ":/x", "addr=localhost", ":/x", "addr=127.0.0.1"},
+		{"nfs", ":/x", "addr=::1", ":/x", "addr=::1"},
+		{"cifs", "//localhost/share", "username=u,password=p", "//127.0.0.1/share", "username=u,password=p"},
+		{"cifs", "//10.0.0.1/a b", "", "//10.0.0.1/a b", ""},
+		{"cifs", "//localhost/share", "addr=127.0.0.2", "//localhost/share", "addr=127.0.0.2"},
+		{"ext4", "/dev/sda1", "addr=localhost", "/dev/sda1", "addr=localhost"},
 	} {
-		if got, err := resolveAddr(in); got != want || err != nil {
-			t.Errorf("%q: %q, %v, want %q", in, got, err, want)
+		device, o, err := remote(map[string]string{"type": c.kind, "device": c.device, "o": c.o})
+		if device != c.wantDevice || o != c.wantO || err != nil {
+			t.Errorf("%+v: %q %q, %v", c, device, o, err)
 		}
+	}
+	if _, _, err := remote(map[string]string{"type": "nfs", "device": ":/x", "o": "addr=nosuch.invalid"}); err == nil || !strings.Contains(err.Error(), "error resolving passed in network volume address") {
+		t.Errorf("a name nobody has: %v", err)
+	}
+}
+
+// What a mount needs is not told when it fails.
+func TestPasswordIsNotTold(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: tries to mount")
+	}
+	err := mountAt(t.TempDir(), map[string]string{"type": "nosuchfs", "device": "//10.0.0.1/x", "o": "username=ann,password=secret,ro"})
+	if err == nil || strings.Contains(err.Error(), "secret") || !strings.Contains(err.Error(), "username=ann,password=********") {
+		t.Errorf("told: %v", err)
 	}
 }
 

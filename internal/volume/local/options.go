@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -11,6 +12,7 @@ import (
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"github.com/docker/go-units"
 	"github.com/moby/sys/mount"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -21,17 +23,33 @@ var needed = map[string][]string{
 	"device": {"type"},
 	"type":   {"device"},
 	"o":      {"device", "type"},
+	"size":   nil,
 }
 
 // checkOptions refuses what the driver does not know, in Docker's words. Kind:
 // InvalidArgument.
 func checkOptions(options map[string]string) error {
 	for _, name := range sortedNames(options) {
-		if name == "size" {
-			return invalidf("quota size requested but no quota support")
-		}
 		if _, known := needed[name]; !known {
 			return invalidf("invalid option: %q", name)
+		}
+	}
+	if device := options["device"]; options["type"] == "cifs" && device != "" {
+		u, err := url.Parse(device)
+		if err != nil {
+			return invalidf("error parsing mount device url: %s", err)
+		}
+		if u.Port() != "" {
+			return invalidf("port not allowed in CIFS device URL, include 'port' in 'o='")
+		}
+	}
+	if size, ok := options["size"]; ok {
+		n, err := units.RAMInBytes(size)
+		if err != nil {
+			return invalidf("%s", err)
+		}
+		if n > 0 {
+			return invalidf("quota size requested but no quota support")
 		}
 	}
 	for _, name := range sortedNames(options) {
@@ -42,6 +60,11 @@ func checkOptions(options map[string]string) error {
 		}
 	}
 	return nil
+}
+
+// needsMount tells whether the options name something to mount.
+func needsMount(options map[string]string) bool {
+	return options["device"] != "" || options["type"] != ""
 }
 
 func sortedNames(m map[string]string) []string {
@@ -69,37 +92,81 @@ func checkName(name string) error {
 }
 
 // mountAt mounts what the options name at path. It blocks as long as the kernel
-// takes, which for a file server that does not answer is long.
+// takes, which for a file server that does not answer is long. What it says has
+// no password in it.
 func mountAt(path string, options map[string]string) error {
-	device, kind, o := options["device"], options["type"], options["o"]
-	if kind == "nfs" || kind == "nfs4" || kind == "cifs" {
-		var err error
-		if o, err = resolveAddr(o); err != nil {
-			return fmt.Errorf("failed to mount local volume: %w", err)
+	device, o, err := remote(options)
+	if err == nil {
+		err = mount.Mount(device, path, options["type"], o)
+	}
+	if err == nil {
+		return nil
+	}
+	why := err.Error()
+	for word := range strings.SplitSeq(options["o"], ",") {
+		for _, secret := range []string{"password=", "pass="} {
+			if strings.HasPrefix(word, secret) && len(word) > len(secret) {
+				why = strings.ReplaceAll(why, word, secret+"********")
+			}
 		}
 	}
-	if err := mount.Mount(device, path, kind, o); err != nil {
-		return fmt.Errorf("error while mounting volume '%s': failed to mount local volume: %w", path, err)
+	if why != err.Error() {
+		err = errors.New(why)
 	}
-	return nil
+	return fmt.Errorf("error while mounting volume '%s': failed to mount local volume: %w", path, err)
 }
 
-// resolveAddr puts the address where addr= names a host: the kernel knows
-// addresses only.
-func resolveAddr(o string) (string, error) {
+// remote gives device and data of a mount with addresses in the place of names: the
+// kernel knows addresses only. It blocks for the resolver.
+func remote(options map[string]string) (device, o string, err error) {
+	device, o = options["device"], options["o"]
+	if device == "" {
+		return "", "", errors.New("missing device in volume options")
+	}
+	kind := options["type"]
+	if kind != "nfs" && kind != "nfs4" && kind != "cifs" {
+		return device, o, nil
+	}
 	words := strings.Split(o, ",")
 	for i, w := range words {
 		host, ok := strings.CutPrefix(w, "addr=")
-		if !ok || net.ParseIP(host) != nil {
+		if !ok || host == "" {
 			continue
 		}
-		ip, err := net.ResolveIPAddr("ip", host)
+		ip, err := address(host)
 		if err != nil {
-			return "", fmt.Errorf("error resolving passed in network volume address: %w", err)
+			return "", "", err
 		}
-		words[i] = "addr=" + ip.String()
+		words[i] = "addr=" + ip
+		return device, strings.Join(words, ","), nil
 	}
-	return strings.Join(words, ","), nil
+	if kind != "cifs" {
+		return device, o, nil
+	}
+	u, err := url.Parse(device)
+	if err != nil {
+		return "", "", fmt.Errorf("error parsing mount device url: %w", err)
+	}
+	if u.Host == "" || net.ParseIP(u.Host) != nil {
+		return device, o, nil
+	}
+	ip, err := address(u.Host)
+	if err != nil {
+		return "", "", err
+	}
+	return strings.Replace(device, u.Host, ip, 1), o, nil
+}
+
+// address is that of a host.
+func address(host string) (string, error) {
+	if net.ParseIP(host) != nil {
+		return host, nil
+	}
+	ip, err := net.ResolveIPAddr("ip", host)
+	if err != nil {
+		return "", fmt.Errorf("error resolving passed in network volume address: %w", err)
+	}
+	return ip.String(), nil
 }
 
 // mounted tells whether something is mounted at path.
