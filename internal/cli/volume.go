@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/moby/moby/api/types/volume"
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 
@@ -14,7 +15,7 @@ import (
 
 // volumeCommands are those of the group volume, which has no verbs elsewhere.
 func volumeCommands(a *app) []*cobra.Command {
-	return []*cobra.Command{volumeCreateCommand(a), volumeInspectCommand(a), volumeLsCommand(a), volumePruneCommand(a), volumeRmCommand(a)}
+	return []*cobra.Command{volumeCreateCommand(a), volumeInspectCommand(a), volumeLsCommand(a), volumePruneCommand(a), volumeRmCommand(a), volumeUpdateCommand(a)}
 }
 
 func volumeCreateCommand(a *app) *cobra.Command {
@@ -81,6 +82,38 @@ func volumeRmCommand(a *app) *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVarP(&force, "force", "f", false, "A volume that is not there is no error")
+	return cmd
+}
+
+// volumeUpdateCommand is for volumes of a cluster.
+func volumeUpdateCommand(a *app) *cobra.Command {
+	var availability string
+	cmd := &cobra.Command{
+		Use:               "update [OPTIONS] VOLUME",
+		Short:             "Change a volume of a cluster",
+		Args:              exactArgs(1),
+		ValidArgsFunction: completeVolumes(a),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := a.client()
+			if err != nil {
+				return err
+			}
+			res, err := c.VolumeInspect(cmd.Context(), args[0], moby.VolumeInspectOptions{})
+			if err != nil {
+				return err
+			}
+			v := res.Volume.ClusterVolume
+			if v == nil {
+				return errors.New("can only update cluster volumes")
+			}
+			if cmd.Flags().Changed("availability") {
+				v.Spec.Availability = volume.Availability(availability)
+			}
+			_, err = c.VolumeUpdate(cmd.Context(), v.ID, moby.VolumeUpdateOptions{Version: v.Version, Spec: &v.Spec})
+			return err
+		},
+	}
+	cmd.Flags().StringVar(&availability, "availability", "active", "May it be used: active, pause, drain")
 	return cmd
 }
 

@@ -41,6 +41,7 @@ func TestMain(m *testing.M) {
 		}
 	}
 	code := m.Run()
+	removePrograms()
 	if foreign != "" {
 		api := harness.NewAPI(foreign)
 		if err := api.Do(context.Background(), "DELETE", "/images/"+image+"?force=1", nil, nil); err != nil && harness.Status(err) != 404 {
