@@ -38,6 +38,9 @@ forget() {
 		while grep -q " $dir/$d " /proc/self/mountinfo; do umount "$dir/$d"; done
 	done
 	ip link delete "$bridge" 2>/dev/null || true
+	# The bridges of networks that were made bear the instance's name as their alias.
+	ip -o link | awk -v mark="alias $instance:" 'index($0, mark) {split($2, name, /[:@]/); print name[1]}' |
+		while read -r link; do ip link delete "$link" || true; done
 	for g in /sys/fs/cgroup/{*/,}"escale-$instance"{,-monitors}; do
 		[ ! -d "$g" ] || find "$g" -depth -type d -exec rmdir {} + 2>/dev/null || true
 	done

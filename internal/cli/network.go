@@ -16,11 +16,14 @@ import (
 
 // networkCommands are those of the group network.
 func networkCommands(a *app) []*cobra.Command {
-	return []*cobra.Command{networkInspectCommand(a), networkLsCommand(a), networkPruneCommand(a)}
+	return []*cobra.Command{
+		networkConnectCommand(a), networkCreateCommand(a), networkDisconnectCommand(a), networkInspectCommand(a),
+		networkLsCommand(a), networkPruneCommand(a), networkRmCommand(a),
+	}
 }
 
 func networkInspectCommand(a *app) *cobra.Command {
-	cmd, _ := inspectOne(a, "network", completeWords("bridge", "host", "none"))
+	cmd, _ := inspectOne(a, "network", completeNetworkNames(a))
 	return cmd
 }
 

@@ -135,6 +135,7 @@ func (m creator) build(ctx context.Context, rec Record) (_ *entry, err error) {
 		return nil, err
 	}
 	m.store.add(e)
+	m.cfg.Networks.Keep(rec.Networking)
 	return e, nil
 }
 
@@ -250,6 +251,9 @@ func (m creator) checkNetwork(rec *Record) error {
 				return err
 			}
 		}
+		if err := m.nameNetworks(rec); err != nil {
+			return err
+		}
 	}
 	if err := m.checkLinks(rec); err != nil {
 		return err
@@ -269,6 +273,9 @@ func nameDefault(asked map[string]*apinetwork.EndpointSettings, name string) {
 
 // wantedNetworks are the networks a container joins, with what it asked of each.
 func wantedNetworks(rec *Record) map[string]*apinetwork.EndpointSettings {
+	if rec.NoNetworks {
+		return map[string]*apinetwork.EndpointSettings{}
+	}
 	if _, ok := rec.Networking[apinetwork.NetworkDefault]; len(rec.Networking) == 0 || ok {
 		return map[string]*apinetwork.EndpointSettings{string(rec.HostConfig.NetworkMode): nil}
 	}

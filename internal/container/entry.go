@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -27,6 +28,7 @@ type entry struct {
 	early     []*earlyAttach // clients that attached before the start
 	execs     map[string]*exec
 	followers map[*follower]struct{} // of the log
+	sockets   []*os.File             // of ports that were published while it ran
 	probing   context.CancelFunc     // ends the health check of this run
 	restart   restartState
 	removed   bool

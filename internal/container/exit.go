@@ -127,6 +127,8 @@ func (m *runner) exited(e *entry, r *run, exit runtime.Exit, cause error) {
 		return st.move(next)
 	})
 	rec := e.rec
+	closeAll(e.sockets)
+	e.sockets = nil
 	close(r.ended)
 	e.tellChange()
 	e.endExecs()

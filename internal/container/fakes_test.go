@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -22,6 +23,7 @@ import (
 	"escale.dev/escale/internal/volume"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
+	apinetwork "github.com/moby/moby/api/types/network"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -362,7 +364,26 @@ func (fakeNetworks) Inspect(name string) (network.Info, error) {
 	return network.Info{Name: name, ID: name + "-id", Driver: name}, nil
 }
 
-func (fakeNetworks) HostGateway() string { return "172.17.0.1" }
+func (fakeNetworks) Connect(_ context.Context, r network.Request, eps []network.Endpoint) (*network.Change, error) {
+	for name := range r.Networks {
+		ep := network.Endpoint{Network: name, IP: "172.18.0.2"}
+		return &network.Change{Endpoints: append(slices.Clone(eps), ep), Changed: ep}, nil
+	}
+	return nil, kindf(errInvalid, "no network")
+}
+func (fakeNetworks) Disconnect(_ context.Context, _, name string, eps []network.Endpoint) (*network.Change, error) {
+	for i, ep := range eps {
+		if ep.Network == name {
+			return &network.Change{Endpoints: slices.Delete(slices.Clone(eps), i, i+1), Changed: ep}, nil
+		}
+	}
+	return nil, kindf(errNotFound, "not connected")
+}
+func (fakeNetworks) Rename(_, _, _ string, eps []network.Endpoint) []network.Endpoint { return eps }
+func (fakeNetworks) Keep(map[string]*apinetwork.EndpointSettings)                     {}
+func (fakeNetworks) Unkeep(map[string]*apinetwork.EndpointSettings)                   {}
+func (fakeNetworks) SetHealth(string, bool)                                           {}
+func (fakeNetworks) HostGateway() string                                              { return "172.17.0.1" }
 func (fakeNetworks) Validate(r network.Request) error {
 	for name := range r.Networks {
 		if name != "bridge" && name != "none" {

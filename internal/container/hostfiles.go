@@ -82,15 +82,16 @@ func (s *start) hosts(name string) string {
 			}
 		}
 	}
+	short, _, dotted := strings.Cut(name, ".")
 	for _, ep := range s.endpoints() {
-		if ep.IP == "" {
-			continue
-		}
-		short, _, dotted := strings.Cut(name, ".")
-		if dotted {
-			fmt.Fprintf(&b, "%s\t%s %s\n", ep.IP, name, short)
-		} else {
-			fmt.Fprintf(&b, "%s\t%s\n", ep.IP, name)
+		for _, ip := range []string{ep.IP, ep.IP6} {
+			switch {
+			case ip == "":
+			case dotted:
+				fmt.Fprintf(&b, "%s\t%s %s\n", ip, name, short)
+			default:
+				fmt.Fprintf(&b, "%s\t%s\n", ip, name)
+			}
 		}
 	}
 	return b.String()

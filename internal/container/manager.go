@@ -22,6 +22,7 @@ import (
 	"github.com/docker/go-units"
 	"github.com/moby/moby/api/types/container"
 	apievents "github.com/moby/moby/api/types/events"
+	apinetwork "github.com/moby/moby/api/types/network"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
@@ -51,6 +52,14 @@ type Networks interface {
 	Unpublish(ctx context.Context, id string, eps []network.Endpoint) error
 	Teardown(ctx context.Context, id string, eps []network.Endpoint) error
 	Restore(ctx context.Context, live map[string][]network.Endpoint) error
+	Connect(ctx context.Context, r network.Request, eps []network.Endpoint) (*network.Change, error)
+	Disconnect(ctx context.Context, id, ref string, eps []network.Endpoint) (*network.Change, error)
+	Rename(id, old, name string, eps []network.Endpoint) []network.Endpoint
+	// Keep leaves the addresses asked for to a container that does not run.
+	Keep(asked map[string]*apinetwork.EndpointSettings)
+	Unkeep(asked map[string]*apinetwork.EndpointSettings)
+	// SetHealth tells whether a container is well.
+	SetHealth(id string, well bool)
 	// Validate tells what is wrong with the networks asked for, before Setup.
 	Validate(r network.Request) error
 	// Inspect describes a network by its name.
@@ -340,6 +349,9 @@ func (m *Manager) Rename(ctx context.Context, ref, name string) error {
 	}
 	e.mu.Lock()
 	e.rec.Name = name
+	if e.rec.State.Running() && len(e.rec.Endpoints) > 0 {
+		e.rec.Endpoints = m.cfg.Networks.Rename(string(e.id), old, name, e.rec.Endpoints)
+	}
 	err = m.store.save(&e.rec, true)
 	if err != nil {
 		e.rec.Name = old

@@ -40,6 +40,7 @@ type Record struct {
 	Config     *container.Config
 	HostConfig *container.HostConfig
 	Networking map[string]*apinetwork.EndpointSettings // as asked, by network name
+	NoNetworks bool                                    `json:",omitempty"` // it was disconnected from all
 
 	Mounts []Mount
 	// Inherited are, by destination, the --mount options of mount points that

@@ -103,6 +103,7 @@ func (m *runner) finishRemoval(e *entry, now bool) error {
 	m.publish(e, apievents.ActionDestroy, nil)
 	e.mu.Lock()
 	e.removed = true
+	m.cfg.Networks.Unkeep(e.rec.Networking)
 	r := e.run
 	e.notify(true, WaitResult{ExitCode: e.rec.State.ExitCode})
 	early := e.early

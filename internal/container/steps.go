@@ -103,10 +103,7 @@ func (s *start) network(ctx context.Context) error {
 		s.netns = fmt.Sprintf("/proc/%d/ns/net", st.Pid)
 		return nil
 	}
-	sb, err := s.m.cfg.Networks.Setup(ctx, network.Request{
-		ContainerID: string(s.e.id), Name: s.rec.Name, Hostname: s.rec.Config.Hostname, Networks: wantedNetworks(&s.rec),
-		Exposed: s.rec.Config.ExposedPorts, Bindings: s.rec.HostConfig.PortBindings, PublishAll: s.rec.HostConfig.PublishAllPorts,
-	})
+	sb, err := s.m.cfg.Networks.Setup(ctx, networkRequest(&s.rec, wantedNetworks(&s.rec)))
 	if err != nil {
 		return fmt.Errorf("failed to set up container networking: %w", err)
 	}

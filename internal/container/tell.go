@@ -11,6 +11,9 @@ import (
 func (m *core) tellNetworks(action apievents.Action, rec *Record, eps []network.Endpoint) {
 	names := make([]string, 0, 1)
 	for _, ep := range eps {
+		if ep.Network == "" {
+			continue // it stands for the namespace of a container on no network
+		}
 		names = append(names, ep.Network)
 	}
 	if rec.HostConfig.NetworkMode.IsHost() {

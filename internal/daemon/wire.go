@@ -52,7 +52,7 @@ func (d *Daemon) openNetwork(ctx context.Context) error {
 	cfg := network.Config{
 		Instance: d.cfg.Instance, BridgeName: d.cfg.Bridge, Pools: pools, MTU: d.cfg.MTU, ICC: d.cfg.ICC,
 		IPForward: d.cfg.IPForward, IPMasq: d.cfg.IPMasq, NetnsDir: filepath.Join(d.cfg.ExecRoot, "netns"),
-		Logger: d.log.With("component", "network"),
+		Dir: filepath.Join(d.cfg.DataRoot, "networks"), Seed: d.id, Events: d.events, Logger: d.log.With("component", "network"),
 	}
 	if d.cfg.BIP != "" {
 		cfg.BIP = netip.MustParsePrefix(d.cfg.BIP) // checked by validate
@@ -60,7 +60,7 @@ func (d *Daemon) openNetwork(ctx context.Context) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
-	d.networks = network.NewManager(cfg, bridge.New(cfg), none.New())
+	d.networks = network.NewManager(cfg, bridge.New(cfg), none.New(), none.Host())
 	d.onClose(d.networks.Close)
 	return d.networks.Open(ctx)
 }
@@ -137,11 +137,9 @@ func (d *Daemon) openAPI(context.Context) error {
 	d.server = engine.New(engine.Config{
 		Containers: d.containers, Archives: d.containers.Files(), Watching: d.containers, Updates: d.containers, Volumes: d.volumes,
 		Registries: registries{d.registry, d.images, d.events}, Builder: d.builder,
-		Networks: networks{Manager: d.networks, host: network.Info{
-			Name: "host", ID: d.networks.ID("host"), Driver: "host", Scope: "local", Created: time.Now(),
-		}},
-		Images: images{Store: d.images, users: d.containers.Users, events: d.events},
-		System: systemInfo{d}, SafeMode: d.safe, Events: d.events, Logger: d.log, Version: Version,
+		Networks: d.networks,
+		Images:   images{Store: d.images, users: d.containers.Users, events: d.events},
+		System:   systemInfo{d}, SafeMode: d.safe, Events: d.events, Logger: d.log, Version: Version,
 		ContainerDir: filepath.Join(d.cfg.DataRoot, "containers"), StorageDriver: storageDriver, Debug: d.cfg.Debug,
 		Sandbox: d.sandbox, Activity: d.rest.touch,
 	})

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"regexp"
 
+	"escale.dev/escale/internal/events"
 	"escale.dev/escale/internal/network/ipam"
 	"github.com/containerd/errdefs"
 )
@@ -23,15 +24,18 @@ const maxLink = 15
 // Config says how an engine's networks are to be. What is in the kernel carries
 // the instance's name, so that several engines live on one machine.
 type Config struct {
-	Instance   string       // letters, digits, "-" and "_"
-	BridgeName string       // of the default network; empty: derived from Instance
-	BIP        netip.Prefix // the default bridge's address and subnet; invalid: a free one of Pools
-	Pools      []ipam.Range // where subnets come from; empty: Docker's
-	MTU        int          // bytes; 0: 1500
-	ICC        bool         // containers on the default bridge may reach each other
-	IPForward  bool         // turn the host's ip_forward on if it is off
-	IPMasq     bool         // what leaves the default bridge bears the host's address
-	NetnsDir   string       // absolute; handles of namespaces are bound in it
+	Instance   string         // letters, digits, "-" and "_"
+	BridgeName string         // of the default network; empty: derived from Instance
+	BIP        netip.Prefix   // the default bridge's address and subnet; invalid: a free one of Pools
+	Pools      []ipam.Range   // where subnets come from; empty: Docker's
+	MTU        int            // bytes; 0: 1500
+	ICC        bool           // containers on the default bridge may reach each other
+	IPForward  bool           // turn the host's ip_forward on if it is off
+	IPMasq     bool           // what leaves the default bridge bears the host's address
+	NetnsDir   string         // absolute; handles of namespaces are bound in it
+	Dir        string         // absolute; records of the networks that users make. Empty: they can make none
+	Seed       string         // what the machine's own range of IPv6 is derived from
+	Events     EventPublisher // nil: nobody is told
 	Logger     *slog.Logger
 }
 
@@ -40,6 +44,9 @@ type Config struct {
 func DefaultConfig() Config {
 	return Config{Instance: DefaultInstance, Pools: ipam.Default(), MTU: 1500, ICC: true, IPForward: true, IPMasq: true}
 }
+
+// EventPublisher receives what happened to networks.
+type EventPublisher interface{ Publish(events.Message) }
 
 var instanceName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_-]{0,63}$`)
 
@@ -55,7 +62,7 @@ func (c Config) Validate() error {
 		return invalid("bridge %q: the name is longer than %d characters", c.BridgeName, maxLink)
 	}
 	if c.BIP != (netip.Prefix{}) {
-		if _, err := ipam.New(c.BIP, c.BIP.Addr()); err != nil {
+		if _, err := ipam.New(c.BIP, netip.Prefix{}, c.BIP.Addr()); err != nil {
 			return fmt.Errorf("bip: %w", err)
 		}
 		if c.BIP.Masked().Addr() == c.BIP.Addr() {
@@ -69,6 +76,9 @@ func (c Config) Validate() error {
 	}
 	if c.MTU != 0 && (c.MTU < 68 || c.MTU > 65535) {
 		return invalid("mtu %d: 68 to 65535 wanted", c.MTU)
+	}
+	if c.Dir != "" && !filepath.IsAbs(c.Dir) {
+		return invalid("folder of networks %q: an absolute path wanted", c.Dir)
 	}
 	if !filepath.IsAbs(c.NetnsDir) {
 		return invalid("folder of network namespaces %q: an absolute path wanted", c.NetnsDir)
@@ -108,12 +118,23 @@ func (c Config) digest(name string) string {
 	return hex.EncodeToString(sum[:])
 }
 
-// Ranges are the ranges that subnets come from.
-func (c Config) Ranges() []ipam.Range {
-	if len(c.Pools) == 0 {
+// Ranges are the ranges that subnets of a family come from: where the
+// configuration names none of it, Docker's for IPv4, the machine's own for IPv6.
+func (c Config) Ranges(v6 bool) []ipam.Range {
+	var out []ipam.Range
+	for _, r := range c.Pools {
+		if r.Base.Addr().Is6() == v6 {
+			out = append(out, r)
+		}
+	}
+	switch {
+	case len(out) > 0:
+		return out
+	case v6:
+		return []ipam.Range{ipam.Local(c.Seed)}
+	default:
 		return ipam.Default()
 	}
-	return c.Pools
 }
 
 // LinkMTU is the MTU of links, in bytes.

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 
+	"escale.dev/escale/internal/network/inside"
 	"escale.dev/escale/internal/sys/netns"
 )
 
@@ -15,8 +16,14 @@ type Driver interface {
 	// Type is the driver's name as Docker has it: "bridge", "null".
 	Type() string
 
+	// Check tells what is wrong with the options of a network that is to be made,
+	// in Docker's words. Nothing is touched.
+	Check(spec Spec) error
+
 	// Create makes a network, or takes up and repairs the one that an earlier
-	// engine left. Idempotent. The Info is without containers.
+	// engine left. Idempotent. The Info is without containers; its subnets are those
+	// of the Spec, or what the driver has chosen where that has none. On an error
+	// nothing is left behind that was not there before.
 	Create(ctx context.Context, spec Spec) (Info, error)
 
 	// Delete removes a network and whatever of it is left in the kernel; it must
@@ -24,7 +31,7 @@ type Driver interface {
 	Delete(ctx context.Context, id string) error
 
 	// Join connects the namespace. On an error nothing is left behind. NotFound
-	// when there is no such network; the errors about addresses are Docker's.
+	// when there is no such network.
 	Join(ctx context.Context, id string, ns *netns.Handle, j Join) (Endpoint, error)
 
 	// Leave undoes Join by what the endpoint says, also when the namespace has
@@ -56,27 +63,86 @@ type Watcher interface {
 	Watch(ctx context.Context, ready func()) error
 }
 
+// Batcher is a Driver that can make and delete many networks in fewer steps than
+// one by one.
+type Batcher interface {
+	// Batch puts off what can wait of the Create and Delete calls that do makes,
+	// and does it once at the end. Not for use by several goroutines at once.
+	Batch(do func() error) error
+}
+
+// Sharer is a Driver whose networks may lie in the host's own subnets.
+type Sharer interface {
+	Shares(spec Spec) bool
+}
+
+// Gatewayless is a Driver that needs no gateway for some networks: no address is
+// taken for one unless the user names it.
+type Gatewayless interface {
+	NoGateway(spec Spec, v6 bool) bool
+}
+
 // Spec is a network as it is asked for.
 type Spec struct {
-	Name string
-	ID   string // 64 hexadecimal digits
+	Name       string
+	ID         string // 64 hexadecimal digits
+	Options    map[string]string
+	IPv4, IPv6 bool
+	Internal   bool
+	Subnets    []Subnet       // of IPv4 first; none of a family that is on: the driver chooses
+	Avoid      []netip.Prefix // of other networks: not to be chosen
+}
+
+// Subnet is the first subnet of a family; the zero Subnet: none.
+func (s *Spec) Subnet(v6 bool) Subnet {
+	i := Info{IPAM: IPAM{Subnets: s.Subnets}}
+	return i.Subnet(v6)
 }
 
 // Join says how a namespace is to be connected.
 type Join struct {
 	ContainerID string
-	EndpointID  string           // 64 hexadecimal digits
-	Interface   string           // name of the link inside, "eth0"
-	Gateway     bool             // the default route goes this way
+	EndpointID  string       // 64 hexadecimal digits
+	Interface   string       // name of the link inside, "eth0"
+	IP, IP6     netip.Prefix // the addresses; the zero Prefix: none of that family
+	Gateway     netip.Addr   // where the default route goes; the zero Addr: none
+	Gateway6    netip.Addr
+	MAC         net.HardwareAddr // empty: the driver's choice
+	LinkLocal   []netip.Addr     // further addresses
+	Sysctls     []string         // as in Endpoint
 	Published   bool             // the endpoint will have published ports
-	IP          netip.Addr       // the address wanted; the zero Addr leaves it to the driver
-	MAC         net.HardwareAddr // the same
 }
 
 // Live is an endpoint of a container that lived through a restart of the engine.
 type Live struct {
 	ContainerID string
-	Path        string // handle of the namespace; nothing may be there any more
-	Gateway     bool   // as in Join
+	Path        string     // handle of the namespace; nothing may be there any more
+	Gateway     netip.Addr // as in Join
+	Gateway6    netip.Addr
 	Endpoint    Endpoint
+}
+
+// Inside is the link inside as it was when the endpoint was made.
+func (l Live) Inside() inside.Link {
+	ep := l.Endpoint
+	in := inside.Link{Name: ep.Interface, Gateway: l.Gateway, Gateway6: l.Gateway6, Sysctls: ep.Sysctls}
+	if a, err := netip.ParseAddr(ep.IP); err == nil {
+		in.IP = netip.PrefixFrom(a, ep.PrefixLen)
+	}
+	if a, err := netip.ParseAddr(ep.IP6); err == nil {
+		in.IP6 = netip.PrefixFrom(a, ep.PrefixLen6)
+	}
+	for _, s := range ep.LinkLocal {
+		if a, err := netip.ParseAddr(s); err == nil {
+			in.LinkLocal = append(in.LinkLocal, a)
+		}
+	}
+	return in
+}
+
+// Inside is the link inside as the join wants it.
+func (j Join) Inside() inside.Link {
+	return inside.Link{
+		Name: j.Interface, IP: j.IP, IP6: j.IP6, Gateway: j.Gateway, Gateway6: j.Gateway6, LinkLocal: j.LinkLocal, Sysctls: j.Sysctls,
+	}
 }

@@ -51,7 +51,8 @@ func newHost(t testing.TB, options ...func(*network.Config)) *host {
 	t.Helper()
 	netnstest.Root(t)
 	cfg := network.DefaultConfig()
-	cfg.NetnsDir = filepath.Join(t.TempDir(), "netns")
+	dir := t.TempDir()
+	cfg.NetnsDir, cfg.Dir = filepath.Join(dir, "netns"), filepath.Join(dir, "networks")
 	cfg.Logger = slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelWarn}))
 	for _, o := range options {
 		o(&cfg)
@@ -65,7 +66,7 @@ func newHost(t testing.TB, options ...func(*network.Config)) *host {
 }
 
 func managerOf(cfg network.Config) *network.Manager {
-	return network.NewManager(cfg, bridge.New(cfg), none.New())
+	return network.NewManager(cfg, bridge.New(cfg), none.New(), none.Host())
 }
 
 func (h *host) destroy() {
@@ -104,7 +105,7 @@ func (h *host) count() (c count) {
 		if strings.HasPrefix(l.Attrs().Name, h.cfg.LinkPrefix()) {
 			c.links++
 		}
-		if l.Attrs().Name == h.cfg.Bridge() {
+		if l.Attrs().Name == h.cfg.Bridge() || strings.HasPrefix(l.Attrs().Alias, h.cfg.Instance+":") {
 			c.bridges++
 		}
 	}
@@ -266,7 +267,7 @@ func (n *node) serve(proto, addr string) {
 		return
 	}
 	var l net.Listener
-	n.must(func() (err error) { l, err = net.Listen("tcp4", addr); return err })
+	n.must(func() (err error) { l, err = net.Listen(versioned(proto), addr); return err })
 	n.t.Cleanup(func() { l.Close() })
 	go func() {
 		for {
@@ -285,13 +286,21 @@ func (n *node) answer(from net.Addr) string {
 	return n.name + " " + host + "\n"
 }
 
+// versioned is a protocol over IPv4 unless it says otherwise.
+func versioned(proto string) string {
+	if strings.HasSuffix(proto, "6") {
+		return proto
+	}
+	return proto + "4"
+}
+
 // patience is how long an answer may take; what is dropped is known only by waiting.
 const patience = 3 * time.Second
 
 // ask asks the server at addr and gives its answer.
 func (n *node) ask(proto, addr string, wait time.Duration) (answer string, err error) {
 	var c net.Conn
-	err = n.do(func() (err error) { c, err = net.DialTimeout(proto+"4", addr, wait); return err })
+	err = n.do(func() (err error) { c, err = net.DialTimeout(versioned(proto), addr, wait); return err })
 	if err != nil {
 		return "", err
 	}

@@ -6,65 +6,64 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
-	"strings"
 	"sync"
-	"time"
 
 	"escale.dev/escale/internal/network/port"
 	"escale.dev/escale/internal/sys/netns"
-	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/network"
 )
 
 // The networks that are always there.
 const (
 	Bridge = "bridge"
+	Host   = "host"
 	None   = "none"
 )
 
 // predefined names the driver of each network that is always there.
-var predefined = map[string]string{Bridge: "bridge", None: "null"}
+var predefined = map[string]string{Bridge: "bridge", Host: "host", None: "null"}
 
 // Manager gives containers their networks and takes them back. Its methods may
 // be called from several goroutines.
 type Manager struct {
-	cfg     Config
-	log     *slog.Logger
-	drivers map[string]Driver
-	ports   *port.Allocator
+	*base
+	maker
 
 	mu       sync.Mutex
-	networks map[string]*attached // by name
-	handles  map[string]bool      // names of the namespace handles in use
+	handles  map[string]bool // names of the namespace handles in use
 	stop     context.CancelFunc
 	watching sync.WaitGroup
 	folder   *netns.Folder // of the namespace handles; set by Open
 }
 
-// attached is a network with its driver and the containers on it.
-type attached struct {
-	info       Info
-	driver     Driver
-	containers map[string]Endpoint
+// base is what every part of the Manager works with.
+type base struct {
+	cfg      Config
+	log      *slog.Logger
+	drivers  map[string]Driver
+	ports    *port.Allocator
+	networks *table
+	names    *index
 }
 
 // NewManager makes a Manager of these drivers; nothing is touched before Open.
 func NewManager(cfg Config, drivers ...Driver) *Manager {
-	m := &Manager{
+	b := &base{
 		cfg: cfg, log: cfg.logger(), drivers: map[string]Driver{}, ports: port.NewAllocator(),
-		networks: map[string]*attached{}, handles: map[string]bool{},
+		networks: newTable(), names: newIndex(),
 	}
 	for _, d := range drivers {
-		m.drivers[d.Type()] = d
+		b.drivers[d.Type()] = d
 	}
-	return m
+	return &Manager{base: b, maker: maker{base: b, records: records(cfg.Dir), making: new(sync.Mutex)}, handles: map[string]bool{}}
 }
 
-// Open makes the predefined networks, or takes up and repairs those that an
-// earlier engine left; what works goes on working meanwhile. Idempotent. Until
-// Restore was called the containers on them are not known.
+// Open makes the predefined networks and those in the records, or takes up and
+// repairs what an earlier engine left of them; what works goes on working
+// meanwhile. A network that cannot be made is told of in the log, and is tried
+// again when a container wants it. Idempotent. Until Restore was called the
+// containers on them are not known.
 func (m *Manager) Open(ctx context.Context) error {
 	if err := m.cfg.Validate(); err != nil {
 		return err
@@ -72,23 +71,18 @@ func (m *Manager) Open(ctx context.Context) error {
 	if err := m.openFolder(); err != nil {
 		return err
 	}
-	for _, name := range slices.Sorted(maps.Keys(predefined)) {
-		d, ok := m.drivers[predefined[name]]
-		if !ok {
-			continue
-		}
-		info, err := d.Create(ctx, Spec{Name: name, ID: m.cfg.NetworkID(name)})
-		if err != nil {
-			return fmt.Errorf("network %q: %w", name, err)
-		}
-		info.Created = time.Now()
-		m.mu.Lock()
-		if a, ok := m.networks[name]; ok {
-			a.info = info
-		} else {
-			m.networks[name] = &attached{info: info, driver: d, containers: map[string]Endpoint{}}
-		}
-		m.mu.Unlock()
+	list, bad, err := m.records.load()
+	if err != nil {
+		return err
+	}
+	for id, err := range bad {
+		m.log.Error("record of a network is left alone: it cannot be read", "network", id, "error", err)
+	}
+	m.making.Lock()
+	err = m.batch(func() error { return m.openAll(ctx, list) })
+	m.making.Unlock()
+	if err != nil {
+		return err
 	}
 	m.watch(ctx)
 	return nil
@@ -147,7 +141,8 @@ func (m *Manager) Close() error {
 }
 
 // Destroy removes the networks of this instance and whatever is left on them
-// from the kernel, and closes the Manager. No container may be running.
+// from the kernel, and closes the Manager. No container may be running. The records
+// stay: the networks of users are there again when an engine opens.
 func (m *Manager) Destroy(ctx context.Context) error {
 	m.mu.Lock()
 	stop := m.stop
@@ -158,15 +153,19 @@ func (m *Manager) Destroy(ctx context.Context) error {
 	}
 	m.watching.Wait()
 	errs := []error{m.Restore(ctx, nil)}
-	m.mu.Lock()
-	networks := m.networks
-	m.networks = map[string]*attached{}
-	m.mu.Unlock()
-	for _, a := range networks {
-		if err := a.driver.Delete(ctx, a.info.ID); err != nil {
-			errs = append(errs, fmt.Errorf("network %q: %w", a.info.Name, err))
+	networks := m.networks.drain()
+	errs = append(errs, m.batch(func() error {
+		var errs []error
+		for _, a := range networks {
+			if a.driver == nil {
+				continue
+			}
+			if err := a.driver.Delete(ctx, a.info.ID); err != nil {
+				errs = append(errs, fmt.Errorf("network %q: %w", a.info.Name, err))
+			}
 		}
-	}
+		return errors.Join(errs...)
+	}))
 	if m.folder != nil {
 		errs = append(errs, m.folder.Destroy())
 	}
@@ -176,10 +175,10 @@ func (m *Manager) Destroy(ctx context.Context) error {
 
 // List tells of all networks, by name.
 func (m *Manager) List() []Info {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	out := make([]Info, 0, len(m.networks))
-	for _, a := range m.networks {
+	m.networks.mu.Lock()
+	defer m.networks.mu.Unlock()
+	out := make([]Info, 0, len(m.networks.byName))
+	for _, a := range m.networks.byName {
 		out = append(out, a.snapshot())
 	}
 	slices.SortFunc(out, func(a, b Info) int { return cmp.Compare(a.Name, b.Name) })
@@ -189,29 +188,8 @@ func (m *Manager) List() []Info {
 // Inspect tells of one network, by its name, its id or a beginning of the id that
 // only it has; NotFound, or InvalidArgument when several begin so.
 func (m *Manager) Inspect(ref string) (Info, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if a, ok := m.networks[ref]; ok {
-		return a.snapshot(), nil
-	}
-	var found []*attached
-	for _, a := range m.networks {
-		if ref != "" && strings.HasPrefix(a.info.ID, ref) {
-			found = append(found, a)
-		}
-	}
-	switch len(found) {
-	case 1:
-		return found[0].snapshot(), nil
-	case 0:
-		return Info{}, worded(errdefs.ErrNotFound, "network %s not found", ref)
-	default:
-		return Info{}, worded(errdefs.ErrInvalidArgument, "network %s is ambiguous (%d matches found on name)", ref, len(found))
-	}
+	return m.networks.inspect(ref)
 }
-
-// ID is the id that a network of this name has or would have.
-func (m *Manager) ID(name string) string { return m.cfg.NetworkID(name) }
 
 // canonical is the name under which a network is kept.
 func canonical(name string) string {
@@ -223,31 +201,12 @@ func canonical(name string) string {
 
 // HostGateway is the host's address on the default network, empty without one.
 func (m *Manager) HostGateway() string {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if a, ok := m.networks[Bridge]; ok {
-		return a.info.Gateway
+	m.networks.mu.Lock()
+	defer m.networks.mu.Unlock()
+	if a, ok := m.networks.byName[Bridge]; ok {
+		if gw := a.info.Subnet(false).Gateway; gw.IsValid() {
+			return gw.String()
+		}
 	}
 	return ""
 }
-
-// snapshot is the network's Info with its containers.
-func (a *attached) snapshot() Info {
-	info := a.info
-	info.Options = maps.Clone(info.Options)
-	info.Containers = maps.Clone(a.containers)
-	return info
-}
-
-// worded is an error of a kind with exactly these words, which clients know.
-func worded(kind error, format string, args ...any) error {
-	return &wordedError{kind: kind, words: fmt.Sprintf(format, args...)}
-}
-
-type wordedError struct {
-	kind  error
-	words string
-}
-
-func (e *wordedError) Error() string { return e.words }
-func (e *wordedError) Unwrap() error { return e.kind }

@@ -25,7 +25,7 @@ func (m *Manager) Restore(ctx context.Context, live map[string][]Endpoint) error
 		if len(eps) == 0 {
 			continue
 		}
-		name := handleName(id, eps[0].EndpointID)
+		name := handleOf(id, eps)
 		handles[name] = true
 		if !netns.Bound(m.Path(id, eps)) {
 			m.log.Warn("the network namespace of a running container has lost its handle", "container", id, "path", m.Path(id, eps))
@@ -33,10 +33,9 @@ func (m *Manager) Restore(ctx context.Context, live map[string][]Endpoint) error
 	}
 	m.mu.Lock()
 	m.handles = handles
-	for _, a := range m.networks {
-		clear(a.containers)
-	}
 	m.mu.Unlock()
+	m.networks.empty()
+	m.names.clear()
 
 	var errs []error
 	byDriver := map[Driver]map[string][]Live{}
@@ -44,16 +43,32 @@ func (m *Manager) Restore(ctx context.Context, live map[string][]Endpoint) error
 		byDriver[d] = map[string][]Live{}
 	}
 	for id, eps := range live {
-		m.record(id, eps)
+		m.settled(id, eps)
+		ways := m.ways(eps)
+		v4, v6 := choose(ways)
 		for i, ep := range eps {
+			if ep.Network == "" {
+				continue
+			}
 			m.ports.Adopt(ep.mappings())
-			d := m.driverOf(ep)
-			if d == nil {
+			a := m.networks.of(ep)
+			if a == nil {
 				m.log.Error("a running container is on a network that is not there", "container", id, "network", ep.Network)
 				continue
 			}
-			l := Live{ContainerID: id, Path: m.Path(id, eps), Gateway: i == 0, Endpoint: ep}
-			byDriver[d][ep.NetworkID] = append(byDriver[d][ep.NetworkID], l)
+			if err := a.adopt(ep); err != nil {
+				m.log.Warn("address of a running container is not its network's to give", "container", id, "network", ep.Network, "error", err)
+			}
+			l := Live{ContainerID: id, Path: m.Path(id, eps), Endpoint: ep}
+			if i == v4 {
+				l.Gateway = ways[i].v4
+			}
+			if i == v6 {
+				l.Gateway6 = ways[i].v6
+			}
+			if of, ok := byDriver[a.driver]; ok {
+				of[ep.NetworkID] = append(of[ep.NetworkID], l)
+			}
 		}
 	}
 	for d, live := range byDriver {

@@ -354,7 +354,7 @@ func TestTwoEngines(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		subnets[info.Subnet] = true
+		subnets[info.Subnet(false).Prefix.String()] = true
 	}
 	if len(subnets) != 3 {
 		t.Fatalf("subnets %v", subnets)
@@ -367,8 +367,8 @@ func TestTwoEngines(t *testing.T) {
 	}
 	before, _ := two.m.Inspect("bridge")
 	two.again(map[string][]network.Endpoint{b.ID: b.Endpoints})
-	if after, _ := two.m.Inspect("bridge"); after.Subnet != before.Subnet {
-		t.Errorf("subnet %s became %s", before.Subnet, after.Subnet)
+	if after, _ := two.m.Inspect("bridge"); after.Subnet(false).Prefix != before.Subnet(false).Prefix {
+		t.Errorf("subnets %v became %v", before.IPAM.Subnets, after.IPAM.Subnets)
 	}
 	one.here().reaches("tcp", "127.0.0.1:8080", "a", a.Endpoints[0].Gateway)
 	one.here().reaches("tcp", "127.0.0.1:8081", "b", b.Endpoints[0].Gateway)

@@ -58,7 +58,7 @@ func TestEndpoint(t *testing.T) {
 		return nil
 	})
 	info, err := h.m.Inspect("bridge")
-	if err != nil || info.Containers[a.ID].IP != ep.IP || info.Subnet != "172.17.0.0/16" || info.Driver != "bridge" || info.Options["com.docker.network.bridge.name"] != "escale0" {
+	if err != nil || info.Containers[a.ID].IP != ep.IP || info.Subnet(false).Prefix.String() != "172.17.0.0/16" || info.Driver != "bridge" || info.Options["com.docker.network.bridge.name"] != "escale0" {
 		t.Errorf("Inspect: %+v, %v", info, err)
 	}
 	if byID, err := h.m.Inspect(info.ID[:12]); err != nil || byID.Name != "bridge" {
@@ -67,7 +67,7 @@ func TestEndpoint(t *testing.T) {
 	if _, err := h.m.Inspect("nothing"); !errdefs.IsNotFound(err) || err.Error() != "network nothing not found" {
 		t.Errorf("Inspect of nothing: %v", err)
 	}
-	if l := h.m.List(); len(l) != 2 || l[0].Name != "bridge" || l[1].Name != "none" || l[1].Driver != "null" {
+	if l := h.m.List(); len(l) != 3 || l[0].Name != "bridge" || l[1].Driver != "host" || l[2].Name != "none" || l[2].Driver != "null" {
 		t.Errorf("List: %+v", l)
 	}
 	for name, there := range map[string]bool{"default": true, "none": true, "nothing": false} {
@@ -293,7 +293,7 @@ func TestConfig(t *testing.T) {
 		"no instance":   func(c *network.Config) { c.Instance = "" },
 		"bridge":        func(c *network.Config) { c.BridgeName = "a-name-that-is-too-long" },
 		"bip subnet":    func(c *network.Config) { c.BIP = netip.MustParsePrefix("10.0.0.0/24") },
-		"bip broadcast": func(c *network.Config) { c.BIP = netip.MustParsePrefix("10.0.0.1/31") },
+		"bip broadcast": func(c *network.Config) { c.BIP = netip.MustParsePrefix("10.0.0.255/24") },
 		"mtu":           func(c *network.Config) { c.MTU = 12 },
 		"pool":          func(c *network.Config) { c.Pools[0].Size = 3 },
 		"folder":        func(c *network.Config) { c.NetnsDir = "run" },

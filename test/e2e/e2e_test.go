@@ -339,8 +339,8 @@ exec /usr/bin/%s $signal $seconds "$@"
 	return nil
 }
 
-// removeNamed removes what a script that failed left: containers, images and
-// volumes that bear its name or its label.
+// removeNamed removes what a script that failed left: containers, images, volumes
+// and networks that bear its name or its label.
 func removeNamed(host, n string) {
 	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(30*time.Second))
 	defer cancel()
@@ -385,6 +385,15 @@ func removeNamed(host, n string) {
 	for _, v := range volumes.Volumes {
 		if v.Labels["e2e"] == n || strings.HasPrefix(v.Name, n) {
 			_ = api.Do(ctx, "DELETE", "/volumes/"+v.Name+"?force=1", nil, nil)
+		}
+	}
+	var networks []struct{ Name, ID string }
+	if api.Do(ctx, "GET", "/networks", nil, &networks) != nil {
+		return
+	}
+	for _, v := range networks {
+		if strings.HasPrefix(v.Name, n) {
+			_ = api.Do(ctx, "DELETE", "/networks/"+v.ID, nil, nil)
 		}
 	}
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/build"
 	apicontainer "github.com/moby/moby/api/types/container"
+	apinetwork "github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/registry"
 	"github.com/moby/moby/api/types/system"
 )
@@ -34,6 +35,8 @@ type Containers interface {
 	Remove(ctx context.Context, ref string, r container.Remove) error
 	Unlink(ctx context.Context, link string) error // link is "parent/alias"
 	Rename(ctx context.Context, ref, name string) error
+	Connect(ctx context.Context, ref, network string, settings *apinetwork.EndpointSettings) error
+	Disconnect(ctx context.Context, ref, network string, force bool) error
 	Resize(ctx context.Context, ref string, rows, cols uint16) error
 	Get(ref string) (container.View, error)
 	List() []container.View // newest first
@@ -116,6 +119,8 @@ type Volumes interface {
 type Networks interface {
 	List() []network.Info // by name
 	Inspect(ref string) (network.Info, error)
+	Create(ctx context.Context, c network.Create) (network.Info, error)
+	Remove(ctx context.Context, ref string) error
 }
 
 // PullOptions say how an image is pulled.

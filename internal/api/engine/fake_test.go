@@ -94,6 +94,14 @@ func (f *fakeContainers) Unlink(_ context.Context, link string) error {
 func (f *fakeContainers) Remove(_ context.Context, ref string, r container.Remove) error {
 	return f.note("Remove", ref, r.Force, r.Volumes)
 }
+func (f *fakeContainers) Connect(_ context.Context, ref, name string, _ *network.EndpointSettings) error {
+	return f.note("Connect", ref, name)
+}
+
+func (f *fakeContainers) Disconnect(_ context.Context, ref, name string, force bool) error {
+	return f.note("Disconnect", ref, name, force)
+}
+
 func (f *fakeContainers) Rename(_ context.Context, ref, name string) error {
 	return f.note("Rename", ref, name)
 }

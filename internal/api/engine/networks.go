@@ -29,9 +29,11 @@ func eachNetwork(v *container.View, f func(name string, asked *network.EndpointS
 		add(name)
 	}
 	for i := range v.Endpoints {
-		add(v.Endpoints[i].Network)
+		if v.Endpoints[i].Network != "" { // else it is on none
+			add(v.Endpoints[i].Network)
+		}
 	}
-	if len(names) == 0 {
+	if len(names) == 0 && !v.NoNetworks {
 		add(string(mode))
 	}
 	slices.Sort(names)
@@ -95,10 +97,9 @@ func endpointSettings(v *container.View, asked *network.EndpointSettings, ep *en
 	es.Gateway, _ = netip.ParseAddr(ep.Gateway) // an empty one is the zero address
 	es.IPAddress, _ = netip.ParseAddr(ep.IP)
 	es.IPPrefixLen = ep.PrefixLen
-	if es.IPAddress.Is6() {
-		es.GlobalIPv6Address, es.GlobalIPv6PrefixLen, es.IPv6Gateway = es.IPAddress, ep.PrefixLen, es.Gateway
-		es.IPAddress, es.IPPrefixLen, es.Gateway = netip.Addr{}, 0, netip.Addr{}
-	}
+	es.GlobalIPv6Address, _ = netip.ParseAddr(ep.IP6)
+	es.GlobalIPv6PrefixLen = ep.PrefixLen6
+	es.IPv6Gateway, _ = netip.ParseAddr(ep.Gateway6)
 	if mac, err := net.ParseMAC(ep.MAC); err == nil {
 		es.MacAddress = network.HardwareAddr(mac)
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"testing"
@@ -237,6 +238,13 @@ func TestDiskUsage(t *testing.T) {
 type fakeNetworks []network.Info
 
 func (f fakeNetworks) List() []network.Info { return f }
+func (f fakeNetworks) Create(_ context.Context, c network.Create) (network.Info, error) {
+	return network.Info{Name: c.Name, ID: strings.Repeat("a", 64)}, nil
+}
+func (f fakeNetworks) Remove(_ context.Context, ref string) error {
+	_, err := f.Inspect(ref)
+	return err
+}
 func (f fakeNetworks) Inspect(ref string) (network.Info, error) {
 	for _, n := range f {
 		if n.Name == ref {
@@ -249,7 +257,7 @@ func (f fakeNetworks) Inspect(ref string) (network.Info, error) {
 func TestNetworkRoutes(t *testing.T) {
 	r := newRig(t, func(r *rig) {
 		r.server.cfg.Networks = fakeNetworks{
-			{Name: "bridge", ID: "b1", Driver: "bridge", Scope: "local", Subnet: "172.17.0.0/16", Gateway: "172.17.0.1",
+			{Name: "bridge", ID: "b1", Driver: "bridge", Scope: "local", IPAM: network.IPAM{Subnets: []network.Subnet{{Prefix: netip.MustParsePrefix("172.17.0.0/16"), Gateway: netip.MustParseAddr("172.17.0.1")}}},
 				Containers: map[string]network.Endpoint{string(id("1")): {EndpointID: "e1", IP: "172.17.0.9", PrefixLen: 16, MAC: "02:42:ac:11:00:09"}}},
 			{Name: "none", ID: "n1", Driver: "null", Scope: "local"},
 		}

@@ -408,3 +408,27 @@ func portRange(s string) (first, last int, err error) {
 	}
 	return int(f), int(l), nil
 }
+
+// Connection makes the settings of a container on a network that it is connected
+// to when it is there already.
+func Connection(ip, ip6 string, linkLocal, links, aliases, options []string, priority int) (*network.EndpointSettings, error) {
+	a := attachment{ip4: ip, ip6: ip6, linkLocal: linkLocal}
+	ipam, err := a.ipam()
+	if err != nil {
+		return nil, err
+	}
+	driver := map[string]string{}
+	for _, o := range options {
+		k, v, ok := strings.Cut(o, "=")
+		if k = strings.TrimSpace(k); !ok || k == "" {
+			return nil, errors.New("invalid key/value pair format in driver options")
+		}
+		driver[k] = strings.TrimSpace(v)
+	}
+	for _, l := range links {
+		if _, err := checkLink(l); err != nil {
+			return nil, err
+		}
+	}
+	return &network.EndpointSettings{IPAMConfig: ipam, Links: links, Aliases: aliases, DriverOpts: driver, GwPriority: priority}, nil
+}

@@ -5,6 +5,7 @@ package bridge
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -12,12 +13,10 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strconv"
 	"sync"
 
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/network/firewall"
-	"escale.dev/escale/internal/network/ipam"
 	"escale.dev/escale/internal/sys/netns"
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
@@ -25,23 +24,29 @@ import (
 
 // Driver is the driver of bridged networks.
 type Driver struct {
-	cfg network.Config
-	log *slog.Logger
-	fw  *firewall.Firewall
+	house
+	fw *firewall.Firewall
 
 	remover remover
 
 	mu       sync.Mutex
 	networks map[string]*bridged // by id
+	known    map[string]bool     // ids that Create was called with
+	batching bool                // the firewall waits for the end of a Batch
+}
+
+// house is what is known of the host.
+type house struct {
+	cfg network.Config
+	log *slog.Logger
 }
 
 // bridged is one network.
 type bridged struct {
-	name, id string
-	link     string // name of the bridge
-	index    int    // of the bridge
-	gateway  netip.Addr
-	pool     *ipam.Pool
+	spec   network.Spec // with the subnets that it has
+	opts   options
+	index  int // of the bridge
+	v4, v6 network.Subnet
 }
 
 var (
@@ -57,49 +62,119 @@ func New(cfg network.Config) *Driver {
 		log = slog.New(slog.DiscardHandler)
 	}
 	return &Driver{
-		cfg: cfg, log: log, fw: firewall.New(cfg.Instance, log),
-		remover: remover{group: cfg.LinkGroup()}, networks: map[string]*bridged{},
+		house: house{cfg: cfg, log: log}, fw: firewall.New(cfg.Instance, log),
+		remover: remover{group: cfg.LinkGroup()}, networks: map[string]*bridged{}, known: map[string]bool{},
 	}
 }
 
 // Type implements network.Driver.
 func (d *Driver) Type() string { return "bridge" }
 
-// Create implements network.Driver. Engines on one machine exclude each other
-// while they look for a free subnet.
+// Check implements network.Driver.
+func (d *Driver) Check(spec network.Spec) error {
+	_, err := d.read(spec)
+	if err != nil {
+		return err
+	}
+	count := map[bool]int{}
+	for _, s := range spec.Subnets {
+		count[s.Prefix.Addr().Is6()]++
+	}
+	if count[false] > 1 || count[true] > 1 {
+		return errdefs.ErrPermissionDenied.WithMessage("bridge driver doesn't support multiple subnets")
+	}
+	return nil
+}
+
+// NoGateway implements network.Gatewayless: without an address of the host there
+// is nothing that could be one.
+func (d *Driver) NoGateway(spec network.Spec, v6 bool) bool {
+	o, err := d.read(spec)
+	if err != nil {
+		return false
+	}
+	return v6 && o.mode6 == firewall.Isolated || !v6 && o.mode4 == firewall.Isolated
+}
+
+// Shares implements network.Sharer: a bridge that is there already has its subnet.
+func (d *Driver) Shares(spec network.Spec) bool {
+	o, err := d.read(spec)
+	if err != nil {
+		return false
+	}
+	l, err := netlink.LinkByName(o.link)
+	return err == nil && l.Type() == "bridge"
+}
+
+// Create implements network.Driver.
 func (d *Driver) Create(_ context.Context, spec network.Spec) (network.Info, error) {
-	unlock, err := netns.Lock()
+	opts, err := d.read(spec)
 	if err != nil {
 		return network.Info{}, err
-	}
-	defer unlock()
-	link, bip := "br-"+spec.ID[:min(12, len(spec.ID))], netip.Prefix{}
-	if spec.Name == network.Bridge {
-		link, bip = d.cfg.Bridge(), d.cfg.BIP
-	}
-	index, addr, err := d.ensureBridge(link, bip)
-	if err != nil {
-		return network.Info{}, fmt.Errorf("bridge %q: %w", link, err)
-	}
-	if err := d.settings(link); err != nil {
-		return network.Info{}, fmt.Errorf("bridge %q: %w", link, err)
-	}
-	pool, err := ipam.New(addr.Masked(), addr.Addr())
-	if err != nil {
-		return network.Info{}, fmt.Errorf("bridge %q: %w", link, err)
 	}
 	d.mu.Lock()
-	b := &bridged{name: spec.Name, id: spec.ID, link: link, index: index, gateway: addr.Addr(), pool: pool}
-	if old, ok := d.networks[spec.ID]; ok && old.pool.Subnet() == pool.Subnet() && old.gateway == b.gateway {
-		b.pool = old.pool // what is given out stays given out
-	}
-	d.networks[spec.ID] = b
-	rules := d.rules()
+	d.known[spec.ID] = true
+	clash := d.sameBridge(spec.ID, opts.link)
 	d.mu.Unlock()
-	if err := d.fw.Open(rules); err != nil {
+	if clash != "" {
+		return network.Info{}, errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf(
+			"cannot create network %s (%s): conflicts with network %s: networks have same bridge name", spec.ID, opts.link, clash))
+	}
+	b := &bridged{spec: spec, opts: opts}
+	if err := d.ensure(b); err != nil {
+		return network.Info{}, fmt.Errorf("bridge %q: %w", opts.link, err)
+	}
+	d.mu.Lock()
+	old := d.networks[spec.ID]
+	d.networks[spec.ID] = b
+	d.mu.Unlock()
+	if err := d.renewRules(); err != nil {
+		if old == nil { // it was not there before
+			err = errors.Join(err, d.Delete(context.Background(), spec.ID)) // detached: it is the undo
+		}
 		return network.Info{}, err
 	}
-	return d.info(b), nil
+	return network.Info{
+		Name: spec.Name, ID: spec.ID, Driver: d.Type(), Scope: "local", Options: d.shown(spec, opts),
+		IPAM: network.IPAM{Subnets: b.spec.Subnets},
+	}, nil
+}
+
+// sameBridge finds another network whose bridge has this name. Called with mu held.
+func (d *Driver) sameBridge(id, link string) string {
+	for _, b := range d.networks {
+		if b.spec.ID != id && b.opts.link == link {
+			return b.spec.ID
+		}
+	}
+	return ""
+}
+
+// Batch implements network.Batcher: the firewall's table is written once.
+func (d *Driver) Batch(do func() error) error {
+	d.mu.Lock()
+	d.batching = true
+	d.mu.Unlock()
+	err := do()
+	d.mu.Lock()
+	d.batching = false
+	d.mu.Unlock()
+	return errors.Join(err, d.renewRules())
+}
+
+// renewRules makes the firewall's table that of the networks of now.
+func (d *Driver) renewRules() error {
+	d.mu.Lock()
+	rules, batching := d.rules(), d.batching
+	d.mu.Unlock()
+	switch {
+	case batching:
+		return nil
+	case len(rules) == 0:
+		return d.fw.Delete()
+	default:
+		return d.fw.Open(rules)
+	}
 }
 
 // rules are the networks as the firewall needs them. Called with mu held.
@@ -107,28 +182,16 @@ func (d *Driver) rules() []firewall.Network {
 	var out []firewall.Network
 	for _, id := range slices.Sorted(maps.Keys(d.networks)) {
 		b := d.networks[id]
-		out = append(out, firewall.Network{
-			Bridge: b.link, ICC: d.cfg.ICC,
-			V4: firewall.Family{Subnet: b.pool.Subnet(), Masquerade: d.cfg.IPMasq},
-		})
+		n := firewall.Network{Bridge: b.opts.link, ICC: b.opts.icc, Internal: b.spec.Internal}
+		if b.v4.Prefix.IsValid() {
+			n.V4 = firewall.Family{Subnet: b.v4.Prefix, Mode: b.opts.mode4, Masquerade: b.opts.masq && b.opts.nat(b.opts.mode4), Source: b.opts.host4}
+		}
+		if b.v6.Prefix.IsValid() {
+			n.V6 = firewall.Family{Subnet: b.v6.Prefix, Mode: b.opts.mode6, Masquerade: b.opts.masq && b.opts.nat(b.opts.mode6), Source: b.opts.host6}
+		}
+		out = append(out, n)
 	}
 	return out
-}
-
-func (d *Driver) info(b *bridged) network.Info {
-	const prefix = "com.docker.network.bridge."
-	return network.Info{
-		Name: b.name, ID: b.id, Driver: d.Type(), Scope: "local",
-		Subnet: b.pool.Subnet().String(), Gateway: b.gateway.String(),
-		Options: map[string]string{
-			prefix + "default_bridge":       strconv.FormatBool(b.name == network.Bridge),
-			prefix + "enable_icc":           strconv.FormatBool(d.cfg.ICC),
-			prefix + "enable_ip_masquerade": strconv.FormatBool(d.cfg.IPMasq),
-			prefix + "host_binding_ipv4":    "0.0.0.0",
-			prefix + "name":                 b.link,
-			"com.docker.network.driver.mtu": strconv.Itoa(d.cfg.LinkMTU()),
-		},
-	}
 }
 
 // network finds a network by its id.
@@ -142,23 +205,20 @@ func (d *Driver) network(id string) (*bridged, error) {
 	return b, nil
 }
 
-// Delete implements network.Driver.
+// Delete implements network.Driver. A bridge that others made stays.
 func (d *Driver) Delete(_ context.Context, id string) error {
 	d.mu.Lock()
 	b, ok := d.networks[id]
 	delete(d.networks, id)
-	rules := d.rules()
+	delete(d.known, id)
 	d.mu.Unlock()
 	if !ok {
-		return nil
+		return d.deleteMarked(id)
 	}
-	var errs []error
-	if len(rules) == 0 {
-		errs = append(errs, d.fw.Delete())
-	} else {
-		errs = append(errs, d.fw.Open(rules))
+	errs := []error{d.renewRules()}
+	if d.owns(b) {
+		errs = append(errs, deleteLink(b.opts.link))
 	}
-	errs = append(errs, deleteLink(b.link))
 	return errors.Join(errs...)
 }
 
@@ -174,49 +234,30 @@ func (d *Driver) Join(_ context.Context, id string, ns *netns.Handle, j network.
 	if err != nil {
 		return ep, err
 	}
-	ip, err := b.address(j.IP)
-	if err != nil {
-		return ep, err
-	}
 	mac := j.MAC
 	if len(mac) == 0 {
-		mac = hardware(ip)
+		mac = hardware(j.IP.Addr(), j.EndpointID)
 	}
-	ep = network.Endpoint{
-		Network: b.name, NetworkID: id, EndpointID: j.EndpointID, Interface: j.Interface, MAC: mac.String(),
-		IP: ip.String(), PrefixLen: b.pool.Subnet().Bits(), Gateway: b.gateway.String(),
-	}
-	v := veth{ns: ns, inside: j.Interface, mac: mac, addr: netip.PrefixFrom(ip, ep.PrefixLen), hairpin: j.Published}
-	if j.Gateway {
-		v.gateway = b.gateway
-	}
+	ep = network.Endpoint{NetworkID: id, EndpointID: j.EndpointID, Interface: j.Interface, MAC: mac.String()}
+	v := veth{ns: ns, mac: mac, hairpin: j.Published, Link: j.Inside()}
 	if ep.HostLink, err = d.connect(b, v, j.EndpointID); err != nil {
-		b.pool.Release(ip)
 		if l, e := netlink.LinkByIndex(b.index); errors.As(e, new(netlink.LinkNotFoundError)) || e == nil && l.Type() != "bridge" {
-			err = fmt.Errorf("its bridge %q was removed, an engine that starts anew makes it again", b.link)
+			err = fmt.Errorf("its bridge %q was removed, an engine that starts anew makes it again", b.opts.link)
 		}
-		return network.Endpoint{}, fmt.Errorf("network %q: endpoint %s: %w", b.name, j.EndpointID, err)
+		return network.Endpoint{}, fmt.Errorf("network %q: endpoint %s: %w", b.spec.Name, j.EndpointID, err)
 	}
 	return ep, nil
 }
 
-// address takes an address, the one that is wanted if one is.
-func (b *bridged) address(want netip.Addr) (netip.Addr, error) {
-	if want.IsValid() {
-		return want, b.pool.Take(want)
+// hardware is the MAC address that goes with an IPv4 address, as Docker makes it:
+// what knew the address before need not ask anew. Without one it is made of an id.
+func hardware(ip netip.Addr, id string) net.HardwareAddr {
+	if ip.Is4() {
+		a := ip.As4()
+		return net.HardwareAddr{0x02, 0x42, a[0], a[1], a[2], a[3]}
 	}
-	ip, err := b.pool.Next()
-	if errors.Is(err, ipam.ErrExhausted) {
-		return ip, fmt.Errorf("no available IPv4 addresses on this network's address pools: %s (%s)", b.name, b.id)
-	}
-	return ip, err
-}
-
-// hardware is the MAC address that goes with an address, as Docker makes it:
-// what knew the address before need not ask anew.
-func hardware(ip netip.Addr) net.HardwareAddr {
-	a := ip.As4()
-	return net.HardwareAddr{0x02, 0x42, a[0], a[1], a[2], a[3]}
+	sum := sha256.Sum256([]byte(id))
+	return net.HardwareAddr{0x02, 0x42, sum[0], sum[1], sum[2], sum[3]}
 }
 
 // Leave implements network.Driver. Blocks for some 20 ms: the kernel waits until
@@ -229,13 +270,6 @@ func (d *Driver) Leave(ctx context.Context, ep network.Endpoint) error {
 		if err := d.remover.remove(ep.HostLink); err != nil {
 			return err
 		}
-	}
-	b, err := d.network(ep.NetworkID)
-	if err != nil {
-		return nil // the network has gone, and its addresses with it
-	}
-	if ip, err := netip.ParseAddr(ep.IP); err == nil {
-		b.pool.Release(ip)
 	}
 	return nil
 }

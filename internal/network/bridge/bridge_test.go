@@ -18,6 +18,6 @@ func TestDriver(t *testing.T) {
 			cfg.Instance = "suite"
 			return bridge.New(cfg)
 		},
-		Links: true,
+		Links: true, HostLinks: true,
 	})
 }

@@ -5,8 +5,13 @@ import (
 	"fmt"
 	"io/fs"
 	"net/netip"
+	"os"
 	"slices"
+	"strings"
 
+	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/network/firewall"
+	"escale.dev/escale/internal/network/inside"
 	"escale.dev/escale/internal/network/ipam"
 	"escale.dev/escale/internal/sys/rtnl"
 	"github.com/containerd/errdefs"
@@ -14,13 +19,155 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ensureBridge makes the bridge, or takes up the one that is there, and returns
-// its index and address. A bridge that is there keeps its address, unless the
-// configuration names another and nothing is connected to it.
-func (d *Driver) ensureBridge(name string, want netip.Prefix) (int, netip.Prefix, error) {
+// ensure makes the bridge of a network, or takes up the one that is there.
+func (d *Driver) ensure(b *bridged) error {
+	if b.spec.Name == network.Bridge {
+		index, addr, err := d.ensureBridge(b.opts.link, d.cfg.BIP, b.spec.Avoid)
+		if err != nil {
+			return err
+		}
+		b.index = index
+		b.spec.Subnets = []network.Subnet{{Prefix: addr.Masked(), Gateway: addr.Addr()}}
+	} else if err := d.ensureUser(b); err != nil {
+		return err
+	}
+	b.v4, b.v6 = b.spec.Subnet(false), b.spec.Subnet(true)
+	return d.settings(b)
+}
+
+// mark is the alias of the bridge of a network: what bears it is this instance's,
+// and goes with the network.
+func (d *Driver) mark(id string) string { return d.cfg.Instance + ":" + id }
+
+// marked is the id of the network whose mark a bridge bears; empty: it is none of
+// this instance's.
+func (d *Driver) marked(link string) string {
+	l, err := netlink.LinkByName(link)
+	if err != nil || l.Type() != "bridge" {
+		return ""
+	}
+	id, ours := strings.CutPrefix(l.Attrs().Alias, d.mark(""))
+	if !ours {
+		return ""
+	}
+	return id
+}
+
+// owns tells whether the bridge of a network was made for it.
+func (d *Driver) owns(b *bridged) bool {
+	return b.spec.Name == network.Bridge || b.opts.link == ownName(b.spec.ID) || d.marked(b.opts.link) == b.spec.ID
+}
+
+// ensureUser makes the bridge of a network of a user's. One that the user made
+// himself has to have the network's address, or none.
+func (d *Driver) ensureUser(b *bridged) error {
+	link, err := netlink.LinkByName(b.opts.link)
+	switch {
+	case errors.As(err, new(netlink.LinkNotFoundError)):
+		if link, err = d.makeUser(b); err != nil {
+			return err
+		}
+	case err != nil:
+		return err
+	case link.Type() != "bridge":
+		return errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("bridge device with name %s is no bridge but a %s", b.opts.link, link.Type()))
+	}
+	b.index = link.Attrs().Index
+	return d.address(link, b)
+}
+
+// ownName is the name of the bridge of a network that asks for no other.
+func ownName(id string) string { return "br-" + id[:min(12, len(id))] }
+
+// makeUser makes a bridge that bears the mark of its network. The name that a user
+// has chosen comes last: one without the mark would be taken for the user's own.
+func (d *Driver) makeUser(b *bridged) (netlink.Link, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU = ownName(b.spec.ID), b.opts.mtu
+	// Of its own, or the bridge would take that of a port and change it, and
+	// containers would lose their gateway for a while.
+	attrs.HardwareAddr = hardware(b.spec.Subnet(false).Gateway, b.spec.ID)
+	link := &netlink.Bridge{LinkAttrs: attrs}
+	err := netlink.LinkAdd(link)
+	if errors.Is(err, unix.EEXIST) { // what is left of an engine that was killed here
+		if err = deleteLink(attrs.Name); err == nil {
+			err = netlink.LinkAdd(link)
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err = netlink.LinkSetAlias(link, d.mark(b.spec.ID)); err == nil && attrs.Name != b.opts.link {
+		err = netlink.LinkSetName(link, b.opts.link)
+	}
+	if err != nil {
+		return nil, errors.Join(err, deleteLink(attrs.Name))
+	}
+	return link, nil
+}
+
+// address gives the bridge of a network its addresses and sets it up. On an error
+// a bridge of ours that nobody is on is removed again.
+func (d *Driver) address(link netlink.Link, b *bridged) (err error) {
+	defer func() {
+		if err != nil && d.owns(b) {
+			if busy, e := hasPorts(link.Attrs().Index); e == nil && !busy {
+				err = errors.Join(err, deleteLink(b.opts.link))
+			}
+		}
+	}()
+	var wanted []netip.Prefix
+	v4, v6 := b.spec.Subnet(false), b.spec.Subnet(true)
+	if v4.Gateway.IsValid() && !b.opts.inhibit && b.opts.mode4 != firewall.Isolated {
+		wanted = append(wanted, netip.PrefixFrom(v4.Gateway, v4.Prefix.Bits()))
+	}
+	if v6.Prefix.IsValid() {
+		if err := six(b.opts.link); err != nil {
+			return err
+		}
+		if v6.Gateway.IsValid() && b.opts.mode6 != firewall.Isolated {
+			wanted = append(wanted, netip.PrefixFrom(v6.Gateway, v6.Prefix.Bits()))
+		}
+	}
+	there, err := addresses(link, netlink.FAMILY_ALL)
+	if err != nil {
+		return err
+	}
+	for _, p := range wanted {
+		if slices.Contains(there, p) {
+			continue
+		}
+		for _, o := range there {
+			if o.Addr().BitLen() == p.Addr().BitLen() && !o.Addr().IsLinkLocalUnicast() {
+				return errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("bridge %s (%s) does not match requested configuration %s", b.opts.link, o.Addr(), p.Addr()))
+			}
+		}
+		if err := addAddress(link, p); err != nil {
+			return err
+		}
+	}
+	return netlink.LinkSetUp(link)
+}
+
+// six turns IPv6 on for a bridge: nothing that a container says on it may
+// reconfigure the host, and its addresses are valid at once.
+func six(link string) error {
+	conf := "net/ipv6/conf/" + link + "/"
+	for _, s := range [][2]string{{"accept_ra", "0"}, {"accept_dad", "0"}, {"disable_ipv6", "0"}} {
+		if err := inside.Sysctl(conf+s[0], s[1]); err != nil {
+			return fmt.Errorf("IPv6: %w", err)
+		}
+	}
+	return nil
+}
+
+// ensureBridge makes the bridge of the default network, or takes up the one that
+// is there, and returns its index and address. A bridge that is there keeps its
+// address, unless the configuration names another and nothing is connected to it.
+func (d house) ensureBridge(name string, want netip.Prefix, avoid []netip.Prefix) (int, netip.Prefix, error) {
 	link, err := netlink.LinkByName(name)
 	if errors.As(err, new(netlink.LinkNotFoundError)) {
-		return d.makeBridge(name, want)
+		return d.makeBridge(name, want, avoid)
 	}
 	if err != nil {
 		return 0, netip.Prefix{}, err
@@ -28,7 +175,7 @@ func (d *Driver) ensureBridge(name string, want netip.Prefix) (int, netip.Prefix
 	if link.Type() != "bridge" {
 		return 0, netip.Prefix{}, fmt.Errorf("a link of this name is there and no bridge but %q: %w", link.Type(), errdefs.ErrFailedPrecondition)
 	}
-	addrs, err := addresses(link)
+	addrs, err := addresses(link, netlink.FAMILY_V4)
 	if err != nil {
 		return 0, netip.Prefix{}, err
 	}
@@ -48,7 +195,7 @@ func (d *Driver) ensureBridge(name string, want netip.Prefix) (int, netip.Prefix
 	}
 	switch {
 	case len(addrs) == 0:
-		if want, err = d.assign(link, want); err != nil {
+		if want, err = d.assign(link, want, avoid); err != nil {
 			return 0, netip.Prefix{}, err
 		}
 	case !want.IsValid():
@@ -58,18 +205,18 @@ func (d *Driver) ensureBridge(name string, want netip.Prefix) (int, netip.Prefix
 }
 
 // makeBridge makes the bridge with an address. On an error it is removed again.
-func (d *Driver) makeBridge(name string, want netip.Prefix) (int, netip.Prefix, error) {
+func (d house) makeBridge(name string, want netip.Prefix, avoid []netip.Prefix) (int, netip.Prefix, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = name, d.cfg.LinkMTU()
 	link := &netlink.Bridge{LinkAttrs: attrs}
 	if err := netlink.LinkAdd(link); err != nil {
 		return 0, netip.Prefix{}, err
 	}
-	addr, err := d.assign(link, want)
+	addr, err := d.assign(link, want, avoid)
 	if err == nil {
 		// Of its own, or the bridge would take that of a port and change it, and
 		// containers would lose their gateway for a while.
-		err = netlink.LinkSetHardwareAddr(link, hardware(addr.Addr()))
+		err = netlink.LinkSetHardwareAddr(link, hardware(addr.Addr(), name))
 	}
 	if err == nil {
 		err = netlink.LinkSetUp(link)
@@ -82,85 +229,48 @@ func (d *Driver) makeBridge(name string, want netip.Prefix) (int, netip.Prefix, 
 
 // assign gives a bridge without an address the one wanted or one of a subnet
 // that nothing on the host uses.
-func (d *Driver) assign(link netlink.Link, want netip.Prefix) (netip.Prefix, error) {
+func (d house) assign(link netlink.Link, want netip.Prefix, avoid []netip.Prefix) (netip.Prefix, error) {
 	addr := want
 	if !addr.IsValid() {
-		used, err := d.used(link)
+		used, err := ipam.Host(link.Attrs().Index)
 		if err != nil {
 			return addr, err
 		}
-		subnet, err := ipam.Choose(d.cfg.Ranges(), used)
+		subnet, err := ipam.Choose(d.cfg.Ranges(false), append(used, avoid...))
 		if err != nil {
 			return addr, err
 		}
 		addr = netip.PrefixFrom(subnet.Addr().Next(), subnet.Bits())
 	}
-	a, err := netlink.ParseAddr(addr.String())
+	return addr, addAddress(link, addr)
+}
+
+// addAddress gives a link an address, which is valid at once.
+func addAddress(link netlink.Link, p netip.Prefix) error {
+	a, err := netlink.ParseAddr(p.String())
 	if err != nil {
-		return addr, err
+		return err
 	}
-	a.Broadcast = last(addr).AsSlice()
+	if p.Addr().Is4() && p.Bits() < 31 {
+		a.Broadcast = ipam.Last(p).AsSlice()
+	}
+	if p.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD
+	}
 	if err := netlink.AddrAdd(link, a); err != nil {
-		return addr, fmt.Errorf("address %s: %w", addr, err)
+		return fmt.Errorf("address %s: %w", p, err)
 	}
-	return addr, nil
+	return nil
 }
 
-// used are the subnets of all links and routes of the host but those of link.
-func (d *Driver) used(link netlink.Link) ([]netip.Prefix, error) {
-	var out []netip.Prefix
-	addrs, err := rtnl.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
-	if err != nil {
-		return nil, fmt.Errorf("addresses of the host: %w", err)
-	}
-	for _, a := range addrs {
-		if a.LinkIndex == link.Attrs().Index {
-			continue
-		}
-		if p, ok := prefix(a.IP, a.Mask); ok {
-			out = append(out, p)
-		}
-	}
-	routes, err := rtnl.Whole(func() ([]netlink.Route, error) {
-		return netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
-	})
-	if err != nil {
-		return nil, fmt.Errorf("routes of the host: %w", err)
-	}
-	for _, r := range routes {
-		if r.Dst == nil || r.LinkIndex == link.Attrs().Index {
-			continue
-		}
-		// Half of everything is a default route in disguise, as VPNs set it.
-		if p, ok := prefix(r.Dst.IP, r.Dst.Mask); ok && p.Bits() > 1 {
-			out = append(out, p)
-		}
-	}
-	return out, nil
-}
-
-func prefix(ip, mask []byte) (netip.Prefix, bool) {
-	a, ok := netip.AddrFromSlice(ip)
-	if !ok || len(mask) == 0 {
-		return netip.Prefix{}, false
-	}
-	bits := 0
-	for _, b := range mask {
-		for ; b&0x80 != 0; b <<= 1 {
-			bits++
-		}
-	}
-	return netip.PrefixFrom(a.Unmap(), bits), true
-}
-
-func addresses(link netlink.Link) ([]netip.Prefix, error) {
-	list, err := rtnl.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_V4) })
+func addresses(link netlink.Link, family int) ([]netip.Prefix, error) {
+	list, err := rtnl.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(link, family) })
 	if err != nil {
 		return nil, err
 	}
 	var out []netip.Prefix
 	for _, a := range list {
-		if p, ok := prefix(a.IP, a.Mask); ok {
+		if p, ok := ipam.Prefix(a.IP, a.Mask); ok {
 			out = append(out, p)
 		}
 	}
@@ -190,27 +300,112 @@ func hasPorts(index int) (bool, error) {
 }
 
 // settings sets the sysctls that the bridge needs.
-func (d *Driver) settings(link string) error {
+func (d *Driver) settings(b *bridged) error {
 	// 127.0.0.1 and a published port: packets with loopback addresses cross the
 	// bridge's link. The firewall drops those that do not belong there.
-	if err := setting("net/ipv4/conf/"+link+"/route_localnet", "1"); err != nil {
+	if err := inside.Sysctl("net/ipv4/conf/"+b.opts.link+"/route_localnet", "1"); err != nil {
 		return err
 	}
-	// No IPv6 on the network yet: nothing a container says may reconfigure the host.
-	if err := setting("net/ipv6/conf/"+link+"/disable_ipv6", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if !b.v6.Prefix.IsValid() {
+		// Nothing a container says may reconfigure the host.
+		if err := inside.Sysctl("net/ipv6/conf/"+b.opts.link+"/disable_ipv6", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	if err := d.forwarding("net/ipv4/ip_forward", "net.ipv4.ip_forward"); err != nil {
 		return err
 	}
-	on, err := get("net/ipv4/ip_forward")
+	if b.v6.Prefix.IsValid() && !b.spec.Internal {
+		if err := keepAdvertisements(d.cfg.IPForward); err != nil {
+			return err
+		}
+		return d.forwarding("net/ipv6/conf/all/forwarding", "net.ipv6.conf.all.forwarding")
+	}
+	return nil
+}
+
+// forwarding turns a sysctl of the host on, if the configuration lets it.
+func (d house) forwarding(path, name string) error {
+	on, err := inside.Read(path)
 	if err != nil || on == "1" {
 		return err
 	}
 	if !d.cfg.IPForward {
-		d.log.Warn("net.ipv4.ip_forward is off and left so: containers reach nothing outside and their published ports are not reached")
+		d.log.Warn(name + " is off and left so: containers reach nothing outside and their published ports are not reached")
 		return nil
 	}
-	if err := setting("net/ipv4/ip_forward", "1"); err != nil {
+	if err := inside.Sysctl(path, "1"); err != nil {
 		return err
 	}
-	d.log.Info("net.ipv4.ip_forward was off: turned on for containers; the host now forwards between all its networks unless its firewall says otherwise")
+	d.log.Info(name + " was off: turned on for containers; the host now forwards between all its networks unless its firewall says otherwise")
 	return nil
+}
+
+// keepAdvertisements lets those links go on to believe router advertisements that
+// do, since a host that forwards believes none unless it is told so expressly:
+// it would lose its own default route.
+func keepAdvertisements(forward bool) error {
+	const conf = "net/ipv6/conf/"
+	if on, err := inside.Read(conf + "all/forwarding"); err != nil || on == "1" || !forward {
+		return err
+	}
+	links, err := os.ReadDir("/proc/sys/" + conf)
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if l.Name() == "all" || l.Name() == "default" || l.Name() == "lo" {
+			continue
+		}
+		if v, err := inside.Read(conf + l.Name() + "/accept_ra"); err == nil && v == "1" {
+			if err := inside.Sysctl(conf+l.Name()+"/accept_ra", "2"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// deleteMarked deletes the bridge of a network that this driver does not know: of
+// one that could not be made whole.
+func (d *Driver) deleteMarked(id string) error {
+	links, err := rtnl.Whole(netlink.LinkList)
+	if err != nil {
+		return fmt.Errorf("links of the host: %w", err)
+	}
+	for _, l := range links {
+		if l.Type() == "bridge" && l.Attrs().Alias == d.mark(id) {
+			return deleteLink(l.Attrs().Name)
+		}
+	}
+	return nil
+}
+
+// sweepBridges deletes bridges of networks that nobody knows, made or half removed
+// by an engine that was killed. One with ports is left alone: its network's record
+// may only not be readable.
+func (d *Driver) sweepBridges() error {
+	links, err := rtnl.Whole(netlink.LinkList)
+	if err != nil {
+		return fmt.Errorf("links of the host: %w", err)
+	}
+	masters := map[int]bool{}
+	for _, l := range links {
+		masters[l.Attrs().MasterIndex] = true
+	}
+	var errs []error
+	for _, l := range links {
+		id, ours := strings.CutPrefix(l.Attrs().Alias, d.mark(""))
+		if l.Type() != "bridge" || !ours || masters[l.Attrs().Index] {
+			continue
+		}
+		d.mu.Lock()
+		known := d.known[id]
+		d.mu.Unlock()
+		if !known {
+			d.log.Info("removing a bridge that belongs to no network", "bridge", l.Attrs().Name, "network", id)
+			errs = append(errs, deleteLink(l.Attrs().Name))
+		}
+	}
+	return errors.Join(errs...)
 }

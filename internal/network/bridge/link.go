@@ -3,13 +3,12 @@ package bridge
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
-	"net/netip"
 	"os"
 	"strings"
 	"sync"
 
+	"escale.dev/escale/internal/network/inside"
 	"escale.dev/escale/internal/sys/netns"
 	"escale.dev/escale/internal/sys/rtnl"
 	"github.com/vishvananda/netlink/nl"
@@ -26,12 +25,10 @@ const (
 // veth is a pair of links: one on the host, a port of the bridge, and one in a
 // namespace.
 type veth struct {
+	inside.Link
 	ns      *netns.Handle
-	inside  string // name in the namespace
 	mac     net.HardwareAddr
-	addr    netip.Prefix
-	gateway netip.Addr // where the default route goes; the zero Addr: none
-	hairpin bool       // frames may go back out of the port by which they came in
+	hairpin bool // frames may go back out of the port by which they came in
 }
 
 // ours tells whether a link bears the name of one of this instance's.
@@ -53,16 +50,16 @@ func (d *Driver) connect(b *bridged, v veth, endpoint string) (host string, err 
 			return "", fmt.Errorf("no free name for a link of endpoint %q", endpoint)
 		}
 		host = d.cfg.LinkPrefix() + endpoint[try*digits:(try+1)*digits]
-		err = c.Do(d.hostRequests(b, v, host)...)
+		err = c.Do(hostRequests(b, v, host)...)
 		if !errors.Is(err, unix.EEXIST) || try == 2 {
 			break
 		}
 	}
 	if err == nil {
-		err = v.ns.Do(v.configure)
+		err = v.ns.Do(v.Up)
 	}
 	if err == nil {
-		err = awaitCarrier(c, host, b.link)
+		err = awaitCarrier(c, host, b.opts.link)
 	}
 	if err == nil {
 		return host, nil
@@ -90,24 +87,24 @@ func awaitCarrier(c *rtnl.Conn, links ...string) error {
 
 // hostRequests make the pair, the host's end up and on the bridge, the inside in
 // its namespace with its name and MAC, and set the options of the host's end.
-func (d *Driver) hostRequests(b *bridged, v veth, host string) []*nl.NetlinkRequest {
+func hostRequests(b *bridged, v veth, host string) []*nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
 	req.AddData(msg)
-	mtu := nl.Uint32Attr(uint32(d.cfg.LinkMTU()))
+	mtu := nl.Uint32Attr(uint32(b.opts.mtu))
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(host)))
 	req.AddData(nl.NewRtAttr(unix.IFLA_MTU, mtu))
 	req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(b.index))))
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, []byte("veth"))
 	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(vethPeer, nl.NewIfInfomsg(unix.AF_UNSPEC).Serialize())
-	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(v.inside))
+	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(v.Name))
 	peer.AddRtAttr(unix.IFLA_ADDRESS, v.mac)
 	peer.AddRtAttr(unix.IFLA_MTU, mtu)
 	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(v.ns.Fd())))
 	req.AddData(info)
-	return []*nl.NetlinkRequest{req, d.portRequest(host, v.hairpin)}
+	return []*nl.NetlinkRequest{req, portRequest(b, host, v.hairpin)}
 }
 
 // portRequest sets the options of a port of the bridge. With br_netfilter a
@@ -115,7 +112,7 @@ func (d *Driver) hostRequests(b *bridged, v veth, host string) []*nl.NetlinkRequ
 // it came, which is what hairpin allows. Without icc ports are isolated from each
 // other, but not from the host. IPv6 gives the host's end no address: it needs
 // none, and a thousand routes to link-local neighbours make each new link slower.
-func (d *Driver) portRequest(host string, hairpin bool) *nl.NetlinkRequest {
+func portRequest(b *bridged, host string, hairpin bool) *nl.NetlinkRequest {
 	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, 0)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(host)))
@@ -123,7 +120,7 @@ func (d *Driver) portRequest(host string, hairpin bool) *nl.NetlinkRequest {
 	info.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.ZeroTerminated("bridge"))
 	data := info.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil)
 	data.AddRtAttr(nl.IFLA_BRPORT_MODE, nl.Uint8Attr(flag(hairpin)))
-	data.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, nl.Uint8Attr(flag(!d.cfg.ICC)))
+	data.AddRtAttr(nl.IFLA_BRPORT_ISOLATED, nl.Uint8Attr(flag(!b.opts.icc)))
 	req.AddData(info)
 	if hasIPv6() {
 		families := nl.NewRtAttr(unix.IFLA_AF_SPEC|unix.NLA_F_NESTED, nil)
@@ -145,88 +142,3 @@ var hasIPv6 = sync.OnceValue(func() bool {
 	_, err := os.Stat("/proc/net/if_inet6")
 	return err == nil
 })
-
-// configure sets up the inside; it runs in the namespace.
-func (v veth) configure() error {
-	// No IPv6 on the network yet: no address of the link's own, no neighbour
-	// discovery, and no router advertisement that is believed.
-	if err := setting("net/ipv6/conf/"+v.inside+"/disable_ipv6", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	c, err := rtnl.Dial()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	index, err := c.Index(v.inside)
-	if err != nil {
-		return fmt.Errorf("link %q inside: %w", v.inside, err)
-	}
-	reqs := []*nl.NetlinkRequest{v.addressRequest(index), upRequest(index)}
-	if v.gateway.IsValid() {
-		reqs = append(reqs, v.routeRequest(index))
-	}
-	if err := c.Do(reqs...); err != nil {
-		return fmt.Errorf("link %q inside: %w", v.inside, err)
-	}
-	return nil
-}
-
-func (v veth) addressRequest(index int) *nl.NetlinkRequest {
-	req := nl.NewNetlinkRequest(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
-	req.AddData(addressHeader(index, v.addr))
-	ip, broadcast := v.addr.Addr().As4(), last(v.addr).As4()
-	req.AddData(nl.NewRtAttr(unix.IFA_LOCAL, ip[:]))
-	req.AddData(nl.NewRtAttr(unix.IFA_ADDRESS, ip[:]))
-	req.AddData(nl.NewRtAttr(unix.IFA_BROADCAST, broadcast[:]))
-	return req
-}
-
-func addressHeader(index int, p netip.Prefix) *nl.IfAddrmsg {
-	msg := nl.NewIfAddrmsg(unix.AF_INET)
-	msg.Index, msg.Prefixlen, msg.Scope = uint32(index), uint8(p.Bits()), unix.RT_SCOPE_UNIVERSE
-	return msg
-}
-
-func upRequest(index int) *nl.NetlinkRequest {
-	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, 0)
-	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index, msg.Flags, msg.Change = int32(index), unix.IFF_UP, unix.IFF_UP
-	req.AddData(msg)
-	return req
-}
-
-func (v veth) routeRequest(index int) *nl.NetlinkRequest {
-	req := nl.NewNetlinkRequest(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
-	msg := nl.NewRtMsg()
-	msg.Family = unix.AF_INET
-	req.AddData(msg)
-	gw := v.gateway.As4()
-	req.AddData(nl.NewRtAttr(unix.RTA_GATEWAY, gw[:]))
-	req.AddData(nl.NewRtAttr(unix.RTA_OIF, nl.Uint32Attr(uint32(index))))
-	return req
-}
-
-// last is the last address of a subnet, its broadcast address.
-func last(p netip.Prefix) netip.Addr {
-	a := p.Masked().Addr().As4()
-	for i := p.Bits(); i < 32; i++ {
-		a[i/8] |= 0x80 >> (i % 8)
-	}
-	return netip.AddrFrom4(a)
-}
-
-// get reads a sysctl of the calling thread's network namespace.
-func get(name string) (string, error) {
-	b, err := os.ReadFile("/proc/sys/" + name)
-	return strings.TrimSpace(string(b)), err
-}
-
-// setting writes a sysctl of the calling thread's network namespace, unless it
-// has the value already.
-func setting(name, value string) error {
-	if old, err := get(name); err != nil || old == value {
-		return err
-	}
-	return os.WriteFile("/proc/sys/"+name, []byte(value), 0)
-}

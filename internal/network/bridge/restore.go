@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"net"
-	"net/netip"
 	"slices"
 
 	"escale.dev/escale/internal/network"
@@ -46,19 +45,12 @@ func (d *Driver) Restore(_ context.Context, live map[string][]network.Live) erro
 		d.log.Info("removing links that belong to no container", "links", names)
 		errs = append(errs, deleteLinks(d.remover.group, names))
 	}
-	errs = append(errs, d.fw.Sync(rulesOf(ports)))
+	errs = append(errs, d.sweepBridges(), d.fw.Sync(rulesOf(ports)))
 	return errors.Join(errs...)
 }
 
 // takeUp takes up one endpoint that lives; link is what was found of it.
 func (d *Driver) takeUp(b *bridged, l network.Live, link netlink.Link) ([]port.Mapping, error) {
-	ip, err := netip.ParseAddr(l.Endpoint.IP)
-	if err != nil {
-		return nil, err
-	}
-	if err := b.pool.Take(ip); err != nil {
-		d.log.Warn("address of a running container is not its network's to give", "container", l.ContainerID, "address", ip, "error", err)
-	}
 	published, err := mappings(l.Endpoint)
 	return published, errors.Join(err, d.repair(b, l, link, len(published) > 0))
 }
@@ -105,7 +97,7 @@ func (d *Driver) repair(b *bridged, l network.Live, link netlink.Link, published
 			return err
 		}
 		defer c.Close()
-		return c.Do(d.portRequest(ep.HostLink, published))
+		return c.Do(portRequest(b, ep.HostLink, published))
 	}
 	if !netns.Bound(l.Path) || !d.ours(ep.HostLink) {
 		return nil // the namespace cannot be reached: the manager has told of it
@@ -117,10 +109,6 @@ func (d *Driver) repair(b *bridged, l network.Live, link netlink.Link, published
 func (d *Driver) reconnect(b *bridged, l network.Live, published bool) error {
 	ep := l.Endpoint
 	d.log.Warn("making the link of a running container anew", "container", l.ContainerID, "link", ep.HostLink)
-	ip, err := netip.ParseAddr(ep.IP)
-	if err != nil {
-		return err
-	}
 	mac, err := net.ParseMAC(ep.MAC)
 	if err != nil {
 		return err
@@ -130,17 +118,14 @@ func (d *Driver) reconnect(b *bridged, l network.Live, published bool) error {
 		return err
 	}
 	defer ns.Close()
-	v := veth{ns: ns, inside: ep.Interface, mac: mac, addr: netip.PrefixFrom(ip, ep.PrefixLen), hairpin: published}
-	if l.Gateway {
-		v.gateway = b.gateway
-	}
+	v := veth{ns: ns, mac: mac, hairpin: published, Link: l.Inside()}
 	c, err := rtnl.Dial()
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	if err := c.Do(d.hostRequests(b, v, ep.HostLink)...); err != nil {
+	if err := c.Do(hostRequests(b, v, ep.HostLink)...); err != nil {
 		return err
 	}
-	return ns.Do(v.configure)
+	return ns.Do(v.Up)
 }

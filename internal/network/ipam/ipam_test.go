@@ -14,7 +14,7 @@ func pre(s string) netip.Prefix { return netip.MustParsePrefix(s) }
 
 func newPool(t testing.TB, subnet, gateway string) *Pool {
 	t.Helper()
-	p, err := New(pre(subnet), addr(gateway))
+	p, err := New(pre(subnet), netip.Prefix{}, addr(gateway))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,8 +82,8 @@ func TestTakeRefuses(t *testing.T) {
 }
 
 func TestNewRefuses(t *testing.T) {
-	for _, c := range []struct{ subnet, gateway string }{{"10.0.0.0/31", "10.0.0.1"}, {"10.0.0.0/4", "10.0.0.1"}, {"10.0.0.0/24", "10.0.1.1"}, {"fd00::/64", "fd00::1"}} {
-		if _, err := New(pre(c.subnet), addr(c.gateway)); !errdefs.IsInvalidArgument(err) {
+	for _, c := range []struct{ subnet, gateway string }{{"10.0.0.0/32", "10.0.0.0"}, {"10.0.0.0/4", "10.0.0.1"}, {"10.0.0.0/24", "10.0.1.1"}, {"fd00::/127", "fd00::1"}, {"fd00::/64", "10.0.0.1"}} {
+		if _, err := New(pre(c.subnet), netip.Prefix{}, addr(c.gateway)); !errdefs.IsInvalidArgument(err) {
 			t.Errorf("%v: %v", c, err)
 		}
 	}
@@ -107,7 +107,7 @@ func TestChoose(t *testing.T) {
 		}
 		got, err := Choose(Default(), used)
 		if c.want == "" {
-			if !errdefs.IsResourceExhausted(err) {
+			if !errdefs.IsInvalidArgument(err) {
 				t.Errorf("%v: %v, %v", c.used, got, err)
 			}
 			continue
@@ -118,6 +118,66 @@ func TestChoose(t *testing.T) {
 	}
 	if _, err := Choose([]Range{{Base: pre("10.0.0.0/16"), Size: 8}}, nil); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a subnet larger than its range: %v", err)
+	}
+}
+
+func TestRange(t *testing.T) {
+	p, err := New(pre("10.0.0.0/16"), pre("10.0.5.0/30"), addr("10.0.5.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := p.First(); got != addr("10.0.5.0") {
+		t.Errorf("the first is %s", got)
+	}
+	p.Keep(addr("10.0.5.2"))
+	if err := p.Take(addr("10.0.9.9")); err != nil {
+		t.Errorf("an address outside the range, asked for: %v", err)
+	}
+	for _, want := range []string{"10.0.5.0", "10.0.5.3"} { // .1 is the gateway's, .2 is kept
+		if got, err := p.Next(); err != nil || got != addr(want) {
+			t.Errorf("%v, %v, want %s", got, err, want)
+		}
+	}
+	if a, err := p.Next(); !errors.Is(err, ErrExhausted) {
+		t.Errorf("a kept address was given out: %v, %v", a, err)
+	}
+	if err := p.Take(addr("10.0.5.2")); err != nil {
+		t.Errorf("a kept address, asked for: %v", err)
+	}
+	p.Release(addr("10.0.5.2"))
+	p.Unkeep(addr("10.0.5.2"))
+	if a, err := p.Next(); err != nil || a != addr("10.0.5.2") {
+		t.Errorf("%v, %v", a, err)
+	}
+	if _, err := New(pre("10.0.0.0/16"), pre("10.1.0.0/24"), addr("10.0.0.1")); !errdefs.IsInvalidArgument(err) {
+		t.Errorf("a range outside its subnet: %v", err)
+	}
+}
+
+func TestVersion6(t *testing.T) {
+	p := newPool(t, "fd00:1::/64", "fd00:1::1")
+	for _, want := range []string{"fd00:1::2", "fd00:1::3"} {
+		if got, err := p.Next(); err != nil || got != addr(want) {
+			t.Errorf("%v, %v, want %s", got, err, want)
+		}
+	}
+	if err := p.Take(addr("fd00:1::ffff:ffff:ffff:ffff")); err != nil {
+		t.Errorf("the last address: %v", err)
+	}
+	if err := p.Take(addr("fd00:1::")); !errors.Is(err, ErrTaken) {
+		t.Errorf("the address of all routers: %v", err)
+	}
+	r := Local("one")
+	if r != Local("one") || r == Local("two") || !pre("fd00::/8").Contains(r.Base.Addr()) || r.Base.Bits() != 48 || r.Size != 64 {
+		t.Errorf("local range %v", r)
+	}
+	first, err := Choose([]Range{r}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second, err := Choose([]Range{r}, []netip.Prefix{first})
+	if err != nil || second.Overlaps(first) || second.Addr() != Last(first).Next() {
+		t.Errorf("subnets %v and %v, %v", first, second, err)
 	}
 }
 

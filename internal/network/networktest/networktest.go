@@ -3,6 +3,8 @@ package networktest
 
 import (
 	"net"
+	"net/netip"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -20,6 +22,10 @@ type Subject struct {
 	New func(t *testing.T) network.Driver
 	// Links tells whether the driver's endpoints have links and addresses.
 	Links bool
+	// HostLinks tells whether each endpoint has a link on the host, too.
+	HostLinks bool
+	// Options are those of the network that is made.
+	Options map[string]string
 }
 
 // Test runs the suite. It needs root and a host of its own: the package's TestMain
@@ -39,7 +45,19 @@ func Test(t *testing.T, s Subject) {
 	}
 }
 
-var spec = network.Spec{Name: "test", ID: strings.Repeat("ab", 32)}
+// spec is the network of the tests.
+func (s Subject) spec() network.Spec {
+	n := network.Spec{Name: "test", ID: id, IPv4: true, IPv6: s.Links, Options: s.Options}
+	if s.Links {
+		n.Subnets = []network.Subnet{
+			{Prefix: netip.MustParsePrefix("10.203.0.0/24"), Gateway: netip.MustParseAddr("10.203.0.1")},
+			{Prefix: netip.MustParsePrefix("fd00:203::/64"), Gateway: netip.MustParseAddr("fd00:203::1")},
+		}
+	}
+	return n
+}
+
+var id = strings.Repeat("ab", 32)
 
 // open makes a driver with the test's network, and checks at the end that nothing
 // is left on the host.
@@ -47,12 +65,12 @@ func (s Subject) open(t *testing.T) network.Driver {
 	t.Helper()
 	before := links(t)
 	d := s.New(t)
-	if _, err := d.Create(t.Context(), spec); err != nil {
+	if _, err := d.Create(t.Context(), s.spec()); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
 		ctx := t.Context()
-		if err := d.Delete(ctx, spec.ID); err != nil {
+		if err := d.Delete(ctx, id); err != nil {
 			t.Error(err)
 		}
 		if err := d.Close(); err != nil {
@@ -89,11 +107,26 @@ func space(t *testing.T) *netns.Handle {
 	return ns
 }
 
-func join(t *testing.T, d network.Driver, ns *netns.Handle, n string) network.Endpoint {
+// how is the join of container n, which is one digit; the address follows from it.
+func (s Subject) how(n string) network.Join {
+	j := network.Join{ContainerID: n, EndpointID: strings.Repeat(n, 64), Interface: "eth0"}
+	if s.Links {
+		j.IP, j.IP6 = netip.MustParsePrefix("10.203.0.1"+n+"/24"), netip.MustParsePrefix("fd00:203::1"+n+"/64")
+		j.Gateway, j.Gateway6 = netip.MustParseAddr("10.203.0.1"), netip.MustParseAddr("fd00:203::1")
+	}
+	return j
+}
+
+func (s Subject) join(t *testing.T, d network.Driver, ns *netns.Handle, n string) network.Endpoint {
 	t.Helper()
-	ep, err := d.Join(t.Context(), spec.ID, ns, network.Join{ContainerID: n, EndpointID: strings.Repeat(n, 64), Interface: "eth0", Gateway: true})
+	j := s.how(n)
+	ep, err := d.Join(t.Context(), id, ns, j)
 	if err != nil {
 		t.Fatal(err)
+	}
+	ep.Network, ep.NetworkID = "test", id // as the manager completes it
+	if s.Links {
+		ep.IP, ep.PrefixLen, ep.IP6, ep.PrefixLen6 = j.IP.Addr().String(), j.IP.Bits(), j.IP6.Addr().String(), j.IP6.Bits()
 	}
 	return ep
 }
@@ -109,20 +142,20 @@ func leave(t *testing.T, d network.Driver, ep network.Endpoint) {
 
 func testCreate(t *testing.T, s Subject) {
 	d := s.open(t)
-	first, err := d.Create(t.Context(), spec)
+	first, err := d.Create(t.Context(), s.spec())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if first.Name != spec.Name || first.ID != spec.ID || first.Driver != d.Type() || first.Scope != "local" || (first.Subnet != "") != s.Links {
+	if first.Name != "test" || first.ID != id || first.Driver != d.Type() || first.Scope != "local" || (len(first.IPAM.Subnets) == 2) != s.Links {
 		t.Errorf("Info %+v", first)
 	}
 	again := s.New(t)
 	defer again.Close()
-	second, err := again.Create(t.Context(), spec)
+	second, err := again.Create(t.Context(), s.spec())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if second.Subnet != first.Subnet || second.Gateway != first.Gateway {
+	if !reflect.DeepEqual(second, first) {
 		t.Errorf("taken up again it is %+v, was %+v", second, first)
 	}
 	if err := d.Delete(t.Context(), strings.Repeat("0", 64)); err != nil {
@@ -133,13 +166,16 @@ func testCreate(t *testing.T, s Subject) {
 func testJoin(t *testing.T, s Subject) {
 	d, ns := s.open(t), space(t)
 	before := links(t)
-	ep := join(t, d, ns, "1")
-	if ep.EndpointID != strings.Repeat("1", 64) || ep.NetworkID != spec.ID {
+	ep := s.join(t, d, ns, "1")
+	if ep.EndpointID != strings.Repeat("1", 64) {
 		t.Errorf("endpoint %+v", ep)
 	}
 	inside := addresses(t, ns)
-	if s.Links && (ep.Interface != "eth0" || !strings.Contains(inside, ep.IP+"/")) || !s.Links && inside != "" {
+	if s.Links && (ep.Interface != "eth0" || !strings.Contains(inside, "10.203.0.11/24 ") || !strings.Contains(inside, "fd00:203::11/64 ")) || !s.Links && inside != "" {
 		t.Errorf("addresses inside %q, endpoint %+v", inside, ep)
+	}
+	if got := routes(t, ns); s.Links && got != "10.203.0.1 fd00:203::1" {
+		t.Errorf("default routes %q", got)
 	}
 	leave(t, d, ep)
 	if after := links(t); after != before {
@@ -177,10 +213,33 @@ func addresses(t *testing.T, ns *netns.Handle) (out string) {
 	return out
 }
 
+// routes are the gateways of the default routes in a namespace.
+func routes(t *testing.T, ns *netns.Handle) string {
+	t.Helper()
+	var out []string
+	if err := ns.Do(func() error {
+		for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+			list, err := netlink.RouteList(nil, family)
+			if err != nil {
+				return err
+			}
+			for _, r := range list {
+				if r.Gw != nil {
+					out = append(out, r.Gw.String())
+				}
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return strings.Join(out, " ")
+}
+
 func testDistinct(t *testing.T, s Subject) {
 	d := s.open(t)
-	a, b := join(t, d, space(t), "1"), join(t, d, space(t), "2")
-	if s.Links && (a.IP == b.IP || a.MAC == b.MAC || a.HostLink == b.HostLink) {
+	a, b := s.join(t, d, space(t), "1"), s.join(t, d, space(t), "2")
+	if s.Links && a.MAC == b.MAC || s.HostLinks && a.HostLink == b.HostLink {
 		t.Errorf("endpoints %+v and %+v", a, b)
 	}
 	leave(t, d, a)
@@ -206,7 +265,7 @@ func testFailedJoin(t *testing.T, s Subject) {
 		t.Fatal(err)
 	}
 	before := links(t)
-	if _, err := d.Join(t.Context(), spec.ID, ns, network.Join{EndpointID: strings.Repeat("1", 64), Interface: "eth0"}); err == nil {
+	if _, err := d.Join(t.Context(), id, ns, s.how("1")); err == nil {
 		t.Error("a second link called eth0 was made")
 	}
 	if after := links(t); after != before {
@@ -217,24 +276,20 @@ func testFailedJoin(t *testing.T, s Subject) {
 func testRestore(t *testing.T, s Subject) {
 	d := s.open(t)
 	empty := links(t)
-	kept, lost := join(t, d, space(t), "1"), join(t, d, space(t), "2")
+	kept, lost := s.join(t, d, space(t), "1"), s.join(t, d, space(t), "2")
 	next := s.New(t)
 	defer next.Close()
-	if _, err := next.Create(t.Context(), spec); err != nil {
+	if _, err := next.Create(t.Context(), s.spec()); err != nil {
 		t.Fatal(err)
 	}
-	if err := next.Restore(t.Context(), map[string][]network.Live{spec.ID: {{ContainerID: "1", Endpoint: kept, Gateway: true}}}); err != nil {
+	if err := next.Restore(t.Context(), map[string][]network.Live{id: {{ContainerID: "1", Endpoint: kept}}}); err != nil {
 		t.Fatal(err)
 	}
 	after := links(t)
-	if s.Links && (!strings.Contains(after, kept.HostLink) || strings.Contains(after, lost.HostLink)) {
+	if s.HostLinks && (!strings.Contains(after, kept.HostLink) || strings.Contains(after, lost.HostLink)) {
 		t.Errorf("links are %q: %s is to be there, %s is not", after, kept.HostLink, lost.HostLink)
 	}
-	if other := join(t, next, space(t), "3"); s.Links && other.IP == kept.IP {
-		t.Errorf("address %s was given twice", other.IP)
-	} else {
-		leave(t, next, other)
-	}
+	leave(t, next, s.join(t, next, space(t), "3"))
 	leave(t, next, kept)
 	if after := links(t); after != empty {
 		t.Errorf("links are %q, were %q", after, empty)
@@ -244,7 +299,7 @@ func testRestore(t *testing.T, s Subject) {
 func testSuccessor(t *testing.T, s Subject) {
 	d := s.open(t)
 	before := links(t)
-	ep := join(t, d, space(t), "1")
+	ep := s.join(t, d, space(t), "1")
 	next := s.New(t)
 	defer next.Close()
 	leave(t, next, ep) // it has not even heard of the network yet

@@ -1,5 +1,5 @@
-// Package none is the network driver "null": a namespace with nothing but its
-// loopback link.
+// Package none has the network drivers for which nothing is made: "null", a
+// namespace with nothing but its loopback link, and "host", the host's own.
 package none
 
 import (
@@ -14,17 +14,29 @@ import (
 
 // Driver is the driver of networks without links. It keeps nothing in the kernel.
 type Driver struct {
+	typ string
+
 	mu       sync.Mutex
 	networks map[string]bool
 }
 
 var _ network.Driver = (*Driver)(nil)
 
-// New makes a Driver.
-func New() *Driver { return &Driver{networks: map[string]bool{}} }
+// New makes the driver "null".
+func New() *Driver { return &Driver{typ: "null", networks: map[string]bool{}} }
+
+// Host makes the driver "host". Nobody joins its network: containers on it are
+// started in the host's namespace.
+func Host() *Driver { return &Driver{typ: "host", networks: map[string]bool{}} }
 
 // Type implements network.Driver.
-func (d *Driver) Type() string { return "null" }
+func (d *Driver) Type() string { return d.typ }
+
+// Check implements network.Driver: there is one network of each kind, and it is
+// always there.
+func (d *Driver) Check(network.Spec) error {
+	return errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("only one instance of %q network is allowed", d.typ))
+}
 
 // Create implements network.Driver.
 func (d *Driver) Create(_ context.Context, spec network.Spec) (network.Info, error) {

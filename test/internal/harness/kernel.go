@@ -300,6 +300,7 @@ func (e *Engine) takeFolders(inv *inventory) {
 		}
 	}
 	list(Records, e.DataRoot, "containers")
+	list(Records, e.DataRoot, "networks")
 	list(Records, e.Root, tempDir)
 	filepath.WalkDir(e.ExecRoot, func(p string, d fs.DirEntry, err error) error {
 		if err != nil || p == e.ExecRoot {

@@ -1,0 +1,272 @@
+package network
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+
+	"escale.dev/escale/internal/network/port"
+	"escale.dev/escale/internal/sys/netns"
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/network"
+)
+
+// Change is what came of connecting a container that runs, or of disconnecting it.
+type Change struct {
+	Endpoints []Endpoint // all of the container now, for its record
+	Changed   Endpoint   // the one that came or went
+	Held      []*os.File // bound sockets of ports that are published now and were not before; the caller owns them
+}
+
+// Connect puts a container that runs on one more network. req is as for Setup, but
+// for its Networks, which are that one; eps is where the container is. On an error
+// all is as it was. Blocks for a millisecond or two. Kinds and words of errors are
+// Docker's.
+func (m *Manager) Connect(ctx context.Context, req Request, eps []Endpoint) (*Change, error) {
+	plan, err := m.plan(req)
+	if err != nil {
+		return nil, err
+	}
+	defer m.networks.free(plan.networks())
+	if err := m.mend(ctx, plan); err != nil {
+		return nil, err
+	}
+	if len(plan.parts) != 1 || len(eps) == 0 {
+		return nil, worded(errdefs.ErrInvalidArgument, "container %s: one network wanted, and a container that runs", req.ContainerID)
+	}
+	p := &plan.parts[0]
+	links := namer{}
+	for _, ep := range eps {
+		links[ep.Interface] = true
+		other := m.networks.of(ep)
+		switch {
+		case other == p.net:
+			return nil, worded(errdefs.ErrPermissionDenied, "endpoint with name %s already exists in network %s", req.Name, p.net.info.Name)
+		case other != nil && (other.info.Name == None || p.net.info.Name == None):
+			return nil, worded(errdefs.ErrInvalidArgument, "container cannot be connected to multiple networks with one of the networks in private (none) mode")
+		}
+	}
+	ns, err := netns.Open(m.Path(req.ContainerID, eps))
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", req.ContainerID, err)
+	}
+	defer ns.Close()
+	j := p.join(req, links.next(p))
+	j.Published = len(req.Bindings) > 0 || req.PublishAll
+	ep, err := m.join(ctx, ns, req, p, j, false, false)
+	if err != nil {
+		return nil, err
+	}
+	ep.Handle = handleOf(req.ContainerID, eps)
+	after := append(slices.DeleteFunc(slices.Clone(eps), func(e Endpoint) bool { return e.Network == "" }), ep)
+	c := &Change{Changed: ep}
+	if c.Endpoints, c.Held, err = m.redirect(ctx, ns, eps, after, plan.ports, req.Exposed); err != nil {
+		err = errors.Join(err, p.net.driver.Leave(context.WithoutCancel(ctx), ep))
+		p.net.release(ep)
+		return nil, err
+	}
+	m.settled(req.ContainerID, c.Endpoints)
+	return c, nil
+}
+
+// Disconnect takes a container that runs from a network. eps is where it is.
+// NotFound in Docker's words when it is not on that one. Blocks for some 20 ms.
+func (m *Manager) Disconnect(ctx context.Context, id, ref string, eps []Endpoint) (*Change, error) {
+	a, err := m.networks.find(canonical(ref))
+	if err != nil {
+		return nil, err
+	}
+	at := slices.IndexFunc(eps, func(ep Endpoint) bool { return ep.Network != "" && m.networks.of(ep) == a })
+	if at < 0 {
+		return nil, fmt.Errorf("container %s is not connected to network %s", id, a.info.Name)
+	}
+	gone := eps[at]
+	after := slices.Delete(slices.Clone(eps), at, at+1)
+	if len(after) == 0 { // something has to tell of the namespace
+		after = []Endpoint{{EndpointID: newID(), Handle: handleOf(id, eps)}}
+	}
+	for i := range after {
+		after[i].Handle = handleOf(id, eps)
+	}
+	ns, err := netns.Open(m.Path(id, eps))
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", id, err)
+	}
+	defer ns.Close()
+	c := &Change{Changed: gone}
+	if c.Endpoints, _, err = m.redirect(ctx, ns, eps, after, nil, nil); err != nil {
+		return nil, err
+	}
+	m.names.set(id, c.Endpoints, m.leadsOut(c.Endpoints))
+	m.networks.record(id, c.Endpoints)
+	if err := m.leave(ctx, id, gone); err != nil {
+		return c, err
+	}
+	return c, nil
+}
+
+// redirect moves the default routes and the published ports of a container to
+// where they belong among the endpoints after. fresh are ports that are published
+// if none is yet. On an error they are where they were.
+func (m *base) redirect(ctx context.Context, ns *netns.Handle, before, after []Endpoint, fresh []port.Spec, exposed network.PortSet) (eps []Endpoint, held []*os.File, err error) {
+	old4, old6 := m.exits(before)
+	new4, new6 := m.exits(after)
+	if new4 != old4 || new6 != old6 {
+		if err := setExits(ns, new4, new6); err != nil {
+			return nil, nil, err
+		}
+		defer func() {
+			if err != nil {
+				err = errors.Join(err, setExits(ns, old4, old6))
+			}
+		}()
+	}
+	eps = slices.Clone(after)
+	from := slices.IndexFunc(before, func(ep Endpoint) bool { return ep.Ports != nil })
+	to := m.door(eps)
+	for i := range eps {
+		eps[i].Ports = nil
+	}
+	switch {
+	case from < 0 && to < 0:
+	case from < 0:
+		held, err = m.publishFresh(ctx, &eps[to], fresh, exposed)
+	case to < 0:
+		err = m.unpublish(ctx, before[from])
+	case before[from].EndpointID == eps[to].EndpointID:
+		eps[to].Ports = before[from].Ports
+	default:
+		eps[to].Ports = before[from].Ports
+		if err = m.unpublish(ctx, before[from]); err == nil {
+			err = m.publishMoved(ctx, eps[to])
+		}
+		if err != nil {
+			err = errors.Join(err, m.publishMoved(ctx, before[from]))
+		}
+	}
+	return eps, held, err
+}
+
+// exits are the default routes of a container with these endpoints.
+func (m *base) exits(eps []Endpoint) (v4, v6 exit) {
+	ways := m.ways(eps)
+	i, j := choose(ways)
+	if i >= 0 {
+		v4 = exit{ways[i].v4, eps[i].Interface}
+	}
+	if j >= 0 {
+		v6 = exit{ways[j].v6, eps[j].Interface}
+	}
+	return v4, v6
+}
+
+// door is the endpoint that has the published ports, negative for none.
+func (m *base) door(eps []Endpoint) int {
+	v4, v6 := choose(m.ways(eps))
+	at := v4
+	if at < 0 {
+		at = v6
+	}
+	if at >= 0 {
+		if _, ok := m.networks.driverOf(eps[at]).(Publisher); !ok {
+			return -1
+		}
+	}
+	return at
+}
+
+func (m *base) unpublish(ctx context.Context, ep Endpoint) error {
+	if p, ok := m.networks.driverOf(ep).(Publisher); ok {
+		return p.Unpublish(ctx, []Endpoint{ep})
+	}
+	return nil
+}
+
+func (m *base) publishMoved(ctx context.Context, ep Endpoint) error {
+	if p, ok := m.networks.driverOf(ep).(Publisher); ok {
+		return p.Publish(ctx, ep)
+	}
+	return nil
+}
+
+// publishFresh publishes ports of a container that had no network that led out.
+func (m *base) publishFresh(ctx context.Context, ep *Endpoint, specs []port.Spec, exposed network.PortSet) ([]*os.File, error) {
+	var mappings []port.Mapping
+	var held []*os.File
+	if len(specs) > 0 {
+		addr, err := ep.addr()
+		if err != nil {
+			return nil, err
+		}
+		if mappings, held, err = m.ports.Hold(specs, addr); err != nil {
+			return nil, err
+		}
+	}
+	ep.Ports = port.PortMap(mappings, exposed)
+	if len(mappings) == 0 {
+		return nil, nil
+	}
+	err := m.publishMoved(ctx, *ep)
+	if err != nil {
+		for _, f := range held {
+			f.Close()
+		}
+		m.ports.Free(mappings)
+		return nil, err
+	}
+	return held, nil
+}
+
+// Rename gives a container another name on its networks, and its endpoints as they
+// are then, for its record.
+func (m *Manager) Rename(id, old, name string, eps []Endpoint) []Endpoint {
+	out := slices.Clone(eps)
+	for i := range out {
+		if len(out[i].DNSNames) == 0 {
+			continue
+		}
+		names := []string{name}
+		for _, n := range out[i].DNSNames {
+			if n != old && n != name {
+				names = append(names, n)
+			}
+		}
+		out[i].DNSNames = names
+	}
+	m.settled(id, out)
+	return out
+}
+
+// Keep leaves the addresses that a container asks for by its settings to it while
+// it does not run: nobody else gets them without asking. Undone by Unkeep with the
+// same settings.
+func (m *Manager) Keep(asked map[string]*network.EndpointSettings) {
+	m.eachAsked(asked, func(p *pool, a netip.Addr) { p.Keep(a) })
+}
+
+// Unkeep undoes Keep.
+func (m *Manager) Unkeep(asked map[string]*network.EndpointSettings) {
+	m.eachAsked(asked, func(p *pool, a netip.Addr) { p.Unkeep(a) })
+}
+
+func (m *base) eachAsked(asked map[string]*network.EndpointSettings, do func(*pool, netip.Addr)) {
+	for ref, s := range asked {
+		if s == nil || s.IPAMConfig == nil {
+			continue
+		}
+		a, err := m.networks.find(canonical(ref))
+		if err != nil {
+			continue
+		}
+		for _, want := range []netip.Addr{s.IPAMConfig.IPv4Address, s.IPAMConfig.IPv6Address} {
+			for _, p := range a.pools {
+				if want.IsValid() && p.Subnet().Contains(want) {
+					do(p, want)
+				}
+			}
+		}
+	}
+}

@@ -1,0 +1,126 @@
+package network
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"escale.dev/escale/internal/sys/netns"
+)
+
+// batch lets each driver that can do many networks in one step do so.
+func (m maker) batch(do func() error) error {
+	for _, d := range m.drivers {
+		if b, ok := d.(Batcher); ok {
+			inner := do
+			do = func() error { return b.Batch(inner) }
+		}
+	}
+	return do()
+}
+
+func (m maker) openAll(ctx context.Context, list []*record) error {
+	unlock, err := netns.Lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	for _, name := range slices.Sorted(maps.Keys(predefined)) {
+		d, ok := m.drivers[predefined[name]]
+		if !ok {
+			continue
+		}
+		spec := Spec{Name: name, ID: m.cfg.NetworkID(name), IPv4: true}
+		for _, r := range list {
+			for _, s := range r.IPAM.Subnets {
+				spec.Avoid = append(spec.Avoid, s.Prefix)
+			}
+		}
+		if err := m.openOne(ctx, d, spec, Info{Scope: "local", EnableIPv4: true, Created: time.Now()}); err != nil {
+			return fmt.Errorf("network %q: %w", name, err)
+		}
+	}
+	for _, r := range list {
+		if err := m.openRecord(ctx, r); err != nil {
+			m.log.Error("network could not be made; it is tried again when a container wants it", "network", r.Name, "error", err)
+		}
+	}
+	return nil
+}
+
+// openOne makes a network or takes it up. info is what is known of it beside
+// what the driver tells.
+func (m maker) openOne(ctx context.Context, d Driver, spec Spec, info Info) error {
+	made, err := d.Create(ctx, spec)
+	if err != nil {
+		return err
+	}
+	info.Name, info.ID, info.Driver, info.Options = spec.Name, spec.ID, d.Type(), made.Options
+	info.IPAM.Driver, info.IPAM.Subnets = cmp.Or(info.IPAM.Driver, "default"), made.IPAM.Subnets
+	pools, err := newPools(made.IPAM.Subnets)
+	if err != nil {
+		return err
+	}
+	m.networks.mu.Lock()
+	defer m.networks.mu.Unlock()
+	a, ok := m.networks.byName[spec.Name]
+	if !ok {
+		a = &attached{driver: d, containers: map[string]Endpoint{}}
+		m.networks.byName[spec.Name] = a
+	}
+	if !ok || !sameSubnets(a.info.IPAM.Subnets, info.IPAM.Subnets) { // what is given out stays given out
+		a.pools = pools
+	}
+	a.info, a.spec, a.broken = info, spec, nil
+	return nil
+}
+
+func sameSubnets(a, b []Subnet) bool {
+	return slices.EqualFunc(a, b, func(x, y Subnet) bool { return x.Prefix == y.Prefix && x.Gateway == y.Gateway && x.Range == y.Range })
+}
+
+// openRecord takes up a network of a user's. One that cannot be made is there all
+// the same, broken.
+func (m maker) openRecord(ctx context.Context, r *record) error {
+	d, ok := m.drivers[r.Driver]
+	info := r.info()
+	if r.ConfigOnly {
+		m.networks.put(&attached{info: info, containers: map[string]Endpoint{}})
+		return nil
+	}
+	err := fmt.Errorf("driver %q is not there", r.Driver)
+	if ok {
+		if err = m.openOne(ctx, d, r.spec(), info); err == nil {
+			return nil
+		}
+	} else {
+		d = absent(r.Driver)
+	}
+	pools, poolErr := newPools(r.IPAM.Subnets)
+	if poolErr != nil {
+		return errors.Join(err, poolErr)
+	}
+	m.networks.put(&attached{driver: d, info: info, spec: r.spec(), pools: pools, containers: map[string]Endpoint{}, broken: err})
+	return err
+}
+
+// whole tries again to make a network that could not be.
+func (m maker) whole(ctx context.Context, a *attached) error {
+	m.networks.mu.Lock()
+	broken, spec, info := a.broken, a.spec, a.info
+	m.networks.mu.Unlock()
+	if broken == nil {
+		return nil
+	}
+	m.making.Lock()
+	defer m.making.Unlock()
+	if err := m.openOne(ctx, a.driver, spec, info); err != nil {
+		return fmt.Errorf("network %s: %w", spec.Name, err)
+	}
+	m.log.Info("network is whole again", "network", spec.Name)
+	return nil
+}

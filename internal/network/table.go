@@ -1,0 +1,290 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/containerd/errdefs"
+)
+
+// table holds the networks that there are and who is on them.
+type table struct {
+	mu     sync.Mutex
+	left   *sync.Cond // an endpoint has gone
+	byName map[string]*attached
+}
+
+// attached is a network with its driver and the containers on it. Its fields but
+// the first two are guarded by the table's lock; info is replaced, never changed.
+type attached struct {
+	driver     Driver // nil: it only lends its configuration
+	pools      []*pool
+	info       Info
+	spec       Spec
+	containers map[string]Endpoint
+	leaving    map[string]bool // ids of endpoints whose container has ended, until nothing of them is left
+	joining    int             // how many are about to be on it
+	going      bool            // it is being removed
+	broken     error           // why an engine that took it up could not make it whole
+}
+
+func newTable() *table {
+	t := &table{byName: map[string]*attached{}}
+	t.left = sync.NewCond(&t.mu)
+	return t
+}
+
+// find is the network of an id, a name, or a beginning of the id that only it
+// has; NotFound, or InvalidArgument when several begin so.
+func (t *table) find(ref string) (*attached, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.findLocked(ref)
+}
+
+func (t *table) findLocked(ref string) (*attached, error) {
+	if a, ok := t.byName[ref]; ok && len(ref) != 64 {
+		return a, nil
+	}
+	var found []*attached
+	for _, a := range t.byName {
+		if a.info.ID == ref {
+			return a, nil
+		}
+		if ref != "" && strings.HasPrefix(a.info.ID, ref) {
+			found = append(found, a)
+		}
+	}
+	if a, ok := t.byName[ref]; ok {
+		return a, nil
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return nil, worded(errdefs.ErrNotFound, "network %s not found", ref)
+	default:
+		return nil, worded(errdefs.ErrInvalidArgument, "network %s is ambiguous (%d matches found based on ID prefix)", ref, len(found))
+	}
+}
+
+// hold is find for who is about to join: the network is not removed before free.
+func (t *table) hold(ref string) (*attached, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	a, err := t.findLocked(ref)
+	if err != nil {
+		return nil, err
+	}
+	if a.going {
+		return nil, worded(errdefs.ErrNotFound, "network %s not found", ref)
+	}
+	a.joining++
+	return a, nil
+}
+
+func (t *table) free(list []*attached) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, a := range list {
+		a.joining--
+	}
+}
+
+// of is the network of an endpoint; nil when it is no more, though another may
+// have its name.
+func (t *table) of(ep Endpoint) *attached {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.ofLocked(ep)
+}
+
+func (t *table) ofLocked(ep Endpoint) *attached {
+	a := t.byName[ep.Network]
+	if a == nil || ep.NetworkID != "" && a.info.ID != ep.NetworkID {
+		return nil
+	}
+	return a
+}
+
+// driverOf is the driver of an endpoint's network; nil when there is none.
+func (t *table) driverOf(ep Endpoint) Driver {
+	if a := t.of(ep); a != nil {
+		return a.driver
+	}
+	return nil
+}
+
+// record and forget keep who is on which network.
+func (t *table) record(id string, eps []Endpoint) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, ep := range eps {
+		if a := t.ofLocked(ep); a != nil {
+			a.containers[id] = ep
+		}
+	}
+}
+
+// forget tells whether the endpoint was there.
+func (t *table) forget(id string, ep Endpoint) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	a := t.ofLocked(ep)
+	switch {
+	case a == nil:
+		return false
+	case a.leaving[ep.EndpointID]:
+		delete(a.leaving, ep.EndpointID)
+		t.left.Broadcast()
+		return true
+	case a.containers[id].EndpointID == ep.EndpointID:
+		delete(a.containers, id)
+		return true
+	}
+	return false
+}
+
+// part notes that a container has ended: it is on no network any more, though some
+// of it may be left for a while.
+func (t *table) part(id string, eps []Endpoint) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, ep := range eps {
+		a := t.ofLocked(ep)
+		if a == nil || a.containers[id].EndpointID != ep.EndpointID {
+			continue
+		}
+		delete(a.containers, id)
+		if a.leaving == nil {
+			a.leaving = map[string]bool{}
+		}
+		a.leaving[ep.EndpointID] = true
+	}
+}
+
+// snapshot is the network's Info with its containers. Called with the lock held.
+func (a *attached) snapshot() Info {
+	info := a.info
+	info.Containers = maps.Clone(a.containers)
+	return info
+}
+
+// put adds a network, or replaces it.
+func (t *table) put(a *attached) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.byName[a.info.Name] = a
+}
+
+// drain takes all networks out.
+func (t *table) drain() map[string]*attached {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	all := t.byName
+	t.byName = map[string]*attached{}
+	return all
+}
+
+// has tells whether there is a network of this name.
+func (t *table) has(name string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, ok := t.byName[name]
+	return ok
+}
+
+// subnets are those of all networks.
+func (t *table) subnets() []netip.Prefix {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	var out []netip.Prefix
+	for _, a := range t.byName {
+		if !a.info.ConfigOnly {
+			out = append(out, prefixes(a.info.IPAM.Subnets)...)
+		}
+	}
+	return out
+}
+
+// leave begins the removal of a network, so that nobody joins it any more, or
+// tells why it stays. What containers that have ended have there is waited for.
+func (t *table) leave(ctx context.Context, ref string) (*attached, error) {
+	defer context.AfterFunc(ctx, t.left.Broadcast)()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	a, err := t.findLocked(ref)
+	for err == nil && len(a.leaving) > 0 && len(a.containers) == 0 && ctx.Err() == nil {
+		t.left.Wait()
+		a, err = t.findLocked(ref)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if a.info.Predefined() {
+		return nil, worded(errdefs.ErrPermissionDenied, "%s is a pre-defined network and cannot be removed", a.info.Name)
+	}
+	if a.info.ConfigOnly {
+		for _, o := range t.byName {
+			if o.info.ConfigFrom == a.info.Name {
+				return nil, worded(errdefs.ErrPermissionDenied, "error while removing network: configuration network %q is in use", a.info.Name)
+			}
+		}
+	}
+	if len(a.containers) > 0 || a.joining > 0 || len(a.leaving) > 0 {
+		var eps []string
+		for id, ep := range a.containers {
+			name := id
+			if len(ep.DNSNames) > 0 {
+				name = ep.DNSNames[0]
+			}
+			eps = append(eps, fmt.Sprintf(`name:%q id:%q`, name, ep.EndpointID[:min(12, len(ep.EndpointID))]))
+		}
+		slices.Sort(eps)
+		return nil, worded(errdefs.ErrPermissionDenied, "error while removing network: network %s has active endpoints (%s)", a.info.Name, strings.Join(eps, ", "))
+	}
+	a.going = true
+	return a, nil
+}
+
+// stay ends a removal that did not succeed.
+func (t *table) stay(a *attached) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	a.going = false
+}
+
+// drop takes a network out that was removed.
+func (t *table) drop(a *attached) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byName[a.info.Name] == a {
+		delete(t.byName, a.info.Name)
+	}
+}
+
+// empty forgets who is on the networks.
+func (t *table) empty() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, a := range t.byName {
+		clear(a.containers)
+		clear(a.leaving)
+	}
+}
+
+// inspect tells of one network.
+func (t *table) inspect(ref string) (Info, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	a, err := t.findLocked(ref)
+	if err != nil {
+		return Info{}, err
+	}
+	return a.snapshot(), nil
+}
