@@ -1,0 +1,257 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"escale.dev/escale/internal/cluster"
+	"github.com/containerd/errdefs"
+)
+
+// life is one task's on this node. Its goroutine takes one step after the other; each
+// rests on what the store said last.
+type life struct {
+	a    *Agent
+	c    Controller
+	news chan struct{} // the task has changed
+
+	mu      sync.Mutex
+	task    *cluster.Task
+	gone    bool               // it is not in the store any more
+	amid    context.CancelFunc // of the step under way; nil: it is not to be cut short
+	waiting <-chan ended       // of a container that runs
+	unwait  context.CancelFunc
+}
+
+// ended is how a container has.
+type ended struct {
+	code int
+	err  error
+}
+
+// set takes over the newest of the task. A step that is of no use any more is cut short.
+func (l *life) set(t *cluster.Task, gone bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.gone || l.task != nil && !gone && t.Revision < l.task.Revision {
+		return // that is known, and more
+	}
+	l.task, l.gone = t, gone
+	if (gone || t.Desired.Stops()) && l.amid != nil {
+		l.amid()
+	}
+	select {
+	case l.news <- struct{}{}:
+	default:
+	}
+}
+
+func (l *life) now() (*cluster.Task, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.task, l.gone
+}
+
+// patience is how long a life waits before it tries again what could not be done.
+const patience = time.Second
+
+// run takes steps until the task is gone.
+func (l *life) run(ctx context.Context) {
+	defer l.stopWaiting()
+	for ctx.Err() == nil {
+		t, gone := l.now()
+		if gone {
+			if err := l.c.Remove(ctx); err != nil && !errdefs.IsNotFound(err) {
+				l.a.log.Error("the container of a task that has gone cannot be removed: trying again", "task", t.ID, "error", err)
+				l.sleep(ctx, time.Now().Add(patience), nil)
+				continue
+			}
+			l.a.forget(t.ID)
+			return
+		}
+		l.step(ctx, t)
+	}
+}
+
+// sleep waits for news, a time, or a container's end; it gives the last.
+func (l *life) sleep(ctx context.Context, until time.Time, end <-chan ended) *ended {
+	var at <-chan time.Time
+	if !until.IsZero() {
+		timer := time.NewTimer(time.Until(until))
+		defer timer.Stop()
+		at = timer.C
+	}
+	select {
+	case e := <-end:
+		return &e
+	case <-l.news:
+	case <-at:
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// cut is a context that ends also when the task is to be ended.
+func (l *life) cut(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.gone || l.task.Desired.Stops() {
+		cancel()
+	}
+	l.amid = cancel
+	return ctx, func() {
+		l.mu.Lock()
+		l.amid = nil
+		l.mu.Unlock()
+		cancel()
+	}
+}
+
+// step takes the task one state further, or waits until there is something to do.
+func (l *life) step(ctx context.Context, t *cluster.Task) {
+	state := t.Status.State
+	switch {
+	case state.Ended():
+		l.stopWaiting()
+		l.sleep(ctx, time.Time{}, nil) // until it is gone
+	case t.Desired.Stops():
+		l.shutdown(ctx)
+	case state == cluster.TaskAssigned:
+		l.to(ctx, cluster.TaskAccepted, "accepted", nil)
+	case state == cluster.TaskAccepted:
+		l.to(ctx, cluster.TaskPreparing, "preparing", nil)
+	case state == cluster.TaskPreparing:
+		l.prepare(ctx)
+	case state == cluster.TaskReady && t.Desired == cluster.TaskReady:
+		l.sleep(ctx, time.Time{}, nil)
+	case state == cluster.TaskReady && time.Now().Before(t.NotBefore):
+		l.sleep(ctx, t.NotBefore, nil)
+	case state == cluster.TaskReady:
+		l.to(ctx, cluster.TaskStarting, "starting", nil)
+	case state == cluster.TaskStarting:
+		l.start(ctx)
+	case state == cluster.TaskRunning:
+		l.attend(ctx, t)
+	default:
+		l.a.log.Error("a task is in a state that no node knows", "task", t.ID, "state", state)
+		l.sleep(ctx, time.Time{}, nil)
+	}
+}
+
+// to reports a state; the next step knows of it.
+func (l *life) to(ctx context.Context, s cluster.TaskState, message string, f func(*cluster.TaskStatus)) {
+	t, _ := l.now()
+	written, err := l.a.report(ctx, t.ID, func(st *cluster.TaskStatus) {
+		st.State, st.Message, st.Err = s, message, ""
+		if f != nil {
+			f(st)
+		}
+	})
+	switch {
+	case err == nil:
+		l.set(written, false)
+	case ctx.Err() != nil, errdefs.IsNotFound(err): // the store tells that it has gone
+		l.sleep(ctx, time.Time{}, nil)
+	default:
+		l.a.log.Error("what became of a task cannot be written: trying again", "task", t.ID, "state", s, "error", err)
+		l.sleep(ctx, time.Now().Add(patience), nil)
+	}
+}
+
+func (l *life) prepare(ctx context.Context) {
+	step, done := l.cut(ctx)
+	err := l.c.Prepare(step)
+	cut := step.Err() != nil
+	done()
+	switch {
+	case cut: // by what the next step sees
+	case err != nil:
+		l.to(ctx, cluster.TaskRejected, "preparing", func(s *cluster.TaskStatus) { s.Err = err.Error() })
+	default:
+		l.to(ctx, cluster.TaskReady, "prepared", nil)
+	}
+}
+
+func (l *life) start(ctx context.Context) {
+	step, done := l.cut(ctx)
+	c, err := l.c.Start(step)
+	cut := step.Err() != nil
+	done()
+	switch {
+	case cut:
+	case err != nil:
+		l.to(ctx, cluster.TaskFailed, "starting", func(s *cluster.TaskStatus) { s.Err = err.Error() })
+	default:
+		l.to(ctx, cluster.TaskRunning, "started", func(s *cluster.TaskStatus) { s.Container, s.RunningAt = &c, time.Now().UTC() })
+	}
+}
+
+// shutdown ends what there is of the container; one that ended by itself meanwhile
+// has still done what was wanted.
+func (l *life) shutdown(ctx context.Context) {
+	l.stopWaiting()
+	if err := l.c.Shutdown(ctx); err != nil && !errdefs.IsNotFound(err) && ctx.Err() == nil {
+		t, _ := l.now()
+		l.a.log.Error("a task cannot be ended: trying again", "task", t.ID, "error", err)
+		l.sleep(ctx, time.Now().Add(patience), nil)
+		return
+	}
+	if ctx.Err() == nil {
+		l.to(ctx, cluster.TaskShutdown, "shutdown", func(s *cluster.TaskStatus) { s.Healthy = false })
+	}
+}
+
+// attend waits for the end of a container that runs.
+func (l *life) attend(ctx context.Context, t *cluster.Task) {
+	if l.waiting == nil {
+		waiting, cancel := context.WithCancel(ctx)
+		end := make(chan ended, 1)
+		l.waiting, l.unwait = end, cancel
+		go func() {
+			code, err := l.c.Wait(waiting, func() {
+				if _, err := l.a.report(waiting, t.ID, func(s *cluster.TaskStatus) { s.Healthy = s.State == cluster.TaskRunning }); err != nil && waiting.Err() == nil && !errdefs.IsNotFound(err) {
+					l.a.log.Error("the health of a task cannot be written", "task", t.ID, "error", err)
+				}
+			})
+			end <- ended{code, err}
+		}()
+	}
+	e := l.sleep(ctx, time.Time{}, l.waiting)
+	if e == nil || ctx.Err() != nil {
+		return
+	}
+	l.stopWaiting()
+	state, message := cluster.TaskComplete, "finished"
+	if e.code != 0 || e.err != nil {
+		state, message = cluster.TaskFailed, "started"
+	}
+	if e.err != nil {
+		// It may run still, and must not beside the one that takes its place.
+		if err := l.c.Shutdown(ctx); err != nil && !errdefs.IsNotFound(err) {
+			e.err = errors.Join(e.err, err)
+		}
+	}
+	l.to(ctx, state, message, func(s *cluster.TaskStatus) {
+		s.Healthy = false
+		if s.Container != nil {
+			s.Container.ExitCode = e.code
+		}
+		switch {
+		case e.err != nil:
+			s.Err = e.err.Error()
+		case e.code != 0:
+			s.Err = fmt.Sprintf("task: non-zero exit (%d)", e.code)
+		}
+	})
+}
+
+func (l *life) stopWaiting() {
+	if l.unwait != nil {
+		l.unwait()
+	}
+	l.waiting, l.unwait = nil, nil
+}
