@@ -110,6 +110,7 @@ const (
 
 // TaskSpec is what a task is made from.
 type TaskSpec struct {
+	Name      string `json:",omitempty"` // of the container; "": the task's
 	Container *container.Config
 	Host      *container.HostConfig
 	Platform  string    `json:",omitempty"`

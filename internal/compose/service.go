@@ -1,0 +1,363 @@
+package compose
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"escale.dev/escale/internal/cluster"
+	"github.com/compose-spec/compose-go/v2/types"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+)
+
+// service makes the spec of one service.
+func service(p *types.Project, s *types.ServiceConfig) (cluster.ServiceSpec, error) {
+	var out cluster.ServiceSpec
+	switch {
+	case s.Provider != nil:
+		return out, refused("provider is not possible: what it would make is not a container's")
+	case len(s.Models) > 0:
+		return out, refused("models are not possible: there is no runner of models")
+	case s.CredentialSpec != nil:
+		return out, refused("credential_spec is for Windows")
+	case len(s.PreStart)+len(s.PostStart)+len(s.PreStop) > 0:
+		return out, refused("pre_start, post_start and pre_stop are not possible")
+	}
+	labels, err := serviceLabels(p, s)
+	if err != nil {
+		return out, err
+	}
+	cfg, err := config(p, s, labels)
+	if err != nil {
+		return out, err
+	}
+	host, err := hostConfig(p, s)
+	if err != nil {
+		return out, err
+	}
+	out.Labels = labels
+	out.Task = cluster.TaskSpec{Name: s.ContainerName, Container: cfg, Host: host, Platform: s.Platform, Pull: s.PullPolicy, Restart: restartPolicy(s)}
+	if s.StopGracePeriod != nil {
+		out.Task.Grace = time.Duration(*s.StopGracePeriod)
+	}
+	if out.Task.Secrets, err = files(s.Secrets, "/run/secrets/"); err != nil {
+		return out, fmt.Errorf("secrets: %w", err)
+	}
+	if out.Task.Configs, err = files(s.Configs, "/"); err != nil {
+		return out, fmt.Errorf("configs: %w", err)
+	}
+	if out.Networks, err = attachments(p, s); err != nil {
+		return out, err
+	}
+	if out.Ports, err = ports(s); err != nil {
+		return out, err
+	}
+	out.Needs = needs(s)
+	if err := mode(s, &out); err != nil {
+		return out, err
+	}
+	return out, deploy(s, &out)
+}
+
+// mode is how many tasks the service has.
+func mode(s *types.ServiceConfig, out *cluster.ServiceSpec) error {
+	if text, ok := s.Extensions["x-escale-schedule"]; ok {
+		sched, ok := text.(string)
+		if !ok {
+			return refused("x-escale-schedule: a schedule wanted, as in \"0 3 * * *\"")
+		}
+		out.Mode = cluster.Mode{Schedule: sched, Job: &cluster.Job{Total: 1}}
+		return nil
+	}
+	m := ""
+	if s.Deploy != nil {
+		m = s.Deploy.Mode
+	}
+	n := uint64(max(s.GetScale(), 0))
+	if s.ContainerName != "" && n > 1 {
+		return refused("container_name %q: %d containers cannot have one name", s.ContainerName, n)
+	}
+	switch m {
+	case "", "replicated":
+		out.Mode.Replicated = &cluster.Replicated{Replicas: n}
+	case "global":
+		out.Mode.Global = true
+	case "replicated-job":
+		out.Mode.Job = &cluster.Job{Total: n}
+	case "global-job":
+		out.Mode.GlobalJob = true
+	default:
+		return refused("deploy.mode %q: replicated, global, replicated-job or global-job wanted", m)
+	}
+	return nil
+}
+
+// deploy reads what else the section says.
+func deploy(s *types.ServiceConfig, out *cluster.ServiceSpec) error {
+	d := s.Deploy
+	if d == nil {
+		return nil
+	}
+	switch d.EndpointMode {
+	case "", "vip", "dnsrr":
+		out.Endpoint = cluster.EndpointMode(d.EndpointMode)
+	default:
+		return refused("deploy.endpoint_mode %q: vip or dnsrr wanted", d.EndpointMode)
+	}
+	var err error
+	if out.Update, err = rollout("update_config", d.UpdateConfig); err != nil {
+		return err
+	}
+	if out.Rollback, err = rollout("rollback_config", d.RollbackConfig); err != nil {
+		return err
+	}
+	out.Task.Placement = cluster.Placement{Constraints: d.Placement.Constraints, MaxPerNode: d.Placement.MaxReplicas}
+	if _, err := cluster.ParseConstraints(d.Placement.Constraints); err != nil {
+		return fmt.Errorf("deploy.placement: %w", err)
+	}
+	for _, pref := range d.Placement.Preferences {
+		out.Task.Placement.Spread = append(out.Task.Placement.Spread, pref.Spread)
+	}
+	if r := d.Resources.Reservations; r != nil {
+		out.Task.Reserved = cluster.Resources{NanoCPUs: nano(float64(r.NanoCPUs)), Memory: int64(r.MemoryBytes)}
+		for _, g := range r.GenericResources {
+			if g.DiscreteResourceSpec != nil {
+				if out.Task.Reserved.Generic == nil {
+					out.Task.Reserved.Generic = map[string]int64{}
+				}
+				out.Task.Reserved.Generic[g.DiscreteResourceSpec.Kind] = g.DiscreteResourceSpec.Value
+			}
+		}
+	}
+	return nil
+}
+
+// nano is a number of processors in billionths.
+func nano(cpus float64) int64 { return int64(cpus*1e9 + 0.5) }
+
+func rollout(what string, u *types.UpdateConfig) (*cluster.Rollout, error) {
+	if u == nil {
+		return nil, nil
+	}
+	out := &cluster.Rollout{
+		Parallelism: 1, Delay: time.Duration(u.Delay), Monitor: time.Duration(u.Monitor), MaxFailureRatio: float64(u.MaxFailureRatio),
+		StartFirst: u.Order == "start-first", OnFailure: cluster.FailureAction(cmp.Or(u.FailureAction, "pause")),
+	}
+	if u.Parallelism != nil {
+		out.Parallelism = *u.Parallelism
+	}
+	switch {
+	case !slices.Contains([]string{"", "start-first", "stop-first"}, u.Order):
+		return nil, refused("deploy.%s.order %q: start-first or stop-first wanted", what, u.Order)
+	case !slices.Contains([]cluster.FailureAction{cluster.FailurePause, cluster.FailureContinue, cluster.FailureRollback}, out.OnFailure):
+		return nil, refused("deploy.%s.failure_action %q: pause, continue or rollback wanted", what, u.FailureAction)
+	}
+	return out, nil
+}
+
+// restartPolicy is that of deploy, else what restart says. A service without either is
+// kept as others are: that is what an app is for.
+func restartPolicy(s *types.ServiceConfig) cluster.RestartPolicy {
+	if s.Deploy != nil && s.Deploy.RestartPolicy != nil {
+		r := s.Deploy.RestartPolicy
+		out := cluster.RestartPolicy{Condition: cluster.RestartCondition(cmp.Or(r.Condition, "any"))}
+		if r.Delay != nil {
+			out.Delay = time.Duration(*r.Delay)
+		}
+		if r.MaxAttempts != nil {
+			out.Attempts = *r.MaxAttempts
+		}
+		if r.Window != nil {
+			out.Window = time.Duration(*r.Window)
+		}
+		return out
+	}
+	word, n, _ := strings.Cut(s.Restart, ":")
+	switch word {
+	case "no":
+		return cluster.RestartPolicy{Condition: cluster.RestartNone}
+	case "on-failure":
+		attempts, _ := strconv.ParseUint(n, 10, 64) // without a number it is without bound
+		return cluster.RestartPolicy{Condition: cluster.RestartOnFailure, Attempts: attempts}
+	}
+	return cluster.RestartPolicy{Condition: cluster.RestartAny}
+}
+
+// needs are the conditions of depends_on, by service.
+func needs(s *types.ServiceConfig) []cluster.Need {
+	var out []cluster.Need
+	for _, name := range slices.Sorted(maps.Keys(s.DependsOn)) {
+		d := s.DependsOn[name]
+		out = append(out, cluster.Need{Service: name, Condition: cluster.Condition(d.Condition), Restart: d.Restart, Optional: !d.Required})
+	}
+	return out
+}
+
+// ports are the published ports; a range is as many ports.
+func ports(s *types.ServiceConfig) ([]cluster.Port, error) {
+	var out []cluster.Port
+	for _, p := range s.Ports {
+		if p.Target == 0 || p.Target > 65535 {
+			return nil, refused("port %d is none", p.Target)
+		}
+		c := cluster.Port{Name: p.Name, Proto: network.IPProtocol(cmp.Or(p.Protocol, "tcp")), Target: uint16(p.Target), Address: p.HostIP, Host: p.Mode == "host"}
+		if p.Published != "" {
+			n, err := strconv.ParseUint(p.Published, 10, 16)
+			if err != nil {
+				return nil, refused("published port %q: a number wanted", p.Published)
+			}
+			c.Published = uint16(n)
+		}
+		out = append(out, c)
+	}
+	return out, nil
+}
+
+// files are secrets or configs; dir is where those without a target go.
+func files[T types.ServiceSecretConfig | types.ServiceConfigObjConfig](list []T, dir string) ([]cluster.FileRef, error) {
+	var out []cluster.FileRef
+	for _, x := range list {
+		f := types.FileReferenceConfig(x)
+		ref := cluster.FileRef{Name: f.Source, Target: cmp.Or(f.Target, f.Source), UID: f.UID, GID: f.GID, Mode: 0o444}
+		if !strings.HasPrefix(ref.Target, "/") {
+			ref.Target = dir + ref.Target
+		}
+		if f.Mode != nil {
+			ref.Mode = uint32(*f.Mode)
+		}
+		for _, id := range []string{f.UID, f.GID} {
+			if _, err := strconv.ParseUint(id, 10, 32); id != "" && err != nil {
+				return nil, refused("%q is no id of a user or group", id)
+			}
+		}
+		out = append(out, ref)
+	}
+	return out, nil
+}
+
+// attachments are the service's places on networks, the one of the highest priority
+// first.
+func attachments(p *types.Project, s *types.ServiceConfig) ([]cluster.Attachment, error) {
+	names := slices.Collect(maps.Keys(s.Networks))
+	priority := func(name string) int {
+		if n := s.Networks[name]; n != nil {
+			return n.Priority
+		}
+		return 0
+	}
+	slices.SortFunc(names, func(a, b string) int { return cmp.Or(priority(b)-priority(a), cmp.Compare(a, b)) })
+	var out []cluster.Attachment
+	for _, name := range names {
+		set := &network.EndpointSettings{Aliases: []string{s.Name}}
+		if n := s.Networks[name]; n != nil {
+			if n.UseServiceNameAlias != nil && !*n.UseServiceNameAlias {
+				set.Aliases = nil
+			}
+			set.Aliases = append(set.Aliases, n.Aliases...)
+			set.DriverOpts, set.GwPriority = n.DriverOpts, n.GatewayPriority
+			if n.InterfaceName != "" {
+				set.DriverOpts = maps.Clone(set.DriverOpts)
+				if set.DriverOpts == nil {
+					set.DriverOpts = map[string]string{}
+				}
+				set.DriverOpts["com.docker.network.endpoint.ifname"] = n.InterfaceName
+			}
+			if err := addresses(n, set); err != nil {
+				return nil, fmt.Errorf("network %q: %w", name, err)
+			}
+		}
+		set.Links = links(p, s)
+		out = append(out, cluster.Attachment{Network: p.Networks[name].Name, Settings: set})
+	}
+	return out, nil
+}
+
+// links are those of the service, by the names of containers.
+func links(p *types.Project, s *types.ServiceConfig) []string {
+	var out []string
+	for _, l := range s.Links {
+		name, alias, ok := strings.Cut(l, ":")
+		if !ok {
+			alias = name
+		}
+		container := p.Name + "-" + name + "-1"
+		if to, ok := p.Services[name]; ok && to.ContainerName != "" {
+			container = to.ContainerName
+		}
+		out = append(out, container+":"+alias)
+	}
+	return append(out, s.ExternalLinks...)
+}
+
+// config is what the container is made from.
+func config(p *types.Project, s *types.ServiceConfig, labels map[string]string) (*container.Config, error) {
+	c := &container.Config{
+		Hostname: s.Hostname, Domainname: s.DomainName, User: s.User, Tty: s.Tty, OpenStdin: s.StdinOpen,
+		Image: Image(p, s), WorkingDir: s.WorkingDir, Labels: labels, StopSignal: s.StopSignal, Cmd: s.Command, Entrypoint: s.Entrypoint,
+		ExposedPorts: network.PortSet{},
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Environment)) {
+		if v := s.Environment[name]; v != nil {
+			c.Env = append(c.Env, name+"="+*v)
+		}
+	}
+	if s.StopGracePeriod != nil {
+		seconds := int((time.Duration(*s.StopGracePeriod) + time.Second - 1) / time.Second)
+		c.StopTimeout = &seconds
+	}
+	for _, e := range s.Expose {
+		list, err := types.ParsePortConfig(e)
+		if err != nil {
+			return nil, refused("expose %q: %s", e, err)
+		}
+		for _, port := range list {
+			if err := expose(c, port.Target, port.Protocol); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, port := range s.Ports {
+		if err := expose(c, port.Target, port.Protocol); err != nil {
+			return nil, err
+		}
+	}
+	if h := s.HealthCheck; h != nil {
+		c.Healthcheck = healthcheck(h)
+	}
+	return c, nil
+}
+
+func expose(c *container.Config, target uint32, proto string) error {
+	port, err := network.ParsePort(fmt.Sprintf("%d/%s", target, cmp.Or(proto, "tcp")))
+	if err != nil {
+		return refused("port %d/%s: %s", target, proto, err)
+	}
+	c.ExposedPorts[port] = struct{}{}
+	return nil
+}
+
+func healthcheck(h *types.HealthCheckConfig) *container.HealthConfig {
+	if h.Disable {
+		return &container.HealthConfig{Test: []string{"NONE"}}
+	}
+	out := &container.HealthConfig{Test: h.Test}
+	for to, from := range map[*time.Duration]*types.Duration{&out.Interval: h.Interval, &out.Timeout: h.Timeout, &out.StartPeriod: h.StartPeriod, &out.StartInterval: h.StartInterval} {
+		if from != nil {
+			*to = time.Duration(*from)
+		}
+	}
+	if h.Retries != nil {
+		out.Retries = int(*h.Retries)
+	}
+	return out
+}
+
+// Image is the name of the image of a service: its own, or that of what it is built as.
+func Image(p *types.Project, s *types.ServiceConfig) string {
+	return cmp.Or(s.Image, p.Name+"-"+s.Name)
+}
