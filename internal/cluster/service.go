@@ -27,7 +27,6 @@ type ServiceSpec struct {
 	Update   *Rollout     `json:",omitempty"` // nil: one at a time, pause on failure
 	Rollback *Rollout     `json:",omitempty"`
 	Ports    []Port       `json:",omitempty"` // published; balanced between its tasks
-	Needs    []Need       `json:",omitempty"` // what must be so before its tasks start
 	Endpoint EndpointMode `json:",omitempty"`
 	Number   uint64       // counts changes of Task that need new tasks; kept by who writes the spec
 	Networks []Attachment `json:",omitempty"`
@@ -90,12 +89,12 @@ type Port struct {
 	Host      bool   `json:",omitempty"` // each task on its own node, rather than balanced
 }
 
-// Need is a condition on another service of the same app.
+// Need is a condition on another service.
 type Need struct {
-	Service   string
+	Service   string // name
 	Condition Condition
-	Restart   bool // a restart of it restarts this one
-	Optional  bool // it may be missing or fail
+	Restart   bool `json:",omitempty"` // when tasks of it are exchanged, so are these
+	Optional  bool `json:",omitempty"` // it may be missing or fail
 }
 
 // Condition is what a service waits for in another.
@@ -118,6 +117,7 @@ type TaskSpec struct {
 	Auth      string    `json:",omitempty"` // for the registry, as X-Registry-Auth has it
 	Secrets   []FileRef `json:",omitempty"`
 	Configs   []FileRef `json:",omitempty"`
+	Needs     []Need    `json:",omitempty"` // what must be so before it starts
 	Restart   RestartPolicy
 	Reserved  Resources     `json:",omitzero"`
 	Placement Placement     `json:",omitzero"`
@@ -180,6 +180,7 @@ type Platform struct{ OS, Architecture string }
 // ServiceStatus is how far a service is.
 type ServiceStatus struct {
 	Rollout *RolloutStatus `json:",omitempty"` // the last one
+	Wanted  *ServiceSpec   `json:",omitempty"` // what was asked last, when a rollout has gone back from it
 	Run     uint64         `json:",omitempty"` // of a schedule: the Number of the spec that was due last
 	Due     time.Time      `json:",omitzero"`  // of a schedule: the next run
 }

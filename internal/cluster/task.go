@@ -16,7 +16,8 @@ type Task struct {
 	Node       string `json:",omitempty"` // id; set by the scheduler, once
 	Desired    TaskState
 	Status     TaskStatus
-	NotBefore  time.Time    `json:",omitzero"` // it may start from then on: the delay of a restart
+	Released   bool         `json:",omitempty"` // its Needs were met
+	NotBefore  time.Time    `json:",omitzero"`  // it may start from then on: the delay of a restart
 	Networks   []Attachment `json:",omitempty"`
 }
 
@@ -93,6 +94,12 @@ type ContainerStatus struct {
 	ID       string
 	PID      int `json:",omitempty"`
 	ExitCode int `json:",omitempty"`
+}
+
+// Held tells whether the task must not start yet: it waits for its turn, or for what
+// it needs. Its time (NotBefore) is another matter.
+func (t *Task) Held() bool {
+	return t.Desired == TaskReady || len(t.Spec.Needs) > 0 && !t.Released
 }
 
 // Live tells whether the task runs or is on its way there, and shall.

@@ -57,7 +57,7 @@ func service(p *types.Project, s *types.ServiceConfig) (cluster.ServiceSpec, err
 	if out.Ports, err = ports(s); err != nil {
 		return out, err
 	}
-	out.Needs = needs(s)
+	out.Task.Needs = needs(p, s)
 	if err := mode(s, &out); err != nil {
 		return out, err
 	}
@@ -189,11 +189,11 @@ func restartPolicy(s *types.ServiceConfig) cluster.RestartPolicy {
 }
 
 // needs are the conditions of depends_on, by service.
-func needs(s *types.ServiceConfig) []cluster.Need {
+func needs(p *types.Project, s *types.ServiceConfig) []cluster.Need {
 	var out []cluster.Need
 	for _, name := range slices.Sorted(maps.Keys(s.DependsOn)) {
 		d := s.DependsOn[name]
-		out = append(out, cluster.Need{Service: name, Condition: cluster.Condition(d.Condition), Restart: d.Restart, Optional: !d.Required})
+		out = append(out, cluster.Need{Service: ServiceName(p.Name, name), Condition: cluster.Condition(d.Condition), Restart: d.Restart, Optional: !d.Required})
 	}
 	return out
 }
@@ -356,6 +356,9 @@ func healthcheck(h *types.HealthCheckConfig) *container.HealthConfig {
 	}
 	return out
 }
+
+// ServiceName is the name that a service of a project has among all services.
+func ServiceName(project, service string) string { return project + "_" + service }
 
 // Image is the name of the image of a service: its own, or that of what it is built as.
 func Image(p *types.Project, s *types.ServiceConfig) string {

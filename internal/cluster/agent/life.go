@@ -126,7 +126,7 @@ func (l *life) step(ctx context.Context, t *cluster.Task) {
 		l.to(ctx, cluster.TaskPreparing, "preparing", nil)
 	case state == cluster.TaskPreparing:
 		l.prepare(ctx)
-	case state == cluster.TaskReady && t.Desired == cluster.TaskReady:
+	case state == cluster.TaskReady && t.Held():
 		l.sleep(ctx, time.Time{}, nil)
 	case state == cluster.TaskReady && time.Now().Before(t.NotBefore):
 		l.sleep(ctx, t.NotBefore, nil)

@@ -7,7 +7,9 @@ import (
 	"time"
 
 	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/reconcile/app"
 	"escale.dev/escale/internal/cluster/reconcile/cron"
+	"escale.dev/escale/internal/cluster/reconcile/depend"
 	"escale.dev/escale/internal/cluster/reconcile/global"
 	"escale.dev/escale/internal/cluster/reconcile/job"
 	"escale.dev/escale/internal/cluster/reconcile/reaper"
@@ -38,7 +40,7 @@ func newWorld(t *testing.T, seed uint64, nodes int) *world {
 	state := store.NewState()
 	state.Now(func() time.Time { return w.now })
 	w.s = mem.New(state)
-	w.loops = []loop.Loop{replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{In: time.UTC}, restart.Loop{}, update.Loop{}, reaper.Loop{}, scheduler.Loop{}}
+	w.loops = []loop.Loop{replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{In: time.UTC}, restart.Loop{}, depend.Loop{}, app.Loop{}, update.Loop{}, reaper.Loop{}, scheduler.Loop{}}
 	for i := range nodes {
 		w.commit(store.Create(&cluster.Node{Meta: cluster.Meta{Name: fmt.Sprint("n", i), Labels: map[string]string{"n": fmt.Sprint(i)}}, Status: cluster.NodeStatus{Ready: true}}))
 	}
@@ -138,7 +140,7 @@ func (w *world) act(t *cluster.Task) bool {
 		if next = cluster.TaskReady; image == missing {
 			next = cluster.TaskRejected
 		}
-	case t.Status.State == cluster.TaskReady && t.Desired == cluster.TaskReady:
+	case t.Status.State == cluster.TaskReady && t.Held():
 		return false
 	case t.Status.State == cluster.TaskReady && w.now.Before(t.NotBefore):
 		w.again = loop.Soonest(w.again, t.NotBefore)

@@ -262,7 +262,8 @@ func (d *decision) fail(r *cluster.RolloutStatus) {
 		d.set(cluster.RollbackPaused, "rollback paused due to failure or early termination of "+d.message)
 	case d.rollout.OnFailure == cluster.FailureRollback && d.service.Previous != nil:
 		s := store.Copy(d.service)
-		s.Spec, s.Previous = *s.Previous, nil
+		given := s.Spec
+		s.Status.Wanted, s.Spec, s.Previous = &given, *s.Previous, nil
 		s.Status.Rollout = &cluster.RolloutStatus{
 			State: cluster.RollingBack, Number: s.Spec.Number, StartedAt: d.now,
 			Message: "update rolled back due to failure or early termination of " + d.message,

@@ -1,0 +1,145 @@
+// Package depend is the loop that lets tasks start once what they need is there: at
+// the first start of an app as at any later one, and after the machine came up.
+package depend
+
+import (
+	"fmt"
+	"time"
+
+	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/loop"
+	"github.com/containerd/errdefs"
+)
+
+// Loop is the loop.
+type Loop struct{}
+
+var _ loop.Loop = Loop{}
+
+// Name implements loop.Loop.
+func (Loop) Name() string { return "depend" }
+
+// Kinds implements loop.Loop.
+func (Loop) Kinds() []cluster.Kind { return []cluster.Kind{cluster.KindService, cluster.KindTask} }
+
+// Keys implements loop.Loop: a task that waits; all that wait when another one has
+// changed, for theirs may be what they wait for.
+func (l Loop) Keys(v store.View, e store.Event) []string {
+	if t, ok := e.New.(*cluster.Task); ok && waits(t) {
+		return []string{t.ID}
+	}
+	return l.All(v)
+}
+
+// All implements loop.Loop.
+func (Loop) All(v store.View) []string {
+	var out []string
+	for _, s := range store.List[*cluster.Service](v) {
+		if len(s.Spec.Task.Needs) == 0 && (s.Previous == nil || len(s.Previous.Task.Needs) == 0) {
+			continue
+		}
+		for _, t := range store.List[*cluster.Task](v, store.Owner(s.ID)) {
+			if waits(t) {
+				out = append(out, t.ID)
+			}
+		}
+	}
+	return out
+}
+
+// waits tells whether a task waits for what it needs.
+func waits(t *cluster.Task) bool {
+	return len(t.Spec.Needs) > 0 && !t.Released && t.Live()
+}
+
+// Decide implements loop.Loop.
+func (Loop) Decide(v store.View, key string, _ time.Time) (d loop.Decision) {
+	t, err := store.Find[*cluster.Task](v, key)
+	if err != nil || !waits(t) {
+		return d
+	}
+	why := ""
+	for _, n := range t.Spec.Needs {
+		if why = missing(v, n); why != "" {
+			break
+		}
+	}
+	c := store.Copy(t)
+	switch {
+	case why == "":
+		c.Released = true
+		if c.Status.State == cluster.TaskReady {
+			c.Status.Message = "prepared"
+		}
+	case t.Status.State == cluster.TaskReady && t.Status.Message != why:
+		c.Status.Message = why // while it is made ready, its node says what it does
+	default:
+		return d
+	}
+	d.Changes = append(d.Changes, store.Update(c))
+	return d
+}
+
+// missing says what is not so yet; "" when the need is met.
+func missing(v store.View, n cluster.Need) string {
+	s, err := store.Named[*cluster.Service](v, n.Service)
+	if errdefs.IsNotFound(err) {
+		if n.Optional {
+			return ""
+		}
+		return fmt.Sprintf("waits for service %s, which is not there", n.Service)
+	}
+	slots := cluster.Slots(store.List[*cluster.Task](v, store.Owner(s.ID)))
+	switch n.Condition {
+	case cluster.Completed:
+		return completed(s, slots, n)
+	case cluster.Healthy:
+		return all(s, slots, "healthy", func(t *cluster.Task) bool { return t.Status.State == cluster.TaskRunning && t.Status.Healthy })
+	}
+	return all(s, slots, "started", func(t *cluster.Task) bool {
+		return t.Status.State == cluster.TaskRunning || t.Status.State == cluster.TaskComplete
+	})
+}
+
+// all asks the same of the task in each place of a service.
+func all(s *cluster.Service, slots []cluster.Slot, what string, is func(*cluster.Task) bool) string {
+	want := 1
+	if m := s.Spec.Mode.Replicated; m != nil {
+		want = int(m.Replicas)
+	}
+	n := 0
+	for _, slot := range slots {
+		for _, t := range slot.Tasks { // in a place in transit the old one will do
+			if is(t) {
+				n++
+				break
+			}
+		}
+	}
+	if n >= want {
+		return ""
+	}
+	return fmt.Sprintf("waits for service %s: %d of %d %s", s.Name, n, want, what)
+}
+
+// completed asks for one good end of each of a service's places.
+func completed(s *cluster.Service, slots []cluster.Slot, n cluster.Need) string {
+	if len(slots) == 0 {
+		return fmt.Sprintf("waits for service %s to complete", s.Name)
+	}
+	for _, slot := range slots {
+		t := slot.Current()
+		switch {
+		case t.Status.State == cluster.TaskComplete:
+		case t.Status.State.Ended() && n.Optional:
+		case t.Status.State.Ended() && t.Status.Container != nil:
+			return fmt.Sprintf("service %q didn't complete successfully: exit %d", s.Name, t.Status.Container.ExitCode)
+		case t.Status.State.Ended():
+			return fmt.Sprintf("service %q didn't complete successfully: %s", s.Name, t.Status.Err)
+		default:
+			return fmt.Sprintf("waits for service %s to complete", s.Name)
+		}
+	}
+	return ""
+}
