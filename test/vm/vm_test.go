@@ -72,8 +72,9 @@ func TestEngine(t *testing.T) {
 	}
 	console := filepath.Join(dir, "console-tests")
 	m := boot(t, Options{Dir: dir, Console: console})
-	// What a machine that runs dockerd, too, has loaded.
-	if _, err := m.Sh(t.Context(), "modprobe br_netfilter"); err != nil {
+	// What a machine that runs dockerd, too, has loaded; and what udev, which this
+	// one has not, loads by making /dev/loop-control.
+	if _, err := m.Sh(t.Context(), "modprobe br_netfilter && modprobe loop"); err != nil {
 		t.Fatal(err)
 	}
 	total := map[string]int{}
