@@ -71,6 +71,8 @@ type packer struct {
 	first map[inode]string // the names under which files with several went in
 	attrs func(fd int, hdr *tar.Header)
 	buf   []byte
+	exact bool      // times to the nanosecond, and files with their holes
+	out   io.Writer // below tw; with exact only
 }
 
 func newPacker(ctx context.Context, w io.Writer) *packer {
@@ -86,7 +88,7 @@ func (p *packer) add(fd int, name string) error {
 	if err := unix.Fstat(fd, &st); err != nil {
 		return &os.PathError{Op: "stat", Path: name, Err: err}
 	}
-	hdr := header(&st, name)
+	hdr := p.header(&st, name)
 	switch hdr.Typeflag {
 	case 0: // a socket means nothing elsewhere
 		return nil
@@ -107,6 +109,13 @@ func (p *packer) add(fd int, name string) error {
 		return nil
 	}
 	return p.children(fd, hdr.Name)
+}
+
+// header is the entry of a file as this archive has times.
+func (p *packer) header(st *unix.Stat_t, name string) *tar.Header {
+	hdr := header(st, name)
+	hdr.ModTime = modTime(st, p.exact)
+	return hdr
 }
 
 // header is the entry of a file; its type is 0 for what no archive holds.
@@ -144,6 +153,11 @@ func (p *packer) children(dir int, prefix string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", prefix, err)
 	}
+	return p.each(dir, prefix, names)
+}
+
+// each writes entries of a directory.
+func (p *packer) each(dir int, prefix string, names []string) error {
 	for _, base := range names {
 		fd, err := handle(dir, base)
 		if errors.Is(err, fs.ErrNotExist) {
@@ -204,10 +218,25 @@ func (p *packer) file(fd int, st *unix.Stat_t, hdr *tar.Header) error {
 	}
 	defer f.Close()
 	p.attrs(fd, hdr)
+	if p.exact {
+		if parts := spans(f, st); parts != nil {
+			return p.sparse(f, hdr, parts)
+		}
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
+	}
 	if err := p.tw.WriteHeader(hdr); err != nil {
 		return fmt.Errorf("%s: %w", hdr.Name, err)
 	}
-	left := hdr.Size
+	if err := p.content(f, hdr.Size, p.tw); err != nil {
+		return fmt.Errorf("%s: %w", hdr.Name, err)
+	}
+	return nil
+}
+
+// content copies so many bytes of a file.
+func (p *packer) content(f *os.File, left int64, w io.Writer) error {
 	for left > 0 {
 		if err := p.ctx.Err(); err != nil {
 			return err
@@ -218,9 +247,9 @@ func (p *packer) file(fd int, st *unix.Stat_t, hdr *tar.Header) error {
 			clear(p.buf[:n])
 		}
 		if err != nil && err != io.EOF {
-			return fmt.Errorf("%s: %w", hdr.Name, err)
+			return err
 		}
-		if _, err := p.tw.Write(p.buf[:n]); err != nil {
+		if _, err := w.Write(p.buf[:n]); err != nil {
 			return err
 		}
 		left -= int64(n)
@@ -231,6 +260,11 @@ func (p *packer) file(fd int, st *unix.Stat_t, hdr *tar.Header) error {
 // xattrs notes what makes a file what it is: capabilities, and what users put
 // there. Where there are none, or none can be read, the entry goes without.
 func xattrs(fd int, hdr *tar.Header) {
+	attributes(fd, hdr, func(name string) bool { return name == "security.capability" || strings.HasPrefix(name, "user.") })
+}
+
+// attributes notes the extended attributes that are wanted.
+func attributes(fd int, hdr *tar.Header, wanted func(name string) bool) {
 	if hdr.Typeflag != tar.TypeReg && hdr.Typeflag != tar.TypeDir {
 		return
 	}
@@ -244,7 +278,7 @@ func xattrs(fd int, hdr *tar.Header) {
 		return
 	}
 	for name := range strings.SplitSeq(strings.TrimSuffix(string(b[:size]), "\x00"), "\x00") {
-		if name != "security.capability" && !strings.HasPrefix(name, "user.") {
+		if !wanted(name) {
 			continue
 		}
 		v := make([]byte, 64<<10)

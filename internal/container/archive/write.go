@@ -26,6 +26,9 @@ type WriteOptions struct {
 	// and something else in the place of a directory.
 	NoOverwriteDirNonDir bool
 	Owner                *Owner // of everything; nil: as the archive says
+	// Exact makes a tree what Backup found: its own directory gets what the archive says
+	// of it, files have their holes, and all extended attributes are set.
+	Exact bool
 }
 
 // maxEntry bounds the name and the link of an entry; longer ones no kernel takes.
@@ -137,7 +140,7 @@ func (u *unpacker) entry(hdr *tar.Header) error {
 		if hdr.Typeflag != tar.TypeDir {
 			return invalidf("bad name in the archive: %q is a directory", hdr.Name)
 		}
-		return nil // the destination itself stays as it is
+		return u.own(hdr)
 	}
 	parent, err := u.directory(path.Dir(name))
 	if err != nil {
@@ -150,11 +153,26 @@ func (u *unpacker) entry(hdr *tar.Header) error {
 	return nil
 }
 
+// own takes the archive's word for the destination itself, which otherwise stays as
+// it is.
+func (u *unpacker) own(hdr *tar.Header) error {
+	if !u.o.Exact {
+		return nil
+	}
+	fd, err := open(u.root, u.dest, unix.O_RDONLY|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	u.dirs = append(u.dirs, dirTime{u.dest, hdr.ModTime})
+	return u.explain(hdr.Name, u.dress(fd, Owner{hdr.Uid, hdr.Gid}, uint32(hdr.Mode&0o7777), hdr))
+}
+
 // explain gives the kernel's refusals the kind and words they mean here.
 func (u *unpacker) explain(name string, err error) error {
 	var p *problem
 	switch {
-	case errors.As(err, &p):
+	case err == nil, errors.As(err, &p):
 		return err
 	case errors.Is(err, unix.EROFS):
 		return &problem{errdefs.ErrPermissionDenied, name + ": read-only file system"}
@@ -221,8 +239,8 @@ func (u *unpacker) put(parent int, base, name string, hdr *tar.Header) error {
 			return err
 		}
 		defer unix.Close(fd)
-		return dress(fd, owner, mode, hdr)
-	case tar.TypeReg, 0:
+		return u.dress(fd, owner, mode, hdr)
+	case tar.TypeReg, tar.TypeGNUSparse, 0:
 		return u.file(parent, base, owner, mode, hdr)
 	case tar.TypeLink:
 		return u.link(parent, base, hdr)
@@ -272,13 +290,13 @@ func dressNode(parent int, base string, owner Owner, mode uint32, hdr *tar.Heade
 
 // dress gives an open file its owner, attributes, and mode, in this order: a
 // change of owner takes the set-user-id bit and capabilities away.
-func dress(fd int, owner Owner, mode uint32, hdr *tar.Header) error {
+func (u *unpacker) dress(fd int, owner Owner, mode uint32, hdr *tar.Header) error {
 	if err := unix.Fchown(fd, owner.UID, owner.GID); err != nil {
 		return err
 	}
 	for key, value := range hdr.PAXRecords {
 		name, ok := strings.CutPrefix(key, paxXattr)
-		if !ok || strings.HasPrefix(name, "trusted.") {
+		if !ok || strings.HasPrefix(name, "trusted.") && (!u.o.Exact || strings.HasPrefix(name, "trusted.overlay.")) {
 			continue
 		}
 		err := unix.Fsetxattr(fd, name, []byte(value), 0)
@@ -302,10 +320,15 @@ func (u *unpacker) file(parent int, base string, owner Owner, mode uint32, hdr *
 			unix.Unlinkat(parent, base, 0)
 		}
 	}()
-	if err := u.copy(f); err != nil {
+	if u.o.Exact && hasHoles(hdr) {
+		err = u.copyWithHoles(f, hdr.Size)
+	} else {
+		err = u.copy(f)
+	}
+	if err != nil {
 		return err
 	}
-	if err := dress(fd, owner, mode, hdr); err != nil {
+	if err := u.dress(fd, owner, mode, hdr); err != nil {
 		return err
 	}
 	return unix.UtimesNanoAt(unix.AT_FDCWD, self(fd), times(hdr.ModTime), 0)
