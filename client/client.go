@@ -146,16 +146,20 @@ func (c *Client) Close() error {
 // as JSON unless it is nil. An answer of 400 and above becomes an error of the
 // matching errdefs kind with the engine's words.
 func (c *Client) Do(ctx context.Context, method, endpoint string, query url.Values, body any) (*http.Response, error) {
+	if body == nil {
+		return c.send(ctx, method, endpoint, query, nil, "")
+	}
+	b, err := json.Marshal(body)
+	if err != nil {
+		return nil, fmt.Errorf("body of %s %s: %w", method, endpoint, err)
+	}
+	return c.send(ctx, method, endpoint, query, bytes.NewReader(b), "application/json")
+}
+
+// send is Do with a body of any type; nil is none.
+func (c *Client) send(ctx context.Context, method, endpoint string, query url.Values, body io.Reader, mediaType string) (*http.Response, error) {
 	if _, err := c.Ping(ctx, moby.PingOptions{NegotiateAPIVersion: true}); err != nil && moby.IsErrConnectionFailed(err) {
 		return nil, err
-	}
-	var r io.Reader
-	if body != nil {
-		b, err := json.Marshal(body)
-		if err != nil {
-			return nil, fmt.Errorf("body of %s %s: %w", method, endpoint, err)
-		}
-		r = bytes.NewReader(b)
 	}
 	host, prefix, _ := strings.Cut(c.base, "/")
 	u := url.URL{
@@ -164,7 +168,7 @@ func (c *Client) Do(ctx context.Context, method, endpoint string, query url.Valu
 		Path:     path.Join("/", prefix, "v"+c.ClientVersion(), endpoint),
 		RawQuery: query.Encode(),
 	}
-	req, err := http.NewRequestWithContext(ctx, method, u.String(), r)
+	req, err := http.NewRequestWithContext(ctx, method, u.String(), body)
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +177,7 @@ func (c *Client) Do(ctx context.Context, method, endpoint string, query url.Valu
 	}
 	req.Header.Set("User-Agent", c.agent)
 	if body != nil {
-		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Content-Type", mediaType)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {

@@ -84,6 +84,17 @@ func (m *meter) add(n int64) {
 	fmt.Fprintf(m.to, "\r\x1b[2K%s %s %s/s", m.label, m.bar(), units.HumanSize(rate))
 }
 
+// at tells how far it has come, of how much.
+func (m *meter) at(n, total int64) {
+	if m.to == nil {
+		return
+	}
+	m.mu.Lock()
+	n, m.total = n-m.n, total
+	m.mu.Unlock()
+	m.add(n)
+}
+
 // bar is half the line: [=====>     ] 12MB/30MB.
 func (m *meter) bar() string {
 	if m.total <= 0 {

@@ -15,7 +15,8 @@ import (
 
 // volumeCommands are those of the group volume, which has no verbs elsewhere.
 func volumeCommands(a *app) []*cobra.Command {
-	return []*cobra.Command{volumeCreateCommand(a), volumeInspectCommand(a), volumeLsCommand(a), volumePruneCommand(a), volumeRmCommand(a), volumeUpdateCommand(a)}
+	return []*cobra.Command{volumeCreateCommand(a), volumeInspectCommand(a), volumeLsCommand(a), volumePruneCommand(a), volumeRmCommand(a), volumeUpdateCommand(a),
+		volumeBackupCommand(a), volumeRestoreCommand(a), volumeCloneCommand(a)}
 }
 
 func volumeCreateCommand(a *app) *cobra.Command {

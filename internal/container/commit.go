@@ -28,7 +28,7 @@ type Commit struct {
 }
 
 // frozenFile, in the run directory, tells a later engine that a run was paused
-// for a commit only.
+// for the while only: by a commit, or a copy of a volume.
 const frozenFile = "paused-for-commit"
 
 // Commit makes an image of what a container is now: its image, a layer of what
@@ -170,7 +170,7 @@ func (f Files) pauseFor(e *entry, generation uint64) (thaw func(), err error) {
 		_, gone := os.Stat(note) // it was killed, or somebody let it go on
 		if gone == nil && e.state().Status == Paused {
 			if err := f.m.thaw(e); err != nil {
-				f.m.log.Error("resuming after a commit", "container", e.id.Short(), "error", err)
+				f.m.log.Error("resuming what was paused for the while", "container", e.id.Short(), "error", err)
 				return // the note lets the next engine do it
 			}
 		}

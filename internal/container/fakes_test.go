@@ -69,7 +69,7 @@ func (f *fakeEngine) managerSaying(t *testing.T, dir string, log *slog.Logger) *
 	t.Helper()
 	f.dir = dir
 	m := New(Config{
-		Dir: dir + "/containers", RunDir: dir + "/run", Runtime: fakeRuntime{f}, Images: fakeImages{}, Rootfs: fakeRootfs{f},
+		Dir: dir + "/containers", RunDir: dir + "/run", RestoreDir: dir + "/restores", Runtime: fakeRuntime{f}, Images: fakeImages{}, Rootfs: fakeRootfs{f},
 		Networks: fakeNetworks{f}, Volumes: fakeVolumes{f}, Specs: fakeSpecs{}, Freezer: fakeFreezer{}, Figures: &f.figures, Processes: &f.figures, Events: f, Logs: fakeLogs{ship.Files()},
 		Defaults: Defaults{LogDriver: "json-file", Runtime: "runc", Runtimes: map[string]runtime.Binary{"runc": {Path: "/runc"}}, CgroupParent: "/docker", StopTimeout: 10, StartTimeout: 2 * time.Minute},
 		Logger:   log,
@@ -413,6 +413,15 @@ func (v fakeVolumes) Release(name, user string) {
 	v.f.mu.Lock()
 	defer v.f.mu.Unlock()
 	delete(v.f.volumes[name], user)
+}
+func (v fakeVolumes) Size(context.Context, string) (int64, error) { return 0, nil }
+func (v fakeVolumes) Get(_ context.Context, name string) (volume.Volume, error) {
+	v.f.mu.Lock()
+	defer v.f.mu.Unlock()
+	if v.f.volumes[name] == nil {
+		return volume.Volume{}, volume.ErrNone(name)
+	}
+	return volume.Volume{Name: name, Driver: "local", Labels: map[string]string{"of": name}}, nil
 }
 func (v fakeVolumes) Mount(_ context.Context, name, _ string) (string, error) {
 	return filepath.Join(v.f.dir, "volumes", name), nil

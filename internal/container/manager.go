@@ -73,6 +73,8 @@ type Networks interface {
 // Unmount, which is idempotent, its data is at the path that Mount gave.
 type Volumes interface {
 	Acquire(ctx context.Context, r volume.Request, user string) (volume.Volume, error)
+	Get(ctx context.Context, name string) (volume.Volume, error)
+	Size(ctx context.Context, name string) (int64, error)
 	Release(name, user string)
 	Remove(ctx context.Context, name string, force bool) error
 	Mount(ctx context.Context, name, user string) (path string, err error)
@@ -144,21 +146,23 @@ type Defaults struct {
 
 // Config is what a Manager needs.
 type Config struct {
-	Dir       string // durable: containers/<id>/
-	RunDir    string // on tmpfs: <id>/<generation>/
-	Runtime   runtime.Runtime
-	Images    Images
-	Rootfs    Rootfs
-	Networks  Networks
-	Volumes   Volumes
-	Specs     Specs
-	Freezer   Freezer
-	Figures   Figures
-	Processes Processes
-	Events    Publisher
-	Logs      LogShipping
-	Defaults  Defaults
-	Logger    *slog.Logger
+	Dir    string // durable: containers/<id>/
+	RunDir string // on tmpfs: <id>/<generation>/
+	// RestoreDir, durable, has a note of each volume whose content is being replaced.
+	RestoreDir string
+	Runtime    runtime.Runtime
+	Images     Images
+	Rootfs     Rootfs
+	Networks   Networks
+	Volumes    Volumes
+	Specs      Specs
+	Freezer    Freezer
+	Figures    Figures
+	Processes  Processes
+	Events     Publisher
+	Logs       LogShipping
+	Defaults   Defaults
+	Logger     *slog.Logger
 }
 
 // core is what every part of the package works with.
@@ -168,6 +172,8 @@ type core struct {
 	store *store
 	live  atomic.Pointer[Defaults] // cfg.Defaults, or what took their place
 	gate  gate
+
+	restoring sync.Map // volumes whose content is being replaced: name → *opLock, held while it is put in place
 
 	past sync.Map // OCI runtimes that settings of before had: name → runtime.Binary
 

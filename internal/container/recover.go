@@ -58,6 +58,7 @@ func (m *Manager) Open(ctx context.Context) error {
 			m.mounts.keepMounted(ctx, &v.Record)
 		}
 	}
+	m.Copies().recoverAll(ctx)
 	if err := m.cfg.Networks.Restore(ctx, live); err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
@@ -141,7 +142,11 @@ func (m mounts) keepMounted(ctx context.Context, rec *Record) {
 		if p.Type != mount.TypeVolume {
 			continue
 		}
-		if _, err := m.cfg.Volumes.Mount(ctx, p.Name, string(rec.ID)); err != nil {
+		path, err := m.cfg.Volumes.Mount(ctx, p.Name, string(rec.ID))
+		if err == nil {
+			err = m.settle(ctx, p.Name, path)
+		}
+		if err != nil {
 			m.log.Warn("keeping volume mounted", "container", rec.ID.Short(), "volume", p.Name, "error", err)
 		}
 	}

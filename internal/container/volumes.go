@@ -52,6 +52,9 @@ func (m mounts) mount(ctx context.Context, rec *Record, p *Mount) error {
 	if err != nil {
 		return err
 	}
+	if err := m.settle(ctx, p.Name, path); err != nil {
+		return fmt.Errorf("volume %s: %w", p.Name, err)
+	}
 	p.Source = path
 	m.tell(apievents.ActionMount, p, map[string]string{
 		"container": string(rec.ID), "destination": p.Destination, "propagation": string(p.Propagation), "read/write": strconv.FormatBool(p.RW),

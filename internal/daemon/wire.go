@@ -90,7 +90,7 @@ func (d *Daemon) openContainers(ctx context.Context) error {
 		return fmt.Errorf("run directory: %w", err)
 	}
 	d.containers = container.New(container.Config{
-		Dir: filepath.Join(d.cfg.DataRoot, "containers"), RunDir: runs,
+		Dir: filepath.Join(d.cfg.DataRoot, "containers"), RunDir: runs, RestoreDir: filepath.Join(d.cfg.DataRoot, "restores"),
 		Runtime: monitors, Images: images{Store: d.images, events: d.events}, Rootfs: d.images.Roots(), Networks: d.networks,
 		Volumes: d.volumes, Specs: specs, Freezer: freezer.Freezer{Root: cgroupRoot},
 		Figures: stats.New(d.facts.Cgroup), Processes: d.facts.Cgroup,
@@ -135,7 +135,7 @@ func (d *Daemon) openAPI(context.Context) error {
 		return err
 	}
 	d.server = engine.New(engine.Config{
-		Containers: d.containers, Archives: d.containers.Files(), Watching: d.containers, Updates: d.containers, Volumes: d.volumes,
+		Containers: d.containers, Archives: d.containers.Files(), Watching: d.containers, Updates: d.containers, Volumes: d.volumes, VolumeCopies: d.containers.Copies(),
 		Registries: registries{d.registry, d.images, d.events}, Builder: d.builder,
 		Networks: d.networks,
 		Images:   images{Store: d.images, users: d.containers.Users, events: d.events},

@@ -115,6 +115,17 @@ type Volumes interface {
 	Size(ctx context.Context, name string) (int64, error)
 }
 
+// VolumeCopies copies volumes: out of them, into them, and from one to another.
+// Errors carry a kind.
+type VolumeCopies interface {
+	// Backup writes a volume as a tar archive; open is called, with the bytes of its
+	// files, before the first byte.
+	Backup(ctx context.Context, name string, o container.Backup, open func(total int64) (io.Writer, error)) error
+	// Restore puts an archive in the place of a volume's content, all or nothing.
+	Restore(ctx context.Context, name string, r io.Reader, o container.RestoreVolume) error
+	Clone(ctx context.Context, src, dst string, o container.RestoreVolume, told func(copied, total int64)) error
+}
+
 // Networks is what the network routes need.
 type Networks interface {
 	List() []network.Info // by name

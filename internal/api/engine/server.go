@@ -21,21 +21,22 @@ const (
 )
 
 // Config is what a Server needs. Containers, Archives, Watching, Updates, Images,
-// Volumes, Networks, Registries, Builder, System, SafeMode, Events and Logger must be set.
+// Volumes, VolumeCopies, Networks, Registries, Builder, System, SafeMode, Events and Logger must be set.
 type Config struct {
-	Containers Containers
-	Archives   Archives
-	Watching   Watching
-	Updates    Updates
-	Images     Images
-	Volumes    Volumes
-	Networks   Networks
-	Registries Registries
-	Builder    Builder
-	System     System
-	SafeMode   SafeMode
-	Events     Events
-	Logger     *slog.Logger
+	Containers   Containers
+	Archives     Archives
+	Watching     Watching
+	Updates      Updates
+	Images       Images
+	Volumes      Volumes
+	VolumeCopies VolumeCopies
+	Networks     Networks
+	Registries   Registries
+	Builder      Builder
+	System       System
+	SafeMode     SafeMode
+	Events       Events
+	Logger       *slog.Logger
 
 	Version       string // of the engine, for the Server header
 	ContainerDir  string // <ContainerDir>/<id>/ has a container's hostname, hosts and resolv.conf
@@ -103,6 +104,7 @@ func (s *Server) table() []route {
 	all = append(all, networkRoutes{s}.routes()...)
 	all = append(all, dfRoutes{s, new(singleflight.Group)}.routes()...)
 	all = append(all, safeRoutes{s}.routes()...)
+	all = append(all, copyRoutes{archiveRoutes{s}}.routes()...)
 	return all
 }
 
