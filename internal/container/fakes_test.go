@@ -270,6 +270,7 @@ func (t *fakeTask) Wait(ctx context.Context, process string) (runtime.Exit, erro
 }
 
 func (t *fakeTask) Held(context.Context) ([]*os.File, error) { return nil, nil }
+func (t *fakeTask) Hold(context.Context, []*os.File) error   { return nil }
 
 func (t *fakeTask) Pid() int     { return t.pid }
 func (t *fakeTask) Monitor() int { return 1 }

@@ -129,6 +129,11 @@ type Task interface {
 	// NotImplemented when the monitor is from before it could give them.
 	Held(ctx context.Context) ([]*os.File, error)
 
+	// Hold lets the monitor keep more files open until the container ends; they
+	// follow those of the launch. The caller closes its own. NotImplemented as with
+	// Held. On an error it may have some of them.
+	Hold(ctx context.Context, files []*os.File) error
+
 	// Pid is the container's process (0 before Start), Monitor the monitor's.
 	Pid() int
 	Monitor() int

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"runtime"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -15,40 +17,85 @@ import (
 // heldPatience is how long a monitor may take to hand over descriptors.
 const heldPatience = 10 * time.Second
 
+// rights is how many descriptors go with one message; the kernel takes 253.
+const rights = 200
+
 // Held gives copies of what the monitor keeps open; see runtime.Task.
-func (t *Task) Held(ctx context.Context) ([]*os.File, error) {
-	nc, err := t.dial(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("container %s: %w", t.id, err)
-	}
-	defer nc.Close()
-	if err := nc.SetDeadline(time.Now().Add(heldPatience)); err != nil {
-		return nil, fmt.Errorf("container %s: %w", t.id, err)
-	}
-	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) }) // wakes what blocks
-	defer stop()
-	var w wire.Writer
-	hello(&w)
-	w.Begin(wire.Held)
-	w.Uint(wire.TagRequest, 1)
-	w.End()
-	_, err = nc.Write(w.Data())
-	var files []*os.File
-	if err == nil {
+func (t *Task) Held(ctx context.Context) (files []*os.File, err error) {
+	err = t.aside(ctx, func(nc *net.UnixConn) error {
+		var w wire.Writer
+		hello(&w)
+		w.Begin(wire.Held)
+		w.Uint(wire.TagRequest, 1)
+		w.End()
+		if _, err := nc.Write(w.Data()); err != nil {
+			return errLost
+		}
 		files, err = receive(nc)
-	} else {
-		err = errLost
-	}
+		return err
+	})
 	if err != nil {
 		for _, f := range files {
 			f.Close()
 		}
+		return nil, err
+	}
+	return files, nil
+}
+
+// Hold gives the monitor more to keep open; see runtime.Task.
+func (t *Task) Hold(ctx context.Context, files []*os.File) error {
+	fds := make([]int, len(files))
+	for i, f := range files {
+		// Fd would make a socket blocking for all who have it.
+		rc, err := f.SyscallConn()
+		if err != nil {
+			return fmt.Errorf("container %s: %w", t.id, err)
+		}
+		if err := rc.Control(func(fd uintptr) { fds[i] = int(fd) }); err != nil {
+			return fmt.Errorf("container %s: %w", t.id, err)
+		}
+	}
+	defer runtime.KeepAlive(files)
+	return t.aside(ctx, func(nc *net.UnixConn) error {
+		var w wire.Writer
+		hello(&w)
+		for part := range slices.Chunk(fds, rights) {
+			w.Begin(wire.Hold)
+			w.Uint(wire.TagRequest, 1)
+			w.End()
+			if _, _, err := nc.WriteMsgUnix(w.Data(), unix.UnixRights(part...), nil); err != nil {
+				return errLost
+			}
+			w.Reset()
+			if _, err := readAnswer(nc); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// aside talks to the monitor over a connection of its own, for what does not fit
+// in the conversation.
+func (t *Task) aside(ctx context.Context, talk func(*net.UnixConn) error) error {
+	nc, err := t.dial(ctx)
+	if err != nil {
+		return fmt.Errorf("container %s: %w", t.id, err)
+	}
+	defer nc.Close()
+	if err := nc.SetDeadline(time.Now().Add(heldPatience)); err != nil {
+		return fmt.Errorf("container %s: %w", t.id, err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) }) // wakes what blocks
+	defer stop()
+	if err := talk(nc); err != nil {
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}
-		return nil, t.fail("", err)
+		return t.fail("", err)
 	}
-	return files, nil
+	return nil
 }
 
 // receive reads answers until all the descriptors have come that they tell of. What

@@ -34,8 +34,13 @@ func TestHeldIsGivenBack(t *testing.T) {
 				fmt.Fprint(f, i)
 				b.launch.Held = append(b.launch.Held, f)
 			}
+			every := b.launch.Held
+			b.launch.Held = every[:n-n/2] // the rest follows while it runs
 			b.launchIt()
-			for _, f := range b.launch.Held {
+			if err := b.task.Hold(ctxFor(t), every[n-n/2:]); err != nil {
+				t.Fatal(err)
+			}
+			for _, f := range every {
 				f.Close()
 			}
 			b.start()

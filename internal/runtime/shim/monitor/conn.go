@@ -18,6 +18,7 @@ type conn struct {
 	in    []byte
 	out   []byte
 	hello bool
+	fds   []int // came along with what is in in
 }
 
 func (m *Monitor) newConn(fd int) {
@@ -39,11 +40,11 @@ func (c *conn) ready(events uint32) {
 }
 
 func (c *conn) read() {
-	n, err := unix.Read(c.fd, c.m.buf[:])
+	n, err := c.receive()
 	if err == unix.EAGAIN || err == unix.EINTR {
 		return
 	}
-	if n <= 0 {
+	if n <= 0 || err != nil {
 		c.close()
 		return
 	}
@@ -74,6 +75,39 @@ func (c *conn) read() {
 	}
 }
 
+// receive reads what has come, and the descriptors that came along.
+func (c *conn) receive() (int, error) {
+	var oob [rightsSpace]byte
+	n, oobn, flags, _, err := unix.Recvmsg(c.fd, c.m.buf[:], oob[:], unix.MSG_CMSG_CLOEXEC)
+	if err != nil || oobn == 0 {
+		return n, err
+	}
+	list, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil {
+		return n, err
+	}
+	for i := range list {
+		if fds, err := unix.ParseUnixRights(&list[i]); err == nil {
+			c.fds = append(c.fds, fds...)
+		}
+	}
+	if flags&unix.MSG_CTRUNC != 0 {
+		return n, unix.EMFILE // some were lost
+	}
+	return n, nil
+}
+
+// keep takes over the descriptors that came along.
+func (c *conn) keep(r waiter) {
+	if c.m.leaving {
+		r.refuse(wire.KindNotFound, "container is not running")
+		return
+	}
+	c.m.held = append(c.m.held, c.fds...)
+	c.fds = nil
+	r.ok(nil)
+}
+
 // close ends the connection. Before the start, a container whose engine is gone
 // is nobody's.
 func (c *conn) close() {
@@ -82,7 +116,10 @@ func (c *conn) close() {
 		m.unsent--
 	}
 	m.loop.close(c.fd)
-	c.fd, c.out = -1, nil
+	for _, fd := range c.fds {
+		_ = unix.Close(fd)
+	}
+	c.fd, c.out, c.fds = -1, nil, nil
 	m.conns--
 	m.control--
 	if m.control == 0 && (m.init == nil || m.init.state == wire.StateConfigured) {
@@ -147,7 +184,7 @@ func (c *conn) take(msg wire.Message) {
 	switch msg.Type {
 	case wire.Config:
 		c.config(r, msg)
-	case wire.Start, wire.Exec, wire.Signal, wire.Resize, wire.Wait, wire.Status, wire.Held:
+	case wire.Start, wire.Exec, wire.Signal, wire.Resize, wire.Wait, wire.Status, wire.Held, wire.Hold:
 		if c.m.init == nil {
 			r.refuse(wire.KindConflict, "not configured")
 			return
@@ -187,6 +224,9 @@ func (c *conn) request(r waiter, msg wire.Message) {
 		return
 	case wire.Held:
 		c.lend(r)
+		return
+	case wire.Hold:
+		c.keep(r)
 		return
 	case wire.Wait:
 		if p == nil || p.state == wire.StateEnded {
@@ -249,8 +289,12 @@ func (m *Monitor) status(r waiter) {
 	})
 }
 
-// rights is how many descriptors go with one message; the kernel takes 253.
-const rights = 200
+// rights is how many descriptors go with one message; the kernel takes 253, which
+// need rightsSpace bytes.
+const (
+	rights      = 200
+	rightsSpace = 16 + 253*4 + 4
+)
 
 // lend sends copies of the held descriptors. A peer that has not read so much is
 // not waited for.

@@ -52,7 +52,7 @@ const (
 // Type of a frame.
 type Type uint8
 
-// The frames. Those up to Held are requests, but for Hello.
+// The frames. Those up to Hold are requests, but for Hello.
 const (
 	Hello  Type = 1 // Version
 	Config Type = 2 // all of runtime.Launch; first request of the launching connection
@@ -68,6 +68,9 @@ const (
 	// They come in the order of the launch, along with one or several OK, which all
 	// bear their Number: as many as there are in the end.
 	Held Type = 10
+
+	// Hold brings descriptors along that are kept open for the container as well.
+	Hold Type = 11
 
 	OK    Type = 64
 	Error Type = 65 // Kind, Text, and for KindRuntime: Code, Log, Stderr
