@@ -66,6 +66,9 @@ func (b *box) forward(q *question) []byte {
 			pending--
 			b.r.health.tell(b, servers[r.server], r.err)
 			if r.err == nil {
+				if q.fallback != nil && r.reply[3]&15 == dns.RcodeNameError {
+					r.reply = q.fallback
+				}
 				for i, t := range began {
 					if !failed[i] && i != r.server && time.Since(t) >= b.r.hedge {
 						b.r.health.tell(b, servers[i], context.DeadlineExceeded)
@@ -79,8 +82,15 @@ func (b *box) forward(q *question) []byte {
 			return nil
 		}
 	}
+	if q.fallback != nil {
+		return q.fallback
+	}
 	return refusal(q.raw, q.end, dns.RcodeServerFailure)
 }
+
+// deaf tells whether none of the upstream servers has answered lately: a name that
+// is known here need not wait for them.
+func (b *box) deaf() bool { return b.r.health.allFailed(b, b.servers()) }
 
 // servers are those that may be asked: the host's only where the outside may be
 // reached, and never ourselves.

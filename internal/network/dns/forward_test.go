@@ -234,3 +234,39 @@ func TestFit(t *testing.T) {
 		t.Errorf("%v", r)
 	}
 }
+
+// A name below a search domain is the outside's if that knows it, else what is before
+// the domain may be a name on the networks. An outside that is dead slows it down once.
+func TestSearchDomains(t *testing.T) {
+	u := serve(t, "127.0.0.1:0", func(q *dns.Msg, tcp bool) *dns.Msg {
+		if q.Question[0].Name == "both.corp.example." {
+			return gives("192.0.2.9")(q, tcp)
+		}
+		return new(dns.Msg).SetRcode(q, dns.RcodeNameError)
+	})
+	up := from(u)
+	up.Search = []string{"lab", "Corp.Example."}
+	b := newBox(t, newBook(), up)
+	for _, c := range []struct {
+		name  string
+		want  int // addresses
+		rcode int
+	}{{"web.corp.example", 2, 0}, {"WEB.LAB", 2, 0}, {"web.mynet.lab", 1, 0}, {"both.corp.example", 1, 0}, {"web.other.example", 0, dns.RcodeNameError}, {"none.corp.example", 0, dns.RcodeNameError}} {
+		m := unpacked(t, b.answer(packed(t, ask(c.name, dns.TypeA))))
+		if len(m.Answer) != c.want || m.Rcode != c.rcode || c.name == "both.corp.example" && ips(m)[0] != "192.0.2.9" {
+			t.Errorf("%s: %v", c.name, m)
+		}
+	}
+	dead := serve(t, "127.0.0.1:0", silent)
+	up.Servers = from(dead).Servers
+	b = newBox(t, newBook(), up)
+	b.r.timeout = 50 * time.Millisecond
+	for range 5 {
+		if m := unpacked(t, b.answer(packed(t, ask("web.lab", dns.TypeA)))); len(m.Answer) != 2 {
+			t.Errorf("%v", m)
+		}
+	}
+	if n := dead.asked.Load(); n != 1 {
+		t.Errorf("a dead server was asked %d times", n)
+	}
+}

@@ -56,6 +56,18 @@ func (h *health) order(b *box, servers []Server) (sorted []Server, probing []boo
 	return sorted, probing
 }
 
+// allFailed tells whether all of the servers failed a short while ago.
+func (h *health) allFailed(b *box, servers []Server) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range servers {
+		if at, failed := h.failed[sight(b, s)]; !failed || time.Since(at) >= rest {
+			return false
+		}
+	}
+	return true
+}
+
 // tell notes how a server's turn ended.
 func (h *health) tell(b *box, s Server, err error) {
 	h.mu.Lock()

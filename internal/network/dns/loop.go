@@ -1,11 +1,9 @@
 package dns
 
 import (
-	"errors"
 	"log/slog"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,13 +19,17 @@ const (
 	pauseWithoutFiles = 100 * time.Millisecond
 )
 
-// loop waits for the sockets of all containers, in one goroutine.
+// loop waits for the sockets of all containers, in one goroutine. It waits in the
+// kernel with a thread of its own: the way through the Go runtime's poller would be as
+// long as the rest of an answer.
 type loop struct {
-	log    *slog.Logger
-	ep     *os.File // an epoll instance, which the Go runtime waits for
-	done   chan struct{}
-	closed atomic.Bool
-	buf    []byte // of the goroutine
+	log  *slog.Logger
+	ep   int // an epoll instance
+	wake int // an eventfd in it, with the key 0, that ends the goroutine
+	done chan struct{}
+	buf  []byte // of the goroutine
+
+	life sync.RWMutex // held for reading while ep is used by others than the goroutine
 
 	mu    sync.Mutex
 	socks map[int32]sock // by what epoll gives back; a number is not used again soon
@@ -40,36 +42,39 @@ type sock struct {
 }
 
 func newLoop(log *slog.Logger) (*loop, error) {
-	fd, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
+	ep, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("epoll_create", err)
 	}
-	if err := unix.SetNonblock(fd, true); err != nil {
-		unix.Close(fd)
-		return nil, os.NewSyscallError("fcntl", err)
+	l := &loop{log: log, ep: ep, done: make(chan struct{}), buf: make([]byte, 64<<10), socks: map[int32]sock{}}
+	if l.wake, err = unix.Eventfd(0, unix.EFD_CLOEXEC|unix.EFD_NONBLOCK); err != nil {
+		unix.Close(ep)
+		return nil, os.NewSyscallError("eventfd", err)
 	}
-	l := &loop{log: log, ep: os.NewFile(uintptr(fd), "epoll"), done: make(chan struct{}), buf: make([]byte, 64<<10), socks: map[int32]sock{}}
+	if err := l.ctl(unix.EPOLL_CTL_ADD, l.wake, &unix.EpollEvent{Events: unix.EPOLLIN}); err != nil {
+		unix.Close(l.wake)
+		unix.Close(ep)
+		return nil, err
+	}
 	go l.run()
 	return l, nil
 }
 
 // ctl changes what the epoll instance waits for.
 func (l *loop) ctl(op, fd int, ev *unix.EpollEvent) error {
-	rc, err := l.ep.SyscallConn()
-	if err != nil {
-		return err
+	l.life.RLock()
+	defer l.life.RUnlock()
+	if l.ep < 0 {
+		return os.ErrClosed
 	}
-	if e := rc.Control(func(ep uintptr) { err = unix.EpollCtl(int(ep), op, fd, ev) }); e != nil {
-		return e
-	}
-	return os.NewSyscallError("epoll_ctl", err)
+	return os.NewSyscallError("epoll_ctl", unix.EpollCtl(l.ep, op, fd, ev))
 }
 
 // add begins to wait for a container's sockets.
 func (l *loop) add(b *box) error {
 	for i, s := range []sock{{b, false}, {b, true}} {
 		l.mu.Lock()
-		for taken := true; taken; _, taken = l.socks[l.next] {
+		for taken := true; taken || l.next == 0; _, taken = l.socks[l.next] {
 			l.next++
 		}
 		key := l.next
@@ -111,40 +116,37 @@ func (s sock) fd() int {
 
 // close ends the goroutine and waits for it.
 func (l *loop) close() error {
-	l.closed.Store(true)
-	err := l.ep.Close()
+	_, err := unix.Write(l.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	if err != nil {
+		return os.NewSyscallError("eventfd", err)
+	}
 	<-l.done
-	return err
+	l.life.Lock()
+	defer l.life.Unlock()
+	unix.Close(l.wake)
+	unix.Close(l.ep)
+	l.ep = -1
+	return nil
 }
 
 func (l *loop) run() {
 	defer close(l.done)
-	rc, err := l.ep.SyscallConn()
-	if err != nil {
-		return
-	}
 	events := make([]unix.EpollEvent, 64)
-	err = rc.Read(func(ep uintptr) bool {
-		for !l.closed.Load() {
-			n, err := unix.EpollWait(int(ep), events, 0)
-			if err == unix.EINTR {
-				continue
-			}
-			if err != nil {
-				l.log.Error("names are not answered any more", "error", err)
-				return true
-			}
-			if n == 0 {
-				return false // until the runtime's poller tells of more
-			}
-			for _, ev := range events[:n] {
-				l.ready(ev.Fd)
-			}
+	for {
+		n, err := unix.EpollWait(l.ep, events, -1)
+		if err == unix.EINTR {
+			continue
 		}
-		return true
-	})
-	if err != nil && !errors.Is(err, os.ErrClosed) {
-		l.log.Error("names are not answered any more", "error", err)
+		if err != nil {
+			l.log.Error("names are not answered any more", "error", err)
+			return
+		}
+		for _, ev := range events[:n] {
+			if ev.Fd == 0 {
+				return // close
+			}
+			l.ready(ev.Fd)
+		}
 	}
 }
 

@@ -20,6 +20,10 @@ type question struct {
 	name string // in small letters, without the dot at its end
 	tcp  bool
 	size int // how long the answer may be, in bytes
+
+	// fallback is the answer when nobody outside knows the name: it ends in one of
+	// the search domains, and what is before that is a name on the networks.
+	fallback []byte
 }
 
 // maxUDP is how long an answer by UDP may be at most, in bytes: what the loopback
@@ -125,10 +129,13 @@ func (q *question) local(names Names, up *Upstream) []byte {
 			}
 		}
 	}
-	if addrs, known := names.Addrs(q.name); known {
-		m := q.reply(dns.RcodeSuccess)
-		m.Answer = records(ask, addrs)
-		return q.pack(m)
+	if b := q.named(names, q.name); b != nil {
+		return b
+	}
+	for _, domain := range up.Search {
+		if name, ok := strings.CutSuffix(q.name, "."+strings.ToLower(strings.Trim(domain, "."))); ok && q.fallback == nil {
+			q.fallback = q.named(names, name)
+		}
 	}
 	// Who asks for other than whole names first has its resolver add the search
 	// domains to what has no dot.
@@ -136,6 +143,17 @@ func (q *question) local(names Names, up *Upstream) []byte {
 		return q.pack(q.reply(dns.RcodeSuccess))
 	}
 	return nil
+}
+
+// named answers with the addresses of a name on the networks; nil when it is none.
+func (q *question) named(names Names, name string) []byte {
+	addrs, known := names.Addrs(name)
+	if !known {
+		return nil
+	}
+	m := q.reply(dns.RcodeSuccess)
+	m.Answer = records(q.msg.Question[0], addrs)
+	return q.pack(m)
 }
 
 func (up *Upstream) hasNdots() bool {

@@ -24,7 +24,9 @@ func (b *box) datagram(raw []byte, from unix.Sockaddr) {
 		reply = q.local(b.names, b.up.Load())
 	}
 	if reply == nil && q != nil {
-		if b.admit() {
+		if q.fallback != nil && b.deaf() {
+			reply = q.fallback
+		} else if b.admit() {
 			q.raw = append([]byte(nil), raw...)
 			go func() {
 				defer b.dismiss()
@@ -34,8 +36,9 @@ func (b *box) datagram(raw []byte, from unix.Sockaddr) {
 				b.send(reply, from)
 			}()
 			return
+		} else {
+			reply = refusal(q.raw, q.end, dns.RcodeRefused)
 		}
-		reply = refusal(q.raw, q.end, dns.RcodeRefused)
 	}
 	b.send(reply, from)
 }
@@ -73,6 +76,9 @@ func (b *box) answer(raw []byte) []byte {
 	}
 	if reply = q.local(b.names, b.up.Load()); reply != nil {
 		return reply
+	}
+	if q.fallback != nil && b.deaf() {
+		return q.fallback
 	}
 	if !b.admit() {
 		return refusal(q.raw, q.end, dns.RcodeRefused)
