@@ -92,7 +92,9 @@ func (m wirer) connectLive(ctx context.Context, e *entry, v *View, name string, 
 	if err != nil {
 		return err
 	}
-	change, err := m.cfg.Networks.Connect(ctx, networkRequest(&v.Record, map[string]*apinetwork.EndpointSettings{info.Name: settings}), v.Endpoints)
+	req := networkRequest(&v.Record, map[string]*apinetwork.EndpointSettings{info.Name: settings})
+	req.Resolve = m.resolve(&v.Record)
+	change, err := m.cfg.Networks.Connect(ctx, req, v.Endpoints)
 	if err != nil {
 		return err
 	}
@@ -102,15 +104,31 @@ func (m wirer) connectLive(ctx context.Context, e *entry, v *View, name string, 
 		closeAll(change.Held)
 		return err
 	}
-	// The monitor of a container that runs takes no more sockets.
+	if err := m.writeResolvConf(&v.Record, change.Endpoints); err != nil {
+		m.log.Warn("resolv.conf", "container", v.ID.Short(), "error", err)
+	}
+	m.hold(ctx, e, change.Held)
+	return nil
+}
+
+// hold gives sockets to the monitor of a container that runs. One of before takes
+// none: the engine keeps them.
+func (m wirer) hold(ctx context.Context, e *entry, files []*os.File) {
+	e.mu.Lock()
+	r := e.run
+	e.mu.Unlock()
+	if len(files) == 0 || r == nil || r.task == nil {
+		closeAll(files)
+		return
+	}
+	err := r.task.Hold(ctx, files)
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if !e.rec.State.Running() {
-		closeAll(change.Held)
+	if err != nil && e.rec.State.Running() && e.run == r {
+		e.sockets = append(e.sockets, files...)
 	} else {
-		e.sockets = append(e.sockets, change.Held...)
+		closeAll(files)
 	}
-	return nil
 }
 
 func closeAll(files []*os.File) {

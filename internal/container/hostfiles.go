@@ -2,7 +2,6 @@ package container
 
 import (
 	"fmt"
-	"net/netip"
 	"os"
 	"path"
 	"path/filepath"
@@ -34,16 +33,12 @@ func (s *start) writeHostFiles() (hostFiles, error) {
 	if c.Domainname != "" {
 		name += "." + c.Domainname
 	}
-	resolv, err := s.resolvConf()
-	if err != nil {
-		return f, err
-	}
-	for file, text := range map[string]string{f.hostname: c.Hostname + "\n", f.hosts: s.hosts(name), f.resolv: resolv} {
+	for file, text := range map[string]string{f.hostname: c.Hostname + "\n", f.hosts: s.hosts(name)} {
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			return f, err
 		}
 	}
-	return f, nil
+	return f, s.m.writeResolvConf(&s.rec, s.endpoints())
 }
 
 // hosts is /etc/hosts: the machine's own on the host's network, else the
@@ -131,108 +126,4 @@ func (s *start) gateways() []string {
 		return []string{g}
 	}
 	return nil
-}
-
-// resolvConf is /etc/resolv.conf: the client's or the engine's servers, else
-// the machine's without those that only the machine itself can reach.
-func (s *start) resolvConf() (string, error) {
-	h, d := s.rec.HostConfig, s.m.defaults()
-	servers := make([]string, 0, 3)
-	for _, a := range h.DNS {
-		servers = append(servers, a.String())
-	}
-	search, options := h.DNSSearch, h.DNSOptions
-	if len(servers) == 0 {
-		servers = d.DNS
-	}
-	if len(search) == 0 {
-		search = d.DNSSearch
-	}
-	if len(options) == 0 {
-		options = d.DNSOptions
-	}
-	host, err := os.ReadFile(hostResolvConf())
-	if err != nil && !os.IsNotExist(err) {
-		return "", err
-	}
-	if len(servers)+len(search)+len(options) == 0 && h.NetworkMode.IsHost() {
-		return string(host), nil
-	}
-	hs, hSearch, hOptions := parseResolv(string(host))
-	if len(servers) == 0 {
-		servers = hs
-		if !h.NetworkMode.IsHost() {
-			servers = reachable(hs)
-		}
-	}
-	if len(search) == 0 {
-		search = hSearch
-	}
-	if len(options) == 0 {
-		options = hOptions
-	}
-	var b strings.Builder
-	for _, ns := range servers {
-		fmt.Fprintf(&b, "nameserver %s\n", ns)
-	}
-	if len(search) > 0 && !(len(search) == 1 && search[0] == ".") {
-		fmt.Fprintf(&b, "search %s\n", strings.Join(search, " "))
-	}
-	if len(options) > 0 {
-		fmt.Fprintf(&b, "options %s\n", strings.Join(options, " "))
-	}
-	return b.String(), nil
-}
-
-// hostResolvConf is the machine's file with real servers: systemd-resolved
-// keeps them beside its stub.
-func hostResolvConf() string {
-	const resolved = "/run/systemd/resolve/resolv.conf"
-	b, err := os.ReadFile("/etc/resolv.conf")
-	if err == nil {
-		if servers, _, _ := parseResolv(string(b)); len(servers) == 1 && servers[0] == "127.0.0.53" {
-			if _, err := os.Stat(resolved); err == nil {
-				return resolved
-			}
-		}
-	}
-	return "/etc/resolv.conf"
-}
-
-func parseResolv(text string) (servers, search, options []string) {
-	for line := range strings.Lines(text) {
-		f := strings.Fields(line)
-		if len(f) < 2 {
-			continue
-		}
-		switch f[0] {
-		case "nameserver":
-			servers = append(servers, f[1])
-		case "search", "domain":
-			search = f[1:]
-		case "options":
-			options = append(options, f[1:]...)
-		}
-	}
-	return servers, search, options
-}
-
-// publicResolvers stand in where the machine has none that a container can
-// reach, as with Docker.
-var publicResolvers = []string{"8.8.8.8", "8.8.4.4"}
-
-// reachable leaves out servers on the machine's loopback.
-func reachable(servers []string) []string {
-	var out []string
-	for _, s := range servers {
-		host, _, _ := strings.Cut(s, "%")
-		if a, err := netip.ParseAddr(host); err == nil && a.IsLoopback() {
-			continue
-		}
-		out = append(out, s)
-	}
-	if len(out) == 0 {
-		return publicResolvers
-	}
-	return out
 }

@@ -58,6 +58,10 @@ type Networks interface {
 	// Keep leaves the addresses asked for to a container that does not run.
 	Keep(asked map[string]*apinetwork.EndpointSettings)
 	Unkeep(asked map[string]*apinetwork.EndpointSettings)
+	// TakeUp goes on with what the engine does for a container that lived through
+	// its restart; made is for the monitor to hold.
+	TakeUp(ctx context.Context, s network.Survivor) (made []*os.File, err error)
+	WriteResolvConf(path string, s network.Resolve, host bool, id string, eps []network.Endpoint) error
 	// SetHealth tells whether a container is well.
 	SetHealth(id string, well bool)
 	// Validate tells what is wrong with the networks asked for, before Setup.

@@ -62,6 +62,7 @@ func (m *Manager) Open(ctx context.Context) error {
 	if err := m.cfg.Networks.Restore(ctx, live); err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
+	rec.takeUpNetworks(ctx, entries)
 	rec.sweepRuns(ctx)
 	rec.sweepRoots(ctx)
 	rec.watchAdopted(entries)

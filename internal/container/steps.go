@@ -103,7 +103,9 @@ func (s *start) network(ctx context.Context) error {
 		s.netns = fmt.Sprintf("/proc/%d/ns/net", st.Pid)
 		return nil
 	}
-	sb, err := s.m.cfg.Networks.Setup(ctx, networkRequest(&s.rec, wantedNetworks(&s.rec)))
+	req := networkRequest(&s.rec, wantedNetworks(&s.rec))
+	req.Resolve = s.m.resolve(&s.rec)
+	sb, err := s.m.cfg.Networks.Setup(ctx, req)
 	if err != nil {
 		return fmt.Errorf("failed to set up container networking: %w", err)
 	}

@@ -50,9 +50,6 @@ type Config struct {
 	ICC          bool
 	IPForward    bool
 	IPMasq       bool
-	DNS          []string
-	DNSSearch    []string
-	DNSOptions   []string
 	LogDriver    string
 	LogOpts      map[string]string
 	Runtime      string
@@ -75,6 +72,7 @@ type Config struct {
 
 	StopContainers bool
 	containerConfig
+	dnsConfig
 	registryConfig
 	pluginConfig
 	ValidateOnly bool
@@ -130,9 +128,7 @@ func (c *Config) flags() *pflag.FlagSet {
 	fs.BoolVar(&c.ICC, "icc", true, "Let containers on the default bridge reach each other")
 	fs.BoolVar(&c.IPForward, "ip-forward", true, "Turn on net.ipv4.ip_forward")
 	fs.BoolVar(&c.IPMasq, "ip-masq", true, "Hide the bridge's addresses behind the host's")
-	fs.StringArrayVar(&c.DNS, "dns", nil, "DNS server of containers")
-	fs.StringArrayVar(&c.DNSSearch, "dns-search", nil, "DNS search domain of containers")
-	fs.StringArrayVar(&c.DNSOptions, "dns-opt", nil, "Resolver option of containers")
+	c.dnsConfig.flags(fs)
 	fs.StringVar(&c.LogDriver, "log-driver", "json-file", "Default log driver of containers")
 	fs.Var(mapFlag{&c.LogOpts}, "log-opt", "Default option of the log driver, key=value")
 	fs.StringVar(&c.Runtime, "default-runtime", "runc", "Default OCI runtime of containers")
@@ -401,10 +397,8 @@ func (c *Config) validate() error {
 	if len(c.Bridge) > 15 {
 		return fmt.Errorf("invalid bridge name %q: longer than 15 characters", c.Bridge)
 	}
-	for _, a := range c.DNS {
-		if _, err := netip.ParseAddr(a); err != nil {
-			return fmt.Errorf("invalid --dns %q: not an IP address", a)
-		}
+	if err := c.dnsConfig.validate(); err != nil {
+		return err
 	}
 	for _, l := range c.Labels {
 		if k, _, ok := strings.Cut(l, "="); !ok || k == "" {

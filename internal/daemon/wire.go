@@ -18,6 +18,7 @@ import (
 	"escale.dev/escale/internal/logs/ship/syslog"
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/network/bridge"
+	"escale.dev/escale/internal/network/dns"
 	"escale.dev/escale/internal/network/none"
 	"escale.dev/escale/internal/runtime/oci"
 	"escale.dev/escale/internal/stats"
@@ -60,6 +61,9 @@ func (d *Daemon) openNetwork(ctx context.Context) error {
 	if err := cfg.Validate(); err != nil {
 		return err
 	}
+	resolver := dns.New(cfg.Logger)
+	d.onClose(resolver.Close)
+	cfg.Resolver, cfg.ResolvConf = resolver, d.cfg.ResolvConf
 	d.networks = network.NewManager(cfg, bridge.New(cfg), none.New(), none.Host())
 	d.onClose(d.networks.Close)
 	return d.networks.Open(ctx)

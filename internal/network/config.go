@@ -37,6 +37,9 @@ type Config struct {
 	Seed       string         // what the machine's own range of IPv6 is derived from
 	Events     EventPublisher // nil: nobody is told
 	Logger     *slog.Logger
+
+	Resolver   Resolver // answers names in containers; nil: nobody does
+	ResolvConf string   // the host's file; empty: /etc/resolv.conf
 }
 
 // DefaultConfig is what an engine without options has; NetnsDir and Logger are

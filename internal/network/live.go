@@ -69,6 +69,13 @@ func (m *Manager) Connect(ctx context.Context, req Request, eps []Endpoint) (*Ch
 		return nil, err
 	}
 	m.settled(req.ContainerID, c.Endpoints)
+	if m.cfg.Resolver != nil && nameable(c.Endpoints) && !m.isServed(ep.Handle) {
+		made, err := m.serve(ns, ep.Handle, req.ContainerID, nil, req.Resolve)
+		if err != nil { // it is on the network all the same
+			m.log.Error("names are not answered in a container", "container", req.ContainerID, "error", err)
+		}
+		c.Held = append(c.Held, made...)
+	}
 	return c, nil
 }
 

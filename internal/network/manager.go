@@ -35,6 +35,7 @@ type Manager struct {
 	stop     context.CancelFunc
 	watching sync.WaitGroup
 	folder   *netns.Folder // of the namespace handles; set by Open
+	served   sync.Map      // handles of namespaces in which our name server answers
 }
 
 // base is what every part of the Manager works with.

@@ -24,6 +24,7 @@ type Request struct {
 	Exposed    network.PortSet
 	Bindings   network.PortMap
 	PublishAll bool
+	Resolve    Resolve
 }
 
 // Endpoint is a container's place on one network. It is stored in the
@@ -58,7 +59,7 @@ type Sandbox struct {
 	ID        string
 	Path      string // handle of the network namespace, a bind mount
 	Endpoints []Endpoint
-	Held      []*os.File // bound sockets of the published host ports; the caller owns them
+	Held      []*os.File // bound sockets of the published host ports and of the name server; the caller owns them
 }
 
 // Subnet is a stretch of addresses of a network.

@@ -87,6 +87,13 @@ func (s *setup) run(ctx context.Context) error {
 	if err := s.publish(ctx); err != nil {
 		return fmt.Errorf("driver failed programming external connectivity on endpoint %s (%s): %w", s.req.Name, s.box.Endpoints[s.door].EndpointID, err)
 	}
+	if s.m.cfg.Resolver != nil && nameable(s.box.Endpoints) {
+		made, err := s.m.serve(ns, s.handle, s.req.ContainerID, nil, s.req.Resolve)
+		if err != nil {
+			return fmt.Errorf("container %s: %w", s.req.ContainerID, err)
+		}
+		s.box.Held = append(s.box.Held, made...)
+	}
 	s.m.settled(s.req.ContainerID, s.box.Endpoints)
 	return nil
 }
@@ -130,6 +137,7 @@ func (s *setup) publish(ctx context.Context) error {
 
 // undo takes back what run did, last things first.
 func (s *setup) undo(ctx context.Context) error {
+	s.m.unserve(s.handle)
 	for _, f := range s.box.Held {
 		f.Close()
 	}

@@ -44,6 +44,9 @@ func (m *Manager) Unpublish(ctx context.Context, id string, eps []Endpoint) erro
 // Setup of this engine has made.
 func (m *Manager) Teardown(ctx context.Context, id string, eps []Endpoint) error {
 	errs := []error{m.Unpublish(ctx, id, eps)}
+	if len(eps) > 0 {
+		m.unserve(handleOf(id, eps))
+	}
 	for _, ep := range eps {
 		if ep.Network == "" {
 			continue
