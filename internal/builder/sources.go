@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"sync"
 
 	"escale.dev/escale/internal/image"
 	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
+	"github.com/moby/buildkit/cache"
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/solver"
 	"github.com/moby/buildkit/solver/pb"
@@ -48,11 +50,75 @@ func (l localFirst) Resolve(ctx context.Context, id source.Identifier, sessions 
 			if _, ok := l.images.ByDigest(d); ok {
 				pinned := *img
 				pinned.Reference.Object = digestTag(d)
-				id = &pinned
+				here, err := l.Source.Resolve(ctx, &pinned, sessions, vertex)
+				if err != nil {
+					return nil, err
+				}
+				return &passing{here: here, away: func() (source.SourceInstance, error) { return l.Source.Resolve(ctx, id, sessions, vertex) }}, nil
 			}
 		}
 	}
 	return l.Source.Resolve(ctx, id, sessions, vertex)
+}
+
+// passing is an image of ours that may be removed while a build wants it: from then on
+// it is the registry's, by its digest. The keys of both are the same.
+type passing struct {
+	away func() (source.SourceInstance, error)
+
+	mu   sync.Mutex
+	here source.SourceInstance
+	gone bool
+}
+
+// now is what the image is at present.
+func (p *passing) now() source.SourceInstance {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.here
+}
+
+// follow makes it the registry's, once.
+func (p *passing) follow() (source.SourceInstance, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.gone {
+		return p.here, nil
+	}
+	away, err := p.away()
+	if err == nil {
+		p.here, p.gone = away, true
+	}
+	return away, err
+}
+
+// CacheKey implements source.SourceInstance.
+func (p *passing) CacheKey(ctx context.Context, job solver.JobContext, index int) (string, string, solver.CacheOpts, bool, error) {
+	key, pin, opts, done, err := p.now().CacheKey(ctx, job, index)
+	if !errdefs.IsNotFound(err) {
+		return key, pin, opts, done, err
+	}
+	away, followed := p.follow()
+	if followed != nil {
+		return key, pin, opts, done, err
+	}
+	return away.CacheKey(ctx, job, index)
+}
+
+// Snapshot implements source.SourceInstance.
+func (p *passing) Snapshot(ctx context.Context, job solver.JobContext) (cache.ImmutableRef, error) {
+	ref, err := p.now().Snapshot(ctx, job)
+	if !errdefs.IsNotFound(err) {
+		return ref, err
+	}
+	away, followed := p.follow()
+	if followed != nil {
+		return nil, err
+	}
+	if _, _, _, _, err := away.CacheKey(ctx, job, 0); err != nil { // which reads what Snapshot needs
+		return nil, err
+	}
+	return away.Snapshot(ctx, job)
 }
 
 const digestTagPrefix = "escale-digest-"
