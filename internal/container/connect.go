@@ -199,10 +199,16 @@ func (m wirer) changed(ctx context.Context, e *entry, v *View, wanted map[string
 	return err
 }
 
+// BalanceLabel names the group of containers that may share a port of the host:
+// those with the same value, and the same port of their own behind it.
+const BalanceLabel = "escale.balance"
+
 // networkRequest is what a container asks of the networks.
 func networkRequest(rec *Record, networks map[string]*apinetwork.EndpointSettings) network.Request {
+	_, probed := newProbe(rec.Config)
 	return network.Request{
 		There: true, ContainerID: string(rec.ID), Name: rec.Name, Hostname: rec.Config.Hostname, Main: string(rec.HostConfig.NetworkMode), Networks: networks,
+		Balance: rec.Config.Labels[BalanceLabel], Probed: probed,
 		Exposed: rec.Config.ExposedPorts, Bindings: rec.HostConfig.PortBindings, PublishAll: rec.HostConfig.PublishAllPorts,
 	}
 }

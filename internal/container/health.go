@@ -112,7 +112,7 @@ func (m prober) begin(e *entry) {
 	if e.rec.State.Health == nil || !e.adopted {
 		e.rec.State.Health = &Health{Status: string(container.Starting)}
 	}
-	m.cfg.Networks.SetHealth(string(e.id), e.rec.State.Health.Status != string(container.Unhealthy))
+	m.cfg.Networks.SetHealth(m.ctx, string(e.id), e.rec.State.Health.Status)
 	e.mu.Unlock()
 	m.background(func(context.Context) {
 		defer cancel()

@@ -62,8 +62,8 @@ type Networks interface {
 	// its restart; made is for the monitor to hold.
 	TakeUp(ctx context.Context, s network.Survivor) (made []*os.File, err error)
 	WriteResolvConf(path string, s network.Resolve, host bool, id string, eps []network.Endpoint) error
-	// SetHealth tells whether a container is well.
-	SetHealth(id string, well bool)
+	// SetHealth tells what a container's health check has found.
+	SetHealth(ctx context.Context, id, status string)
 	// Validate tells what is wrong with the networks asked for, before Setup.
 	Validate(r network.Request) error
 	// Inspect describes a network by its name.

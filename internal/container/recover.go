@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/moby/moby/api/types/container"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -54,7 +56,7 @@ func (m *Manager) Open(ctx context.Context) error {
 	live := rec.dark()
 	for _, e := range entries {
 		if v := e.view(); v.State.Running() {
-			live[string(e.id)] = v.Endpoints
+			live[string(e.id)] = resting(v.Endpoints, v.State.Health)
 			m.mounts.keepMounted(ctx, &v.Record)
 		}
 	}
@@ -218,6 +220,16 @@ func (m recovery) tookUpRunning(e *entry, r *run, task runtime.Task) error {
 	r.started = e.rec.State.StartedAt
 	e.mu.Unlock()
 	return err
+}
+
+// resting are endpoints as they were at the start of a container, with what its
+// health check has found since.
+func resting(eps []network.Endpoint, h *Health) []network.Endpoint {
+	out := slices.Clone(eps)
+	for i := range out {
+		out[i].Resting = out[i].Balance != "" && h != nil && h.Status != string(container.Healthy)
+	}
+	return out
 }
 
 // dark are the endpoints of containers whose records cannot be read, which may run: as

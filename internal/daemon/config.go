@@ -73,6 +73,7 @@ type Config struct {
 	StopContainers bool
 	containerConfig
 	dnsConfig
+	publishConfig
 	registryConfig
 	pluginConfig
 	ValidateOnly bool
@@ -150,32 +151,10 @@ func (c *Config) flags() *pflag.FlagSet {
 	fs.BoolVar(&c.CleanExit, "clean-exit", false, "Leave no bridge, firewall table or cgroup behind when the engine ends and no container runs")
 	fs.BoolVar(&c.StopContainers, "stop-containers", false, "Stop the containers when the engine stops")
 	c.containerConfig.flags(fs)
+	c.publishConfig.flags(fs)
 	fs.BoolVar(&c.ValidateOnly, "validate", false, "Check the configuration and exit")
 	fs.BoolVarP(&c.ShowVersion, "version", "v", false, "Print the version and exit")
 	return fs
-}
-
-// fileKeys maps keys of daemon.json to flags where the names differ.
-var fileKeys = map[string]string{
-	"hosts": "host", "labels": "label", "log-opts": "log-opt", "dns-opts": "dns-opt", "default-ulimits": "default-ulimit",
-	"default-address-pools": "default-address-pool", "runtimes": "add-runtime", "insecure-registries": "insecure-registry", "registry-mirrors": "registry-mirror", "bridge": "bridge-name",
-	"live-restore":  "stop-containers", // the other way round
-	"cdi-spec-dirs": "cdi-spec-dir", "features": "feature", "host-gateway-ips": "host-gateway-ip",
-}
-
-// dockerKeys are keys of Docker's daemon.json that this version has no use for:
-// they are named in a warning rather than refused, so that a file written for
-// Docker is taken as it is.
-var dockerKeys = map[string]bool{
-	"allow-direct-routing": true, "allow-nondistributable-artifacts": true, "authorization-plugins": true, "builder": true,
-	"cluster-advertise": true, "cluster-store": true, "containerd": true, "containerd-namespace": true, "containerd-plugin-namespace": true,
-	"default-gateway": true, "default-gateway-v6": true, "default-network-opts": true,
-	"experimental": true, "fixed-cidr": true, "fixed-cidr-v6": true,
-	"ip": true, "ip6tables": true, "iptables": true, "ipv6": true,
-	"log-format": true, "metrics-addr": true,
-	"no-pivot-root": true, "node-generic-resources": true, "oom-score-adjust": true, "proxies": true,
-	"raw-logs": true, "rootless": true, "selinux-enabled": true, "storage-driver": true,
-	"storage-opts": true, "swarm-default-advertise-addr": true, "userland-proxy": true, "userland-proxy-path": true, "userns-remap": true, "exec-opts": true,
 }
 
 // readFile merges daemon.json: a flag given on the command line wins.
@@ -423,6 +402,9 @@ func (c *Config) validate() error {
 		return fmt.Errorf("invalid --start-timeout %d: want a second or more", c.StartTimeout)
 	}
 	if err := c.registryConfig.validate(); err != nil {
+		return err
+	}
+	if err := c.publishConfig.validate(); err != nil {
 		return err
 	}
 	if err := c.containerConfig.validate(); err != nil {

@@ -58,6 +58,9 @@ func (d *Daemon) openNetwork(ctx context.Context) error {
 	if d.cfg.BIP != "" {
 		cfg.BIP = netip.MustParsePrefix(d.cfg.BIP) // checked by validate
 	}
+	if err := d.cfg.publishConfig.apply(&cfg); err != nil {
+		return err
+	}
 	if err := cfg.Validate(); err != nil {
 		return err
 	}

@@ -24,19 +24,25 @@ const maxLink = 15
 // Config says how an engine's networks are to be. What is in the kernel carries
 // the instance's name, so that several engines live on one machine.
 type Config struct {
-	Instance   string         // letters, digits, "-" and "_"
-	BridgeName string         // of the default network; empty: derived from Instance
-	BIP        netip.Prefix   // the default bridge's address and subnet; invalid: a free one of Pools
-	Pools      []ipam.Range   // where subnets come from; empty: Docker's
-	MTU        int            // bytes; 0: 1500
-	ICC        bool           // containers on the default bridge may reach each other
-	IPForward  bool           // turn the host's ip_forward on if it is off
-	IPMasq     bool           // what leaves the default bridge bears the host's address
-	NetnsDir   string         // absolute; handles of namespaces are bound in it
-	Dir        string         // absolute; records of the networks that users make. Empty: they can make none
-	Seed       string         // what the machine's own range of IPv6 is derived from
-	Events     EventPublisher // nil: nobody is told
-	Logger     *slog.Logger
+	Instance   string       // letters, digits, "-" and "_"
+	BridgeName string       // of the default network; empty: derived from Instance
+	BIP        netip.Prefix // the default bridge's address and subnet; invalid: a free one of Pools
+	Pools      []ipam.Range // where subnets come from; empty: Docker's
+	MTU        int          // bytes; 0: 1500
+	ICC        bool         // containers on the default bridge may reach each other
+	IPForward  bool         // turn the host's ip_forward on if it is off
+	IPMasq     bool         // what leaves the default bridge bears the host's address
+	Binding    netip.Addr   // where ports of the default network are published; the zero Addr: as Publish says
+	Publish    []netip.Addr // where ports are published that name no address of the host; empty: everywhere
+	Forward    bool         // pass on what comes to published ports by IPv6 and cannot be translated
+	// Strict leaves the chains of other firewalls alone: what may pass is for their
+	// owner to say.
+	Strict   bool
+	NetnsDir string         // absolute; handles of namespaces are bound in it
+	Dir      string         // absolute; records of the networks that users make. Empty: they can make none
+	Seed     string         // what the machine's own range of IPv6 is derived from
+	Events   EventPublisher // nil: nobody is told
+	Logger   *slog.Logger
 
 	Resolver   Resolver // answers names in containers; nil: nobody does
 	ResolvConf string   // the host's file; empty: /etc/resolv.conf
@@ -45,7 +51,7 @@ type Config struct {
 // DefaultConfig is what an engine without options has; NetnsDir and Logger are
 // the caller's to set.
 func DefaultConfig() Config {
-	return Config{Instance: DefaultInstance, Pools: ipam.Default(), MTU: 1500, ICC: true, IPForward: true, IPMasq: true}
+	return Config{Instance: DefaultInstance, Pools: ipam.Default(), MTU: 1500, ICC: true, IPForward: true, IPMasq: true, Forward: true}
 }
 
 // EventPublisher receives what happened to networks.

@@ -55,6 +55,10 @@ type Publisher interface {
 
 	// Unpublish undoes Publish for some endpoints in one step. Idempotent, quick.
 	Unpublish(ctx context.Context, eps []Endpoint) error
+
+	// Rotate takes an endpoint that is published and shares its ports out of rotation
+	// if it is Resting, else puts it back. Idempotent, quick.
+	Rotate(ctx context.Context, ep Endpoint) error
 }
 
 // Watcher is a Driver that looks after its networks while the engine runs.

@@ -1,6 +1,7 @@
 package network_test
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"slices"
@@ -214,4 +215,105 @@ func TestPlainDropIsToldOf(t *testing.T) {
 	if n := strings.Count(log.String(), want); n != 1 {
 		t.Errorf("told %d times in %s", n, log)
 	}
+}
+
+// ufw is the chains of iptables' filter table as ufw lays them out: forwarded
+// packets are dropped by policy, unless "ufw route allow" said otherwise.
+func (i *iptables) ufw() (routes *nftables.Chain) {
+	i.t.Helper()
+	drop := nftables.ChainPolicyDrop
+	i.c.AddTable(i.table)
+	f := i.c.AddChain(&nftables.Chain{Table: i.table, Name: "FORWARD", Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop})
+	before := i.c.AddChain(&nftables.Chain{Table: i.table, Name: "ufw-before-forward"})
+	routes = i.c.AddChain(&nftables.Chain{Table: i.table, Name: "ufw-user-forward"})
+	i.rule(f, &expr.Verdict{Kind: expr.VerdictJump, Chain: before.Name})
+	i.rule(before, &expr.Ct{Key: expr.CtKeySTATE, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: []byte{byte(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED), 0, 0, 0}, Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)}, &expr.Verdict{Kind: expr.VerdictAccept})
+	i.rule(before, &expr.Verdict{Kind: expr.VerdictJump, Chain: routes.Name})
+	i.flush()
+	return routes
+}
+
+// With ufw published ports are reached, unless the administrator keeps all to ufw:
+// then "ufw route allow" is what counts, by the container's address and port.
+func TestBesideUfw(t *testing.T) {
+	for _, strict := range []bool{false, true} {
+		t.Run(fmt.Sprintf("strict=%v", strict), func(t *testing.T) {
+			i := newIptables(t)
+			routes := i.ufw()
+			h := newHost(t, func(c *network.Config) { c.Strict = strict })
+			out := h.outside()
+			a := h.start("a", "8080->80", "8081->81")
+			a.serve("tcp", ":80")
+			a.serve("tcp", ":81")
+			if !strict {
+				h.foreignAre(in("FORWARD"))
+				out.reaches("tcp", hostIP+":8080", "a", outsideIP)
+				return
+			}
+			h.foreignAre(nil)
+			out.blocked("tcp", hostIP+":8080")
+			// ufw route allow proto tcp from any to any port 80
+			i.rule(routes, &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Register: 1, Data: []byte{6}},
+				&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+				&expr.Cmp{Register: 1, Data: []byte{0, 80}}, &expr.Verdict{Kind: expr.VerdictAccept})
+			i.flush()
+			out.reaches("tcp", hostIP+":8080", "a", outsideIP)
+			out.blocked("tcp", hostIP+":8081")
+		})
+	}
+}
+
+// ip6tables drops as iptables does.
+func TestIPv6BesideDropPolicy(t *testing.T) {
+	i := newIptables(t)
+	i.table = &nftables.Table{Family: nftables.TableFamilyIPv6, Name: "filter"}
+	i.forward(nftables.ChainPolicyDrop, false)
+	h := newHost(t)
+	out := h.outside()
+	h.foreignAre(nil) // no network has IPv6 yet
+	info := h.six("six", "fd00:6::/64", nil)
+	b := bridgeOf(info)
+	h.foreignAre([]string{"FORWARD escale-escale: " + b + " out", "FORWARD escale-escale: " + b + " in"})
+	a := h.startAs(publishing("a", []string{"six"}, "8080->80"))
+	a.serve("tcp6", ":80")
+	out.serve("tcp6", ":70")
+	a.reaches("tcp6", at(outsideIP6, 70), "outside", hostIP6)
+	out.reaches("tcp6", at(hostIP6, 8080), "a", outsideIP6)
+}
+
+// What the administrator writes into the chain "user" is asked first.
+func TestUserChain(t *testing.T) {
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		t.Skip("needs nft(8), as administrators do")
+	}
+	h := newHost(t)
+	out := h.outside()
+	a := h.start("a", "8080->80", "8081->81")
+	for _, p := range []string{":80", ":81", ":82"} {
+		a.serve("tcp", p)
+	}
+	out.must(func() error { return route("172.16.0.0/12", hostIP) })
+	run := func(rule string) {
+		t.Helper()
+		if b, err := exec.Command(nft, strings.Fields("add rule inet escale-escale user "+rule)...).CombinedOutput(); err != nil {
+			t.Fatalf("%s: %s", rule, b)
+		}
+	}
+	run("meta l4proto tcp ct original proto-dst 8081 ip saddr " + outsideIP + " drop")
+	run("tcp dport 82 accept")
+	check := func() {
+		t.Helper()
+		out.reaches("tcp", hostIP+":8080", "a", outsideIP)
+		out.blocked("tcp", hostIP+":8081")
+		out.reaches("tcp", a.ip()+":82", "a", outsideIP)
+	}
+	check()
+	h.make(network.Create{Name: "other"})
+	check()
+	h.again(map[string][]network.Endpoint{a.ID: a.Endpoints})
+	check()
 }

@@ -139,9 +139,13 @@ func (h *host) count() (c count) {
 func (h *host) foreignRules() (comments []string) {
 	h.t.Helper()
 	c := &nftables.Conn{}
-	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyIPv4)
-	if err != nil {
-		h.t.Fatal(err)
+	var chains []*nftables.Chain
+	for _, f := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
+		list, err := c.ListChainsOfTableFamily(f)
+		if err != nil {
+			h.t.Fatal(err)
+		}
+		chains = append(chains, list...)
 	}
 	for _, ch := range chains {
 		rules, err := c.GetRules(ch.Table, ch)
@@ -186,7 +190,7 @@ func request(name string, bindings ...string) network.Request {
 		hostPart, p, _ := strings.Cut(b, "->")
 		pb := apinetwork.PortBinding{HostPort: hostPart}
 		if i := strings.LastIndexByte(hostPart, ':'); i >= 0 {
-			pb.HostIP, pb.HostPort = netip.MustParseAddr(hostPart[:i]), hostPart[i+1:]
+			pb.HostIP, pb.HostPort = netip.MustParseAddr(strings.Trim(hostPart[:i], "[]")), hostPart[i+1:]
 		}
 		port := apinetwork.MustParsePort(p)
 		r.Bindings[port] = append(r.Bindings[port], pb)
@@ -247,12 +251,20 @@ func (n *node) must(fn func() error) {
 	}
 }
 
+// family is a protocol of IPv4 unless it names its own.
+func family(proto string) string {
+	if strings.HasSuffix(proto, "6") {
+		return proto
+	}
+	return proto + "4"
+}
+
 // serve answers on a TCP or UDP port with the node's name and the address of who asks.
 func (n *node) serve(proto, addr string) {
 	n.t.Helper()
-	if proto == "udp" {
+	if strings.HasPrefix(proto, "udp") {
 		var c net.PacketConn
-		n.must(func() (err error) { c, err = net.ListenPacket("udp4", addr); return err })
+		n.must(func() (err error) { c, err = net.ListenPacket(family(proto), addr); return err })
 		n.t.Cleanup(func() { c.Close() })
 		go func() {
 			buf := make([]byte, 100)
@@ -306,7 +318,7 @@ func (n *node) ask(proto, addr string, wait time.Duration) (answer string, err e
 	}
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(wait))
-	if proto == "udp" {
+	if strings.HasPrefix(proto, "udp") {
 		if _, err := c.Write([]byte("?")); err != nil {
 			return "", err
 		}
@@ -337,8 +349,10 @@ func (h *host) here() *node { return &node{t: h.t, name: "host"} }
 
 // The addresses between host and outside.
 const (
-	hostIP    = "192.0.2.1"
-	outsideIP = "192.0.2.2"
+	hostIP     = "192.0.2.1"
+	outsideIP  = "192.0.2.2"
+	hostIP6    = "2001:db8::1"
+	outsideIP6 = "2001:db8::2"
 )
 
 // outside is another machine, on a link to this one.
@@ -357,9 +371,9 @@ func (h *host) outside() *node {
 	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "in0", PeerNamespace: netlink.NsFd(ns.Fd())}); err != nil {
 		h.t.Fatal(err)
 	}
-	h.here().must(func() error { return configure("out0", hostIP+"/24") })
+	h.here().must(func() error { return configure("out0", hostIP+"/24", hostIP6+"/64") })
 	n := &node{t: h.t, name: "outside", ns: ns}
-	n.must(func() error { return configure("in0", outsideIP+"/24") })
+	n.must(func() error { return configure("in0", outsideIP+"/24", outsideIP6+"/64") })
 	// To be asked for makes the kernel see that its peer is up, or the first packet
 	// is lost; see awaitCarrier in the driver.
 	if _, err := netlink.LinkByName("out0"); err != nil {
@@ -368,18 +382,23 @@ func (h *host) outside() *node {
 	return n
 }
 
-// configure gives a link of the calling thread's namespace an address.
-func configure(link, addr string) error {
+// configure gives a link of the calling thread's namespace addresses.
+func configure(link string, addrs ...string) error {
 	l, err := netlink.LinkByName(link)
 	if err != nil {
 		return err
 	}
-	a, err := netlink.ParseAddr(addr)
-	if err != nil {
-		return err
-	}
-	if err := netlink.AddrAdd(l, a); err != nil {
-		return err
+	for _, addr := range addrs {
+		a, err := netlink.ParseAddr(addr)
+		if err != nil {
+			return err
+		}
+		if a.IP.To4() == nil {
+			a.Flags = unix.IFA_F_NODAD // there at once
+		}
+		if err := netlink.AddrAdd(l, a); err != nil {
+			return err
+		}
 	}
 	return netlink.LinkSetUp(l)
 }

@@ -63,7 +63,7 @@ func (m *Manager) Connect(ctx context.Context, req Request, eps []Endpoint) (*Ch
 	ep.Handle = handleOf(req.ContainerID, eps)
 	after := append(slices.DeleteFunc(slices.Clone(eps), func(e Endpoint) bool { return e.Network == "" }), ep)
 	c := &Change{Changed: ep}
-	if c.Endpoints, c.Held, err = m.redirect(ctx, ns, eps, after, plan.ports, req.Exposed); err != nil {
+	if c.Endpoints, c.Held, err = m.redirect(ctx, ns, eps, after, fresh{plan.ports, req.Exposed, req.Balance}); err != nil {
 		err = errors.Join(err, p.net.driver.Leave(context.WithoutCancel(ctx), ep))
 		p.net.release(ep)
 		return nil, err
@@ -104,7 +104,7 @@ func (m *Manager) Disconnect(ctx context.Context, id, ref string, eps []Endpoint
 	}
 	defer ns.Close()
 	c := &Change{Changed: gone}
-	if c.Endpoints, _, err = m.redirect(ctx, ns, eps, after, nil, nil); err != nil {
+	if c.Endpoints, _, err = m.redirect(ctx, ns, eps, after, fresh{}); err != nil {
 		return nil, err
 	}
 	m.names.set(id, c.Endpoints, m.leadsOut(c.Endpoints))
@@ -115,10 +115,17 @@ func (m *Manager) Disconnect(ctx context.Context, id, ref string, eps []Endpoint
 	return c, nil
 }
 
+// fresh are ports that are to be published where none is yet.
+type fresh struct {
+	ports   []port.Spec
+	exposed network.PortSet
+	group   string
+}
+
 // redirect moves the default routes and the published ports of a container to
 // where they belong among the endpoints after. fresh are ports that are published
 // if none is yet. On an error they are where they were.
-func (m *base) redirect(ctx context.Context, ns *netns.Handle, before, after []Endpoint, fresh []port.Spec, exposed network.PortSet) (eps []Endpoint, held []*os.File, err error) {
+func (m *base) redirect(ctx context.Context, ns *netns.Handle, before, after []Endpoint, fresh fresh) (eps []Endpoint, held []*os.File, err error) {
 	old4, old6 := m.exits(before)
 	new4, new6 := m.exits(after)
 	if new4 != old4 || new6 != old6 {
@@ -140,18 +147,24 @@ func (m *base) redirect(ctx context.Context, ns *netns.Handle, before, after []E
 	switch {
 	case from < 0 && to < 0:
 	case from < 0:
-		held, err = m.publishFresh(ctx, &eps[to], fresh, exposed)
-	case to < 0:
-		err = m.unpublish(ctx, before[from])
-	case before[from].EndpointID == eps[to].EndpointID:
-		eps[to].Ports = before[from].Ports
-	default:
-		eps[to].Ports = before[from].Ports
-		if err = m.unpublish(ctx, before[from]); err == nil {
-			err = m.publishMoved(ctx, eps[to])
+		if held, err = m.hold(&eps[to], fresh.ports, fresh.exposed, fresh.group); err != nil {
+			return nil, nil, err
 		}
-		if err != nil {
-			err = errors.Join(err, m.publishMoved(ctx, before[from]))
+		if err = m.publish(ctx, eps[to], held); err != nil {
+			for _, f := range held {
+				f.Close()
+			}
+			m.ports.Free(eps[to].mappings())
+			held = nil
+		}
+	case to < 0:
+		if err = m.unpublish(ctx, before[from]); err == nil {
+			m.ports.Free(before[from].mappings())
+		}
+	default:
+		eps[to].Ports, eps[to].Balance, eps[to].Resting = before[from].Ports, before[from].Balance, before[from].Resting
+		if before[from].EndpointID != eps[to].EndpointID {
+			err = m.move(ctx, before[from], eps[to])
 		}
 	}
 	return eps, held, err
@@ -183,48 +196,6 @@ func (m *base) door(eps []Endpoint) int {
 		}
 	}
 	return at
-}
-
-func (m *base) unpublish(ctx context.Context, ep Endpoint) error {
-	if p, ok := m.networks.driverOf(ep).(Publisher); ok {
-		return p.Unpublish(ctx, []Endpoint{ep})
-	}
-	return nil
-}
-
-func (m *base) publishMoved(ctx context.Context, ep Endpoint) error {
-	if p, ok := m.networks.driverOf(ep).(Publisher); ok {
-		return p.Publish(ctx, ep)
-	}
-	return nil
-}
-
-// publishFresh publishes ports of a container that had no network that led out.
-func (m *base) publishFresh(ctx context.Context, ep *Endpoint, specs []port.Spec, exposed network.PortSet) ([]*os.File, error) {
-	var mappings []port.Mapping
-	var held []*os.File
-	if len(specs) > 0 {
-		addr, err := ep.addr()
-		if err != nil {
-			return nil, err
-		}
-		if mappings, held, err = m.ports.Hold(specs, addr); err != nil {
-			return nil, err
-		}
-	}
-	ep.Ports = port.PortMap(mappings, exposed)
-	if len(mappings) == 0 {
-		return nil, nil
-	}
-	err := m.publishMoved(ctx, *ep)
-	if err != nil {
-		for _, f := range held {
-			f.Close()
-		}
-		m.ports.Free(mappings)
-		return nil, err
-	}
-	return held, nil
 }
 
 // Rename gives a container another name on its networks, and its endpoints as they

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"escale.dev/escale/internal/network/port"
+	"escale.dev/escale/internal/network/port/forward"
 	"escale.dev/escale/internal/sys/netns"
 	"github.com/moby/moby/api/types/network"
 )
@@ -46,13 +47,15 @@ type base struct {
 	ports    *port.Allocator
 	networks *table
 	names    *index
+	forward  *forward.Forwarder // what the kernel cannot translate
+	rotation *rotation
 }
 
 // NewManager makes a Manager of these drivers; nothing is touched before Open.
 func NewManager(cfg Config, drivers ...Driver) *Manager {
 	b := &base{
 		cfg: cfg, log: cfg.logger(), drivers: map[string]Driver{}, ports: port.NewAllocator(),
-		networks: newTable(), names: newIndex(),
+		networks: newTable(), names: newIndex(), forward: forward.New(cfg.logger()), rotation: newRotation(),
 	}
 	for _, d := range drivers {
 		b.drivers[d.Type()] = d
@@ -134,6 +137,7 @@ func (m *Manager) Close() error {
 		stop()
 	}
 	m.watching.Wait()
+	m.forward.Close()
 	var errs []error
 	for _, d := range m.drivers {
 		errs = append(errs, d.Close())

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"context"
 	"net/netip"
 	"slices"
 	"strings"
@@ -145,12 +146,16 @@ func (ep Endpoint) addrs() (out []netip.Addr) {
 
 // SetHealth tells whether a container is well. The addresses of one that is not
 // are left out of answers as long as another has the same name.
-func (m *Manager) SetHealth(container string, well bool) {
+//
+// Shared ports lead to it only while the check has found it healthy: status is
+// "starting", "healthy" or "unhealthy".
+func (m *Manager) SetHealth(ctx context.Context, container, status string) {
 	m.names.mu.Lock()
-	defer m.names.mu.Unlock()
 	if s := m.names.seats[container]; s != nil {
-		s.sick = !well
+		s.sick = status == "unhealthy"
 	}
+	m.names.mu.Unlock()
+	m.rotate(ctx, container, status == "healthy")
 }
 
 // Names answers for the names that one container can see. Its methods may be

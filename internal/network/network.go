@@ -25,6 +25,12 @@ type Request struct {
 	Bindings   network.PortMap
 	PublishAll bool
 	Resolve    Resolve
+	// Balance names the group of containers with which its published ports may be
+	// shared; empty: they are its own.
+	Balance string
+	// Probed says that the container has a health check: it takes nothing of what is
+	// shared until it is healthy.
+	Probed bool
 }
 
 // Endpoint is a container's place on one network. It is stored in the
@@ -51,6 +57,8 @@ type Endpoint struct {
 	GwPriority int      `json:",omitempty"` // the endpoint with the highest has the default route
 	LinkLocal  []string `json:",omitempty"` // further addresses of the interface
 	Sysctls    []string `json:",omitempty"` // "net.ipv4.conf.IFNAME.forwarding=1"
+	Balance    string   `json:",omitempty"` // the group with which the published ports are shared
+	Resting    bool     `json:",omitempty"` // nothing new is to come by shared ports
 	Handle     string   `json:",omitempty"` // name of the namespace's handle; the same in all of a start
 }
 

@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 
-	"escale.dev/escale/internal/network/port"
 	"escale.dev/escale/internal/sys/netns"
 )
 
@@ -50,7 +48,7 @@ func (m *Manager) Restore(ctx context.Context, live map[string][]Endpoint) error
 			if ep.Network == "" {
 				continue
 			}
-			m.ports.Adopt(ep.mappings())
+			m.ports.Adopt(ep.mappings(), nil)
 			a := m.networks.of(ep)
 			if a == nil {
 				m.log.Error("a running container is on a network that is not there", "container", id, "network", ep.Network)
@@ -78,26 +76,4 @@ func (m *Manager) Restore(ctx context.Context, live map[string][]Endpoint) error
 	}
 	errs = append(errs, m.dropUnused(func(string) bool { return true }))
 	return errors.Join(errs...)
-}
-
-// mappings are the published ports of an endpoint; none when its record is not
-// one of ours.
-func (ep Endpoint) mappings() []port.Mapping {
-	addr, err := ep.addr()
-	if err != nil {
-		return nil
-	}
-	list, err := port.Mappings(addr, ep.Ports)
-	if err != nil {
-		return nil
-	}
-	return list
-}
-
-func (ep Endpoint) addr() (netip.Addr, error) {
-	a, err := netip.ParseAddr(ep.IP)
-	if err != nil {
-		return a, fmt.Errorf("endpoint %s: %w", ep.EndpointID, err)
-	}
-	return a, nil
 }

@@ -78,10 +78,12 @@ type Survivor struct {
 }
 
 // TakeUp goes on with what the engine itself does for a container that lived through
-// its restart: names are answered again, and those questions that came meanwhile.
+// its restart: names are answered again, and those questions that came meanwhile;
+// connections to published ports that it passes on are, too.
 // made are sockets that nobody held, for the monitor to hold from now on; the
 // caller owns them. To be called after Restore.
 func (m *Manager) TakeUp(_ context.Context, s Survivor) (made []*os.File, err error) {
+	m.regain(s)
 	if m.cfg.Resolver == nil || len(s.Endpoints) == 0 {
 		return nil, nil
 	}

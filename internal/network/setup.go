@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"slices"
 
-	"escale.dev/escale/internal/network/port"
 	"escale.dev/escale/internal/sys/rtnl"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -39,13 +38,12 @@ func (m *Manager) Setup(ctx context.Context, req Request) (*Sandbox, error) {
 
 // setup is one Setup under way.
 type setup struct {
-	m        *Manager
-	req      Request
-	plan     plan
-	box      *Sandbox
-	handle   string // name of the namespace's handle
-	door     int    // the endpoint that has the published ports; negative: none leads out
-	mappings []port.Mapping
+	m      *Manager
+	req    Request
+	plan   plan
+	box    *Sandbox
+	handle string // name of the namespace's handle
+	door   int    // the endpoint that has the published ports; negative: none leads out
 }
 
 // run does the work; what it began is in s for undo.
@@ -102,6 +100,7 @@ func (s *setup) run(ctx context.Context) error {
 func (m *base) settled(id string, eps []Endpoint) {
 	m.networks.record(id, eps)
 	m.names.set(id, eps, m.leadsOut(eps))
+	m.rotation.set(id, eps)
 }
 
 // leadsOut tells whether one of the networks is not internal.
@@ -110,29 +109,19 @@ func (m *base) leadsOut(eps []Endpoint) bool {
 }
 
 // publish gives the endpoint that leads out its ports.
-func (s *setup) publish(ctx context.Context) error {
+func (s *setup) publish(ctx context.Context) (err error) {
 	if s.door < 0 {
 		return nil
 	}
-	p, ok := s.plan.parts[s.door].net.driver.(Publisher)
-	if !ok {
+	if _, ok := s.plan.parts[s.door].net.driver.(Publisher); !ok {
 		return nil
 	}
 	ep := &s.box.Endpoints[s.door]
-	if len(s.plan.ports) > 0 {
-		addr, err := ep.addr()
-		if err != nil {
-			return err
-		}
-		if s.mappings, s.box.Held, err = s.m.ports.Hold(s.plan.ports, addr); err != nil {
-			return err
-		}
+	if s.box.Held, err = s.m.hold(ep, s.plan.ports, s.req.Exposed, s.req.Balance); err != nil {
+		return err
 	}
-	ep.Ports = port.PortMap(s.mappings, s.req.Exposed)
-	if len(s.mappings) == 0 {
-		return nil
-	}
-	return p.Publish(ctx, *ep)
+	ep.Resting = ep.Balance != "" && s.req.Probed
+	return s.m.publish(ctx, *ep, s.box.Held)
 }
 
 // undo takes back what run did, last things first.
@@ -141,14 +130,14 @@ func (s *setup) undo(ctx context.Context) error {
 	for _, f := range s.box.Held {
 		f.Close()
 	}
-	s.m.ports.Free(s.mappings)
 	var errs []error
 	for i, ep := range slices.Backward(s.box.Endpoints) {
 		if ep.Network == "" {
 			continue
 		}
-		if p, ok := s.plan.parts[i].net.driver.(Publisher); ok && i == s.door && len(s.mappings) > 0 {
-			errs = append(errs, p.Unpublish(ctx, []Endpoint{ep}))
+		if i == s.door && len(s.box.Held) > 0 {
+			errs = append(errs, s.m.unpublish(ctx, ep))
+			s.m.ports.Free(ep.mappings())
 		}
 		errs = append(errs, s.plan.parts[i].net.driver.Leave(ctx, ep))
 		s.plan.parts[i].net.release(ep)

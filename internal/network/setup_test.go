@@ -31,7 +31,7 @@ func TestEndpoint(t *testing.T) {
 		t.Errorf("endpoint %+v", ep)
 	}
 	got := fmt.Sprint(ep.Ports)
-	for _, want := range []string{"80/tcp:[{0.0.0.0 8080} {127.0.0.1 9000}]", "443/tcp:[]", "53/udp:[{0.0.0.0 32768}]"} {
+	for _, want := range []string{"80/tcp:[{0.0.0.0 8080} {:: 8080} {127.0.0.1 9000}]", "443/tcp:[]", "53/udp:[{0.0.0.0 32768} {:: 32768}]"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("ports %s, want %s", got, want)
 		}
@@ -91,7 +91,7 @@ func TestPublishAll(t *testing.T) {
 	a := h.startAs(r)
 	a.serve("tcp", ":80")
 	b := a.Endpoints[0].Ports[apinetwork.MustParsePort("80")]
-	if len(b) != 1 {
+	if len(b) != 2 {
 		t.Fatalf("ports %v", a.Endpoints[0].Ports)
 	}
 	h.here().reaches("tcp", "127.0.0.1:"+b[0].HostPort, "a", "172.17.0.1")

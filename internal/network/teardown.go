@@ -15,9 +15,9 @@ func (m *Manager) Unpublish(ctx context.Context, id string, eps []Endpoint) erro
 	m.networks.part(id, eps)
 	m.names.drop(id, eps) // nobody is to find it by name any more
 	var errs []error
+	m.rotation.drop(id, eps)
 	for typ, d := range m.drivers {
-		p, ok := d.(Publisher)
-		if !ok {
+		if _, ok := d.(Publisher); !ok {
 			continue
 		}
 		var mine []Endpoint
@@ -30,7 +30,7 @@ func (m *Manager) Unpublish(ctx context.Context, id string, eps []Endpoint) erro
 		if len(mine) == 0 {
 			continue
 		}
-		if err := p.Unpublish(ctx, mine); err != nil {
+		if err := m.unpublish(ctx, mine...); err != nil {
 			errs = append(errs, fmt.Errorf("container %s: %s ports: %w", id, typ, err))
 		}
 	}

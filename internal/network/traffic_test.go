@@ -31,8 +31,10 @@ func bridgeNetfilter(t *testing.T, test func(t *testing.T)) {
 					t.Skip("needs br_netfilter in the kernel")
 				}
 			} else {
-				sysctl(t, name, v)
-				t.Cleanup(func() { sysctl(t, name, string(old)) })
+				for _, n := range []string{name, "net/bridge/bridge-nf-call-ip6tables"} {
+					sysctl(t, n, v)
+					t.Cleanup(func() { sysctl(t, n, string(old)) })
+				}
 			}
 			test(t)
 		})

@@ -62,7 +62,7 @@ func New(cfg network.Config) *Driver {
 		log = slog.New(slog.DiscardHandler)
 	}
 	return &Driver{
-		house: house{cfg: cfg, log: log}, fw: firewall.New(cfg.Instance, log),
+		house: house{cfg: cfg, log: log}, fw: firewall.New(firewall.Config{Instance: cfg.Instance, Links: cfg.LinkPrefix(), Strict: cfg.Strict, Logger: log}),
 		remover: remover{group: cfg.LinkGroup()}, networks: map[string]*bridged{}, known: map[string]bool{},
 	}
 }
@@ -184,10 +184,10 @@ func (d *Driver) rules() []firewall.Network {
 		b := d.networks[id]
 		n := firewall.Network{Bridge: b.opts.link, ICC: b.opts.icc, Internal: b.spec.Internal}
 		if b.v4.Prefix.IsValid() {
-			n.V4 = firewall.Family{Subnet: b.v4.Prefix, Mode: b.opts.mode4, Masquerade: b.opts.masq && b.opts.nat(b.opts.mode4), Source: b.opts.host4}
+			n.V4 = firewall.Family{Subnet: b.v4.Prefix, Host: b.v4.Gateway, Mode: b.opts.mode4, Masquerade: b.opts.masq && b.opts.nat(b.opts.mode4), Source: b.opts.host4}
 		}
 		if b.v6.Prefix.IsValid() {
-			n.V6 = firewall.Family{Subnet: b.v6.Prefix, Mode: b.opts.mode6, Masquerade: b.opts.masq && b.opts.nat(b.opts.mode6), Source: b.opts.host6}
+			n.V6 = firewall.Family{Subnet: b.v6.Prefix, Host: b.v6.Gateway, Mode: b.opts.mode6, Masquerade: b.opts.masq && b.opts.nat(b.opts.mode6), Source: b.opts.host6}
 		}
 		out = append(out, n)
 	}
@@ -246,6 +246,9 @@ func (d *Driver) Join(_ context.Context, id string, ns *netns.Handle, j network.
 		}
 		return network.Endpoint{}, fmt.Errorf("network %q: endpoint %s: %w", b.spec.Name, j.EndpointID, err)
 	}
+	if err := d.fw.Attach(ep.HostLink, j.IP.Addr(), j.IP6.Addr()); err != nil {
+		return network.Endpoint{}, errors.Join(fmt.Errorf("network %q: endpoint %s: %w", b.spec.Name, j.EndpointID, err), d.remover.remove(ep.HostLink))
+	}
 	return ep, nil
 }
 
@@ -270,6 +273,7 @@ func (d *Driver) Leave(ctx context.Context, ep network.Endpoint) error {
 		if err := d.remover.remove(ep.HostLink); err != nil {
 			return err
 		}
+		return d.fw.Detach(ep.HostLink)
 	}
 	return nil
 }

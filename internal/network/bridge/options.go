@@ -128,9 +128,13 @@ func (d *Driver) shown(spec network.Spec, o options) map[string]string {
 	if spec.Name != network.Bridge {
 		return maps.Clone(spec.Options)
 	}
+	binding := netip.IPv4Unspecified()
+	if d.cfg.Binding.IsValid() {
+		binding = d.cfg.Binding
+	}
 	return map[string]string{
 		optDefault: "true", optICC: strconv.FormatBool(o.icc), optMasquerade: strconv.FormatBool(o.masq),
-		optBinding: "0.0.0.0", optName: o.link, optMTU: strconv.Itoa(o.mtu),
+		optBinding: binding.String(), optName: o.link, optMTU: strconv.Itoa(o.mtu),
 	}
 }
 

@@ -14,37 +14,25 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// mappings are the published ports of an endpoint.
-func mappings(ep network.Endpoint) ([]port.Mapping, error) {
-	if len(ep.Ports) == 0 {
-		return nil, nil
-	}
-	ip, err := netip.ParseAddr(ep.IP)
-	if err != nil {
-		return nil, fmt.Errorf("endpoint %s: %w", ep.EndpointID, err)
-	}
-	list, err := port.Mappings(ip, ep.Ports)
-	if err != nil {
-		return nil, fmt.Errorf("endpoint %s: %w", ep.EndpointID, err)
-	}
-	return list, nil
-}
-
-func rulesOf(list []port.Mapping) []firewall.Port {
-	out := make([]firewall.Port, len(list))
-	for i, m := range list {
-		out[i] = firewall.Port{Proto: m.Number(), Host: m.Host, To: m.To}
+// rulesOf are the ports that the firewall translates or opens for an endpoint;
+// none of those that it shares while it rests.
+func rulesOf(ep network.Endpoint, list []port.Mapping) []firewall.Port {
+	var out []firewall.Port
+	for _, m := range list {
+		if m.Translated() && !(ep.Resting && m.Group != "") {
+			out = append(out, firewall.Port{Proto: m.Number(), Host: m.Host, To: m.To, Group: m.Group})
+		}
 	}
 	return out
 }
 
 // Publish implements network.Publisher.
 func (d *Driver) Publish(_ context.Context, ep network.Endpoint) error {
-	list, err := mappings(ep)
-	if err != nil || len(list) == 0 {
-		return err
+	list, err := ep.Mappings()
+	if err != nil {
+		return fmt.Errorf("endpoint %s: %w", ep.EndpointID, err)
 	}
-	if err := d.fw.Add(rulesOf(list)...); err != nil {
+	if err := d.fw.Add(rulesOf(ep, list)...); err != nil {
 		return err
 	}
 	d.forgetFlows(list, false)
@@ -54,21 +42,42 @@ func (d *Driver) Publish(_ context.Context, ep network.Endpoint) error {
 // Unpublish implements network.Publisher. Connections that are under way end
 // with the container; of UDP, which knows no end, the kernel is told to forget.
 func (d *Driver) Unpublish(_ context.Context, eps []network.Endpoint) error {
+	var rules []firewall.Port
 	var all []port.Mapping
 	for _, ep := range eps {
-		list, err := mappings(ep)
+		list, err := ep.Mappings()
 		if err != nil { // nothing can have been published by it
 			d.log.Warn("published ports of a bad record", "error", err)
 		}
-		all = append(all, list...)
+		ep.Resting = false // it may have been in rotation
+		rules, all = append(rules, rulesOf(ep, list)...), append(all, list...)
 	}
 	if len(all) == 0 {
 		return nil
 	}
-	if err := d.fw.Remove(rulesOf(all)...); err != nil {
+	if err := d.fw.Remove(rules...); err != nil {
 		return err
 	}
 	d.forgetFlows(all, true)
+	return nil
+}
+
+// Rotate implements network.Publisher. TCP connections that are under way stay
+// where they are; datagrams go by the new rotation at once.
+func (d *Driver) Rotate(_ context.Context, ep network.Endpoint) error {
+	list, err := ep.Mappings()
+	if err != nil {
+		return fmt.Errorf("endpoint %s: %w", ep.EndpointID, err)
+	}
+	change := d.fw.Add
+	if ep.Resting {
+		change = d.fw.Remove
+	}
+	ep.Resting = false
+	if err := change(rulesOf(ep, list)...); err != nil {
+		return err
+	}
+	d.forgetFlows(list, true)
 	return nil
 }
 
@@ -81,11 +90,16 @@ func (d *Driver) forgetFlows(list []port.Mapping, translated bool) {
 		return
 	}
 	f := flows{list: list, translated: translated}
-	if !translated {
+	if !translated || slices.ContainsFunc(list, func(m port.Mapping) bool { return m.Group != "" }) {
 		f.local = localAddresses()
 	}
-	if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, f); err != nil {
-		d.log.Debug("UDP flows to published ports are remembered", "error", err)
+	for family, has := range map[netlink.InetFamily]func(netip.Addr) bool{unix.AF_INET: netip.Addr.Is4, unix.AF_INET6: netip.Addr.Is6} {
+		if !slices.ContainsFunc(list, func(m port.Mapping) bool { return has(m.Host.Addr()) }) {
+			continue
+		}
+		if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, f); err != nil {
+			d.log.Debug("UDP flows to published ports are remembered", "error", err)
+		}
 	}
 }
 
@@ -107,10 +121,11 @@ func (f flows) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 		if flow.Forward.Protocol != m.Number() || flow.Forward.DstPort != m.Host.Port() {
 			continue
 		}
+		here := to == m.Host.Addr() || m.Host.Addr().IsUnspecified() && f.local[to]
 		switch {
-		case f.translated && from == m.To.Addr():
+		case f.translated && (from == m.To.Addr() || m.Group != "" && from != to && here):
 			return true
-		case !f.translated && to == from && (to == m.Host.Addr() || m.Host.Addr().IsUnspecified() && f.local[to]):
+		case !f.translated && to == from && here:
 			return true
 		}
 	}

@@ -6,10 +6,11 @@ import (
 	"fmt"
 	"maps"
 	"net"
+	"net/netip"
 	"slices"
 
 	"escale.dev/escale/internal/network"
-	"escale.dev/escale/internal/network/port"
+	"escale.dev/escale/internal/network/firewall"
 	"escale.dev/escale/internal/sys/netns"
 	"escale.dev/escale/internal/sys/rtnl"
 	"github.com/vishvananda/netlink"
@@ -23,7 +24,8 @@ func (d *Driver) Restore(_ context.Context, live map[string][]network.Live) erro
 		return err
 	}
 	var errs []error
-	var ports []port.Mapping
+	var ports []firewall.Port
+	addrs := map[string][]netip.Addr{}
 	for id, list := range live {
 		b, err := d.network(id)
 		if err != nil {
@@ -37,6 +39,7 @@ func (d *Driver) Restore(_ context.Context, live map[string][]network.Live) erro
 				d.log.Error("taking up the network of a running container", "container", l.ContainerID, "link", ep.HostLink, "error", err)
 			}
 			ports = append(ports, published...)
+			addrs[ep.HostLink] = addressesOf(ep)
 			delete(found, ep.HostLink)
 		}
 	}
@@ -45,14 +48,25 @@ func (d *Driver) Restore(_ context.Context, live map[string][]network.Live) erro
 		d.log.Info("removing links that belong to no container", "links", names)
 		errs = append(errs, deleteLinks(d.remover.group, names))
 	}
-	errs = append(errs, d.sweepBridges(), d.fw.Sync(rulesOf(ports)))
+	errs = append(errs, d.sweepBridges(), d.fw.Sync(ports, addrs))
 	return errors.Join(errs...)
 }
 
+// addressesOf are the addresses of an endpoint.
+func addressesOf(ep network.Endpoint) (out []netip.Addr) {
+	for _, s := range []string{ep.IP, ep.IP6} {
+		if a, err := netip.ParseAddr(s); err == nil {
+			out = append(out, a)
+		}
+	}
+	return out
+}
+
 // takeUp takes up one endpoint that lives; link is what was found of it.
-func (d *Driver) takeUp(b *bridged, l network.Live, link netlink.Link) ([]port.Mapping, error) {
-	published, err := mappings(l.Endpoint)
-	return published, errors.Join(err, d.repair(b, l, link, len(published) > 0))
+func (d *Driver) takeUp(b *bridged, l network.Live, link netlink.Link) ([]firewall.Port, error) {
+	list, err := l.Endpoint.Mappings()
+	published := rulesOf(l.Endpoint, list)
+	return published, errors.Join(err, d.repair(b, l, link, len(list) > 0))
 }
 
 // links are this instance's links on the host, by name. Another engine's whose

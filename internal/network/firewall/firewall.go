@@ -1,14 +1,19 @@
 package firewall
 
 import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
 
+	"escale.dev/escale/internal/network/firewall/firewalld"
 	"escale.dev/escale/internal/sys/nft"
 )
 
@@ -17,8 +22,11 @@ import (
 // blocks for a fraction of a millisecond.
 type Firewall struct {
 	instance string
+	prefix   string // begins the names of containers' links
+	strict   bool   // rules of others are left alone
 	log      *slog.Logger
 	conn     nft.Conn
+	zone     *firewalld.Zone
 	suspect  atomic.Bool // somebody else may have changed our table
 
 	mu       sync.Mutex
@@ -29,6 +37,24 @@ type Firewall struct {
 	elements state
 	table    nft.Table       // as it was written last
 	warned   map[string]bool // foreign chains that were told of
+	beside   bool            // firewalld runs
+	links    links           // the addresses of containers
+	hosts    []netip.Addr    // and of the host on its bridges
+	honest   bool            // the table of frames is ours to change by the difference
+	// frameless says that the kernel has no tables of frames.
+	frameless bool
+}
+
+// Config says how a firewall is to be.
+type Config struct {
+	Instance string
+	// Links begins the names of containers' links on the host; empty: addresses are not
+	// held to links.
+	Links string
+	// Strict leaves the chains of other firewalls alone: what may pass is for their
+	// owner to say.
+	Strict bool
+	Logger *slog.Logger
 }
 
 // state holds the elements by map and key.
@@ -51,15 +77,40 @@ func (s state) put(mapName string, e nft.Element) {
 	s[mapName][e.Key] = e.Value
 }
 
+// zoneName is what firewalld calls an instance's zone, at most 17 characters.
+func zoneName(instance string) string {
+	switch name := "esc-" + instance; {
+	case instance == "escale":
+		return instance
+	case len(name) <= 17:
+		return name
+	default:
+		sum := sha256.Sum256([]byte(instance))
+		return "esc-" + hex.EncodeToString(sum[:6])
+	}
+}
+
 // New makes a Firewall; nothing is touched before Open.
-func New(instance string, log *slog.Logger) *Firewall {
-	return &Firewall{instance: instance, log: log, elements: state{}, shared: groups{}, warned: map[string]bool{}}
+func New(c Config) *Firewall {
+	return &Firewall{
+		instance: c.Instance, prefix: c.Links, strict: c.Strict, log: c.Logger, frameless: c.Links == "",
+		elements: state{}, shared: groups{}, warned: map[string]bool{}, links: links{},
+		zone: firewalld.NewZone(zoneName(c.Instance)),
+	}
 }
 
 // Open makes the table for these networks, or changes it when the set of
 // networks does. What an earlier engine left in the kernel is kept without a gap
 // until Sync says what of it is still wanted. Idempotent.
 func (f *Firewall) Open(networks []Network) error {
+	if err := f.open(networks); err != nil {
+		return err
+	}
+	f.askFirewalld(context.Background()) // detached: it has its own bound of time
+	return nil
+}
+
+func (f *Firewall) open(networks []Network) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.opened {
@@ -71,7 +122,7 @@ func (f *Firewall) Open(networks []Network) error {
 	if err := f.write(f.wanted(), nil, nil); err != nil {
 		return err
 	}
-	return f.letThrough()
+	return errors.Join(f.hostsAre(hosts(networks)), f.letThrough())
 }
 
 // former is the table of engines before this one knew IPv6.
@@ -159,13 +210,17 @@ func (f *Firewall) Remove(ports ...Port) error {
 
 // Sync makes the published ports exactly these, by the difference to what the
 // kernel really holds, and takes away what an earlier engine left of networks
-// that are no more.
-func (f *Firewall) Sync(ports []Port) error {
+// that are no more; the same for the addresses of containers, by their link.
+func (f *Firewall) Sync(ports []Port, addrs map[string][]netip.Addr) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.elements, f.shared = state{}, groups{}
+	f.links = maps.Clone(addrs)
+	if f.links == nil {
+		f.links = links{}
+	}
 	if !f.opened && len(ports) == 0 { // no networks at all
-		return f.conn.Delete(f.wanted().Ref(), f.former().Ref())
+		return f.conn.Delete(f.tables()...)
 	}
 	for _, p := range ports {
 		name, e := p.place(f.networks)
@@ -176,7 +231,17 @@ func (f *Firewall) Sync(ports []Port) error {
 		}
 	}
 	f.synced = true
-	return f.anew()
+	f.honest = false
+	return errors.Join(f.anew(), f.frames(nil, nil))
+}
+
+// tables are all that this instance may have.
+func (f *Firewall) tables() []nft.Ref {
+	out := []nft.Ref{Rules(f.instance, nil).Ref(), f.former().Ref()}
+	if !f.frameless {
+		out = append(out, Honesty(f.instance, f.prefix).Ref())
+	}
+	return out
 }
 
 // anew writes the table by the difference to what the kernel holds.
@@ -251,7 +316,8 @@ func (f *Firewall) Check() error {
 		if !ok {
 			f.log.Warn("nftables table was removed by somebody: making it anew", "table", TableName(f.instance))
 		}
-		if err := f.anew(); err != nil {
+		f.honest = false
+		if err := errors.Join(f.anew(), f.frames(nil, nil)); err != nil {
 			return err
 		}
 	}
@@ -269,9 +335,14 @@ func (f *Firewall) CheckForeign() error {
 func (f *Firewall) Delete() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.opened, f.synced = false, false
-	f.networks, f.elements, f.shared = nil, state{}, groups{}
-	return errors.Join(f.letThrough(), f.conn.Delete(Rules(f.instance, nil).Ref(), f.former().Ref()))
+	if f.beside && !f.strict {
+		if err := f.zone.Set(context.Background(), nil); err != nil { // detached: as above
+			f.log.Warn("firewalld keeps bridges of networks that are no more", "error", err)
+		}
+	}
+	f.opened, f.synced, f.honest = false, false, false
+	f.networks, f.elements, f.shared, f.links, f.hosts = nil, state{}, groups{}, links{}, nil
+	return errors.Join(f.letThrough(), f.conn.Delete(f.tables()...))
 }
 
 // Close closes the connection to the kernel. The rules stay.

@@ -141,7 +141,7 @@ func differ(t *testing.T, got, want string) {
 
 func newFirewall(t testing.TB) *Firewall {
 	t.Helper()
-	f := New("escale", slog.New(slog.DiscardHandler))
+	f := New(Config{Instance: "escale", Links: "veth1234", Logger: slog.New(slog.DiscardHandler)})
 	t.Cleanup(func() {
 		if err := f.Delete(); err != nil {
 			t.Error(err)
@@ -245,7 +245,7 @@ func TestOpenKeepsAndSyncDiffs(t *testing.T) {
 	}
 	same(t, a, b)
 	moved := port(6, "0.0.0.0:80", "172.17.0.7:80")
-	if err := again.Sync([]Port{moved, c}); err != nil {
+	if err := again.Sync([]Port{moved, c}, nil); err != nil {
 		t.Fatal(err)
 	}
 	same(t, moved, c)
@@ -299,7 +299,7 @@ func TestManyPorts(t *testing.T) {
 		to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{172, 17, byte(i >> 8), byte(i)}), 80)
 		many = append(many, Port{Proto: 6, Host: netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(20000+i)), To: to})
 	}
-	if err := f.Sync(many); err != nil {
+	if err := f.Sync(many, nil); err != nil {
 		t.Fatal(err)
 	}
 	again := newFirewall(t)
@@ -307,7 +307,7 @@ func TestManyPorts(t *testing.T) {
 		t.Fatal(err)
 	}
 	same(t, many...)
-	if err := again.Sync(nil); err != nil {
+	if err := again.Sync(nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	same(t)
@@ -329,7 +329,7 @@ func benchmark(b *testing.B, adding bool) {
 			for i := range n {
 				many = append(many, Port{Proto: 6, Host: netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(60000+i)), To: netip.MustParseAddrPort("172.17.0.2:80")})
 			}
-			if err := f.Sync(many); err != nil {
+			if err := f.Sync(many, nil); err != nil {
 				b.Fatal(err)
 			}
 			i := 0
@@ -379,7 +379,7 @@ func TestTakesOverTheTableOfBefore(t *testing.T) {
 	if ok, err := kernel.Exists(old.Ref()); ok || err != nil {
 		t.Errorf("the table of before is there: %v, %v", ok, err)
 	}
-	if err := f.Sync([]Port{a}); err != nil {
+	if err := f.Sync([]Port{a}, nil); err != nil {
 		t.Fatal(err)
 	}
 	same(t, a)
@@ -419,7 +419,7 @@ func TestUserChainIsTheAdministrators(t *testing.T) {
 		}
 		check("networks")
 	}
-	if err := f.Sync(nil); err != nil {
+	if err := f.Sync(nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	check("Sync")
@@ -434,7 +434,7 @@ func TestUserChainIsTheAdministrators(t *testing.T) {
 	if err := again.Open(one); err != nil {
 		t.Fatal(err)
 	}
-	if err := again.Sync(nil); err != nil {
+	if err := again.Sync(nil, nil); err != nil {
 		t.Fatal(err)
 	}
 	check("a new engine")
@@ -477,7 +477,7 @@ func TestNetworksOneByOne(t *testing.T) {
 	if err := again.Open(two); err != nil {
 		t.Fatal(err)
 	}
-	if err := again.Sync([]Port{shared}); err != nil {
+	if err := again.Sync([]Port{shared}, nil); err != nil {
 		t.Fatal(err)
 	}
 	if got := holds(all...); !slices.Equal(got, []bool{true, true, true}) {
@@ -524,4 +524,85 @@ func TestGroups(t *testing.T) {
 		t.Error("a port that one has alone was shared")
 	}
 	same(t, alone)
+}
+
+// frames reads the table of frames back from the kernel with nft(8).
+func frames(t *testing.T) string {
+	t.Helper()
+	list, err := exec.LookPath("nft")
+	if err != nil {
+		t.Skip("needs nft(8), which reads the rules back from the kernel")
+	}
+	out, err := exec.Command(list, "list", "table", "bridge", "escale-escale").CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return string(out)
+}
+
+func TestHonesty(t *testing.T) {
+	netnstest.Root(t)
+	f := newFirewall(t)
+	networks := []Network{{Bridge: "escale0", V4: family("172.17.0.0/16", true), V6: family("fd00:17::/64", true)}}
+	if err := f.Open(networks); err != nil {
+		t.Fatal(err)
+	}
+	want := Honesty("escale", "veth1234").String()
+	if *update {
+		if err := os.WriteFile("testdata/frames.nft", []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	golden, err := os.ReadFile("testdata/frames.nft")
+	if err != nil {
+		t.Fatal(err)
+	}
+	differ(t, want, string(golden))
+	differ(t, frames(t), want)
+	networks[0].V4.Host = netip.MustParseAddr("172.17.0.1")
+	if err := f.Open(networks); err != nil {
+		t.Fatal(err)
+	}
+	a4, a6, b4 := netip.MustParseAddr("172.17.0.2"), netip.MustParseAddr("fd00:17::2"), netip.MustParseAddr("172.17.0.3")
+	ok := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	holds := func(want ...string) {
+		t.Helper()
+		var got []string
+		for _, line := range strings.Split(frames(t), "\n") {
+			if _, list, is := strings.Cut(line, "elements = { "); is {
+				got = append(got, strings.TrimSuffix(list, " }"))
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("the kernel holds %q, want %q", got, want)
+		}
+	}
+	ok(f.Attach("veth1234a", a4, a6, netip.Addr{}))
+	holds("172.17.0.1, 172.17.0.2", `"veth1234a" . 172.17.0.2`, "fd00:17::2", `"veth1234a" . fd00:17::2`)
+	ok(f.Attach("veth1234b", a4)) // the same for a while, as of the last run and this
+	ok(f.Detach("veth1234a"))
+	holds("172.17.0.1, 172.17.0.2", `"veth1234b" . 172.17.0.2`)
+	ok(f.Attach("veth1234b", b4))
+	ok(f.Detach("veth1234a"))
+	holds("172.17.0.1, 172.17.0.3", `"veth1234b" . 172.17.0.3`)
+	ok(kernel.Delete(Honesty("escale", "").Ref()))
+	ok(f.Attach("veth1234a", a4))
+	if got := frames(t); !strings.Contains(got, `"veth1234b" . 172.17.0.3`) || !strings.Contains(got, `"veth1234a" . 172.17.0.2`) {
+		t.Errorf("made anew it is\n%s", got)
+	}
+	again := newFirewall(t)
+	ok(again.Open(networks))
+	if got := frames(t); !strings.Contains(got, `"veth1234a" . 172.17.0.2`) {
+		t.Errorf("a new engine forgot who has what:\n%s", got)
+	}
+	ok(again.Sync(nil, map[string][]netip.Addr{"veth1234b": {b4}}))
+	holds("172.17.0.1, 172.17.0.3", `"veth1234b" . 172.17.0.3`)
+	networks[0].V4.Host = netip.Addr{}
+	ok(again.Open(networks))
+	holds("172.17.0.3", `"veth1234b" . 172.17.0.3`)
 }

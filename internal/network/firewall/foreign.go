@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"escale.dev/escale/internal/network/firewall/firewalld"
 	"escale.dev/escale/internal/sys/nft"
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -60,6 +61,9 @@ func (f *Firewall) tendAll(c *nftables.Conn) error {
 		return fmt.Errorf("nftables chains: %w", err)
 	}
 	f.warn(chains)
+	f.beside = slices.ContainsFunc(chains, func(ch *nftables.Chain) bool {
+		return ch.Table.Family == nftables.TableFamilyINet && ch.Table.Name == firewalld.Table
+	})
 	for _, family := range []nftables.TableFamily{nftables.TableFamilyIPv4, nftables.TableFamilyIPv6} {
 		target := wanted(chains, family)
 		for _, name := range []string{userChain, forwardChain} {
@@ -68,7 +72,7 @@ func (f *Firewall) tendAll(c *nftables.Conn) error {
 				continue
 			}
 			var bridges []string
-			if chain == target {
+			if chain == target && !f.strict {
 				bridges = f.bridges(family)
 			}
 			if err := f.tend(c, chain, bridges); err != nil {
@@ -190,6 +194,31 @@ func (f *Firewall) warn(chains []*nftables.Chain) {
 	}
 }
 
+// askFirewalld puts the bridges into firewalld's zone for containers, where it runs.
+// A failure is told of once.
+func (f *Firewall) askFirewalld(ctx context.Context) {
+	f.mu.Lock()
+	var bridges []string
+	for _, n := range f.networks {
+		bridges = append(bridges, n.Bridge)
+	}
+	beside := f.beside && !f.strict
+	f.mu.Unlock()
+	if !beside {
+		return
+	}
+	err := f.zone.Set(ctx, bridges)
+	if err == nil {
+		return
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if text := err.Error(); !f.warned[text] {
+		f.warned[text] = true
+		f.log.Warn("firewalld does not let containers through: their bridges are to be in a zone whose target is ACCEPT", "bridges", bridges, "error", err)
+	}
+}
+
 // Watch looks after the table and the foreign rules for as long as ctx lives:
 // when somebody flushes the rule set or a firewall beside us starts anew, Check
 // puts right what is missing. ready is called once changes are seen. Blocks.
@@ -205,6 +234,7 @@ func (f *Firewall) Watch(ctx context.Context, ready func()) error {
 	changed := make(chan struct{}, 1)
 	ended := make(chan error, 1)
 	go func() { ended <- f.listen(w, changed) }()
+	f.askFirewalld(ctx)
 	ready()
 	for {
 		select {
@@ -227,6 +257,7 @@ func (f *Firewall) Watch(ctx context.Context, ready func()) error {
 		if err := check(); err != nil {
 			f.log.Error("nftables could not be put right", "error", err)
 		}
+		f.askFirewalld(ctx)
 	}
 }
 
@@ -241,7 +272,7 @@ func (f *Firewall) listen(w *nft.Watcher, changed chan<- struct{}) error {
 			if e.Kind != nft.Lost && f.conn.Made(e) {
 				continue
 			}
-			ours := e.Kind == nft.Lost || e.Family == nft.Inet && e.Table == TableName(f.instance)
+			ours := e.Kind == nft.Lost || (e.Family == nft.Inet || e.Family == nft.Bridge) && e.Table == TableName(f.instance)
 			if ours {
 				f.suspect.Store(true)
 			}

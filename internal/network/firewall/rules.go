@@ -27,6 +27,7 @@ type Network struct {
 // Family is one address family of a network.
 type Family struct {
 	Subnet     netip.Prefix
+	Host       netip.Addr // the host's address on the bridge, which no container may claim; the zero Addr: none
 	Mode       Mode
 	Masquerade bool       // what leaves bears the host's address; with mode NAT and NATUnprotected only
 	Source     netip.Addr // what leaves bears this address of the host; the zero Addr: that of the link by which it leaves

@@ -15,7 +15,7 @@ import (
 // Allocator knows the host ports that this engine's containers have.
 type Allocator struct {
 	mu    sync.Mutex
-	taken map[place][]netip.Addr
+	taken map[place][]*claim
 	next  map[network.IPProtocol]uint16 // where the search for any free port goes on
 	local func() (first, last uint16)
 }
@@ -26,9 +26,18 @@ type place struct {
 	port  uint16
 }
 
+// claim is a port that is taken at one address.
+type claim struct {
+	addr  netip.Addr
+	group string
+	to    uint16                  // port of the container
+	users map[netip.AddrPort]bool // where it leads: more than one place in a group
+	file  *os.File                // a copy of its socket for those of the group that come later
+}
+
 // NewAllocator makes an Allocator in which every port is free.
 func NewAllocator() *Allocator {
-	return &Allocator{taken: map[place][]netip.Addr{}, next: map[network.IPProtocol]uint16{}, local: localRange}
+	return &Allocator{taken: map[place][]*claim{}, next: map[network.IPProtocol]uint16{}, local: localRange}
 }
 
 // localRange is the range from which the kernel gives ports to clients; Docker
@@ -43,95 +52,212 @@ func localRange() (first, last uint16) {
 	return 49153, 65535
 }
 
-// Hold finds a host port for each spec and binds it, for a container with the
-// address to. The files are the bound sockets, which the caller owns: a port is
-// held for as long as a copy of its socket is open anywhere. On an error nothing
-// is held. The error has Docker's words.
-func (a *Allocator) Hold(specs []Spec, to netip.Addr) (mappings []Mapping, files []*os.File, err error) {
+// Hold finds a host port for each spec and binds it at all its addresses, for a
+// container with the addresses to. The files are the bound sockets, which the
+// caller owns: a port is held for as long as a copy of its socket is open anywhere.
+// With a group, a port that another container of this group has for the same
+// container port is shared. On an error nothing is held. The error has Docker's
+// words.
+func (a *Allocator) Hold(specs []Spec, to To, group string) (mappings []Mapping, files []*os.File, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, s := range specs {
-		m, held, err := a.hold(s, netip.AddrPortFrom(to, s.Container.Num()))
+		m, held, err := a.hold(s, to, group)
+		mappings, files = append(mappings, m...), append(files, held...)
 		if err != nil {
-			for _, f := range files {
-				f.Close()
-			}
+			closeAll(files)
 			a.free(mappings)
 			return nil, nil, err
 		}
-		a.take(m)
-		mappings, files = append(mappings, m), append(files, held...)
 	}
 	return mappings, files, nil
 }
 
-// hold binds one port, the first that is free of those that would do.
-func (a *Allocator) hold(s Spec, to netip.AddrPort) (Mapping, []*os.File, error) {
-	m := Mapping{Proto: s.Container.Proto(), To: to}
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+// hold takes one port, the first that is free of those that would do, at all the
+// addresses that lead to the container.
+func (a *Allocator) hold(s Spec, to To, group string) ([]Mapping, []*os.File, error) {
+	hosts, err := to.reach(s)
+	if err != nil {
+		return nil, nil, err
+	}
+	var open, bound []Mapping
+	for _, h := range hosts {
+		m := Mapping{Proto: s.Container.Proto(), Host: netip.AddrPortFrom(h, 0), To: netip.AddrPortFrom(to.of(h), s.Container.Num()), Group: group}
+		if to.routed(h) {
+			open = append(open, m)
+		} else {
+			bound = append(bound, m)
+		}
+	}
+	if len(bound) == 0 {
+		return open, nil, nil
+	}
+	bound, files, err := a.search(s, bound)
+	if err != nil {
+		return nil, nil, err
+	}
+	return append(bound, open...), files, nil
+}
+
+// search tries the host ports that would do.
+func (a *Allocator) search(s Spec, at []Mapping) ([]Mapping, []*os.File, error) {
 	first, last, start := s.First, s.Last, s.First
+	proto := s.Container.Proto()
 	if s.First == 0 {
 		first, last = a.local()
-		start = max(first, min(last, a.next[m.Proto]))
+		start = max(first, min(last, a.next[proto]))
+	}
+	if p, ok := a.groupPort(at[0]); ok && p >= first && p <= last {
+		if got, files, err := a.try(at, p); err == nil {
+			return got, files, nil
+		}
 	}
 	count := int(last) - int(first) + 1
 	for i := range count {
 		p := first + uint16((int(start)-int(first)+i)%count)
-		m.Host = netip.AddrPortFrom(s.HostIP, p)
-		if a.conflict(m) {
-			if count == 1 {
-				//lint:ignore ST1005 Docker's words
-				return m, nil, fmt.Errorf("Bind for %s failed: port is already allocated", m.Host)
-			}
-			continue
-		}
-		files, err := bind(m.Proto, m.Host)
-		if errors.Is(err, unix.EADDRINUSE) && count > 1 {
+		got, files, err := a.try(at, p)
+		var taken *takenError
+		if count > 1 && (errors.As(err, &taken) || errors.Is(err, unix.EADDRINUSE)) {
 			continue
 		}
 		if err != nil {
-			if errors.Is(err, errdefs.ErrNotImplemented) {
-				return m, nil, err
-			}
-			return m, nil, fmt.Errorf("failed to bind host port for %s:%s/%s: %w", m.Host, to, m.Proto, err)
+			return nil, nil, err
 		}
 		if s.First == 0 {
-			a.next[m.Proto] = p + 1 // past the end, 0 even, the search begins at the front
+			a.next[proto] = p + 1 // past the end, 0 even, the search begins at the front
 			if p == last {
-				a.next[m.Proto] = first
+				a.next[proto] = first
 			}
 		}
-		return m, files, nil
+		return got, files, nil
 	}
-	return m, nil, errors.New("all ports are allocated")
+	return nil, nil, errors.New("all ports are allocated")
 }
 
-// conflict tells whether a container has the port already, at this address or
-// at all of them.
-func (a *Allocator) conflict(m Mapping) bool {
-	for _, ip := range a.taken[place{m.Proto, m.Host.Port()}] {
-		if ip == m.Host.Addr() || ip.IsUnspecified() || m.Host.Addr().IsUnspecified() {
-			return true
+// takenError says that a container of this engine has the port.
+type takenError struct{ host netip.AddrPort }
+
+func (e *takenError) Error() string {
+	return fmt.Sprintf("Bind for %s:%d failed: port is already allocated", e.host.Addr(), e.host.Port())
+}
+
+// try takes port p at all the places of at, or none.
+func (a *Allocator) try(at []Mapping, p uint16) (got []Mapping, files []*os.File, err error) {
+	for _, m := range at {
+		m.Host = netip.AddrPortFrom(m.Host.Addr(), p)
+		f, err := a.take(m)
+		if err != nil {
+			closeAll(files)
+			a.free(got)
+			return nil, nil, err
+		}
+		got, files = append(got, m), append(files, f)
+	}
+	return got, files, nil
+}
+
+// take takes one port at one address. The socket is the caller's.
+func (a *Allocator) take(m Mapping) (*os.File, error) {
+	k := place{m.Proto, m.Host.Port()}
+	for _, c := range a.taken[k] {
+		if c.shares(m) && c.file != nil {
+			f, err := duplicate(c.file)
+			if err == nil {
+				c.users[m.To] = true
+			}
+			return f, err
+		}
+		if c.conflicts(m) {
+			return nil, &takenError{m.Host}
 		}
 	}
-	return false
+	f, err := bind(m.Proto, m.Host)
+	if err != nil {
+		if errors.Is(err, errdefs.ErrNotImplemented) {
+			return nil, err
+		}
+		return nil, fmt.Errorf("failed to bind host port for %s:%s/%s: %w", m.Host, m.To, m.Proto, err)
+	}
+	c := claimOf(m)
+	if m.Group != "" {
+		if c.file, err = duplicate(f); err != nil {
+			f.Close()
+			return nil, err
+		}
+	}
+	a.taken[k] = append(a.taken[k], c)
+	return f, nil
 }
 
-func (a *Allocator) take(m Mapping) {
-	k := place{m.Proto, m.Host.Port()}
-	a.taken[k] = append(a.taken[k], m.Host.Addr())
+func claimOf(m Mapping) *claim {
+	return &claim{addr: m.Host.Addr(), group: m.Group, to: m.To.Port(), users: map[netip.AddrPort]bool{m.To: true}}
 }
 
-// Adopt marks ports as taken whose sockets are already held elsewhere.
-func (a *Allocator) Adopt(mappings []Mapping) {
+// shares tells whether m is another container's place in the same group.
+func (c *claim) shares(m Mapping) bool {
+	return c.group != "" && c.group == m.Group && c.addr == m.Host.Addr() && c.to == m.To.Port()
+}
+
+// conflicts tells whether both want the port at one address, or at all of a family.
+func (c *claim) conflicts(m Mapping) bool {
+	a := m.Host.Addr()
+	return c.addr == a || c.addr.Is4() == a.Is4() && (c.addr.IsUnspecified() || a.IsUnspecified())
+}
+
+// groupPort is the port that the group of m has already.
+func (a *Allocator) groupPort(m Mapping) (uint16, bool) {
+	if m.Group == "" {
+		return 0, false
+	}
+	best, ok := uint16(0), false
+	for k, claims := range a.taken {
+		for _, c := range claims {
+			if k.proto == m.Proto && c.shares(m) && (!ok || k.port < best) {
+				best, ok = k.port, true
+			}
+		}
+	}
+	return best, ok
+}
+
+// Adopt marks ports as taken whose sockets are already held elsewhere, or that the
+// same container takes to another of its addresses. Of the files, which are the
+// caller's, it keeps copies of what groups need.
+func (a *Allocator) Adopt(mappings []Mapping, files []*os.File) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.free(mappings) // so that adopting twice counts once
 	for _, m := range mappings {
-		a.take(m)
+		if m.Host.Port() == 0 {
+			continue
+		}
+		k := place{m.Proto, m.Host.Port()}
+		var c *claim
+		for _, old := range a.taken[k] {
+			if old.addr == m.Host.Addr() {
+				c = old
+			}
+		}
+		if c == nil {
+			c = claimOf(m)
+			a.taken[k] = append(a.taken[k], c)
+		}
+		c.users[m.To] = true
+		if f := Find(files, m); m.Group != "" && c.file == nil && f != nil {
+			if d, err := duplicate(f); err == nil {
+				c.file = d
+			}
+		}
 	}
 }
 
-// Free makes ports free again. The sockets are the caller's to close. Idempotent.
+// Free makes ports free again that lead where these mappings say. The sockets are
+// the caller's to close. Idempotent.
 func (a *Allocator) Free(mappings []Mapping) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -141,11 +267,17 @@ func (a *Allocator) Free(mappings []Mapping) {
 func (a *Allocator) free(mappings []Mapping) {
 	for _, m := range mappings {
 		k := place{m.Proto, m.Host.Port()}
-		for i, ip := range a.taken[k] {
-			if ip == m.Host.Addr() {
-				a.taken[k] = append(a.taken[k][:i:i], a.taken[k][i+1:]...)
-				break
+		for i, c := range a.taken[k] {
+			if c.addr != m.Host.Addr() || !c.users[m.To] {
+				continue
 			}
+			if delete(c.users, m.To); len(c.users) == 0 {
+				if c.file != nil {
+					c.file.Close()
+				}
+				a.taken[k] = append(a.taken[k][:i:i], a.taken[k][i+1:]...)
+			}
+			break
 		}
 		if len(a.taken[k]) == 0 {
 			delete(a.taken, k)
@@ -158,94 +290,8 @@ func (a *Allocator) Len() int {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	n := 0
-	for _, ips := range a.taken {
-		n += len(ips)
+	for _, claims := range a.taken {
+		n += len(claims)
 	}
 	return n
-}
-
-// number is the protocol's number in the IP header.
-func number(proto network.IPProtocol) uint8 {
-	switch proto {
-	case network.UDP:
-		return unix.IPPROTO_UDP
-	case network.SCTP:
-		return unix.IPPROTO_SCTP
-	default:
-		return unix.IPPROTO_TCP
-	}
-}
-
-// Number is the mapping's protocol as it stands in the IP header.
-func (m Mapping) Number() uint8 { return number(m.Proto) }
-
-// bind holds a port with sockets. A port on all addresses is held for IPv6 too
-// where that is possible, so that a name that resolves to ::1 does not end at a
-// stranger.
-func bind(proto network.IPProtocol, host netip.AddrPort) ([]*os.File, error) {
-	f, err := socket(unix.AF_INET, proto, &unix.SockaddrInet4{Port: int(host.Port()), Addr: host.Addr().As4()})
-	if err != nil {
-		return nil, err
-	}
-	files := []*os.File{f}
-	if host.Addr().IsUnspecified() {
-		if f6, err := socket(unix.AF_INET6, proto, &unix.SockaddrInet6{Port: int(host.Port())}); err == nil {
-			files = append(files, f6)
-		}
-	}
-	return files, nil
-}
-
-// socket makes a socket bound to addr that nobody reads: packets reach it only
-// where translation does not, and what it queues is bounded.
-func socket(family int, proto network.IPProtocol, addr unix.Sockaddr) (*os.File, error) {
-	kind := unix.SOCK_STREAM
-	if proto == network.UDP {
-		kind = unix.SOCK_DGRAM
-	}
-	fd, err := unix.Socket(family, kind|unix.SOCK_CLOEXEC, int(number(proto)))
-	if errors.Is(err, unix.EPROTONOSUPPORT) && proto == network.SCTP {
-		return nil, fmt.Errorf("sctp is not supported by the kernel of this host: %w", errdefs.ErrNotImplemented)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if family == unix.AF_INET6 {
-		err = unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
-	}
-	if err == nil && proto == network.UDP {
-		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 0) // the kernel's least, some 2 kB
-	}
-	if err == nil {
-		err = unix.Bind(fd, addr)
-	}
-	if errors.Is(err, unix.EADDRINUSE) && proto == network.TCP {
-		err = bindPastClosed(fd, addr)
-	}
-	if err != nil {
-		unix.Close(fd)
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), "published "+string(proto)+" port"), nil
-}
-
-// bindPastClosed binds a TCP socket to a port on which only connections in
-// TIME_WAIT are left, as after a server on the host that was just stopped. That
-// needs SO_REUSEADDR, which by itself would let others bind the port too. To
-// listen makes the kernel check the port again, and for good; giving that up and
-// taking the option back leaves a closed socket with the port for itself.
-func bindPastClosed(fd int, addr unix.Sockaddr) error {
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-		return err
-	}
-	if err := unix.Bind(fd, addr); err != nil {
-		return err
-	}
-	if err := unix.Listen(fd, 0); err != nil {
-		return err
-	}
-	if err := unix.Shutdown(fd, unix.SHUT_RD); err != nil {
-		return err
-	}
-	return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 0)
 }

@@ -48,16 +48,16 @@ func TestSpecs(t *testing.T) {
 		kind     func(error) bool
 	}{
 		{name: "nothing", want: ""},
-		{name: "one", bindings: map[string][]network.PortBinding{"80/tcp": {binding("", "8080")}}, want: "0.0.0.0:8080-8080:80/tcp"},
+		{name: "one", bindings: map[string][]network.PortBinding{"80/tcp": {binding("", "8080")}}, want: "*:8080-8080:80/tcp"},
 		{name: "address", bindings: map[string][]network.PortBinding{"80": {binding("127.0.0.1", "8080")}}, want: "127.0.0.1:8080-8080:80/tcp"},
 		{name: "mapped address", bindings: map[string][]network.PortBinding{"80": {binding("::ffff:127.0.0.1", "1")}}, want: "127.0.0.1:1-1:80/tcp"},
-		{name: "any port", bindings: map[string][]network.PortBinding{"53/udp": {binding("", "")}}, want: "0.0.0.0:0-0:53/udp"},
-		{name: "zero is any port", bindings: map[string][]network.PortBinding{"53/udp": {binding("", "0")}}, want: "0.0.0.0:0-0:53/udp"},
-		{name: "range", bindings: map[string][]network.PortBinding{"80": {binding("", "8000-8010")}}, want: "0.0.0.0:8000-8010:80/tcp"},
+		{name: "any port", bindings: map[string][]network.PortBinding{"53/udp": {binding("", "")}}, want: "*:0-0:53/udp"},
+		{name: "zero is any port", bindings: map[string][]network.PortBinding{"53/udp": {binding("", "0")}}, want: "*:0-0:53/udp"},
+		{name: "range", bindings: map[string][]network.PortBinding{"80": {binding("", "8000-8010")}}, want: "*:8000-8010:80/tcp"},
 		{name: "choices last", bindings: map[string][]network.PortBinding{"80": {binding("", "8000-8010")}, "81": {binding("", "")}, "82": {binding("", "8000")}},
-			want: "0.0.0.0:8000-8000:82/tcp 0.0.0.0:8000-8010:80/tcp 0.0.0.0:0-0:81/tcp"},
+			want: "*:8000-8000:82/tcp *:8000-8010:80/tcp *:0-0:81/tcp"},
 		{name: "all exposed", bindings: map[string][]network.PortBinding{"80": {binding("", "1")}}, exposed: []string{"80", "81", "53/udp"}, all: true,
-			want: "0.0.0.0:1-1:80/tcp 0.0.0.0:0-0:53/udp 0.0.0.0:0-0:81/tcp"},
+			want: "*:1-1:80/tcp *:0-0:53/udp *:0-0:81/tcp"},
 		{name: "exposed only", exposed: []string{"80"}, want: ""},
 		{name: "no port", bindings: map[string][]network.PortBinding{"80": {binding("", "http")}}, kind: errdefs.IsInvalidArgument},
 		{name: "too large", bindings: map[string][]network.PortBinding{"80": {binding("", "65536")}}, kind: errdefs.IsInvalidArgument},
@@ -67,7 +67,10 @@ func TestSpecs(t *testing.T) {
 		{name: "container port zero", bindings: map[string][]network.PortBinding{"0": {binding("", "9")}}, kind: errdefs.IsInvalidArgument},
 		{name: "protocol", bindings: map[string][]network.PortBinding{"80/icmp": {binding("", "9")}}, kind: errdefs.IsInvalidArgument},
 		{name: "exposed protocol", exposed: []string{"80/icmp"}, all: true, kind: errdefs.IsInvalidArgument},
-		{name: "IPv6", bindings: map[string][]network.PortBinding{"80": {binding("::1", "9")}}, kind: errdefs.IsNotImplemented},
+		{name: "IPv6", bindings: map[string][]network.PortBinding{"80": {binding("::1", "9")}}, want: "::1:9-9:80/tcp"},
+		{name: "zone", bindings: map[string][]network.PortBinding{"80": {binding("fe80::1%eth0", "9")}}, want: "fe80::1:9-9:80/tcp"},
+		{name: "all of IPv4", bindings: map[string][]network.PortBinding{"80": {binding("0.0.0.0", "9")}}, want: "0.0.0.0:9-9:80/tcp"},
+		{name: "without bindings", bindings: map[string][]network.PortBinding{"80": nil}, all: true, want: "*:0-0:80/tcp"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			exposed := network.PortSet{}
@@ -86,7 +89,11 @@ func TestSpecs(t *testing.T) {
 			}
 			var got []string
 			for _, s := range specs {
-				got = append(got, fmt.Sprintf("%s:%d-%d:%s", s.HostIP, s.First, s.Last, s.Container))
+				host := fmt.Sprint(s.Host)
+				if !s.Host.IsValid() {
+					host = "*"
+				}
+				got = append(got, fmt.Sprintf("%s:%d-%d:%s", host, s.First, s.Last, s.Container))
 			}
 			if strings.Join(got, " ") != c.want {
 				t.Errorf("got %q, want %q", strings.Join(got, " "), c.want)
@@ -103,7 +110,7 @@ func hold(t *testing.T, a *Allocator, spec string) ([]Mapping, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m, files, err := a.Hold(specs, container)
+	m, files, err := a.Hold(specs, To{V4: container, Forwarded: true}, "")
 	t.Cleanup(func() {
 		for _, f := range files {
 			f.Close()
@@ -185,7 +192,7 @@ func TestAllOrNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := a.Hold(specs, container); err == nil {
+	if _, _, err := a.Hold(specs, To{V4: container, Forwarded: true}, ""); err == nil {
 		t.Fatal("one host port was given twice")
 	}
 	if a.Len() != 0 {
@@ -204,8 +211,8 @@ func TestHeldPortIsRefusedToOthers(t *testing.T) {
 	netnstest.Root(t)
 	check := func(t *testing.T, port int) {
 		a := NewAllocator()
-		specs := []Spec{{Container: network.MustParsePort("80"), HostIP: netip.IPv4Unspecified(), First: uint16(port), Last: uint16(port)}}
-		_, files, err := a.Hold(specs, container)
+		specs := []Spec{{Container: network.MustParsePort("80"), First: uint16(port), Last: uint16(port)}}
+		_, files, err := a.Hold(specs, To{V4: container, Forwarded: true}, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -274,8 +281,8 @@ func TestSCTP(t *testing.T) {
 func TestAdopt(t *testing.T) {
 	a := NewAllocator()
 	m := []Mapping{{Proto: network.TCP, Host: netip.MustParseAddrPort("0.0.0.0:80"), To: netip.MustParseAddrPort("172.17.0.2:80")}}
-	a.Adopt(m)
-	a.Adopt(m)
+	a.Adopt(m, nil)
+	a.Adopt(m, nil)
 	if a.Len() != 1 {
 		t.Errorf("%d ports taken, want 1", a.Len())
 	}
@@ -289,6 +296,173 @@ func TestAdopt(t *testing.T) {
 	}
 }
 
+var container6 = netip.MustParseAddr("fd00::2")
+
+// at is where a spec was published, and where that leads.
+func at(list []Mapping) string {
+	var out []string
+	for _, m := range list {
+		out = append(out, fmt.Sprintf("%s>%s", m.Host, m.To))
+	}
+	return strings.Join(out, " ")
+}
+
+func TestFamilies(t *testing.T) {
+	netnstest.Root(t)
+	v4, v6 := To{V4: container}, To{V6: container6}
+	forwarded, both := To{V4: container, Forwarded: true}, To{V4: container, V6: container6}
+	for _, c := range []struct {
+		name, ip, port string
+		to             To
+		want           string
+		files          int
+		err            string
+	}{
+		{"all, forwarded", "", "8200", forwarded, "0.0.0.0:8200>172.17.0.2:80 [::]:8200>172.17.0.2:80", 2, ""},
+		{"all, not forwarded", "", "8200", v4, "0.0.0.0:8200>172.17.0.2:80", 1, ""},
+		{"all, both", "", "8200", both, "0.0.0.0:8200>172.17.0.2:80 [::]:8200>[fd00::2]:80", 2, ""},
+		{"all, IPv6 only", "", "8200", v6, "[::]:8200>[fd00::2]:80", 1, ""},
+		{"all of IPv4", "0.0.0.0", "8200", both, "0.0.0.0:8200>172.17.0.2:80", 1, ""},
+		{"all of IPv6", "::", "8200", both, "[::]:8200>[fd00::2]:80", 1, ""},
+		{"::1", "::1", "8200", forwarded, "[::1]:8200>172.17.0.2:80", 1, ""},
+		{"::1, not forwarded", "::1", "8200", v4, "", 0, "Cannot map from IPv6 to an IPv4-only container because the userland proxy is disabled"},
+		{"IPv4 to IPv6", "127.0.0.1", "8200", v6, "", 0, "cannot lead to a container that has only IPv6"},
+		{"any port", "", "", forwarded, "0.0.0.0:40000>172.17.0.2:80 [::]:40000>172.17.0.2:80", 2, ""},
+		{"routed", "", "8200", To{V4: container, V6: container6, Routed6: true}, "0.0.0.0:8200>172.17.0.2:80 [::]:0>[fd00::2]:80", 1, ""},
+		{"both routed", "", "8200", To{V4: container, V6: container6, Routed4: true, Routed6: true}, "0.0.0.0:0>172.17.0.2:80 [::]:0>[fd00::2]:80", 0, ""},
+		{"bad address", "2001:db8::1", "8200", both, "", 0, "failed to bind host port for [2001:db8::1]:8200:[fd00::2]:80/tcp: cannot assign requested address"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			a := NewAllocator()
+			a.local = func() (uint16, uint16) { return 40000, 40002 }
+			specs, err := Specs(ports(t, map[string][]network.PortBinding{"80": {binding(c.ip, c.port)}}), nil, false)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, files, err := a.Hold(specs, c.to, "")
+			defer closeAll(files)
+			if c.err != "" {
+				if err == nil || !strings.Contains(err.Error(), c.err) || a.Len() != 0 {
+					t.Fatalf("%v, want %s; %d ports taken", err, c.err, a.Len())
+				}
+				return
+			}
+			if err != nil || at(got) != c.want || len(files) != c.files || a.Len() != c.files {
+				t.Fatalf("got %s, %d files, %d taken, %v; want %s, %d files", at(got), len(files), a.Len(), err, c.want, c.files)
+			}
+			again, err := Mappings(c.to, PortMap(got, nil), "")
+			if err != nil || len(again) != len(got) {
+				t.Errorf("out of the record came %s, %v", at(again), err)
+			}
+			for _, m := range got {
+				if (Find(files, m) == nil) != (m.Host.Port() == 0) {
+					t.Errorf("the socket of %s: %v", m.Host, Find(files, m))
+				}
+			}
+			for range 2 {
+				a.Free(got)
+			}
+			if a.Len() != 0 {
+				t.Errorf("%d ports are left", a.Len())
+			}
+		})
+	}
+}
+
+// A port that is free for one family only is not taken for the other.
+func TestBothFamiliesOrNone(t *testing.T) {
+	netnstest.Root(t)
+	l, err := net.Listen("tcp6", "[::1]:8300")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	a := NewAllocator()
+	want := "failed to bind host port for [::]:8300:172.17.0.2:80/tcp: address already in use"
+	if _, err := hold(t, a, ":8300->80"); err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+	if a.Len() != 0 {
+		t.Errorf("%d ports are left", a.Len())
+	}
+	mustHold(t, a, ":8300-8301->80", "0.0.0.0:8301")
+	mustHold(t, a, "0.0.0.0:8300->80", "0.0.0.0:8300") // the IPv4 side was given back
+}
+
+func TestGroups(t *testing.T) {
+	netnstest.Root(t)
+	a := NewAllocator()
+	a.local = func() (uint16, uint16) { return 40000, 40009 }
+	other := To{V4: netip.MustParseAddr("172.17.0.3"), Forwarded: true}
+	hold := func(to To, cp, hp, group string) ([]Mapping, []*os.File, error) {
+		t.Helper()
+		specs, err := Specs(ports(t, map[string][]network.PortBinding{cp: {binding("", hp)}}), nil, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a.Hold(specs, to, group)
+	}
+	first := To{V4: container, Forwarded: true}
+	m1, f1, err := hold(first, "80", "8400", "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m2, f2, err := hold(other, "80", "8400", "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct{ cp, group string }{"none": {"80", ""}, "another group": {"80", "db"}, "another port": {"81", "web"}} {
+		if _, _, err := hold(To{V4: netip.MustParseAddr("172.17.0.4")}, c.cp, "8400", c.group); err == nil || err.Error() != "Bind for 0.0.0.0:8400 failed: port is already allocated" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	closeAll(f1)
+	a.Free(m1)
+	a.Free(m1) // as Unpublish and Teardown do
+	if _, err := net.Listen("tcp", ":8400"); err == nil {
+		t.Error("the port could be taken from the second of the group")
+	}
+	if a.Len() != 2 {
+		t.Errorf("%d ports taken, want 2", a.Len())
+	}
+	closeAll(f2)
+	a.Free(m2)
+	l, err := net.Listen("tcp", ":8400")
+	if err != nil {
+		t.Fatalf("the group's own copy was left: %v", err)
+	}
+	l.Close()
+	// Whoever leaves the choice gets the port that the group has.
+	m1, f1, err = hold(first, "80", "", "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m2, f2, err = hold(other, "80", "", "web")
+	if err != nil || m1[0].Host != m2[0].Host {
+		t.Errorf("got %s and %s, %v", at(m1), at(m2), err)
+	}
+	// A later engine is given the sockets of those that live.
+	b := NewAllocator()
+	b.Adopt(m1, f1)
+	b.Adopt(m2, f2)
+	a.Free(m1)
+	a.Free(m2)
+	specs, _ := Specs(ports(t, map[string][]network.PortBinding{"80": {binding("", "")}}), nil, false)
+	m3, f3, err := b.Hold(specs, To{V4: netip.MustParseAddr("172.17.0.4"), Forwarded: true}, "web")
+	if err != nil || m3[0].Host != m1[0].Host {
+		t.Errorf("after a restart: %s, %v", at(m3), err)
+	}
+	for _, f := range [][]*os.File{f1, f2, f3} {
+		closeAll(f)
+	}
+	for _, m := range [][]Mapping{m1, m2, m3} {
+		b.Free(m)
+	}
+	if b.Len() != 0 {
+		t.Errorf("%d ports are left", b.Len())
+	}
+}
+
 func TestPortMapRoundTrip(t *testing.T) {
 	want := []Mapping{
 		{Proto: network.TCP, Host: netip.MustParseAddrPort("0.0.0.0:8080"), To: netip.AddrPortFrom(container, 80)},
@@ -298,12 +472,12 @@ func TestPortMapRoundTrip(t *testing.T) {
 	if b, ok := m[network.MustParsePort("443")]; !ok || len(b) != 0 {
 		t.Errorf("the exposed port: %v, %v", b, ok)
 	}
-	got, err := Mappings(container, m)
+	got, err := Mappings(To{V4: container}, m, "")
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %v, %v, want %v", got, err, want)
 	}
 	m[network.MustParsePort("80")] = []network.PortBinding{{HostPort: "1-2"}}
-	if _, err := Mappings(container, m); !errdefs.IsInvalidArgument(err) {
+	if _, err := Mappings(To{V4: container}, m, ""); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a range in a record: %v", err)
 	}
 }
@@ -325,7 +499,7 @@ func FuzzSpecs(f *testing.F) {
 			return
 		}
 		s := specs[0]
-		if len(specs) != 1 || s.Container.Num() == 0 || !s.HostIP.Is4() || s.Last < s.First || (s.First == 0) != (s.Last == 0) {
+		if len(specs) != 1 || s.Container.Num() == 0 || s.Host.IsValid() != b.HostIP.IsValid() || s.Last < s.First || (s.First == 0) != (s.Last == 0) {
 			t.Errorf("%q %q %q became %+v", cp, hp, ip, specs)
 		}
 	})
@@ -336,9 +510,9 @@ func BenchmarkHold(b *testing.B) {
 		b.Skip("needs root: a host of its own")
 	}
 	a := NewAllocator()
-	specs := []Spec{{Container: network.MustParsePort("80"), HostIP: netip.IPv4Unspecified(), First: 8080, Last: 8080}}
+	specs := []Spec{{Container: network.MustParsePort("80"), Host: netip.IPv4Unspecified(), First: 8080, Last: 8080}}
 	for b.Loop() {
-		m, files, err := a.Hold(specs, container)
+		m, files, err := a.Hold(specs, To{V4: container, Forwarded: true}, "")
 		if err != nil {
 			b.Fatal(err)
 		}

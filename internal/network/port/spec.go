@@ -18,27 +18,39 @@ import (
 // Spec asks for one container port on the host.
 type Spec struct {
 	Container network.Port
-	HostIP    netip.Addr // IPv4; 0.0.0.0 for all addresses
-	First     uint16     // the host port, or a range of them; 0 for any free one
-	Last      uint16
+	// Host is the address of the host: 0.0.0.0 and [::] stand for all of a family,
+	// the zero Addr for the addresses at which ports are published where nobody says
+	// otherwise, which all get the same port.
+	Host  netip.Addr
+	First uint16 // the host port, or a range of them; 0 for any free one
+	Last  uint16
 }
 
 // Mapping is a published port.
 type Mapping struct {
 	Proto network.IPProtocol
-	Host  netip.AddrPort // the address is 0.0.0.0 for all of the host's
+	// Host has an unspecified address for all of the host's of that family, and port
+	// 0 when nothing on the host leads to the container, whose own address is open.
+	Host  netip.AddrPort
 	To    netip.AddrPort
+	Group string // containers that name the same share Host; "": it is one's alone
 }
+
+// Everywhere are the addresses at which a port is published when nobody says
+// otherwise: all.
+func Everywhere() []netip.Addr { return []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} }
 
 // Specs reads what a client asked: its bindings and, with publishAll, the exposed
 // ports that have none. The result is in order of container port, so that equal
-// requests get equal answers. InvalidArgument when something is not a port,
-// NotImplemented for IPv6 addresses of the host.
+// requests get equal answers. InvalidArgument when something is not a port.
 func Specs(bindings network.PortMap, exposed network.PortSet, publishAll bool) ([]Spec, error) {
 	var out []Spec
 	for p, list := range bindings {
 		if !valid(p) {
 			return nil, fmt.Errorf("invalid port specification: %q: %w", p, errdefs.ErrInvalidArgument)
+		}
+		if publishAll && len(list) == 0 {
+			list = []network.PortBinding{{}}
 		}
 		for _, b := range list {
 			s, err := read(p, b)
@@ -53,8 +65,8 @@ func Specs(bindings network.PortMap, exposed network.PortSet, publishAll bool) (
 			if !valid(p) {
 				return nil, fmt.Errorf("invalid port specification: %q: %w", p, errdefs.ErrInvalidArgument)
 			}
-			if len(bindings[p]) == 0 {
-				out = append(out, Spec{Container: p, HostIP: netip.IPv4Unspecified()})
+			if _, ok := bindings[p]; !ok {
+				out = append(out, Spec{Container: p})
 			}
 		}
 	}
@@ -62,7 +74,7 @@ func Specs(bindings network.PortMap, exposed network.PortSet, publishAll bool) (
 	// another one names.
 	slices.SortStableFunc(out, func(a, b Spec) int {
 		return cmp.Or(cmp.Compare(a.freedom(), b.freedom()), cmp.Compare(a.Container.Num(), b.Container.Num()),
-			cmp.Compare(a.Container.Proto(), b.Container.Proto()), cmp.Compare(a.First, b.First))
+			cmp.Compare(a.Container.Proto(), b.Container.Proto()), cmp.Compare(a.First, b.First), a.Host.Compare(b.Host))
 	})
 	return out, nil
 }
@@ -80,12 +92,9 @@ func valid(p network.Port) bool {
 }
 
 func read(p network.Port, b network.PortBinding) (Spec, error) {
-	s := Spec{Container: p, HostIP: b.HostIP.Unmap()}
-	if !b.HostIP.IsValid() {
-		s.HostIP = netip.IPv4Unspecified()
-	}
-	if !s.HostIP.Is4() {
-		return s, fmt.Errorf("port %s: publishing on an IPv6 address of the host (%s) is not supported yet: %w", p, s.HostIP, errdefs.ErrNotImplemented)
+	s := Spec{Container: p, Host: b.HostIP}
+	if b.HostIP.IsValid() {
+		s.Host = b.HostIP.Unmap().WithZone("")
 	}
 	if b.HostPort == "" {
 		return s, nil
@@ -113,25 +122,34 @@ func PortMap(mappings []Mapping, exposed network.PortSet) network.PortMap {
 	for _, m := range mappings {
 		p, ok := network.PortFrom(m.To.Port(), m.Proto)
 		if ok {
-			out[p] = append(out[p], network.PortBinding{HostIP: m.Host.Addr(), HostPort: strconv.Itoa(int(m.Host.Port()))})
+			b := network.PortBinding{HostIP: m.Host.Addr()}
+			if m.Host.Port() != 0 {
+				b.HostPort = strconv.Itoa(int(m.Host.Port()))
+			}
+			out[p] = append(out[p], b)
 		}
 	}
 	return out
 }
 
-// Mappings is the reverse of PortMap for a container with the address to, in
+// Mappings is the reverse of PortMap for a container with these addresses, in
 // order of container port. InvalidArgument when the map is none that PortMap made.
-func Mappings(to netip.Addr, ports network.PortMap) ([]Mapping, error) {
+func Mappings(to To, ports network.PortMap, group string) ([]Mapping, error) {
 	specs, err := Specs(ports, nil, false)
 	if err != nil {
 		return nil, err
 	}
-	out := make([]Mapping, len(specs))
-	for i, s := range specs {
-		if s.First == 0 || s.First != s.Last {
+	var out []Mapping
+	for _, s := range specs {
+		if s.First != s.Last || !s.Host.IsValid() {
 			return nil, fmt.Errorf("port %s has no host port: %w", s.Container, errdefs.ErrInvalidArgument)
 		}
-		out[i] = Mapping{Proto: s.Container.Proto(), Host: netip.AddrPortFrom(s.HostIP, s.First), To: netip.AddrPortFrom(to, s.Container.Num())}
+		host := s.Host
+		addr := to.of(host)
+		if !addr.IsValid() {
+			return nil, fmt.Errorf("port %s is published at %s for a container without an address: %w", s.Container, host, errdefs.ErrInvalidArgument)
+		}
+		out = append(out, Mapping{Proto: s.Container.Proto(), Host: netip.AddrPortFrom(host, s.First), To: netip.AddrPortFrom(addr, s.Container.Num()), Group: group})
 	}
 	return out, nil
 }
