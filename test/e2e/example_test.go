@@ -20,14 +20,15 @@ func TestCounter(t *testing.T) {
 	for _, client := range []string{"escale", "docker"} {
 		t.Run(client, func(t *testing.T) {
 			e := start(t, harness.Options{})
-			port := freePort(t)
+			t.Setenv("PATH", harness.BinDir()+":"+os.Getenv("PATH"))
+			_, port, _ := strings.Cut(freePort(t), ":")
 			ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(3*time.Minute))
 			defer cancel()
 			run := func(name string, args ...string) string {
 				t.Helper()
 				cmd := exec.CommandContext(ctx, name, args...)
 				cmd.Dir = "../.."
-				cmd.Env = append(os.Environ(), "PORT="+port, "DOCKER_HOST="+e.Host(), "ESCALE_HOST="+e.Host(), "PATH="+harness.BinDir()+":"+os.Getenv("PATH"))
+				cmd.Env = append(os.Environ(), "PORT="+port, "DOCKER_HOST="+e.Host(), "ESCALE_HOST="+e.Host())
 				out, err := cmd.CombinedOutput()
 				if err != nil {
 					t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
