@@ -108,12 +108,12 @@ func TestDeadServerIsRemembered(t *testing.T) {
 		if r := forwarded(t, b, ask("x.example", dns.TypeA), false); !slices.Equal(ips(r), []string{"192.0.2.2"}) {
 			t.Fatalf("%v", r)
 		}
+		b.r.hedge = patience // on a busy machine the other may take its time
 	}
 	if n := dead.asked.Load(); n != 1 {
 		t.Errorf("the dead server was asked %d times", n)
 	}
 	// When its rest is over it is asked again, and the next at once.
-	b.r.hedge = patience
 	key := sight(b, Server{Addr: dead.addr})
 	b.r.health.mu.Lock()
 	b.r.health.failed[key] = time.Now().Add(-rest)
