@@ -11,6 +11,7 @@ import (
 
 	"escale.dev/escale/internal/network/port"
 	"escale.dev/escale/internal/network/port/forward"
+	"escale.dev/escale/internal/network/resolvconf"
 	"escale.dev/escale/internal/sys/netns"
 	"github.com/moby/moby/api/types/network"
 )
@@ -37,6 +38,7 @@ type Manager struct {
 	watching sync.WaitGroup
 	folder   *netns.Folder // of the namespace handles; set by Open
 	served   sync.Map      // handles of namespaces in which our name server answers
+	host     *resolvconf.Live
 }
 
 // base is what every part of the Manager works with.
@@ -60,7 +62,7 @@ func NewManager(cfg Config, drivers ...Driver) *Manager {
 	for _, d := range drivers {
 		b.drivers[d.Type()] = d
 	}
-	return &Manager{base: b, maker: maker{base: b, records: records(cfg.Dir), making: new(sync.Mutex)}, handles: map[string]bool{}}
+	return &Manager{base: b, maker: maker{base: b, records: records(cfg.Dir), making: new(sync.Mutex)}, handles: map[string]bool{}, host: resolvconf.NewLive(cfg.ResolvConf)}
 }
 
 // Open makes the predefined networks and those in the records, or takes up and

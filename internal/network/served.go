@@ -35,6 +35,9 @@ func (m *Manager) serve(ns *netns.Handle, handle, id string, files []*os.File, s
 	if err != nil {
 		return nil, err
 	}
+	if len(s.Servers) == 0 {
+		up.Now = m.host.Servers // while the container runs the host may come to another network
+	}
 	if files == nil {
 		if made, err = m.cfg.Resolver.Listen(ns); err != nil {
 			return nil, err

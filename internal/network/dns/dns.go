@@ -64,7 +64,8 @@ type Names interface {
 // Upstream is where names that are none of the networks' are asked for. Nothing in
 // it may be changed once it was given away.
 type Upstream struct {
-	Servers []Server // in this order; the first three count
+	Servers []Server        // in this order; the first three count
+	Now     func() []Server // if it is not nil, it tells the servers for each question; it must not block
 	Search  []string
 	Options []string // as the client or the host gives them: with "ndots" among them names without a dot are not forwarded
 }

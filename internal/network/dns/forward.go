@@ -97,7 +97,12 @@ func (b *box) deaf() bool { return b.r.health.allFailed(b, b.servers()) }
 func (b *box) servers() []Server {
 	var list []Server
 	external := b.names.External()
-	for _, s := range b.up.Load().Servers {
+	up := b.up.Load()
+	all := up.Servers
+	if up.Now != nil {
+		all = up.Now()
+	}
+	for _, s := range all {
 		if !s.InContainer && !external || s.InContainer && s.Addr.Addr().Unmap() == Address {
 			continue
 		}

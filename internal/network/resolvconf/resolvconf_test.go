@@ -5,8 +5,10 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"escale.dev/escale/internal/network/dns"
 )
@@ -186,4 +188,44 @@ func FuzzMake(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestLive(t *testing.T) {
+	path := write(t, "nameserver 10.0.0.1\n")
+	l := NewLive(path)
+	is := func(want ...string) {
+		t.Helper()
+		l.looked = time.Time{} // a second has gone by
+		var got []string
+		for _, s := range l.Servers() {
+			if s.InContainer {
+				t.Errorf("%v is asked from the container", s)
+			}
+			got = append(got, s.Addr.String())
+		}
+		if !slices.Equal(got, want) {
+			t.Errorf("%v, want %v", got, want)
+		}
+	}
+	is("10.0.0.1:53")
+	next := write(t, "nameserver 127.0.0.53\nnameserver 10.0.0.2\n")
+	if err := os.Rename(next, path); err != nil {
+		t.Fatal(err)
+	}
+	is("127.0.0.53:53", "10.0.0.2:53")
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	is("127.0.0.53:53", "10.0.0.2:53")
+	if err := os.WriteFile(path, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	is()
+	if err := os.WriteFile(path, []byte("nameserver 10.0.0.3\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if got := l.Servers(); len(got) != 0 {
+		t.Errorf("looked twice in a second: %v", got)
+	}
+	is("10.0.0.3:53")
 }
