@@ -15,41 +15,11 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Executor has the containers of a node.
-type Executor interface {
-	// Controller is that of a task's container, which need not be there.
-	Controller(t *cluster.Task) Controller
-
-	// Known are the ids of the tasks that have containers.
-	Known(ctx context.Context) ([]string, error)
-}
-
-// Controller drives the container of one task. Its methods are idempotent: they are
-// called again after an engine has ended amid them. They block.
-type Controller interface {
-	// Prepare makes the container and what it needs, as far as it can be before it runs.
-	Prepare(ctx context.Context) error
-
-	// Start starts it; what runs already is left alone.
-	Start(ctx context.Context) (cluster.ContainerStatus, error)
-
-	// Wait blocks until the container has ended and gives its exit code. It calls
-	// healthy when a health check passes, or at once when there is none. One that turns
-	// unhealthy is an error, with the container still there.
-	Wait(ctx context.Context, healthy func()) (code int, err error)
-
-	// Shutdown ends the container, with its stop signal and its time of grace first.
-	Shutdown(ctx context.Context) error
-
-	// Remove removes it, running or not, with its anonymous volumes.
-	Remove(ctx context.Context) error
-}
-
 // Agent takes care of a node's tasks.
 type Agent struct {
 	node string
 	s    store.Store
-	x    Executor
+	x    cluster.Executor
 	log  *slog.Logger
 
 	mu    sync.Mutex
@@ -57,7 +27,7 @@ type Agent struct {
 }
 
 // New makes an Agent; nothing happens before Run.
-func New(node string, s store.Store, x Executor, log *slog.Logger) *Agent {
+func New(node string, s store.Store, x cluster.Executor, log *slog.Logger) *Agent {
 	return &Agent{node: node, s: s, x: x, log: log, tasks: map[string]*life{}}
 }
 

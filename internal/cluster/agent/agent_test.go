@@ -48,7 +48,7 @@ func (m *machine) Known(context.Context) ([]string, error) {
 	return out, nil
 }
 
-func (m *machine) Controller(t *cluster.Task) Controller { return &control{m, t} }
+func (m *machine) Controller(t *cluster.Task) cluster.Controller { return &control{m, t} }
 
 type control struct {
 	m *machine

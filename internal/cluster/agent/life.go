@@ -15,7 +15,7 @@ import (
 // rests on what the store said last.
 type life struct {
 	a    *Agent
-	c    Controller
+	c    cluster.Controller
 	news chan struct{} // the task has changed
 
 	mu      sync.Mutex

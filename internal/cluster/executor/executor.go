@@ -1,0 +1,430 @@
+// Package executor makes containers of tasks, and sees to the networks, volumes, images
+// and files that they need. The engine whose containers they become is behind
+// interfaces; a task's container is found by a label, so that nothing has to be
+// remembered.
+package executor
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/store"
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
+)
+
+// The labels of a task's container, Docker's where it has them.
+const (
+	LabelTask     = "com.docker.swarm.task.id"
+	LabelTaskName = "com.docker.swarm.task.name"
+	LabelService  = "com.docker.swarm.service.id"
+	LabelNode     = "com.docker.swarm.node.id"
+	LabelNumber   = "com.docker.compose.container-number"
+	LabelBalance  = "escale.balance" // containers with one value share published ports
+	labelCompose  = "com.docker.compose.service"
+)
+
+// Containers are the engine's. Kinds of errors are theirs; one that is not there is
+// NotFound. Its methods block.
+type Containers interface {
+	// Create makes a container and gives its id. AlreadyExists for a name in use.
+	Create(ctx context.Context, name, platform string, c *container.Config, h *container.HostConfig, n map[string]*network.EndpointSettings) (string, error)
+	Start(ctx context.Context, id string) error
+	Stop(ctx context.Context, id string, grace time.Duration) error
+	// Remove removes it, running or not, with its anonymous volumes.
+	Remove(ctx context.Context, id string) error
+	Rename(ctx context.Context, id, name string) error
+	// Wait blocks until it does not run and gives the exit code. It tells each state of
+	// health on the way, the present one first; "" for one without a health check.
+	Wait(ctx context.Context, id string, health func(container.HealthStatus)) (int, error)
+	// Labelled are the containers that have a label.
+	Labelled(ctx context.Context, label string) ([]Container, error)
+}
+
+// Container is one of the engine's.
+type Container struct {
+	ID, Name string
+	Labels   map[string]string
+	PID      int
+}
+
+// Supplies are what containers need. The methods are idempotent, and block.
+type Supplies interface {
+	// Image sees to it that an image is there, as a policy of pulling has it.
+	Image(ctx context.Context, ref, policy, platform, auth string) error
+	// Network sees to it that a network is there.
+	Network(ctx context.Context, n cluster.NetworkSpec) error
+	// Volume sees to it that a volume is there.
+	Volume(ctx context.Context, v cluster.VolumeSpec) error
+	// Files puts the files of a task where no disk keeps them and gives their paths, in
+	// order. Without files it takes away those that are there.
+	Files(ctx context.Context, task string, files []File) ([]string, error)
+}
+
+// File is the content of a secret or a config, as a task has it.
+type File struct {
+	Data     []byte
+	UID, GID int
+	Mode     uint32
+}
+
+// Executor makes containers of tasks.
+type Executor struct {
+	s        store.Store
+	c        Containers
+	supplies Supplies
+	node     string
+}
+
+var _ cluster.Executor = (*Executor)(nil)
+
+// New makes an Executor of a node.
+func New(node string, s store.Store, c Containers, supplies Supplies) *Executor {
+	return &Executor{s: s, c: c, supplies: supplies, node: node}
+}
+
+// Known implements cluster.Executor.
+func (x *Executor) Known(ctx context.Context) ([]string, error) {
+	list, err := x.c.Labelled(ctx, LabelTask)
+	if err != nil {
+		return nil, err
+	}
+	var out []string
+	for _, c := range list {
+		out = append(out, c.Labels[LabelTask])
+	}
+	return out, nil
+}
+
+// Controller implements cluster.Executor.
+func (x *Executor) Controller(t *cluster.Task) cluster.Controller { return &controller{x: x, t: t} }
+
+// controller is that of one task.
+type controller struct {
+	x *Executor
+	t *cluster.Task
+}
+
+// find gives the task's container. NotFound.
+func (c *controller) find(ctx context.Context) (Container, error) {
+	list, err := c.x.c.Labelled(ctx, LabelTask)
+	if err != nil {
+		return Container{}, err
+	}
+	for _, found := range list {
+		if found.Labels[LabelTask] == c.t.ID {
+			return found, nil
+		}
+	}
+	return Container{}, fmt.Errorf("container of task %s: %w", c.t.ID, errdefs.ErrNotFound)
+}
+
+// Prepare implements cluster.Controller.
+func (c *controller) Prepare(ctx context.Context) error {
+	if _, err := c.find(ctx); !errdefs.IsNotFound(err) {
+		return err // it is there already
+	}
+	t, v := c.t, c.x.s.View()
+	if err := c.x.supplies.Image(ctx, t.Spec.Container.Image, t.Spec.Pull, t.Spec.Platform, t.Spec.Auth); err != nil {
+		return err
+	}
+	if err := c.surroundings(ctx, v); err != nil {
+		return err
+	}
+	cfg, host := *t.Spec.Container, *t.Spec.Host
+	cfg.Labels = c.labels()
+	// Whether and when it starts again is decided elsewhere: a task is never restarted.
+	host.RestartPolicy, host.AutoRemove = container.RestartPolicy{Name: container.RestartPolicyDisabled}, false
+	if err := c.publish(v, &cfg, &host); err != nil {
+		return err
+	}
+	if err := c.files(ctx, v, &host); err != nil {
+		return err
+	}
+	if cfg.Hostname != "" {
+		cfg.Hostname = c.fill(cfg.Hostname)
+	}
+	name := c.name()
+	_, err := c.x.c.Create(ctx, name, t.Spec.Platform, &cfg, &host, endpoints(t, &host))
+	if errdefs.IsAlreadyExists(err) || errdefs.IsConflict(err) {
+		if err = c.yield(ctx, name, err); err == nil {
+			_, err = c.x.c.Create(ctx, name, t.Spec.Platform, &cfg, &host, endpoints(t, &host))
+		}
+	}
+	return err
+}
+
+// surroundings sees to networks and volumes.
+func (c *controller) surroundings(ctx context.Context, v store.View) error {
+	networks := map[string]*cluster.Network{}
+	for _, n := range store.List[*cluster.Network](v) {
+		networks[n.Spec.Name] = n
+	}
+	for _, a := range c.t.Networks {
+		if n := networks[a.Network]; n != nil {
+			if err := c.x.supplies.Network(ctx, n.Spec); err != nil {
+				return fmt.Errorf("network %s: %w", a.Network, err)
+			}
+		}
+	}
+	volumes := map[string]*cluster.Volume{}
+	for _, vol := range store.List[*cluster.Volume](v) {
+		volumes[vol.Spec.Name] = vol
+	}
+	for _, m := range c.t.Spec.Host.Mounts {
+		if vol := volumes[m.Source]; m.Type == mount.TypeVolume && vol != nil {
+			if err := c.x.supplies.Volume(ctx, vol.Spec); err != nil {
+				return fmt.Errorf("volume %s: %w", m.Source, err)
+			}
+		}
+	}
+	return nil
+}
+
+// labels are those of the container.
+func (c *controller) labels() map[string]string {
+	out := maps.Clone(c.t.Spec.Container.Labels)
+	if out == nil {
+		out = map[string]string{}
+	}
+	out[LabelTask], out[LabelTaskName], out[LabelService], out[LabelNode] = c.t.ID, c.t.Name+"."+c.t.ID, c.t.Owner, c.x.node
+	if out[labelCompose] != "" {
+		out[LabelNumber] = strconv.FormatUint(max(c.t.Slot, 1), 10)
+	}
+	return out
+}
+
+// name is the container's: the one asked for, as Compose would name it, or the task's.
+func (c *controller) name() string {
+	l := c.t.Spec.Container.Labels
+	if project := l["com.docker.compose.project"]; project != "" && l[labelCompose] != "" {
+		return cmp.Or(c.t.Spec.Name, fmt.Sprintf("%s-%s-%d", project, l[labelCompose], max(c.t.Slot, 1)))
+	}
+	return cmp.Or(c.t.Spec.Name, c.t.Name+"."+c.t.ID)
+}
+
+// yield gives the container of an earlier task in the same place another name, so that
+// this one can have its. Somebody else's keeps its name: taken is the error then.
+func (c *controller) yield(ctx context.Context, name string, taken error) error {
+	list, err := c.x.c.Labelled(ctx, LabelTask)
+	if err != nil {
+		return errors.Join(taken, err)
+	}
+	for _, other := range list {
+		if other.Name != name || other.Labels[LabelService] != c.t.Owner || other.Labels[LabelTask] == c.t.ID {
+			continue
+		}
+		if err := c.x.c.Rename(ctx, other.ID, other.ID[:min(12, len(other.ID))]+"_"+name); err != nil && !errdefs.IsNotFound(err) {
+			return errors.Join(taken, err)
+		}
+		return nil
+	}
+	return taken
+}
+
+// publish gives the container the ports of its service, balanced between its tasks
+// unless they are each task's own.
+func (c *controller) publish(v store.View, cfg *container.Config, host *container.HostConfig) error {
+	s, err := store.Find[*cluster.Service](v, c.t.Owner)
+	if errdefs.IsNotFound(err) {
+		return nil // it is about to go, and its task with it
+	}
+	if err != nil || len(s.Spec.Ports) == 0 {
+		return err
+	}
+	host.PortBindings = maps.Clone(host.PortBindings)
+	if host.PortBindings == nil {
+		host.PortBindings = network.PortMap{}
+	}
+	for _, p := range s.Spec.Ports {
+		port, ok := network.PortFrom(p.Target, p.Proto)
+		if !ok {
+			return fmt.Errorf("port %d/%s: %w", p.Target, p.Proto, errdefs.ErrInvalidArgument)
+		}
+		var b network.PortBinding
+		if p.Address != "" {
+			if err := b.HostIP.UnmarshalText([]byte(p.Address)); err != nil {
+				return fmt.Errorf("port %d/%s: %w: %w", p.Target, p.Proto, err, errdefs.ErrInvalidArgument)
+			}
+		}
+		if p.Published != 0 {
+			b.HostPort = strconv.Itoa(int(p.Published))
+		}
+		host.PortBindings[port] = append(slices.Clone(host.PortBindings[port]), b)
+		if !p.Host && p.Published != 0 {
+			cfg.Labels[LabelBalance] = s.ID
+		}
+	}
+	return nil
+}
+
+// files puts secrets and configs into the container, read-only.
+func (c *controller) files(ctx context.Context, v store.View, host *container.HostConfig) error {
+	var list []File
+	var targets []string
+	add := func(what string, ref cluster.FileRef, data []byte) error {
+		f := File{Data: data, Mode: ref.Mode}
+		for to, id := range map[*int]string{&f.UID: ref.UID, &f.GID: ref.GID} {
+			if id == "" {
+				continue
+			}
+			n, err := strconv.Atoi(id)
+			if err != nil {
+				return fmt.Errorf("%s %s: %q is no id of a user or group: %w", what, ref.Name, id, errdefs.ErrInvalidArgument)
+			}
+			*to = n
+		}
+		list, targets = append(list, f), append(targets, ref.Target)
+		return nil
+	}
+	for _, ref := range c.t.Spec.Secrets {
+		o, err := lookup[*cluster.Secret](v, ref, c.app(v))
+		if err == nil {
+			err = add("secret", ref, o.Spec.Data)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for _, ref := range c.t.Spec.Configs {
+		o, err := lookup[*cluster.Config](v, ref, c.app(v))
+		if err == nil {
+			err = add("config", ref, o.Spec.Data)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	paths, err := c.x.supplies.Files(ctx, c.t.ID, list)
+	if err != nil {
+		return err
+	}
+	host.Mounts = slices.Clone(host.Mounts)
+	for i, path := range paths {
+		host.Mounts = append(host.Mounts, mount.Mount{Type: mount.TypeBind, Source: path, Target: targets[i], ReadOnly: true})
+	}
+	return nil
+}
+
+// app is the name of the app that the task is of; "" is none.
+func (c *controller) app(v store.View) string {
+	s, err := store.Find[*cluster.Service](v, c.t.Owner)
+	if err != nil || s.Owner == "" {
+		return ""
+	}
+	a, err := store.Find[*cluster.App](v, s.Owner)
+	if err != nil {
+		return ""
+	}
+	return a.Name
+}
+
+// lookup finds what a reference means: by id, by name in the app, by name.
+func lookup[T cluster.Object](v store.View, ref cluster.FileRef, app string) (T, error) {
+	if ref.ID != "" {
+		return store.Find[T](v, ref.ID)
+	}
+	if app != "" {
+		if o, err := store.Named[T](v, app+"_"+ref.Name); err == nil {
+			return o, nil
+		}
+	}
+	return store.Named[T](v, ref.Name)
+}
+
+// fill puts the task's own values into a text that asks for them, as Docker does for
+// host names.
+func (c *controller) fill(text string) string {
+	return strings.NewReplacer("{{.Node.ID}}", c.x.node, "{{.Service.ID}}", c.t.Owner, "{{.Task.ID}}", c.t.ID,
+		"{{.Task.Name}}", c.t.Name, "{{.Task.Slot}}", strconv.FormatUint(c.t.Slot, 10)).Replace(text)
+}
+
+// endpoints are the container's places on networks.
+func endpoints(t *cluster.Task, host *container.HostConfig) map[string]*network.EndpointSettings {
+	if len(t.Networks) == 0 {
+		return nil
+	}
+	out := map[string]*network.EndpointSettings{}
+	for i, a := range t.Networks {
+		if i == 0 && host.NetworkMode == "" {
+			host.NetworkMode = container.NetworkMode(a.Network)
+		}
+		out[a.Network] = a.Settings
+	}
+	return out
+}
+
+// Start implements cluster.Controller.
+func (c *controller) Start(ctx context.Context) (cluster.ContainerStatus, error) {
+	found, err := c.find(ctx)
+	if err == nil {
+		err = c.x.c.Start(ctx, found.ID)
+	}
+	if err != nil {
+		return cluster.ContainerStatus{}, err
+	}
+	if found, err = c.find(ctx); err != nil {
+		return cluster.ContainerStatus{}, err
+	}
+	return cluster.ContainerStatus{ID: found.ID, PID: found.PID}, nil
+}
+
+// errUnhealthy is why a container that runs has failed.
+var errUnhealthy = errors.New("task: unhealthy container")
+
+// Wait implements cluster.Controller.
+func (c *controller) Wait(ctx context.Context, healthy func()) (int, error) {
+	found, err := c.find(ctx)
+	if err != nil {
+		return 0, err
+	}
+	watching, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	code, err := c.x.c.Wait(watching, found.ID, func(h container.HealthStatus) {
+		switch h {
+		case container.Healthy, container.NoHealthcheck, "":
+			healthy()
+		case container.Unhealthy:
+			cancel(errUnhealthy)
+		}
+	})
+	if err != nil && errors.Is(context.Cause(watching), errUnhealthy) {
+		return 0, errUnhealthy
+	}
+	return code, err
+}
+
+// Shutdown implements cluster.Controller.
+func (c *controller) Shutdown(ctx context.Context) error {
+	found, err := c.find(ctx)
+	if err != nil {
+		return err
+	}
+	return c.x.c.Stop(ctx, found.ID, c.t.Spec.Grace)
+}
+
+// Remove implements cluster.Controller.
+func (c *controller) Remove(ctx context.Context) error {
+	found, err := c.find(ctx)
+	if err == nil {
+		err = c.x.c.Remove(ctx, found.ID)
+	}
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	_, err = c.x.supplies.Files(ctx, c.t.ID, nil)
+	return err
+}

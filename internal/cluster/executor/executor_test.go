@@ -1,0 +1,304 @@
+package executor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/mem"
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
+	"github.com/moby/moby/api/types/network"
+)
+
+// engine has containers that are made up, and says what was asked of it.
+type engine struct {
+	list   []*made
+	asked  []string
+	health []container.HealthStatus // that a wait sees, one after the other
+	broken error                    // of the next Create
+}
+
+// made is a container that is made up.
+type made struct {
+	Container
+	config   *container.Config
+	host     *container.HostConfig
+	networks map[string]*network.EndpointSettings
+	runs     bool
+}
+
+func (e *engine) note(format string, args ...any) {
+	e.asked = append(e.asked, fmt.Sprintf(format, args...))
+}
+
+func (e *engine) get(id string) (*made, error) {
+	for _, m := range e.list {
+		if m.ID == id {
+			return m, nil
+		}
+	}
+	return nil, errdefs.ErrNotFound
+}
+
+func (e *engine) Create(_ context.Context, name, _ string, c *container.Config, h *container.HostConfig, n map[string]*network.EndpointSettings) (string, error) {
+	if e.broken != nil {
+		return "", e.broken
+	}
+	for _, m := range e.list {
+		if m.Name == name {
+			return "", fmt.Errorf("name %s: %w", name, errdefs.ErrConflict)
+		}
+	}
+	id := fmt.Sprintf("%064d", len(e.asked))
+	e.list = append(e.list, &made{Container: Container{ID: id, Name: name, Labels: c.Labels}, config: c, host: h, networks: n})
+	e.note("create %s", name)
+	return id, nil
+}
+
+func (e *engine) Start(_ context.Context, id string) error {
+	m, err := e.get(id)
+	if err == nil {
+		m.runs, m.PID = true, 7
+		e.note("start %s", m.Name)
+	}
+	return err
+}
+
+func (e *engine) Stop(_ context.Context, id string, grace time.Duration) error {
+	m, err := e.get(id)
+	if err == nil {
+		m.runs = false
+		e.note("stop %s in %s", m.Name, grace)
+	}
+	return err
+}
+
+func (e *engine) Remove(_ context.Context, id string) error {
+	m, err := e.get(id)
+	if err == nil {
+		e.note("remove %s", m.Name)
+		e.list = slices.DeleteFunc(e.list, func(o *made) bool { return o == m })
+	}
+	return err
+}
+
+func (e *engine) Rename(_ context.Context, id, name string) error {
+	m, err := e.get(id)
+	if err == nil {
+		m.Name = name
+	}
+	return err
+}
+
+func (e *engine) Wait(ctx context.Context, _ string, health func(container.HealthStatus)) (int, error) {
+	for _, h := range e.health {
+		health(h)
+		if ctx.Err() != nil {
+			return 0, ctx.Err()
+		}
+	}
+	return 5, nil
+}
+
+func (e *engine) Labelled(_ context.Context, label string) (out []Container, _ error) {
+	for _, m := range e.list {
+		if m.Labels[label] != "" {
+			out = append(out, m.Container)
+		}
+	}
+	return out, nil
+}
+
+func (e *engine) Image(_ context.Context, ref, policy, _, _ string) error {
+	e.note("image %s", strings.TrimSpace(ref+" "+policy))
+	if ref == "missing" {
+		return errors.New("No such image: missing")
+	}
+	return nil
+}
+
+func (e *engine) Network(_ context.Context, n cluster.NetworkSpec) error {
+	e.note("network %s", n.Name)
+	return nil
+}
+
+func (e *engine) Volume(_ context.Context, v cluster.VolumeSpec) error {
+	e.note("volume %s", v.Name)
+	return nil
+}
+
+func (e *engine) Files(_ context.Context, task string, files []File) (out []string, _ error) {
+	for i, f := range files {
+		out = append(out, fmt.Sprintf("/files/%s/%d", task[:1], i))
+		e.note("file %s %d:%d %o", f.Data, f.UID, f.GID, f.Mode)
+	}
+	if len(files) == 0 {
+		e.note("no files")
+	}
+	return out, nil
+}
+
+// rig is an executor with an app in its store.
+type rig struct {
+	t *testing.T
+	s *mem.Store
+	e *engine
+	x *Executor
+}
+
+func begin(t *testing.T) *rig {
+	r := &rig{t: t, s: mem.New(store.NewState()), e: &engine{}}
+	r.x = New("n1", r.s, r.e, r.e)
+	app := &cluster.App{Meta: cluster.Meta{ID: "app", Name: "shop"}}
+	web := &cluster.Service{Meta: cluster.Meta{ID: "web", Name: "shop_web", Owner: "app"}, Spec: cluster.ServiceSpec{Ports: []cluster.Port{
+		{Proto: network.TCP, Target: 80, Published: 8080, Address: "127.0.0.1"}, {Proto: network.UDP, Target: 53}}}}
+	meta := func(name string) cluster.Meta { return cluster.Meta{Name: name, Owner: "app"} }
+	for _, o := range []cluster.Object{
+		app, web, &cluster.Network{Meta: meta("shop_net"), Spec: cluster.NetworkSpec{Name: "shop_net"}}, &cluster.Volume{Meta: meta("shop_data"), Spec: cluster.VolumeSpec{Name: "far"}},
+		&cluster.Secret{Meta: meta("shop_key"), Spec: cluster.SecretSpec{Data: []byte("hush")}}, &cluster.Config{Meta: cluster.Meta{Name: "conf"}, Spec: cluster.ConfigSpec{Data: []byte("a=1")}},
+	} {
+		if _, err := r.s.Commit(t.Context(), store.Create(o)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return r
+}
+
+// task is one of the service, with all that it can want.
+func (r *rig) task(id string, f func(*cluster.Task)) *controller {
+	t := &cluster.Task{
+		Meta: cluster.Meta{ID: id, Name: "shop_web.2", Owner: "web"}, Slot: 2,
+		Networks: []cluster.Attachment{{Network: "shop_net", Settings: &network.EndpointSettings{Aliases: []string{"web"}}}, {Network: "theirs"}},
+		Spec: cluster.TaskSpec{
+			Grace: 3 * time.Second, Pull: "always",
+			Container: &container.Config{Image: "web", Hostname: "h{{.Task.Slot}}", Labels: map[string]string{"com.docker.compose.project": "shop", "com.docker.compose.service": "web"}},
+			Host:      &container.HostConfig{AutoRemove: true, Mounts: []mount.Mount{{Type: mount.TypeVolume, Source: "far", Target: "/data"}, {Type: mount.TypeBind, Source: "/a", Target: "/b"}}},
+			Secrets:   []cluster.FileRef{{Name: "key", Target: "/run/secrets/key", UID: "1", GID: "2", Mode: 0o400}},
+			Configs:   []cluster.FileRef{{Name: "conf", Target: "/etc/conf", Mode: 0o444}},
+		},
+	}
+	f(t)
+	return r.x.Controller(t).(*controller)
+}
+
+func (r *rig) did(want ...string) {
+	r.t.Helper()
+	if !slices.Equal(r.e.asked, want) {
+		r.t.Errorf("it was asked\n%s\nwant\n%s", strings.Join(r.e.asked, "\n"), strings.Join(want, "\n"))
+	}
+	r.e.asked = nil
+}
+
+// A task's container has all that it needs, is made once, and goes whole.
+func TestLifeOfAContainer(t *testing.T) {
+	r := begin(t)
+	c := r.task("t1", func(*cluster.Task) {})
+	for range 2 {
+		if err := c.Prepare(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.did("image web always", "network shop_net", "volume far", "file hush 1:2 400", "file a=1 0:0 444", "create shop-web-2")
+	m := r.e.list[0]
+	if m.host.AutoRemove || m.host.RestartPolicy.Name != "no" || m.host.NetworkMode != "shop_net" || len(m.networks) != 2 || m.config.Hostname != "h2" {
+		t.Errorf("it stands as %+v, %+v", m.host, m.config)
+	}
+	if l := m.Labels; l[LabelTask] != "t1" || l[LabelNumber] != "2" || l[LabelBalance] != "web" || l[LabelTaskName] != "shop_web.2.t1" || l[LabelNode] != "n1" {
+		t.Errorf("labels %v", l)
+	}
+	if b := fmt.Sprint(m.host.PortBindings); !strings.Contains(b, "80/tcp:[{127.0.0.1 8080}]") || !strings.Contains(b, "53/udp:") {
+		t.Errorf("ports %s", b)
+	}
+	if got := m.host.Mounts; len(got) != 4 || got[2].Source != "/files/t/0" || got[2].Target != "/run/secrets/key" || !got[3].ReadOnly {
+		t.Errorf("mounts %+v", got)
+	}
+	if len(c.t.Spec.Host.Mounts) != 2 || !c.t.Spec.Host.AutoRemove || c.t.Spec.Container.Labels[LabelTask] != "" {
+		t.Error("the task was changed")
+	}
+	if st, err := c.Start(t.Context()); err != nil || st.ID != m.ID || st.PID != 7 {
+		t.Errorf("started: %+v, %v", st, err)
+	}
+	if known, err := r.x.Known(t.Context()); err != nil || !slices.Equal(known, []string{"t1"}) {
+		t.Errorf("known: %v, %v", known, err)
+	}
+	for range 2 {
+		if err := errors.Join(c.Remove(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.did("start shop-web-2", "remove shop-web-2", "no files", "no files")
+	if err := c.Shutdown(t.Context()); !errdefs.IsNotFound(err) {
+		t.Errorf("ending what is gone: %v", err)
+	}
+}
+
+// The next task of a place gets the name, if it is ours to give.
+func TestNames(t *testing.T) {
+	r := begin(t)
+	if err := r.task("t1", func(*cluster.Task) {}).Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	old := r.e.list[0]
+	if err := r.task("t2", func(*cluster.Task) {}).Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if r.e.list[1].Name != "shop-web-2" || old.Name != "000000000000_shop-web-2" && !strings.HasSuffix(old.Name, "_shop-web-2") {
+		t.Errorf("names %s and %s", old.Name, r.e.list[1].Name)
+	}
+	r.e.list = append(r.e.list, &made{Container: Container{ID: "foreign", Name: "mine"}})
+	if err := r.task("t3", func(t *cluster.Task) { t.Spec.Name = "mine" }).Prepare(t.Context()); !errdefs.IsConflict(err) {
+		t.Errorf("somebody else's name: %v", err)
+	}
+	plain := r.task("t4", func(t *cluster.Task) { t.Spec.Container.Labels = nil })
+	if got := plain.name(); got != "shop_web.2.t4" {
+		t.Errorf("a service's own: %s", got)
+	}
+}
+
+func TestHealth(t *testing.T) {
+	for name, c := range map[string]struct {
+		health []container.HealthStatus
+		told   int
+		wrong  error
+	}{
+		"without a check": {[]container.HealthStatus{container.NoHealthcheck}, 1, nil},
+		"healthy":         {[]container.HealthStatus{container.Starting, container.Healthy}, 1, nil},
+		"unhealthy":       {[]container.HealthStatus{container.Starting, container.Unhealthy, container.Healthy}, 0, errUnhealthy},
+	} {
+		r := begin(t)
+		task := r.task("t1", func(*cluster.Task) {})
+		if err := task.Prepare(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r.e.health = c.health
+		told := 0
+		code, err := task.Wait(t.Context(), func() { told++ })
+		if told != c.told || !errors.Is(err, c.wrong) || c.wrong == nil && code != 5 {
+			t.Errorf("%s: told %d times, %d, %v", name, told, code, err)
+		}
+	}
+}
+
+// What is missing is named.
+func TestPrepareRefused(t *testing.T) {
+	for want, f := range map[string]func(*cluster.Task){
+		"No such image: missing": func(t *cluster.Task) { t.Spec.Container.Image = "missing" },
+		"secret none not found":  func(t *cluster.Task) { t.Spec.Secrets[0].Name = "none" },
+		"config none not found":  func(t *cluster.Task) { t.Spec.Configs[0].Name = "none" },
+		`"x" is no id of a user`: func(t *cluster.Task) { t.Spec.Secrets[0].UID = "x" },
+		"secret abc not found":   func(t *cluster.Task) { t.Spec.Secrets[0].ID = "abc" },
+	} {
+		r := begin(t)
+		if err := r.task("t1", f).Prepare(t.Context()); err == nil || !strings.Contains(err.Error(), want) || len(r.e.list) > 0 {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+}
