@@ -194,6 +194,8 @@ func TestNumbersAreOurs(t *testing.T) {
 	for range 20 {
 		forwarded(t, b, m, false)
 	}
+	mu.Lock()
+	defer mu.Unlock()
 	if len(seen) < 15 {
 		t.Errorf("%d numbers for 20 questions", len(seen))
 	}
