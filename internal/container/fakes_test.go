@@ -383,6 +383,7 @@ func (fakeNetworks) Disconnect(_ context.Context, _, name string, eps []network.
 func (fakeNetworks) Rename(_, _, _ string, eps []network.Endpoint) []network.Endpoint { return eps }
 func (fakeNetworks) Keep(map[string]*apinetwork.EndpointSettings)                     {}
 func (fakeNetworks) Unkeep(map[string]*apinetwork.EndpointSettings)                   {}
+func (fakeNetworks) Rotate(context.Context, string, bool)                             {}
 func (fakeNetworks) SetHealth(context.Context, string, string)                        {}
 func (fakeNetworks) HostGateway() string                                              { return "172.17.0.1" }
 func (fakeNetworks) Validate(r network.Request) error {

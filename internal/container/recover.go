@@ -56,7 +56,7 @@ func (m *Manager) Open(ctx context.Context) error {
 	live := rec.dark()
 	for _, e := range entries {
 		if v := e.view(); v.State.Running() {
-			live[string(e.id)] = resting(v.Endpoints, v.State.Health)
+			live[string(e.id)] = resting(v.Endpoints, &v.State)
 			m.mounts.keepMounted(ctx, &v.Record)
 		}
 	}
@@ -222,12 +222,18 @@ func (m recovery) tookUpRunning(e *entry, r *run, task runtime.Task) error {
 	return err
 }
 
-// resting are endpoints as they were at the start of a container, with what its
-// health check has found since.
-func resting(eps []network.Endpoint, h *Health) []network.Endpoint {
+// takes tells whether a container takes what comes to ports that it shares: it
+// runs and, if it has a health check, is healthy.
+func (s *State) takes() bool {
+	return s.Status == Running && (s.Health == nil || s.Health.Status == string(container.Healthy))
+}
+
+// resting are endpoints as they were at the start of a container, with what has
+// become of it since.
+func resting(eps []network.Endpoint, st *State) []network.Endpoint {
 	out := slices.Clone(eps)
 	for i := range out {
-		out[i].Resting = out[i].Balance != "" && h != nil && h.Status != string(container.Healthy)
+		out[i].Resting = out[i].Balance != "" && !st.takes()
 	}
 	return out
 }

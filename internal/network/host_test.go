@@ -135,6 +135,27 @@ func (h *host) count() (c count) {
 	return c
 }
 
+// owners counts the links that the table of frames knows.
+func (h *host) owners() int {
+	h.t.Helper()
+	var conn nft.Conn
+	defer conn.Close()
+	table := firewall.Honesty(h.cfg.Instance, "")
+	elements, err := conn.Read(table)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	links := map[any]bool{}
+	for _, m := range table.Maps {
+		for _, e := range elements[m.Name] {
+			if f, ok := nft.Fields(e.Key, m.Key...); ok && len(f) == 2 {
+				links[f[0]] = true
+			}
+		}
+	}
+	return len(links)
+}
+
 // foreignRules are the comments of our rules in the tables of others.
 func (h *host) foreignRules() (comments []string) {
 	h.t.Helper()
@@ -166,6 +187,11 @@ func (h *host) nothingLeft() {
 	if c := h.count(); c != (count{}) {
 		h.t.Errorf("left in the kernel: %+v", c)
 	}
+	var conn nft.Conn
+	defer conn.Close()
+	if ok, err := conn.Exists(firewall.Honesty(h.cfg.Instance, "").Ref()); ok || err != nil {
+		h.t.Errorf("the table of frames is left: %v, %v", ok, err)
+	}
 	if b, _ := os.ReadFile("/proc/self/mountinfo"); strings.Contains(string(b), h.cfg.NetnsDir) {
 		h.t.Error("a mount is left on the folder of namespaces")
 	}
@@ -175,6 +201,9 @@ func (h *host) is(want count) {
 	h.t.Helper()
 	if got := h.count(); got != want {
 		h.t.Errorf("the kernel has %+v, want %+v", got, want)
+	}
+	if n := h.owners(); n != want.links {
+		h.t.Errorf("the table of frames knows %d links, want %d", n, want.links)
 	}
 }
 

@@ -240,6 +240,12 @@ func (r *rotation) drop(container string, eps []Endpoint) {
 	}
 }
 
+// Rotate lets new connections by shared ports come to a container that runs, or not.
+// Idempotent; without shared ports it does nothing.
+func (m *Manager) Rotate(ctx context.Context, container string, in bool) {
+	m.rotate(ctx, container, in)
+}
+
 // rotate puts the shared ports of a container into rotation, or takes them out.
 func (m *base) rotate(ctx context.Context, container string, in bool) {
 	m.rotation.mu.Lock()
