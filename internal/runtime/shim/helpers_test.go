@@ -208,7 +208,9 @@ func runDir(t testing.TB) string {
 
 func withTerminal(b *box) {
 	b.launch.Terminal, b.launch.Rows, b.launch.Cols = true, 24, 80
-	b.spec["process"].(obj)["terminal"] = true
+	process := b.spec["process"].(obj)
+	process["terminal"] = true
+	process["consoleSize"] = obj{"height": 24, "width": 80} // as the engine has it: the process may look before the monitor can
 }
 
 func withStdin(b *box) { b.launch.OpenStdin, b.launch.StdinOnce = true, true }
