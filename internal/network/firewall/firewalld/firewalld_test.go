@@ -155,14 +155,13 @@ func TestFirewalldItself(t *testing.T) {
 	run(t, "firewalld", "--nofork", "--nopid", "--system-config", filepath.Join(dir, "etc"))
 	t.Cleanup(func() { _ = exec.Command("nft", "delete", "table", "inet", Table).Run() })
 	z := NewZone("escale-test")
-	var set error
-	await(t, "firewalld", func() bool {
-		set = z.Set(t.Context(), []string{"br-a"})
-		return !errors.Is(set, ErrAbsent)
+	await(t, "firewalld", func() bool { // it has its name before it answers
+		err := z.Set(t.Context(), []string{"br-a"})
+		if err != nil && !errors.Is(err, ErrAbsent) {
+			t.Log(err)
+		}
+		return err == nil
 	})
-	if set != nil {
-		t.Fatal(set)
-	}
 	rules := func() string {
 		out, err := exec.Command("nft", "list", "table", "inet", Table).CombinedOutput()
 		if err != nil {
