@@ -273,15 +273,17 @@ func (c Copies) pause(ctx context.Context, name string, noPause bool) (resume fu
 		if err := e.committing.lock(ctx); err != nil {
 			return nil, err
 		}
-		done.add(e.committing.unlock)
 		if err := e.op.lock(ctx); err != nil {
+			e.committing.unlock()
 			return nil, err
 		}
 		st := e.state()
 		if st.Status != Running {
 			e.op.unlock()
+			e.committing.unlock()
 			continue
 		}
+		done.add(e.committing.unlock)
 		thaw, err := Files(c).pauseFor(e, st.Generation)
 		e.op.unlock()
 		if err != nil {
