@@ -16,7 +16,7 @@ var layers = []struct {
 	{0, []string{"internal/sys"}},
 	{1, []string{"internal/events", "internal/logs", "internal/stats", "internal/plugin"}},
 	{2, []string{"internal/runtime", "internal/image", "internal/volume", "internal/network"}},
-	{3, []string{"internal/container", "internal/builder", "internal/registry"}},
+	{3, []string{"internal/container", "internal/builder", "internal/registry", "internal/plugin/managed"}},
 	{4, []string{"internal/cluster", "internal/ingress"}},
 	{5, []string{"internal/api", "internal/dashboard", "internal/compose"}},
 	{6, []string{"internal/daemon", "internal/cli"}},
