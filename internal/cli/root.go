@@ -133,6 +133,7 @@ func addCommands(a *app, root *cobra.Command) {
 			"pause", "port", "rename", "restart", "rm", "run", "start", "stats", "stop", "top", "unpause", "update", "wait"),
 		group(a, "image", "Manage images", imageCommands, "build", "history", "import", "load", "images", "pull", "push", "rmi", "save", "tag"),
 		group(a, "network", "Manage networks", networkCommands),
+		group(a, "plugin", "Manage plugins", pluginCommands),
 		group(a, "registry", "Serve and look after a registry of images", registryCommands),
 		group(a, "system", "Look at the engine and what it keeps", systemCommands, "events", "info"),
 		group(a, "volume", "Manage volumes", volumeCommands),

@@ -3,14 +3,11 @@ package container
 import (
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/moby/moby/api/types/mount"
 )
-
-var volumeNameRule = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]+$`)
 
 // parseBind reads one -v specification: SOURCE:DESTINATION[:MODE] or DESTINATION.
 func parseBind(spec string) (Mount, error) {
@@ -30,9 +27,6 @@ func parseBind(spec string) (Mount, error) {
 		if filepath.IsAbs(src) {
 			p.Type, p.Source, p.Propagation = mount.TypeBind, filepath.Clean(src), mount.PropagationRPrivate
 		} else {
-			if !volumeNameRule.MatchString(src) {
-				return Mount{}, kindf(errInvalid, "create %s: %q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", src, src)
-			}
 			p.Type, p.Name = mount.TypeVolume, src
 		}
 	}
@@ -140,9 +134,6 @@ func parseMount(mt *mount.Mount) (Mount, error) {
 		}
 	case mount.TypeVolume:
 		p.Name = mt.Source
-		if p.Name != "" && !volumeNameRule.MatchString(p.Name) {
-			return Mount{}, kindf(errInvalid, "create %s: %q includes invalid characters for a local volume name, only \"[a-zA-Z0-9][a-zA-Z0-9_.-]\" are allowed. If you intended to pass a host directory, use absolute path", p.Name, p.Name)
-		}
 		if o := mt.VolumeOptions; o != nil && o.DriverConfig != nil && o.DriverConfig.Name != "" {
 			p.Driver = o.DriverConfig.Name
 		}

@@ -36,6 +36,7 @@ func (d *Daemon) leaveNothing(ctx context.Context) error {
 		d.log.Info("containers run: what they need stays", "containers", running)
 		return nil
 	}
+	d.managed.StopAll(ctx)
 	errs := []error{d.networks.Destroy(ctx)}
 	for _, dir := range []string{"containers", "build/mounts"} { // what containers and builds were mounted below
 		errs = append(errs, nobind.Release(filepath.Join(d.cfg.ExecRoot, dir)))

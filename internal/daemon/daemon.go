@@ -26,6 +26,7 @@ import (
 	"escale.dev/escale/internal/logs/ship"
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/plugin"
+	"escale.dev/escale/internal/plugin/managed"
 	"escale.dev/escale/internal/registry"
 	"escale.dev/escale/internal/runtime"
 	"escale.dev/escale/internal/runtime/cdi"
@@ -54,6 +55,7 @@ type Daemon struct {
 	images        *image.Store
 	networks      *network.Manager
 	plugins       *plugin.Registry
+	managed       *managed.Manager
 	volumes       *volume.Set
 	pluginVolumes *volumeplugin.Store
 	containers    *container.Manager
@@ -108,6 +110,7 @@ func (d *Daemon) Run(ctx context.Context, hup <-chan os.Signal, parse func() (*C
 		{"containers", d.openContainers},
 		{"builder", d.openBuilder},
 		{"registry", d.openRegistry},
+		{"managed plugins", d.startPlugins},
 		{"API", d.openAPI},
 	} {
 		if err := open.do(ctx); err != nil {
@@ -162,6 +165,7 @@ func (d *Daemon) serve(ctx context.Context, hup <-chan os.Signal, parse func() (
 		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(cfg.StopTimeout)*time.Second)
 		defer cancel()
 		d.containers.StopAll(stopCtx)
+		d.managed.StopAll(stopCtx)
 	}
 	if cfg.CleanExit {
 		if err := d.leaveNothing(ctx); err != nil {

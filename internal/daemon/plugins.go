@@ -5,6 +5,11 @@ import (
 	"path/filepath"
 	"slices"
 
+	"escale.dev/escale/internal/plugin/managed"
+	"escale.dev/escale/internal/runtime"
+	"github.com/distribution/reference"
+	apiregistry "github.com/moby/moby/api/types/registry"
+
 	"escale.dev/escale/internal/plugin"
 	"escale.dev/escale/internal/volume"
 	"escale.dev/escale/internal/volume/local"
@@ -21,10 +26,29 @@ func (c *pluginConfig) flags(fs *pflag.FlagSet) {
 }
 
 func (d *Daemon) openPlugins(context.Context) error {
-	d.plugins = plugin.NewRegistry(plugin.Config{
-		Sockets: d.cfg.PluginDirs, Specs: d.cfg.PluginDirs, Logger: d.log.With("component", "plugin"),
+	log := d.log.With("component", "plugin")
+	d.managed = managed.New(managed.Config{
+		Dir: filepath.Join(d.cfg.DataRoot, "plugins"), RunDir: filepath.Join(d.cfg.ExecRoot, "plugins"), Events: d.events, Logger: log,
 	})
+	d.plugins = plugin.NewRegistry(plugin.Config{Sockets: d.cfg.PluginDirs, Specs: d.cfg.PluginDirs, Managed: d.managed, Logger: log})
 	return nil
+}
+
+// startPlugins runs the managed plugins, which need what containers need.
+func (d *Daemon) startPlugins(ctx context.Context) error {
+	d.onClose(d.managed.Close)
+	return d.managed.Open(ctx, managed.Engine{
+		Runtime: d.monitors, Specs: d.confined, CgroupParent: d.cfg.CgroupParent,
+		Binary: func() runtime.Binary { now := d.now(); return now.runtimes[now.cfg.Runtime] },
+		Open: func(ctx context.Context, name reference.Named, login apiregistry.AuthConfig, push bool) (managed.Repository, error) {
+			repo, err := d.registry.Open(ctx, name, login, push)
+			if err != nil {
+				return nil, err
+			}
+			return repo, nil
+		},
+		InUse: d.pluginVolumes.Uses,
+	})
 }
 
 func (d *Daemon) openVolumes(context.Context) error {

@@ -142,7 +142,7 @@ func (d *Daemon) openAPI(context.Context) error {
 		return err
 	}
 	d.server = engine.New(engine.Config{
-		Containers: d.containers, Archives: d.containers.Files(), Watching: d.containers, Updates: d.containers, Volumes: d.volumes, VolumeCopies: d.containers.Copies(),
+		Containers: d.containers, Archives: d.containers.Files(), Watching: d.containers, Updates: d.containers, Volumes: d.volumes, VolumeCopies: d.containers.Copies(), Plugins: d.managed,
 		Registries: registries{d.registry, d.images, d.events}, Builder: d.builder,
 		Networks: d.networks,
 		Images:   images{Store: d.images, users: d.containers.Users, events: d.events},

@@ -375,7 +375,7 @@ func newRig(t testing.TB, prepare ...func(*rig)) *rig {
 		socket: filepath.Join(t.TempDir(), "s"),
 	}
 	r.server = New(Config{
-		Containers: r.con, Watching: r.con, Updates: r.con, Images: r.img, Volumes: new(fakeVolumes), Networks: fakeNetworks(nil), Builder: new(fakeBuilder), System: fakeSystem{}, SafeMode: r.con, Events: r.events, Version: "0.1",
+		Containers: r.con, Watching: r.con, Updates: r.con, Images: r.img, Volumes: new(fakeVolumes), Plugins: new(fakePlugins), Networks: fakeNetworks(nil), Builder: new(fakeBuilder), System: fakeSystem{}, SafeMode: r.con, Events: r.events, Version: "0.1",
 		ContainerDir: "/var/lib/escale/containers",
 		Sandbox:      func(id container.ID) (string, string) { return "s-" + id.Short(), "/run/escale/netns/s" },
 	})

@@ -21,7 +21,7 @@ const (
 )
 
 // Config is what a Server needs. Containers, Archives, Watching, Updates, Images,
-// Volumes, VolumeCopies, Networks, Registries, Builder, System, SafeMode, Events and Logger must be set.
+// Volumes, VolumeCopies, Plugins, Networks, Registries, Builder, System, SafeMode, Events and Logger must be set.
 type Config struct {
 	Containers   Containers
 	Archives     Archives
@@ -30,6 +30,7 @@ type Config struct {
 	Images       Images
 	Volumes      Volumes
 	VolumeCopies VolumeCopies
+	Plugins      Plugins
 	Networks     Networks
 	Registries   Registries
 	Builder      Builder
@@ -105,6 +106,7 @@ func (s *Server) table() []route {
 	all = append(all, dfRoutes{s, new(singleflight.Group)}.routes()...)
 	all = append(all, safeRoutes{s}.routes()...)
 	all = append(all, copyRoutes{archiveRoutes{s}}.routes()...)
+	all = append(all, pluginRoutes{s}.routes()...)
 	return all
 }
 

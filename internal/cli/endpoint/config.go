@@ -22,6 +22,7 @@ type Config struct {
 	StatsFormat    string            `json:"statsFormat"`
 	ImagesFormat   string            `json:"imagesFormat"`
 	VolumesFormat  string            `json:"volumesFormat"`
+	PluginsFormat  string            `json:"pluginsFormat"`
 	NetworksFormat string            `json:"networksFormat"`
 	PruneFilters   []string          `json:"pruneFilters"`
 	Proxies        map[string]Proxy  `json:"proxies"`

@@ -103,6 +103,9 @@ func (s *Store) drivers() map[string]bool {
 	return out
 }
 
+// Uses tells whether a volume of a plugin is known.
+func (s *Store) Uses(driver string) bool { return s.drivers()[driver] }
+
 // warnings tell of plugins that could not be asked for their volumes: of those
 // that are known for some, or that answered with an error.
 func warnings(failed map[string]error, known map[string]bool) []string {

@@ -8,7 +8,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -384,16 +383,9 @@ func (s *Store) removeLocked(ctx context.Context, e *entry) error {
 	if err != nil {
 		return fmt.Errorf("remove %s: %w", e.rec.Name, err)
 	}
-	used := false
+	// Nobody holds it: what is mounted is of containers whose end is under way.
 	for _, user := range slices.Sorted(maps.Keys(e.mounts)) {
-		if strings.HasPrefix(user, lost) || e.stale[user] {
-			s.unmountLocked(ctx, e, user)
-		} else {
-			used = true
-		}
-	}
-	if used {
-		return errdefs.ErrConflict.WithMessage(fmt.Sprintf("remove %s: volume is in use: it is mounted", e.rec.Name))
+		s.unmountLocked(ctx, e, user)
 	}
 	if err := d.remove(ctx, e.rec.Name); err != nil {
 		return fmt.Errorf("remove %s: %w", e.rec.Name, err)
