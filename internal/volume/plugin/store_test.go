@@ -30,9 +30,12 @@ type keeper struct {
 	hang    chan struct{} // not nil: nothing is answered before it is closed
 	scope   string
 	server  *http.Server
+	busy    sync.WaitGroup // calls under way
 }
 
 func (k *keeper) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	k.busy.Add(1)
+	defer k.busy.Done()
 	var req struct {
 		Name, ID string
 		Opts     map[string]string
@@ -378,13 +381,14 @@ func TestPluginHangs(t *testing.T) {
 	if len(list) != 1 || list[0].Name != "v" || len(w) != 1 || !strings.Contains(w[0], "list shelf: ") {
 		t.Errorf("listed %+v, %q", list, w)
 	}
-	go func() { time.Sleep(50 * time.Millisecond); s.Close() }()
 	if err := s.Unmount("v", "x"); err != nil { // nothing is mounted for it
 		t.Error(err)
 	}
+	go func() { time.Sleep(50 * time.Millisecond); s.Close() }()
 	if _, err := s.Mount(t.Context(), "v", "c"); err == nil {
 		t.Error("mounted by an engine that ends")
 	}
+	r.busy.Wait() // it has seen that nobody waits any more
 	close(r.hang)
 	r.mu.Lock()
 	r.hang = nil
