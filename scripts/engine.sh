@@ -45,10 +45,10 @@ forget() {
 		[ ! -d "$g" ] || find "$g" -depth -type d -exec rmdir {} + 2>/dev/null || true
 	done
 	if ! command -v nft >/dev/null; then
-		echo "left in the kernel, as nft is not here to remove it: table ip escale-$instance" >&2
+		echo "left in the kernel, as nft is not here to remove them: tables inet and bridge escale-$instance" >&2
 		return
 	fi
-	for family in ip ip6 inet; do nft delete table $family "escale-$instance" 2>/dev/null || true; done
+	for family in ip inet bridge; do nft delete table $family "escale-$instance" 2>/dev/null || true; done
 	# What was added to another firewall's chains carries the name as its comment.
 	nft -a list ruleset 2>/dev/null | awk -v name="$instance" '
 		$1 == "table" {family = $2; table = $3} $1 == "chain" {chain = $2}
