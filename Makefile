@@ -16,6 +16,7 @@ ROUNDS  ?= 300
 CONTAINERS ?= 1000
 CLIENTS ?= 16
 VMROUNDS ?= 5
+NETROUNDS ?= 10000
 FUZZTIME ?= 10s
 TESTFLAGS ?=
 
@@ -92,6 +93,10 @@ test-vm: build test-needs ## the engine's tests in a virtual machine: Debian's k
 .PHONY: soak
 soak: build test-needs ## many containers' whole lives with the engine killed meanwhile (CONTAINERS=1000 CLIENTS=16)
 	ESCALE_SOAK_CONTAINERS=$(CONTAINERS) ESCALE_SOAK_CLIENTS=$(CLIENTS) go test -count=1 -timeout 0 -v -run Soak ./test/soak
+
+.PHONY: net-rounds
+net-rounds: ## containers connected to networks and disconnected, NETROUNDS=10000 times: nothing is left
+	ESCALE_NETWORK_ROUNDS=$(NETROUNDS) go test -count=1 -timeout 0 -v -run TestConnectRounds ./internal/network
 
 .PHONY: fuzz
 fuzz: ## every fuzz test for FUZZTIME=10s

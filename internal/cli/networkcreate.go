@@ -157,7 +157,7 @@ func (o *networkCreateOptions) ipam() (*network.IPAM, error) {
 func networkRmCommand(a *app) *cobra.Command {
 	var force bool
 	cmd := &cobra.Command{
-		Use:               "rm [OPTIONS] NETWORK [NETWORK...]",
+		Use:               "rm NETWORK [NETWORK...]",
 		Aliases:           []string{"remove"},
 		Short:             "Remove networks that no container is on",
 		Args:              minArgs(1),

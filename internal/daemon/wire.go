@@ -19,6 +19,7 @@ import (
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/network/bridge"
 	"escale.dev/escale/internal/network/dns"
+	"escale.dev/escale/internal/network/macvlan"
 	"escale.dev/escale/internal/network/none"
 	"escale.dev/escale/internal/runtime/oci"
 	"escale.dev/escale/internal/stats"
@@ -67,7 +68,7 @@ func (d *Daemon) openNetwork(ctx context.Context) error {
 	resolver := dns.New(cfg.Logger)
 	d.onClose(resolver.Close)
 	cfg.Resolver, cfg.ResolvConf = resolver, d.cfg.ResolvConf
-	d.networks = network.NewManager(cfg, bridge.New(cfg), none.New(), none.Host())
+	d.networks = network.NewManager(cfg, bridge.New(cfg), none.New(), none.Host(), macvlan.New(cfg), macvlan.IPVLAN(cfg))
 	d.onClose(d.networks.Close)
 	return d.networks.Open(ctx)
 }

@@ -86,6 +86,23 @@ type Gatewayless interface {
 	NoGateway(spec Spec, v6 bool) bool
 }
 
+// Director is a Driver of whose networks some need no gateway for what leaves:
+// the default route goes straight onto the link.
+type Director interface {
+	Direct(spec Spec) bool
+}
+
+// Sweeper is a Driver whose endpoints leave nothing on the host by which one could
+// be found that was half made or half removed in the namespace of a container that
+// lives on.
+type Sweeper interface {
+	// Sweeps tells whether there may be any.
+	Sweeps() bool
+	// Sweep removes those of a namespace that are not among the endpoints that live
+	// (by id).
+	Sweep(ns *netns.Handle, live map[string]bool) error
+}
+
 // Spec is a network as it is asked for.
 type Spec struct {
 	Name       string
@@ -142,6 +159,19 @@ func (l Live) Inside() inside.Link {
 		}
 	}
 	return in
+}
+
+// Join is what the endpoint was made from.
+func (l Live) Join() (Join, error) {
+	ep, in := l.Endpoint, l.Inside()
+	mac, err := net.ParseMAC(ep.MAC)
+	if err != nil {
+		return Join{}, err
+	}
+	return Join{
+		ContainerID: l.ContainerID, EndpointID: ep.EndpointID, Interface: ep.Interface, IP: in.IP, IP6: in.IP6,
+		Gateway: l.Gateway, Gateway6: l.Gateway6, MAC: mac, LinkLocal: in.LinkLocal, Sysctls: ep.Sysctls,
+	}, nil
 }
 
 // Inside is the link inside as the join wants it.

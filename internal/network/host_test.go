@@ -19,6 +19,7 @@ import (
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/network/bridge"
 	"escale.dev/escale/internal/network/firewall"
+	"escale.dev/escale/internal/network/macvlan"
 	"escale.dev/escale/internal/network/none"
 	"escale.dev/escale/internal/sys/netns"
 	"escale.dev/escale/internal/sys/netns/netnstest"
@@ -66,7 +67,7 @@ func newHost(t testing.TB, options ...func(*network.Config)) *host {
 }
 
 func managerOf(cfg network.Config) *network.Manager {
-	return network.NewManager(cfg, bridge.New(cfg), none.New(), none.Host())
+	return network.NewManager(cfg, bridge.New(cfg), none.New(), none.Host(), macvlan.New(cfg), macvlan.IPVLAN(cfg))
 }
 
 func (h *host) destroy() {

@@ -49,6 +49,9 @@ func (m *Manager) Connect(ctx context.Context, req Request, eps []Endpoint) (*Ch
 			return nil, worded(errdefs.ErrInvalidArgument, "container cannot be connected to multiple networks with one of the networks in private (none) mode")
 		}
 	}
+	if err := links.claim(plan.parts); err != nil {
+		return nil, err
+	}
 	ns, err := netns.Open(m.Path(req.ContainerID, eps))
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", req.ContainerID, err)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -64,6 +65,14 @@ func (m maker) openOne(ctx context.Context, d Driver, spec Spec, info Info) erro
 	pools, err := newPools(made.IPAM.Subnets)
 	if err != nil {
 		return err
+	}
+	if direct, ok := d.(Director); ok && direct.Direct(spec) {
+		for _, p := range pools {
+			p.gateway = netip.IPv4Unspecified()
+			if p.is6() {
+				p.gateway = netip.IPv6Unspecified()
+			}
+		}
 	}
 	m.networks.mu.Lock()
 	defer m.networks.mu.Unlock()

@@ -230,12 +230,22 @@ func ValidLink(name string) bool {
 }
 
 // namer gives names to the links of a container: eth0, eth1 and so on, passing
-// over those that are taken.
+// over those that are taken. A name that is asked for is claimed first.
 type namer map[string]bool
+
+func (n namer) claim(parts []part) error {
+	for _, p := range parts {
+		name := p.settings.DriverOpts[optionIfname]
+		if name != "" && n[name] {
+			return worded(errdefs.ErrConflict, "interface name %q is in use already", name)
+		}
+		n[name] = true
+	}
+	return nil
+}
 
 func (n namer) next(p *part) string {
 	if name := p.settings.DriverOpts[optionIfname]; name != "" {
-		n[name] = true
 		return name
 	}
 	prefix := cmp.Or(p.net.info.Options[optionPrefix], "eth")

@@ -74,6 +74,35 @@ func (m *Manager) Restore(ctx context.Context, live map[string][]Endpoint) error
 			errs = append(errs, fmt.Errorf("networks of driver %q: %w", d.Type(), err))
 		}
 	}
+	m.sweepInside(live)
 	errs = append(errs, m.dropUnused(func(string) bool { return true }))
 	return errors.Join(errs...)
+}
+
+// sweepInside removes from the namespaces of containers that live what no driver
+// finds from the host.
+func (m *Manager) sweepInside(live map[string][]Endpoint) {
+	for _, d := range m.drivers {
+		s, ok := d.(Sweeper)
+		if !ok || !s.Sweeps() {
+			continue
+		}
+		for id, eps := range live {
+			path := m.Path(id, eps)
+			if path == "" || !netns.Bound(path) {
+				continue
+			}
+			ids := map[string]bool{}
+			for _, ep := range eps {
+				ids[ep.EndpointID] = true
+			}
+			ns, err := netns.Open(path)
+			if err == nil {
+				err = errors.Join(s.Sweep(ns, ids), ns.Close())
+			}
+			if err != nil {
+				m.log.Error("looking for links that are left in a running container", "container", id, "error", err)
+			}
+		}
+	}
 }

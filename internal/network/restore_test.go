@@ -58,28 +58,40 @@ func roundTrip(t *testing.T, eps []network.Endpoint) (out []network.Endpoint) {
 	return out
 }
 
-// Without its bridge a network says what is wrong, and leaves nothing of a container.
+// A bridge that somebody removes is there anew at once, with all that was on it.
 func TestBridgeRemoved(t *testing.T) {
 	h := newHost(t)
-	l, err := netlink.LinkByName(h.cfg.Bridge())
-	if err == nil {
-		err = netlink.LinkDel(l)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := h.m.Setup(t.Context(), request("a")); err == nil || !strings.Contains(err.Error(), "its bridge") {
-		t.Errorf("a container without a bridge: %v", err)
-	}
-	links, err := netlink.LinkList()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, l := range links {
-		if l.Type() == "veth" {
-			t.Errorf("left: %s", l.Attrs().Name)
+	user := h.make(network.Create{Name: "user", EnableIPv6: yes()})
+	a, b, c, d := h.start("a", "8080->80"), h.start("b"), h.startAs(on("c", "user")), h.startAs(on("d", "user"))
+	a.serve("tcp", ":80")
+	c.serve("tcp", ":80")
+	c.serve("tcp6", ":81")
+	for range 3 {
+		for _, name := range []string{h.cfg.Bridge(), bridgeOf(user)} {
+			l, err := netlink.LinkByName(name)
+			if err == nil {
+				err = netlink.LinkDel(l)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
 		}
+		e := h.startAs(on("e", "bridge", "user")) // whether the watch was quicker or not
+		b.reaches("tcp", a.ip()+":80", "a", b.ip())
+		d.reaches("tcp", c.ip()+":80", "c", d.ip())
+		d.reaches("tcp6", "["+c.Endpoints[0].IP6+"]:81", "c", d.Endpoints[0].IP6)
+		h.here().reaches("tcp", "127.0.0.1:8080", "a", "172.17.0.1")
+		h.stop(e)
 	}
+	h.is(count{links: 4, handles: 4, elements: 1, tables: 1, bridges: 2})
+	for _, x := range []*box{c, d} {
+		h.stop(x)
+	}
+	if err := h.m.Remove(t.Context(), "user"); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond) // what its owner removes does not come back
+	h.gone(bridgeOf(user))
 }
 
 // Whatever an engine can leave half-made or half-removed, and what somebody else
@@ -242,7 +254,7 @@ const victimEnv = "ESCALE_NETWORK_VICTIM"
 
 func victim() {
 	cfg := network.DefaultConfig()
-	cfg.NetnsDir = os.Getenv(victimEnv)
+	cfg.NetnsDir, cfg.Dir = os.Getenv(victimEnv), os.Getenv(victimEnv+"_DIR")
 	cfg.Logger = slog.New(slog.DiscardHandler)
 	m := managerOf(cfg)
 	ctx := context.Background()
@@ -251,6 +263,10 @@ func victim() {
 		return
 	}
 	fmt.Println("open")
+	if cfg.Dir != "" {
+		fmt.Println("error", victimUsers(ctx, m))
+		return
+	}
 	for i := 0; ; i++ {
 		s, err := m.Setup(ctx, numbered(i, true))
 		if err != nil {

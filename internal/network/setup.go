@@ -65,6 +65,9 @@ func (s *setup) run(ctx context.Context) error {
 		s.door = v4
 	}
 	links := namer{}
+	if err := links.claim(s.plan.parts); err != nil {
+		return err
+	}
 	for i := range s.plan.parts {
 		if err := ctx.Err(); err != nil {
 			return err

@@ -100,6 +100,12 @@ func endpointSettings(v *container.View, asked *network.EndpointSettings, ep *en
 	es.GlobalIPv6Address, _ = netip.ParseAddr(ep.IP6)
 	es.GlobalIPv6PrefixLen = ep.PrefixLen6
 	es.IPv6Gateway, _ = netip.ParseAddr(ep.Gateway6)
+	if es.Gateway.IsValid() && es.Gateway.IsUnspecified() { // straight onto the link
+		es.Gateway = netip.Addr{}
+	}
+	if es.IPv6Gateway.IsValid() && es.IPv6Gateway.IsUnspecified() {
+		es.IPv6Gateway = netip.Addr{}
+	}
 	if mac, err := net.ParseMAC(ep.MAC); err == nil {
 		es.MacAddress = network.HardwareAddr(mac)
 	}

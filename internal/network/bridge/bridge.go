@@ -33,6 +33,9 @@ type Driver struct {
 	networks map[string]*bridged // by id
 	known    map[string]bool     // ids that Create was called with
 	batching bool                // the firewall waits for the end of a Batch
+	plugs    map[string]plug     // links on the host, by name
+
+	healing sync.Mutex // held by who makes a bridge anew
 }
 
 // house is what is known of the host.
@@ -63,7 +66,7 @@ func New(cfg network.Config) *Driver {
 	}
 	return &Driver{
 		house: house{cfg: cfg, log: log}, fw: firewall.New(firewall.Config{Instance: cfg.Instance, Links: cfg.LinkPrefix(), Strict: cfg.Strict, Logger: log}),
-		remover: remover{group: cfg.LinkGroup()}, networks: map[string]*bridged{}, known: map[string]bool{},
+		remover: remover{group: cfg.LinkGroup()}, networks: map[string]*bridged{}, known: map[string]bool{}, plugs: map[string]plug{},
 	}
 }
 
@@ -225,9 +228,6 @@ func (d *Driver) Delete(_ context.Context, id string) error {
 // Close implements network.Driver.
 func (d *Driver) Close() error { return d.fw.Close() }
 
-// Watch implements network.Watcher.
-func (d *Driver) Watch(ctx context.Context, ready func()) error { return d.fw.Watch(ctx, ready) }
-
 // Join implements network.Driver. Blocks for about a millisecond.
 func (d *Driver) Join(_ context.Context, id string, ns *netns.Handle, j network.Join) (ep network.Endpoint, err error) {
 	b, err := d.network(id)
@@ -240,15 +240,22 @@ func (d *Driver) Join(_ context.Context, id string, ns *netns.Handle, j network.
 	}
 	ep = network.Endpoint{NetworkID: id, EndpointID: j.EndpointID, Interface: j.Interface, MAC: mac.String()}
 	v := veth{ns: ns, mac: mac, hairpin: j.Published, Link: j.Inside()}
-	if ep.HostLink, err = d.connect(b, v, j.EndpointID); err != nil {
-		if l, e := netlink.LinkByIndex(b.index); errors.As(e, new(netlink.LinkNotFoundError)) || e == nil && l.Type() != "bridge" {
-			err = fmt.Errorf("its bridge %q was removed, an engine that starts anew makes it again", b.opts.link)
+	ep.HostLink, err = d.connect(b, v, j.EndpointID)
+	if l, e := netlink.LinkByIndex(b.index); err != nil && (errors.As(e, new(netlink.LinkNotFoundError)) || e == nil && l.Type() != "bridge") {
+		// Somebody has removed the bridge: it is there anew after this.
+		if err = (healer{d}).healOne(b); err == nil {
+			if b, err = d.network(id); err == nil {
+				ep.HostLink, err = d.connect(b, v, j.EndpointID)
+			}
 		}
+	}
+	if err != nil {
 		return network.Endpoint{}, fmt.Errorf("network %q: endpoint %s: %w", b.spec.Name, j.EndpointID, err)
 	}
 	if err := d.fw.Attach(ep.HostLink, j.IP.Addr(), j.IP6.Addr()); err != nil {
 		return network.Endpoint{}, errors.Join(fmt.Errorf("network %q: endpoint %s: %w", b.spec.Name, j.EndpointID, err), d.remover.remove(ep.HostLink))
 	}
+	d.note(ep.HostLink, id, j.Published)
 	return ep, nil
 }
 
@@ -269,6 +276,7 @@ func (d *Driver) Leave(ctx context.Context, ep network.Endpoint) error {
 	if err := d.Unpublish(ctx, []network.Endpoint{ep}); err != nil {
 		return err
 	}
+	d.forget(ep.HostLink)
 	if d.ours(ep.HostLink) {
 		if err := d.remover.remove(ep.HostLink); err != nil {
 			return err

@@ -72,6 +72,11 @@ func (d *Driver) ensureUser(b *bridged) error {
 	case link.Type() != "bridge":
 		return errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("bridge device with name %s is no bridge but a %s", b.opts.link, link.Type()))
 	}
+	if b.opts.link == ownName(b.spec.ID) && d.marked(b.opts.link) != b.spec.ID { // an engine was killed before it marked it
+		if err := netlink.LinkSetAlias(link, d.mark(b.spec.ID)); err != nil {
+			return err
+		}
+	}
 	b.index = link.Attrs().Index
 	return d.address(link, b)
 }

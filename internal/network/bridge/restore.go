@@ -66,6 +66,7 @@ func addressesOf(ep network.Endpoint) (out []netip.Addr) {
 func (d *Driver) takeUp(b *bridged, l network.Live, link netlink.Link) ([]firewall.Port, error) {
 	list, err := l.Endpoint.Mappings()
 	published := rulesOf(l.Endpoint, list)
+	d.note(l.Endpoint.HostLink, b.spec.ID, len(list) > 0)
 	return published, errors.Join(err, d.repair(b, l, link, len(list) > 0))
 }
 

@@ -2,10 +2,12 @@
 package networktest
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"escale.dev/escale/internal/network"
@@ -22,6 +24,11 @@ type Subject struct {
 	New func(t *testing.T) network.Driver
 	// Links tells whether the driver's endpoints have links and addresses.
 	Links bool
+	// Dir is the folder of namespaces that the driver looks for handles in; empty:
+	// it looks for none.
+	Dir string
+	// SameMAC tells that all endpoints have the parent's hardware address.
+	SameMAC bool
 	// HostLinks tells whether each endpoint has a link on the host, too.
 	HostLinks bool
 	// Options are those of the network that is made.
@@ -97,15 +104,41 @@ func links(t *testing.T) string {
 	return strings.Join(names, " ")
 }
 
-func space(t *testing.T) *netns.Handle {
+// box is the namespace of a container.
+type box struct {
+	*netns.Handle
+	name string // of its handle
+}
+
+func (s Subject) space(t *testing.T) box {
 	t.Helper()
-	ns, err := netns.New()
+	if s.Dir == "" {
+		ns, err := netns.New()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { ns.Close() })
+		return box{Handle: ns}
+	}
+	f, err := netns.OpenFolder(s.Dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { ns.Close() })
-	return ns
+	name := fmt.Sprintf("box%d", boxes.Add(1))
+	ns, err := f.New(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ns.Close()
+		if err := f.Destroy(); err != nil {
+			t.Error(err)
+		}
+	})
+	return box{ns, name}
 }
+
+var boxes atomic.Int64
 
 // how is the join of container n, which is one digit; the address follows from it.
 func (s Subject) how(n string) network.Join {
@@ -117,14 +150,14 @@ func (s Subject) how(n string) network.Join {
 	return j
 }
 
-func (s Subject) join(t *testing.T, d network.Driver, ns *netns.Handle, n string) network.Endpoint {
+func (s Subject) join(t *testing.T, d network.Driver, ns box, n string) network.Endpoint {
 	t.Helper()
 	j := s.how(n)
-	ep, err := d.Join(t.Context(), id, ns, j)
+	ep, err := d.Join(t.Context(), id, ns.Handle, j)
 	if err != nil {
 		t.Fatal(err)
 	}
-	ep.Network, ep.NetworkID = "test", id // as the manager completes it
+	ep.Network, ep.NetworkID, ep.Handle = "test", id, ns.name // as the manager completes it
 	if s.Links {
 		ep.IP, ep.PrefixLen, ep.IP6, ep.PrefixLen6 = j.IP.Addr().String(), j.IP.Bits(), j.IP6.Addr().String(), j.IP6.Bits()
 	}
@@ -164,7 +197,7 @@ func testCreate(t *testing.T, s Subject) {
 }
 
 func testJoin(t *testing.T, s Subject) {
-	d, ns := s.open(t), space(t)
+	d, ns := s.open(t), s.space(t)
 	before := links(t)
 	ep := s.join(t, d, ns, "1")
 	if ep.EndpointID != strings.Repeat("1", 64) {
@@ -187,7 +220,7 @@ func testJoin(t *testing.T, s Subject) {
 }
 
 // addresses are those of the links in a namespace but the loopback link.
-func addresses(t *testing.T, ns *netns.Handle) (out string) {
+func addresses(t *testing.T, ns box) (out string) {
 	t.Helper()
 	if err := ns.Do(func() error {
 		list, err := net.Interfaces()
@@ -214,7 +247,7 @@ func addresses(t *testing.T, ns *netns.Handle) (out string) {
 }
 
 // routes are the gateways of the default routes in a namespace.
-func routes(t *testing.T, ns *netns.Handle) string {
+func routes(t *testing.T, ns box) string {
 	t.Helper()
 	var out []string
 	if err := ns.Do(func() error {
@@ -238,8 +271,8 @@ func routes(t *testing.T, ns *netns.Handle) string {
 
 func testDistinct(t *testing.T, s Subject) {
 	d := s.open(t)
-	a, b := s.join(t, d, space(t), "1"), s.join(t, d, space(t), "2")
-	if s.Links && a.MAC == b.MAC || s.HostLinks && a.HostLink == b.HostLink {
+	a, b := s.join(t, d, s.space(t), "1"), s.join(t, d, s.space(t), "2")
+	if s.Links && !s.SameMAC && a.MAC == b.MAC || s.HostLinks && a.HostLink == b.HostLink {
 		t.Errorf("endpoints %+v and %+v", a, b)
 	}
 	leave(t, d, a)
@@ -248,7 +281,7 @@ func testDistinct(t *testing.T, s Subject) {
 
 func testUnknown(t *testing.T, s Subject) {
 	d := s.open(t)
-	_, err := d.Join(t.Context(), strings.Repeat("0", 64), space(t), network.Join{EndpointID: strings.Repeat("1", 64), Interface: "eth0"})
+	_, err := d.Join(t.Context(), strings.Repeat("0", 64), s.space(t).Handle, network.Join{EndpointID: strings.Repeat("1", 64), Interface: "eth0"})
 	if !errdefs.IsNotFound(err) {
 		t.Errorf("Join: %v", err)
 	}
@@ -258,14 +291,14 @@ func testFailedJoin(t *testing.T, s Subject) {
 	if !s.Links {
 		t.Skip("makes no links: nothing can fail half-way")
 	}
-	d, ns := s.open(t), space(t)
+	d, ns := s.open(t), s.space(t)
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name = "eth0" // in the way
 	if err := ns.Do(func() error { return netlink.LinkAdd(&netlink.Veth{LinkAttrs: attrs, PeerName: "other"}) }); err != nil {
 		t.Fatal(err)
 	}
 	before := links(t)
-	if _, err := d.Join(t.Context(), id, ns, s.how("1")); err == nil {
+	if _, err := d.Join(t.Context(), id, ns.Handle, s.how("1")); err == nil {
 		t.Error("a second link called eth0 was made")
 	}
 	if after := links(t); after != before {
@@ -276,7 +309,7 @@ func testFailedJoin(t *testing.T, s Subject) {
 func testRestore(t *testing.T, s Subject) {
 	d := s.open(t)
 	empty := links(t)
-	kept, lost := s.join(t, d, space(t), "1"), s.join(t, d, space(t), "2")
+	kept, lost := s.join(t, d, s.space(t), "1"), s.join(t, d, s.space(t), "2")
 	next := s.New(t)
 	defer next.Close()
 	if _, err := next.Create(t.Context(), s.spec()); err != nil {
@@ -289,7 +322,7 @@ func testRestore(t *testing.T, s Subject) {
 	if s.HostLinks && (!strings.Contains(after, kept.HostLink) || strings.Contains(after, lost.HostLink)) {
 		t.Errorf("links are %q: %s is to be there, %s is not", after, kept.HostLink, lost.HostLink)
 	}
-	leave(t, next, s.join(t, next, space(t), "3"))
+	leave(t, next, s.join(t, next, s.space(t), "3"))
 	leave(t, next, kept)
 	if after := links(t); after != empty {
 		t.Errorf("links are %q, were %q", after, empty)
@@ -299,7 +332,7 @@ func testRestore(t *testing.T, s Subject) {
 func testSuccessor(t *testing.T, s Subject) {
 	d := s.open(t)
 	before := links(t)
-	ep := s.join(t, d, space(t), "1")
+	ep := s.join(t, d, s.space(t), "1")
 	next := s.New(t)
 	defer next.Close()
 	leave(t, next, ep) // it has not even heard of the network yet

@@ -115,7 +115,7 @@ func (c *Client) counter() error {
 		return err
 	}
 	ops := []func(b *box) error{
-		(*box).exec, (*box).exec, (*box).followOp, (*box).restart, (*box).killAndStart, (*box).rename, (*box).stopAndStart,
+		(*box).exec, (*box).exec, (*box).followOp, (*box).restart, (*box).killAndStart, (*box).rename, (*box).stopAndStart, (*box).wander, (*box).wander,
 	}
 	for range 1 + c.rng.IntN(4) {
 		if err := b.untilCounting(); err != nil {
