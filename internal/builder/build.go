@@ -44,7 +44,7 @@ func (b *Builder) Build(ctx context.Context, o request.Build, told request.Told)
 	if err != nil {
 		return err
 	}
-	if err := b.begin(); err != nil {
+	if err := b.begin(ctx); err != nil {
 		return err
 	}
 	defer b.end()

@@ -88,7 +88,8 @@ type Builder struct {
 	mu     sync.Mutex
 	kit    *kit // nil: not started
 	closed bool
-	busy   int // builds under way
+	busy   int           // builds under way
+	tidy   chan struct{} // closed once nothing half made is in the cache
 	builds map[string]context.CancelCauseFunc
 }
 
@@ -97,7 +98,7 @@ func New(cfg Config) *Builder {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	b := &Builder{cfg: cfg, log: cfg.Logger, builds: map[string]context.CancelCauseFunc{}}
+	b := &Builder{cfg: cfg, log: cfg.Logger, builds: map[string]context.CancelCauseFunc{}, tidy: make(chan struct{})}
 	b.exec = newExecutor(&b.cfg)
 	return b
 }
@@ -118,6 +119,7 @@ func (b *Builder) Open(ctx context.Context) error {
 	b.exec.sweep(ctx)
 	_, err := os.Stat(b.path(busyFile))
 	if errors.Is(err, fs.ErrNotExist) {
+		close(b.tidy)
 		return nil
 	}
 	b.log.Info("collecting what builds left that were cut off")
@@ -129,13 +131,18 @@ func (b *Builder) Open(ctx context.Context) error {
 	return nil
 }
 
-// collectCutOff removes the half-made parts of the cache.
+// collectCutOff removes the half-made parts of the cache. Builds wait until they are
+// out of it, not until the disk has its space back.
 func (b *Builder) collectCutOff(ctx context.Context) error {
 	k, err := b.start()
+	if err == nil {
+		err = k.dropHalfMade(ctx)
+	}
+	close(b.tidy)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(k.pruneHalfMade(ctx), b.cfg.Images.Collect(ctx)); err != nil {
+	if err := b.cfg.Images.Collect(ctx); err != nil {
 		return err
 	}
 	b.mu.Lock()
@@ -174,8 +181,14 @@ func (b *Builder) start() (*kit, error) {
 	return k, nil
 }
 
-// begin counts a build and writes down that there is one.
-func (b *Builder) begin() error {
+// begin counts a build and writes down that there is one. It blocks while what an
+// engine that was killed has left is taken out of the cache.
+func (b *Builder) begin(ctx context.Context) error {
+	select {
+	case <-b.tidy:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {

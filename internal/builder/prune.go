@@ -74,22 +74,29 @@ func (b *Builder) Prune(ctx context.Context, o request.Prune) (request.Pruned, e
 	})
 }
 
-func (k *kit) prune(ctx context.Context, r *control.PruneRequest) (p request.Pruned, err error) {
-	err = k.control.Prune(r, &sink[control.UsageRecord]{ctx: ctx, send: func(u *control.UsageRecord) error {
-		p.IDs = append(p.IDs, u.ID)
-		p.Bytes += u.Size
-		return nil
-	}})
+func (k *kit) prune(ctx context.Context, r *control.PruneRequest) (request.Pruned, error) {
+	p, err := k.drop(ctx, r)
 	if err == nil && len(p.IDs) > 0 {
 		err = k.worker.images.Collect(ctx)
 	}
 	return p, err
 }
 
-// pruneHalfMade removes what steps were writing when the engine was killed:
-// snapshots that are not committed and no cache mounts. Sources go along.
-func (k *kit) pruneHalfMade(ctx context.Context) error {
-	_, err := k.prune(ctx, &control.PruneRequest{All: true, Filter: []string{"mutable,type==regular"}})
+// drop takes records out of the cache; the disk has its space back after a collection.
+func (k *kit) drop(ctx context.Context, r *control.PruneRequest) (p request.Pruned, err error) {
+	err = k.control.Prune(r, &sink[control.UsageRecord]{ctx: ctx, send: func(u *control.UsageRecord) error {
+		p.IDs = append(p.IDs, u.ID)
+		p.Bytes += u.Size
+		return nil
+	}})
+	return p, err
+}
+
+// dropHalfMade takes out what steps were writing when the engine was killed:
+// snapshots that are not committed and no cache mounts. Sources go along. No build
+// may be under way: it could have found what is taken from it.
+func (k *kit) dropHalfMade(ctx context.Context) error {
+	_, err := k.drop(ctx, &control.PruneRequest{All: true, Filter: []string{"mutable,type==regular"}})
 	return err
 }
 

@@ -55,7 +55,7 @@ func (b *Builder) ServeGRPC(ctx context.Context, w request.Hijacker, r *http.Req
 		return err
 	}
 	// What a client builds over it is not seen one by one.
-	if err := b.begin(); err != nil {
+	if err := b.begin(ctx); err != nil {
 		return err
 	}
 	defer b.end()
