@@ -143,10 +143,20 @@ var chances = []struct {
 	{regexp.MustCompile(`(?m)^(Start the engine with|Check the address, or name).*\n`), ""},
 }
 
+// The containers of the two are made one after the other: how long ago differs, and
+// with it how wide the columns of a table are.
+var (
+	age  = regexp.MustCompile(`(Less than a second|About a minute|\d+ (seconds?|minutes?)) ago`)
+	wide = regexp.MustCompile(` {2,}`)
+)
+
 func (p place) normal(s string) string {
 	s = strings.NewReplacer(p.name, "MINE", p.dir, "/MY").Replace(s)
 	for _, c := range chances {
 		s = c.pattern.ReplaceAllString(s, c.with)
+	}
+	if age.MatchString(s) {
+		s = wide.ReplaceAllString(age.ReplaceAllString(s, "A WHILE ago"), "  ")
 	}
 	return s
 }
