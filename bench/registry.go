@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -69,7 +70,7 @@ func debianRegistry(path string) registryProgram {
 	return registryProgram{"Debian's registry", path, func(addr, root string) ([]string, error) {
 		file := filepath.Join(root, "config.yml")
 		return []string{"serve", file}, os.WriteFile(file, fmt.Appendf(nil, `version: 0.1
-log: {level: panic, accesslog: {disabled: true}}
+log: {level: error, accesslog: {disabled: true}}
 storage: {cache: {blobdescriptor: inmemory}, filesystem: {rootdirectory: %q}, delete: {enabled: true}}
 http: {addr: %q}
 `, root, addr), 0o600)
@@ -92,7 +93,8 @@ func (p registryProgram) start(ctx context.Context, root string) (addr string, s
 		return "", nil, err
 	}
 	cmd := exec.CommandContext(ctx, p.path, args...)
-	cmd.Stderr = os.Stderr
+	var said bytes.Buffer // of interest only when it ends too early: Debian's logs every 404
+	cmd.Stderr = &said
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = 10 * time.Second
 	if err := cmd.Start(); err != nil {
@@ -114,7 +116,7 @@ func (p registryProgram) start(ctx context.Context, root string) (addr string, s
 		select {
 		case err := <-ended:
 			ended <- err
-			return "", nil, errors.Join(fmt.Errorf("ended before it answered: %v", err), stop())
+			return "", nil, errors.Join(fmt.Errorf("ended before it answered: %v: %s", err, said.String()), stop())
 		case <-time.After(20 * time.Millisecond):
 		}
 		if res, err := http.Get("http://" + addr + "/v2/"); err == nil {
