@@ -330,8 +330,8 @@ func hijack(w http.ResponseWriter) (net.Conn, *bufio.ReadWriter) {
 }
 
 func (f *fakeEngine) attach(w http.ResponseWriter, c *fakeContainer) {
+	f.mu.Lock() // or a client that starts it at once would miss what it says first
 	conn, rw := hijack(w)
-	f.mu.Lock()
 	c.conns = append(c.conns, conn)
 	f.mu.Unlock()
 	go func() {
