@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"escale.dev/escale/client"
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 
@@ -157,18 +158,13 @@ func completeBefore(a *app, words ...string) completer {
 
 // completeNetworks offers the engine's networks beside what every engine has.
 func completeNetworks(a *app) completer {
-	words := []string{"bridge", "host", "none"}
+	words, listed := []string{"bridge", "host", "none"}, completeNetworkNames(a)
 	return func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
-		all := words
-		if c, err := a.completionClient(cmd); err == nil {
-			ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
-			defer cancel()
-			if res, err := c.NetworkList(ctx, moby.NetworkListOptions{}); err == nil {
-				for i := range res.Items {
-					if n := res.Items[i].Name; !slices.Contains(all, n) {
-						all = append(all, n)
-					}
-				}
+		all := slices.Clone(words)
+		names, _ := listed(cmd, args, typed) // without an engine there are the words
+		for _, n := range names {
+			if !slices.Contains(all, n) {
+				all = append(all, n)
 			}
 		}
 		return completeBefore(a, all...)(cmd, args, typed)
@@ -177,19 +173,13 @@ func completeNetworks(a *app) completer {
 
 // completeInfo offers a list that the engine tells of itself.
 func completeInfo(a *app, list func(moby.SystemInfoResult) []string) completer {
-	return func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
-		defer cancel()
-		c, err := a.completionClient(cmd)
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveNoFileComp
-		}
+	return completeListed(a, func(ctx context.Context, c *client.Client) ([]string, error) {
 		res, err := c.Info(ctx, moby.InfoOptions{})
 		if err != nil {
-			return nil, cobra.ShellCompDirectiveError
+			return nil, err
 		}
-		return list(res), cobra.ShellCompDirectiveNoFileComp
-	}
+		return list(res), nil
+	})
 }
 
 func runtimes(i moby.SystemInfoResult) []string {

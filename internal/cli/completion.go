@@ -6,6 +6,7 @@ import (
 	"strings"
 	"time"
 
+	"escale.dev/escale/client"
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 )
@@ -53,48 +54,51 @@ const (
 // completionTime bounds what a press of the Tab key may cost.
 const completionTime = 2 * time.Second
 
-// completeContainers offers names for the first n arguments, -1 for all.
-func completeContainers(a *app, all bool, n int) completer {
-	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		const done = cobra.ShellCompDirectiveNoFileComp
-		if n >= 0 && len(args) >= n {
-			return nil, done
-		}
-		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
-		defer cancel()
-		c, err := a.completionClient(cmd)
-		if err != nil {
-			return nil, done
-		}
-		res, err := c.ContainerList(ctx, moby.ContainerListOptions{All: all})
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveError
-		}
-		var names []string
-		for i := range res.Items {
-			names = append(names, (&psRow{c: &res.Items[i], trunc: true}).Names())
-		}
-		return names, done
-	}
-}
-
-// completeImages offers images for the first n arguments, -1 for all; what
-// follows may be a file.
-func completeImages(a *app, n int) completer {
-	return func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		if n >= 0 && len(args) >= n {
-			return nil, cobra.ShellCompDirectiveDefault
-		}
+// completeListed offers what the engine lists.
+func completeListed(a *app, list func(context.Context, *client.Client) ([]string, error)) completer {
+	return func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
 		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
 		defer cancel()
 		c, err := a.completionClient(cmd)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveNoFileComp
 		}
-		res, err := c.ImageList(ctx, moby.ImageListOptions{})
+		names, err := list(ctx, c)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveError
 		}
+		return names, cobra.ShellCompDirectiveNoFileComp
+	}
+}
+
+// completeFirst offers it for the first n arguments, -1 for all, and then what
+// otherwise says.
+func completeFirst(n int, offer completer, otherwise cobra.ShellCompDirective) completer {
+	return func(cmd *cobra.Command, args []string, typed string) ([]string, cobra.ShellCompDirective) {
+		if n >= 0 && len(args) >= n {
+			return nil, otherwise
+		}
+		return offer(cmd, args, typed)
+	}
+}
+
+// completeContainers offers names for the first n arguments, -1 for all.
+func completeContainers(a *app, all bool, n int) completer {
+	return completeFirst(n, completeListed(a, func(ctx context.Context, c *client.Client) ([]string, error) {
+		res, err := c.ContainerList(ctx, moby.ContainerListOptions{All: all})
+		var names []string
+		for i := range res.Items {
+			names = append(names, (&psRow{c: &res.Items[i], trunc: true}).Names())
+		}
+		return names, err
+	}), cobra.ShellCompDirectiveNoFileComp)
+}
+
+// completeImages offers images for the first n arguments, -1 for all; what
+// follows may be a file.
+func completeImages(a *app, n int) completer {
+	return completeFirst(n, completeListed(a, func(ctx context.Context, c *client.Client) ([]string, error) {
+		res, err := c.ImageList(ctx, moby.ImageListOptions{})
 		var names []string
 		for _, i := range res.Items {
 			for _, t := range i.RepoTags {
@@ -105,18 +109,13 @@ func completeImages(a *app, n int) completer {
 				}
 			}
 		}
-		return names, cobra.ShellCompDirectiveNoFileComp
-	}
+		return names, err
+	}), cobra.ShellCompDirectiveDefault)
 }
 
 // completionClient connects as the line being completed would: its global
 // flags have been parsed, but no command has run.
-func (a *app) completionClient(cmd *cobra.Command) (interface {
-	ContainerList(context.Context, moby.ContainerListOptions) (moby.ContainerListResult, error)
-	ImageList(context.Context, moby.ImageListOptions) (moby.ImageListResult, error)
-	NetworkList(context.Context, moby.NetworkListOptions) (moby.NetworkListResult, error)
-	Info(context.Context, moby.InfoOptions) (moby.SystemInfoResult, error)
-}, error) {
+func (a *app) completionClient(cmd *cobra.Command) (*client.Client, error) {
 	if err := a.finishFlags(cmd.Root().Flags()); err != nil {
 		return nil, err
 	}

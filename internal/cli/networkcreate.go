@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"escale.dev/escale/client"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/network"
 	moby "github.com/moby/moby/client"
@@ -246,24 +247,14 @@ func networkDisconnectCommand(a *app) *cobra.Command {
 
 // completeNetworkNames offers the names of networks.
 func completeNetworkNames(a *app) completer {
-	return func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-		const done = cobra.ShellCompDirectiveNoFileComp
-		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
-		defer cancel()
-		c, err := a.completionClient(cmd)
-		if err != nil {
-			return nil, done
-		}
+	return completeListed(a, func(ctx context.Context, c *client.Client) ([]string, error) {
 		res, err := c.NetworkList(ctx, moby.NetworkListOptions{})
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveError
-		}
-		names := make([]string, len(res.Items))
+		var names []string
 		for i := range res.Items {
-			names[i] = res.Items[i].Name
+			names = append(names, res.Items[i].Name)
 		}
-		return names, done
-	}
+		return names, err
+	})
 }
 
 // completeNetworkAndContainer offers a network first, then containers.

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"strings"
 
+	"escale.dev/escale/client"
 	"github.com/moby/moby/api/types/plugin"
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
@@ -97,25 +98,12 @@ func (r *pluginRow) PluginReference() string { return r.p.PluginReference }
 
 // completePlugins offers the names of plugins.
 func completePlugins(a *app) completer {
-	return func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-		const done = cobra.ShellCompDirectiveNoFileComp
-		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
-		defer cancel()
-		if err := a.finishFlags(cmd.Root().Flags()); err != nil {
-			return nil, done
-		}
-		c, err := a.client()
-		if err != nil {
-			return nil, done
-		}
+	return completeListed(a, func(ctx context.Context, c *client.Client) ([]string, error) {
 		res, err := c.PluginList(ctx, moby.PluginListOptions{})
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveError
-		}
 		var names []string
-		for _, p := range res.Items {
-			names = append(names, p.Name)
+		for i := range res.Items {
+			names = append(names, res.Items[i].Name)
 		}
-		return names, done
-	}
+		return names, err
+	})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 
+	"escale.dev/escale/client"
 	"github.com/moby/moby/api/types/volume"
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
@@ -152,25 +153,12 @@ func (o *pruneOptions) volumes(ctx context.Context, a *app) (string, uint64, err
 
 // completeVolumes offers the names of volumes.
 func completeVolumes(a *app) completer {
-	return func(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-		const done = cobra.ShellCompDirectiveNoFileComp
-		ctx, cancel := context.WithTimeout(cmd.Context(), completionTime)
-		defer cancel()
-		if err := a.finishFlags(cmd.Root().Flags()); err != nil {
-			return nil, done
-		}
-		c, err := a.client()
-		if err != nil {
-			return nil, done
-		}
+	return completeListed(a, func(ctx context.Context, c *client.Client) ([]string, error) {
 		res, err := c.VolumeList(ctx, moby.VolumeListOptions{})
-		if err != nil {
-			return nil, cobra.ShellCompDirectiveError
-		}
 		var names []string
-		for _, v := range res.Items {
-			names = append(names, v.Name)
+		for i := range res.Items {
+			names = append(names, res.Items[i].Name)
 		}
-		return names, done
-	}
+		return names, err
+	})
 }
