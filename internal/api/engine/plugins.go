@@ -149,22 +149,16 @@ func (p pluginRoutes) streamed(w *response, r *request, do func(told managed.Pro
 }
 
 func (p pluginRoutes) pull(w *response, r *request) error {
-	t, name, err := p.transfer(r, r.query.get("name"))
-	if err != nil {
-		return err
-	}
-	if err := readJSON(w, r, &t.Privileges); err != nil {
-		return err
-	}
-	w.Header().Set("Docker-Plugin-Name", name)
-	return p.streamed(w, r, func(told managed.Progress) error {
-		t.Told = told
-		return p.cfg.Plugins.Pull(r.Context(), name, t)
-	})
+	return p.bring(w, r, r.query.get("name"), p.cfg.Plugins.Pull)
 }
 
 func (p pluginRoutes) upgrade(w *response, r *request) error {
-	t, name, err := p.transfer(r, r.name)
+	return p.bring(w, r, r.name, p.cfg.Plugins.Upgrade)
+}
+
+// bring fetches a plugin from a registry, with the privileges that the client grants.
+func (p pluginRoutes) bring(w *response, r *request, ref string, do func(ctx context.Context, name string, t managed.Transfer) error) error {
+	t, name, err := p.transfer(r, ref)
 	if err != nil {
 		return err
 	}
@@ -174,7 +168,7 @@ func (p pluginRoutes) upgrade(w *response, r *request) error {
 	w.Header().Set("Docker-Plugin-Name", name)
 	return p.streamed(w, r, func(told managed.Progress) error {
 		t.Told = told
-		return p.cfg.Plugins.Upgrade(r.Context(), name, t)
+		return do(r.Context(), name, t)
 	})
 }
 
