@@ -224,6 +224,24 @@ func (m *Manager) find(ref string) (*entry, error) {
 	return found, nil
 }
 
+// hold finds a plugin for who changes it; the caller unlocks its op. It blocks while
+// another does. Kinds: those of find, NotFound also for one that was removed meanwhile.
+func (m *Manager) hold(ref string) (*entry, error) {
+	e, err := m.find(ref)
+	if err != nil {
+		return nil, err
+	}
+	e.op.Lock()
+	m.mu.Lock()
+	there := m.byID[e.view().ID] == e
+	m.mu.Unlock()
+	if !there {
+		e.op.Unlock()
+		return nil, errdefs.ErrNotFound.WithMessage(fmt.Sprintf("plugin %q not found", ref))
+	}
+	return e, nil
+}
+
 // List gives all plugins, by name.
 func (m *Manager) List() []apiplugin.Plugin {
 	out := []apiplugin.Plugin{}
@@ -244,11 +262,10 @@ func (m *Manager) Inspect(ref string) (apiplugin.Plugin, error) {
 // Enable starts a plugin and waits until it answers, as long as timeout says, 0 being
 // some seconds. Kinds: NotFound, Conflict for one that is enabled.
 func (m *Manager) Enable(ctx context.Context, ref string, timeout time.Duration) error {
-	e, err := m.find(ref)
+	e, err := m.hold(ref)
 	if err != nil {
 		return err
 	}
-	e.op.Lock()
 	defer e.op.Unlock()
 	if v := e.view(); v.Enabled {
 		return conflictf("plugin already enabled: plugin %s is enabled", v.Name)
@@ -267,11 +284,10 @@ func (m *Manager) Enable(ctx context.Context, ref string, timeout time.Duration)
 
 // Disable ends a plugin; with force also one that is in use. Kinds: NotFound, Conflict.
 func (m *Manager) Disable(ctx context.Context, ref string, force bool) error {
-	e, err := m.find(ref)
+	e, err := m.hold(ref)
 	if err != nil {
 		return err
 	}
-	e.op.Lock()
 	defer e.op.Unlock()
 	v := e.view()
 	switch {
@@ -291,11 +307,10 @@ func (m *Manager) Disable(ctx context.Context, ref string, force bool) error {
 // Set changes settings, NAME[.FIELD]=VALUE each, of a plugin that is disabled. Kinds:
 // NotFound, InvalidArgument, Conflict.
 func (m *Manager) Set(ref string, args []string) error {
-	e, err := m.find(ref)
+	e, err := m.hold(ref)
 	if err != nil {
 		return err
 	}
-	e.op.Lock()
 	defer e.op.Unlock()
 	p := e.view()
 	if err := set(&p, args); err != nil {
@@ -306,11 +321,10 @@ func (m *Manager) Set(ref string, args []string) error {
 
 // Remove deletes a plugin; with force also one that runs or is in use. Kinds: NotFound, Conflict.
 func (m *Manager) Remove(ctx context.Context, ref string, force bool) error {
-	e, err := m.find(ref)
+	e, err := m.hold(ref)
 	if err != nil {
 		return err
 	}
-	e.op.Lock()
 	defer e.op.Unlock()
 	v := e.view()
 	switch {

@@ -271,11 +271,10 @@ func (m *Manager) add(rec record, dir string) (*entry, error) {
 // Upgrade replaces a plugin that is disabled by another version; settings stay. Kinds:
 // NotFound, Conflict, and those of Pull.
 func (m *Manager) Upgrade(ctx context.Context, ref string, t Transfer) error {
-	e, err := m.find(ref)
+	e, err := m.hold(ref)
 	if err != nil {
 		return err
 	}
-	e.op.Lock()
 	defer e.op.Unlock()
 	if v := e.view(); v.Enabled {
 		return conflictf("plugin must be disabled before upgrading: plugin %s is enabled", v.Name)
