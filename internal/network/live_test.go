@@ -1,18 +1,15 @@
 package network_test
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
 	"os"
-	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -380,7 +377,7 @@ func TestKillUsers(t *testing.T) {
 		if err := h.m.Close(); err != nil {
 			t.Fatal(err)
 		}
-		live := h.killed(time.Duration(rand.IntN(150_000)) * time.Microsecond)
+		live := runVictim(t, h, time.Duration(rand.IntN(150_000))*time.Microsecond, victimEnv+"_DIR="+h.cfg.Dir)
 		h.again(live)
 		links := 0
 		for _, eps := range live {
@@ -409,36 +406,4 @@ func TestKillUsers(t *testing.T) {
 			t.Fatalf("after round %d", round)
 		}
 	}
-}
-
-// killed runs a victim and kills it after a while.
-func (h *host) killed(after time.Duration) map[string][]network.Endpoint {
-	h.t.Helper()
-	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), victimEnv+"="+h.cfg.NetnsDir, victimEnv+"_DIR="+h.cfg.Dir)
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		h.t.Fatal(err)
-	}
-	live := map[string][]network.Endpoint{}
-	lines := bufio.NewScanner(out)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		word, rest, _ := strings.Cut(lines.Text(), " ")
-		switch word {
-		case "open":
-			time.AfterFunc(after, func() { _ = cmd.Process.Signal(syscall.SIGKILL) })
-		case "live":
-			if json.Unmarshal([]byte(rest), &live) != nil {
-				h.t.Logf("cut off: %s", rest)
-			}
-		case "error":
-			h.t.Error(rest)
-		}
-	}
-	_ = cmd.Wait()
-	return live
 }

@@ -314,10 +314,13 @@ func TestKill(t *testing.T) {
 	}
 }
 
-func runVictim(t *testing.T, h *host, after time.Duration) map[string][]network.Endpoint {
+// runVictim runs a process that makes networks of containers, and kills it after a
+// while from when it is open; the variables say more of what it does. The result is
+// what it had told of by then.
+func runVictim(t *testing.T, h *host, after time.Duration, variables ...string) map[string][]network.Endpoint {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
-	cmd.Env = append(os.Environ(), victimEnv+"="+h.cfg.NetnsDir)
+	cmd.Env = append(append(os.Environ(), victimEnv+"="+h.cfg.NetnsDir), variables...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
