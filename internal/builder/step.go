@@ -291,12 +291,22 @@ func (s *step) etc(ctx context.Context, o *oci.Options) error {
 	if err != nil {
 		return err
 	}
-	hosts, _, err := bkoci.GetHostsFile(ctx, root, s.meta.ExtraHosts, nil, s.hostname())
-	if err != nil {
+	// BuildKit's own way to write hosts keeps the directory open for ever.
+	const hosts = "hosts"
+	if err := root.WriteFile(hosts, s.hosts(), 0o644); err != nil {
 		return err
 	}
 	o.ResolvConfPath, o.HostsPath = filepath.Join(s.dir, resolv), filepath.Join(s.dir, hosts)
 	return nil
+}
+
+// hosts is the step's /etc/hosts.
+func (s *step) hosts() []byte {
+	b := fmt.Appendf(nil, "127.0.0.1\tlocalhost %s\n::1\tlocalhost ip6-localhost ip6-loopback\n", s.hostname())
+	for _, h := range s.meta.ExtraHosts {
+		b = fmt.Appendf(b, "%s\t%s\n", h.IP, h.Host)
+	}
+	return b
 }
 
 func (s *step) config(m bkexec.Meta) *container.Config {

@@ -42,6 +42,11 @@ const (
 // baseline: a connection that closes just now, a database that reads.
 const descriptorSlack = 6
 
+// pipeSlack is the same for pipes: Go keeps those through which it has spliced for
+// the next time, two descriptors for each of as many as were at work at once, until
+// its collector has run twice.
+const pipeSlack = 64
+
 // Report says what was left, by kind.
 type Report map[Kind][]string
 
@@ -182,14 +187,14 @@ func (inv *inventory) since(base *inventory) Report {
 		}
 		slices.Sort(r[k])
 	}
-	total := 0
+	total, pipes := 0, inv.fds["pipe"]-base.fds["pipe"]
 	for _, n := range inv.fds {
 		total += n
 	}
 	for _, n := range base.fds {
 		total -= n
 	}
-	if len(base.fds) > 0 && total > descriptorSlack {
+	if len(base.fds) > 0 && (total-pipes > descriptorSlack || pipes > pipeSlack) {
 		for _, what := range slices.Sorted(maps.Keys(inv.fds)) {
 			if d := inv.fds[what] - base.fds[what]; d > 0 {
 				r[Descriptors] = append(r[Descriptors], fmt.Sprintf("%d more of %s", d, what))
