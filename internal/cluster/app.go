@@ -27,6 +27,7 @@ type AppSpec struct {
 	Dir      string                 `json:",omitempty"` // of the project
 	Files    []string               `json:",omitempty"`
 	Removed  bool                   `json:",omitempty"` // down: it goes once all that it owns has gone
+	Released bool                   `json:",omitempty"` // it goes, and its containers stay
 	Volumed  bool                   `json:",omitempty"` // its volumes go, too
 }
 

@@ -20,6 +20,7 @@ func (*Network) Kind() Kind { return KindNetwork }
 type NetworkSpec struct {
 	Name     string
 	External bool                   `json:",omitempty"` // it is somebody else's, and only used
+	Removed  bool                   `json:",omitempty"` // it goes: the engine's first, then the object
 	Create   *network.CreateRequest `json:",omitempty"` // of what options, its name apart
 }
 
@@ -43,6 +44,7 @@ func (*Volume) Kind() Kind { return KindVolume }
 type VolumeSpec struct {
 	Name     string
 	External bool              `json:",omitempty"`
+	Removed  bool              `json:",omitempty"` // it goes, with its data
 	Driver   string            `json:",omitempty"`
 	Options  map[string]string `json:",omitempty"`
 	Labels   map[string]string `json:",omitempty"`

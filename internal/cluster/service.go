@@ -30,6 +30,7 @@ type ServiceSpec struct {
 	Endpoint EndpointMode `json:",omitempty"`
 	Number   uint64       // counts changes of Task that need new tasks; kept by who writes the spec
 	Networks []Attachment `json:",omitempty"`
+	Halted   bool         `json:",omitempty"` // its tasks are made, but not started
 }
 
 // Mode is how many tasks a service has; exactly one field is set.

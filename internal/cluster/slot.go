@@ -72,7 +72,7 @@ func (s *Service) First(slot uint64, node string) *Task {
 	}
 	return &Task{
 		Meta: Meta{Name: name, Owner: s.ID, Labels: s.Spec.Labels}, Spec: s.Spec.Task, SpecNumber: s.Spec.Number, Slot: slot, Node: node,
-		Number: 1, Desired: TaskRunning, Status: TaskStatus{State: TaskNew}, Networks: s.Spec.Networks,
+		Number: 1, Desired: TaskRunning, Status: TaskStatus{State: TaskNew}, Networks: s.Spec.Networks, Halted: s.Spec.Halted,
 	}
 }
 

@@ -17,6 +17,7 @@ type Task struct {
 	Desired    TaskState
 	Status     TaskStatus
 	Released   bool         `json:",omitempty"` // its Needs were met
+	Halted     bool         `json:",omitempty"` // a client has stopped or removed its container: it is left so
 	NotBefore  time.Time    `json:",omitzero"`  // it may start from then on: the delay of a restart
 	Networks   []Attachment `json:",omitempty"`
 }
@@ -42,7 +43,7 @@ const (
 	TaskFailed    TaskState = "failed"
 	TaskRejected  TaskState = "rejected" // could not be made
 	TaskRemove    TaskState = "remove"   // only desired: its container goes, then itself
-	TaskOrphaned  TaskState = "orphaned" // its node is gone for long
+	TaskOrphaned  TaskState = "orphaned" // its node is gone for long, or its container was let go
 )
 
 // order is the way of a task: it only goes forward.
@@ -96,10 +97,10 @@ type ContainerStatus struct {
 	ExitCode int `json:",omitempty"`
 }
 
-// Held tells whether the task must not start yet: it waits for its turn, or for what
-// it needs. Its time (NotBefore) is another matter.
+// Held tells whether the task must not start yet: it waits for its turn, for what it
+// needs, or for a client who wants it made only. Its time (NotBefore) is another matter.
 func (t *Task) Held() bool {
-	return t.Desired == TaskReady || len(t.Spec.Needs) > 0 && !t.Released
+	return t.Halted || t.Desired == TaskReady || len(t.Spec.Needs) > 0 && !t.Released
 }
 
 // Live tells whether the task runs or is on its way there, and shall.
