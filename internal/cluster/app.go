@@ -10,7 +10,11 @@ type App struct {
 	Status AppStatus
 	// History are the specs before this one, the newest first, bounded.
 	History []AppRevision `json:",omitempty"`
+	AskedAt time.Time     // when Spec was asked
 }
+
+// Full is the name that a part of an app has among all of its kind.
+func Full(app, part string) string { return app + "_" + part }
 
 // Kind implements Object.
 func (*App) Kind() Kind { return KindApp }

@@ -113,6 +113,7 @@ type TaskSpec struct {
 	Name      string `json:",omitempty"` // of the container; "": the task's
 	Container *container.Config
 	Host      *container.HostConfig
+	ImageID   string    `json:",omitempty"` // that the image's name stands for; "": whatever it stands for when the task is made
 	Platform  string    `json:",omitempty"`
 	Pull      string    `json:",omitempty"` // always, missing, never; "" is missing
 	Auth      string    `json:",omitempty"` // for the registry, as X-Registry-Auth has it

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"fmt"
 	"slices"
 	"time"
 )
@@ -20,6 +21,7 @@ type Task struct {
 	Halted     bool         `json:",omitempty"` // a client has stopped or removed its container: it is left so
 	NotBefore  time.Time    `json:",omitzero"`  // it may start from then on: the delay of a restart
 	Networks   []Attachment `json:",omitempty"`
+	App        string       `json:",omitempty"` // id of the app that the service is of
 }
 
 // Kind implements Object.
@@ -105,3 +107,17 @@ func (t *Task) Held() bool {
 
 // Live tells whether the task runs or is on its way there, and shall.
 func (t *Task) Live() bool { return !t.Desired.Stops() && !t.Status.State.Ended() }
+
+// ContainerName is the name of the task's container: the one asked for, as Compose would
+// name it, or the task's.
+func (t *Task) ContainerName() string {
+	if t.Spec.Name != "" {
+		return t.Spec.Name
+	}
+	if c := t.Spec.Container; c != nil {
+		if project, service := c.Labels["com.docker.compose.project"], c.Labels["com.docker.compose.service"]; project != "" && service != "" {
+			return fmt.Sprintf("%s-%s-%d", project, service, max(t.Slot, 1))
+		}
+	}
+	return t.Name + "." + t.ID
+}

@@ -5,7 +5,6 @@
 package executor
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -154,7 +153,7 @@ func (c *controller) Prepare(ctx context.Context) error {
 	if cfg.Hostname != "" {
 		cfg.Hostname = c.fill(cfg.Hostname)
 	}
-	name := c.name()
+	name := t.ContainerName()
 	_, err := c.x.c.Create(ctx, name, t.Spec.Platform, &cfg, &host, endpoints(t, &host))
 	if errdefs.IsAlreadyExists(err) || errdefs.IsConflict(err) {
 		if err = c.yield(ctx, name, err); err == nil {
@@ -202,15 +201,6 @@ func (c *controller) labels() map[string]string {
 		out[LabelNumber] = strconv.FormatUint(max(c.t.Slot, 1), 10)
 	}
 	return out
-}
-
-// name is the container's: the one asked for, as Compose would name it, or the task's.
-func (c *controller) name() string {
-	l := c.t.Spec.Container.Labels
-	if project := l["com.docker.compose.project"]; project != "" && l[labelCompose] != "" {
-		return cmp.Or(c.t.Spec.Name, fmt.Sprintf("%s-%s-%d", project, l[labelCompose], max(c.t.Slot, 1)))
-	}
-	return cmp.Or(c.t.Spec.Name, c.t.Name+"."+c.t.ID)
 }
 
 // yield gives the container of an earlier task in the same place another name, so that

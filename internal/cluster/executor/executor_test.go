@@ -257,8 +257,8 @@ func TestNames(t *testing.T) {
 	if err := r.task("t3", func(t *cluster.Task) { t.Spec.Name = "mine" }).Prepare(t.Context()); !errdefs.IsConflict(err) {
 		t.Errorf("somebody else's name: %v", err)
 	}
-	plain := r.task("t4", func(t *cluster.Task) { t.Spec.Container.Labels = nil })
-	if got := plain.name(); got != "shop_web.2.t4" {
+	plain := &cluster.Task{Meta: cluster.Meta{ID: "t4", Name: "shop_web.2"}, Slot: 2}
+	if got := plain.ContainerName(); got != "shop_web.2.t4" {
 		t.Errorf("a service's own: %s", got)
 	}
 }

@@ -101,6 +101,7 @@ func (w *world) settle() {
 		for _, t := range store.List[*cluster.Task](w.s.View()) {
 			changed = w.act(t) || changed
 		}
+		changed = w.clear() || changed
 		switch {
 		case changed:
 		case w.again.IsZero():
@@ -110,6 +111,23 @@ func (w *world) settle() {
 		}
 	}
 	w.t.Fatalf("it does not come to rest:\n%s", w.describe())
+}
+
+// clear takes away the networks and volumes that are to go.
+func (w *world) clear() (changed bool) {
+	for _, n := range store.List[*cluster.Network](w.s.View()) {
+		if n.Spec.Removed {
+			w.commit(store.Delete(n))
+			changed = true
+		}
+	}
+	for _, v := range store.List[*cluster.Volume](w.s.View()) {
+		if v.Spec.Removed {
+			w.commit(store.Delete(v))
+			changed = true
+		}
+	}
+	return changed
 }
 
 // What images do, by name.

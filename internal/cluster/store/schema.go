@@ -27,6 +27,12 @@ var indexers = map[string]func(cluster.Object) []string{
 	"name":  func(o cluster.Object) []string { return []string{o.Base().Name} },
 	"owner": func(o cluster.Object) []string { return []string{o.Base().Owner} },
 	"label": labels,
+	"app": func(o cluster.Object) []string {
+		if t, ok := o.(*cluster.Task); ok {
+			return []string{t.App}
+		}
+		return nil
+	},
 	"node": func(o cluster.Object) []string {
 		if t, ok := o.(*cluster.Task); ok {
 			return []string{t.Node}

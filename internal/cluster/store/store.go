@@ -70,17 +70,7 @@ func Delete(o cluster.Object) Change { return Change{OpDelete, o} }
 func Unchanged(o cluster.Object) Change { return Change{OpUnchanged, o} }
 
 // Copy is an object that may be changed.
-func Copy[T cluster.Object](o T) T {
-	b, err := json.Marshal(o)
-	if err != nil {
-		panic(err) // the types have nothing that cannot be encoded
-	}
-	out := o.Kind().New()
-	if err := json.Unmarshal(b, out); err != nil {
-		panic(err)
-	}
-	return out.(T)
-}
+func Copy[T cluster.Object](o T) T { return cluster.Copy(o) }
 
 // Save writes all objects of a view, one a line after a line that tells of them.
 func Save(w io.Writer, v View) error {

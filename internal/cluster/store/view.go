@@ -72,6 +72,9 @@ func Label(name string) By { return By{"label", name} }
 // LabelIs picks what has a label of that value.
 func LabelIs(name, value string) By { return By{"label", name + "\x01" + value} }
 
+// OfApp picks the tasks of an app, also those whose service has gone.
+func OfApp(id string) By { return By{"app", id} }
+
 // OnNode picks the tasks of a node.
 func OnNode(id string) By { return By{"node", id} }
 

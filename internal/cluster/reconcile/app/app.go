@@ -4,6 +4,8 @@
 package app
 
 import (
+	"cmp"
+	"fmt"
 	"reflect"
 	"slices"
 	"strings"
@@ -36,10 +38,7 @@ func (Loop) Keys(v store.View, e store.Event) []string {
 	case cluster.KindApp:
 		return []string{o.Base().ID}
 	case cluster.KindTask:
-		if s, err := store.Find[*cluster.Service](v, o.Base().Owner); err == nil {
-			return []string{s.Owner}
-		}
-		return Loop{}.All(v) // the last of a service that has gone
+		return []string{o.(*cluster.Task).App}
 	}
 	return []string{o.Base().Owner}
 }
@@ -60,7 +59,11 @@ func (Loop) Decide(v store.View, key string, _ time.Time) loop.Decision {
 		return loop.Decision{}
 	}
 	d := &decision{v: v, app: a}
-	if a.Spec.Removed {
+	switch {
+	case a.Spec.Released:
+		d.release()
+		return d.Decision
+	case a.Spec.Removed:
 		d.remove()
 		return d.Decision
 	}
@@ -86,9 +89,6 @@ type decision struct {
 	app *cluster.App
 }
 
-// Full is the name that a part of an app has among all of its kind.
-func Full(app, part string) string { return app + "_" + part }
-
 // part is the name that something of the app's has in it.
 func (d *decision) part(o cluster.Object) string {
 	name, _ := strings.CutPrefix(o.Base().Name, d.app.Name+"_")
@@ -96,7 +96,7 @@ func (d *decision) part(o cluster.Object) string {
 }
 
 func (d *decision) meta(part string) cluster.Meta {
-	return cluster.Meta{Name: Full(d.app.Name, part), Owner: d.app.ID}
+	return cluster.Meta{Name: cluster.Full(d.app.Name, part), Owner: d.app.ID}
 }
 
 // objects makes the networks, volumes, secrets and configs; those that are not wanted
@@ -126,7 +126,7 @@ func sync[T cluster.Object, S any](d *decision, want map[string]S, make func(clu
 			*spec(c) = w
 			d.Changes = append(d.Changes, store.Update(c))
 		case !ok && o.Kind() != cluster.KindVolume && d.settled():
-			d.Changes = append(d.Changes, store.Delete(o))
+			d.drop(o)
 		}
 	}
 	for _, part := range sorted(want) {
@@ -134,6 +134,34 @@ func sync[T cluster.Object, S any](d *decision, want map[string]S, make func(clu
 			d.Changes = append(d.Changes, store.Create(make(d.meta(part), want[part])))
 		}
 	}
+}
+
+// drop takes an object away. What it stands for in the engine goes first, if it is the
+// app's: whoever has the engine removes the object, too.
+func (d *decision) drop(o cluster.Object) {
+	switch o := o.(type) {
+	case *cluster.Network:
+		if o.Spec.Removed {
+			return
+		}
+		if !o.Spec.External {
+			c := store.Copy(o)
+			c.Spec.Removed = true
+			d.Changes = append(d.Changes, store.Update(c))
+			return
+		}
+	case *cluster.Volume:
+		if o.Spec.Removed {
+			return
+		}
+		if !o.Spec.External && d.app.Spec.Volumed {
+			c := store.Copy(o)
+			c.Spec.Removed = true
+			d.Changes = append(d.Changes, store.Update(c))
+			return
+		}
+	}
+	d.Changes = append(d.Changes, store.Delete(o))
 }
 
 func sorted[S any](m map[string]S) []string {
@@ -156,7 +184,7 @@ func (d *decision) services() {
 			d.Changes = append(d.Changes, store.Delete(s))
 			continue
 		}
-		if c := Change(s, want); c != nil {
+		if c := s.Change(want); c != nil {
 			d.Changes = append(d.Changes, store.Update(c))
 		}
 	}
@@ -169,37 +197,11 @@ func (d *decision) services() {
 	}
 }
 
-// Change is the service with another spec; nil when it has that already. A spec whose
-// tasks differ gets a number of its own, and the one before is kept to go back to. One
-// that a rollout has given up is not tried again until another is asked for.
-func Change(s *cluster.Service, want cluster.ServiceSpec) *cluster.Service {
-	is := s.Spec
-	if s.Status.Wanted != nil {
-		is = *s.Status.Wanted // what was asked last, and was gone back from
-	}
-	want.Number = is.Number
-	if reflect.DeepEqual(is, want) {
-		return nil
-	}
-	c := store.Copy(s)
-	c.Labels, c.Status.Wanted = want.Labels, nil
-	if !reflect.DeepEqual(s.Spec.Task, want.Task) || !reflect.DeepEqual(s.Spec.Networks, want.Networks) {
-		c.Numbers++
-		want.Number = c.Numbers
-		before := store.Copy(s).Spec
-		c.Previous = &before
-	} else {
-		want.Number = s.Spec.Number
-	}
-	c.Spec = want
-	return c
-}
-
 // settled tells whether the tasks of the app are those of its present services.
 func (d *decision) settled() bool {
 	for _, s := range store.List[*cluster.Service](d.v, store.Owner(d.app.ID)) {
 		want, ok := d.app.Spec.Services[d.part(s)]
-		if !ok || Change(s, want) != nil || s.Status.Rollout != nil && s.Status.Rollout.State.UnderWay() {
+		if !ok || s.Change(want) != nil || s.Status.Rollout != nil && s.Status.Rollout.State.UnderWay() {
 			return false
 		}
 		for _, t := range store.List[*cluster.Task](d.v, store.Owner(s.ID)) {
@@ -211,10 +213,9 @@ func (d *decision) settled() bool {
 	return !d.leftovers()
 }
 
-// leftovers tells whether tasks are left of services that have gone: theirs could be
-// the app's.
+// leftovers tells whether tasks of the app are left whose services have gone.
 func (d *decision) leftovers() bool {
-	for _, t := range store.List[*cluster.Task](d.v) {
+	for _, t := range d.tasks() {
 		if _, err := store.Find[*cluster.Service](d.v, t.Owner); err != nil {
 			return true
 		}
@@ -222,64 +223,138 @@ func (d *decision) leftovers() bool {
 	return false
 }
 
+// tasks are the app's.
+func (d *decision) tasks() []*cluster.Task {
+	return store.List[*cluster.Task](d.v, store.OfApp(d.app.ID))
+}
+
 // status says how far the app is.
 func (d *decision) status() cluster.AppStatus {
 	out := cluster.AppStatus{Number: d.app.Spec.Number, Phase: cluster.AppSteady}
+	halted := 0
 	for _, s := range store.List[*cluster.Service](d.v, store.Owner(d.app.ID)) {
 		r := s.Status.Rollout
+		slots := cluster.Slots(store.List[*cluster.Task](d.v, store.Owner(s.ID)))
+		up, want, stopped := s.Up(slots)
+		halted += stopped
 		switch {
 		case r != nil && r.Number == s.Spec.Number && (r.State == cluster.UpdatePaused || r.State == cluster.RollbackPaused):
 			return cluster.AppStatus{Number: out.Number, Phase: cluster.AppFailed, Message: d.part(s) + ": " + r.Message}
+		case up != want && failing(slots) != "":
+			return cluster.AppStatus{Number: out.Number, Phase: cluster.AppFailed, Message: d.part(s) + ": " + failing(slots)}
 		case r != nil && r.State == cluster.RollbackCompleted && s.Status.Wanted != nil:
 			out.Phase, out.Message = cluster.AppReverted, d.part(s)+": "+r.Message
-		case !up(s, cluster.Slots(store.List[*cluster.Task](d.v, store.Owner(s.ID)))) && out.Phase == cluster.AppSteady:
+		case (up != want || r != nil && r.State.UnderWay()) && out.Phase == cluster.AppSteady:
 			out.Phase = cluster.AppChanging
 		}
+	}
+	if halted > 0 && out.Message == "" {
+		out.Message = fmt.Sprintf("%d stopped by a client", halted)
 	}
 	return out
 }
 
-// up tells whether a service is as it is to be: its replicas healthy, its job done.
-func up(s *cluster.Service, slots []cluster.Slot) bool {
-	n, want := 0, len(slots)
-	switch m := s.Spec.Mode; {
-	case m.Schedule != "":
-		return true
-	case m.Replicated != nil:
-		want = int(m.Replicated.Replicas)
-	case m.Job != nil:
-		want = int(m.Job.Total)
-	}
+// hopeless is after how many bad ends in a row a place is told of as failed. It is tried
+// further, and the app is as it is to be once it succeeds.
+const hopeless = 3
+
+// failing says what is wrong with a place in which nothing comes up; "" is nothing.
+func failing(slots []cluster.Slot) string {
 	for _, slot := range slots {
-		t := slot.Current()
-		ended := t.Status.State == cluster.TaskComplete || t.Status.State.Ended() && t.Desired.Stops() // and is left so
-		if t.SpecNumber == s.Spec.Number && (ended || t.Status.State == cluster.TaskRunning && t.Status.Healthy) {
-			n++
+		bad, why := 0, ""
+		for _, t := range slot.Tasks {
+			if t.SpecNumber != slot.Current().SpecNumber || t.Status.State == cluster.TaskRunning && t.Status.Healthy {
+				break
+			}
+			if t.Status.State == cluster.TaskFailed || t.Status.State == cluster.TaskRejected {
+				bad++
+				why = cmp.Or(why, t.Status.Err)
+			}
+		}
+		if bad >= hopeless {
+			return why
 		}
 	}
-	return n == want
+	return ""
 }
 
 // remove takes the app away: its services, then what they used, then itself.
 func (d *decision) remove() {
 	services := store.List[*cluster.Service](d.v, store.Owner(d.app.ID))
-	for _, s := range services {
+	for _, s := range d.unneeded(services) {
 		d.Changes = append(d.Changes, store.Delete(s))
 	}
-	if len(services) > 0 || d.leftovers() {
+	if len(services) > 0 || len(d.tasks()) > 0 {
 		return
 	}
-	rest(d, store.List[*cluster.Network](d.v, store.Owner(d.app.ID)))
-	rest(d, store.List[*cluster.Secret](d.v, store.Owner(d.app.ID)))
-	rest(d, store.List[*cluster.Config](d.v, store.Owner(d.app.ID)))
-	rest(d, store.List[*cluster.Volume](d.v, store.Owner(d.app.ID)))
-	if len(d.Changes) == 0 {
+	if d.rest(d.drop) == 0 {
 		d.Changes = append(d.Changes, store.Delete(d.app))
 	}
 }
 
-func rest[T cluster.Object](d *decision, list []T) {
-	for _, o := range list {
-		d.Changes = append(d.Changes, store.Delete(o))
+// unneeded are the services that nothing else of the app needs any more: what needs
+// others ends before they do. Those that need each other end together.
+func (d *decision) unneeded(services []*cluster.Service) (out []*cluster.Service) {
+	needed, ending := map[string]bool{}, false
+	note := func(by string, needs []cluster.Need) {
+		for _, n := range needs {
+			needed[n.Service] = needed[n.Service] || n.Service != by
+		}
 	}
+	for _, s := range services {
+		note(s.Name, s.Spec.Task.Needs)
+	}
+	for _, t := range d.tasks() {
+		if _, err := store.Find[*cluster.Service](d.v, t.Owner); err != nil {
+			ending = true
+			note("", t.Spec.Needs)
+		}
+	}
+	for _, s := range services {
+		if !needed[s.Name] {
+			out = append(out, s)
+		}
+	}
+	if len(out) == 0 && !ending {
+		return services
+	}
+	return out
+}
+
+// release lets go of the app: its containers first, whose node does so, then of what
+// they use, and then itself.
+func (d *decision) release() {
+	tasks := d.tasks()
+	for _, t := range tasks {
+		if t.Desired == cluster.TaskOrphaned && t.Status.State.Ended() {
+			d.Changes = append(d.Changes, store.Delete(t))
+			continue
+		}
+		if t.Desired != cluster.TaskOrphaned {
+			t = store.Copy(t)
+			t.Desired = cluster.TaskOrphaned
+			d.Changes = append(d.Changes, store.Update(t))
+		}
+	}
+	for _, s := range store.List[*cluster.Service](d.v, store.Owner(d.app.ID)) {
+		d.Changes = append(d.Changes, store.Delete(s))
+	}
+	if len(tasks) == 0 && d.rest(func(o cluster.Object) { d.Changes = append(d.Changes, store.Delete(o)) }) == 0 && len(d.Changes) == 0 {
+		d.Changes = append(d.Changes, store.Delete(d.app))
+	}
+}
+
+// rest does something to all that the app has beside services, and counts it.
+func (d *decision) rest(do func(cluster.Object)) (n int) {
+	n += each(store.List[*cluster.Network](d.v, store.Owner(d.app.ID)), do)
+	n += each(store.List[*cluster.Secret](d.v, store.Owner(d.app.ID)), do)
+	n += each(store.List[*cluster.Config](d.v, store.Owner(d.app.ID)), do)
+	return n + each(store.List[*cluster.Volume](d.v, store.Owner(d.app.ID)), do)
+}
+
+func each[T cluster.Object](list []T, do func(cluster.Object)) int {
+	for _, o := range list {
+		do(o)
+	}
+	return len(list)
 }

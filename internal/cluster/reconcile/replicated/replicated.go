@@ -4,6 +4,7 @@
 package replicated
 
 import (
+	"slices"
 	"time"
 
 	"escale.dev/escale/internal/cluster"
@@ -52,7 +53,8 @@ func (Loop) Decide(v store.View, key string, _ time.Time) (d loop.Decision) {
 	tasks := store.List[*cluster.Task](v, store.Owner(key))
 	service, err := store.Find[*cluster.Service](v, key)
 	if err != nil {
-		remove(&d, tasks) // the service has gone, whatever it was
+		// The service has gone, whatever it was. Tasks that are let go are its app's to delete.
+		remove(&d, slices.DeleteFunc(tasks, func(t *cluster.Task) bool { return t.Desired == cluster.TaskOrphaned }))
 		return d
 	}
 	mode := service.Spec.Mode.Replicated

@@ -71,7 +71,7 @@ func (Loop) Decide(v store.View, key string, now time.Time) (d loop.Decision) {
 			continue
 		}
 		next := t.Successor(t.Spec, t.SpecNumber)
-		next.Desired = t.Desired
+		next.Desired, next.Halted = t.Desired, t.Halted
 		next.NotBefore = now.Add(delay(t, slot))
 		d.Changes = append(d.Changes, store.Create(next))
 	}

@@ -1,0 +1,375 @@
+package apps
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/mem"
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+)
+
+func service(image string, replicas uint64) cluster.ServiceSpec {
+	return cluster.ServiceSpec{
+		Mode: cluster.Mode{Replicated: &cluster.Replicated{Replicas: replicas}},
+		Task: cluster.TaskSpec{Container: &container.Config{Image: image}, Host: &container.HostConfig{}},
+	}
+}
+
+func spec(services map[string]cluster.ServiceSpec) cluster.AppSpec {
+	return cluster.AppSpec{Services: services, Networks: map[string]cluster.NetworkSpec{"default": {Name: "shop_default"}}}
+}
+
+func open(t *testing.T) (*Apps, store.Store) {
+	t.Helper()
+	s := mem.New(store.NewState())
+	t.Cleanup(func() { _ = s.Close() })
+	return New(s), s
+}
+
+// steps writes a plan as "replace web (image: a → b)".
+func steps(p *Plan) string {
+	var out []string
+	for _, s := range p.Steps {
+		if s.Kind != "service" {
+			continue
+		}
+		line := s.Action + " " + s.Name
+		if len(s.Why) > 0 {
+			line += " (" + strings.Join(s.Why, ", ") + ")"
+		}
+		out = append(out, line)
+	}
+	return strings.Join(out, "; ")
+}
+
+func TestPut(t *testing.T) {
+	a, s := open(t)
+	ctx := context.Background()
+	put := func(o Put, services map[string]cluster.ServiceSpec) string {
+		t.Helper()
+		p, err := a.Put(ctx, "shop", spec(services), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return steps(p)
+	}
+	is := func() *cluster.App {
+		t.Helper()
+		app, err := store.Named[*cluster.App](s.View(), "shop")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return app
+	}
+	two := map[string]cluster.ServiceSpec{"web": service("web:1", 2), "db": service("db:1", 1)}
+	if got := put(Put{DryRun: true}, two); got != "create db; create web" {
+		t.Errorf("dry run: %s", got)
+	}
+	if n := len(store.List[*cluster.App](s.View())); n != 0 {
+		t.Fatalf("a dry run left %d apps", n)
+	}
+	put(Put{}, two)
+	if got := put(Put{}, two); got != "keep db; keep web" || is().Spec.Number != 1 || len(is().History) != 0 {
+		t.Errorf("the same again: %s, number %d", got, is().Spec.Number)
+	}
+	web := service("web:2", 3)
+	web.Task.Container.Env = []string{"KEY=hush"}
+	if got := put(Put{Merge: true}, map[string]cluster.ServiceSpec{"web": web}); got != "keep db; replace web (environment, image: web:1 → web:2, replicas: 2 → 3)" {
+		t.Errorf("a change of one: %s", got)
+	}
+	if got := put(Put{Merge: true, Replace: []string{"web"}}, map[string]cluster.ServiceSpec{"web": web}); got != "keep db; replace web (asked to be made anew)" {
+		t.Errorf("made anew: %s", got)
+	}
+	if got := put(Put{Merge: true}, map[string]cluster.ServiceSpec{"web": web}); got != "keep db; keep web" {
+		t.Errorf("after that: %s", got)
+	}
+	if got := put(Put{Merge: true, Remove: []string{"db"}}, map[string]cluster.ServiceSpec{"web": web}); got != "keep web; remove db" {
+		t.Errorf("one that goes: %s", got)
+	}
+	if app := is(); app.Spec.Number != 4 || len(app.History) != 3 || app.History[0].Spec.Number != 3 {
+		t.Errorf("number %d, %d of history", app.Spec.Number, len(app.History))
+	}
+	p, err := a.Rollback(ctx, "shop", 1, false)
+	if err != nil || steps(p) != "create db; replace web (environment, image: web:2 → web:1, replicas: 3 → 2)" {
+		t.Errorf("rollback: %v, %s", err, steps(p))
+	}
+	if p, err = a.Scale(ctx, "shop", map[string]uint64{"web": 5}); err != nil || steps(p) != "keep db; change web (replicas: 2 → 5)" {
+		t.Errorf("scale: %v", err)
+	}
+	h, err := a.History("shop")
+	if err != nil || len(h) != 6 || !h[0].Current || h[0].Number != 6 || h[5].Services["web"] != "web:1" {
+		t.Errorf("history: %v, %+v", err, h)
+	}
+	for i := range 2 * historyKept {
+		put(Put{Merge: true}, map[string]cluster.ServiceSpec{"web": service("web:1", uint64(i))})
+	}
+	if n := len(is().History); n != historyKept {
+		t.Errorf("%d specs are remembered", n)
+	}
+}
+
+// What services that stay use stays, too; what only those used that go does not.
+func TestMergeKeepsWhatIsUsed(t *testing.T) {
+	a, s := open(t)
+	first := spec(map[string]cluster.ServiceSpec{"web": service("web:1", 1), "db": service("db:1", 1)})
+	db := first.Services["db"]
+	db.Networks = []cluster.Attachment{{Network: "shop_back"}}
+	db.Task.Secrets = []cluster.FileRef{{Name: "key", Target: "/run/secrets/key"}}
+	first.Services["db"] = db
+	first.Networks["back"], first.Networks["old"] = cluster.NetworkSpec{Name: "shop_back"}, cluster.NetworkSpec{Name: "shop_old"}
+	first.Secrets = map[string]cluster.SecretSpec{"key": {Data: []byte("hush")}, "other": {Data: []byte("x")}}
+	if _, err := a.Put(context.Background(), "shop", first, Put{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Put(context.Background(), "shop", spec(map[string]cluster.ServiceSpec{"web": service("web:2", 1)}), Put{Merge: true}); err != nil {
+		t.Fatal(err)
+	}
+	app, err := store.Named[*cluster.App](s.View(), "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := sortedKeys(app.Spec.Networks); !reflect.DeepEqual(got, []string{"back", "default"}) {
+		t.Errorf("networks %v", got)
+	}
+	if got := sortedKeys(app.Spec.Secrets); !reflect.DeepEqual(got, []string{"key"}) {
+		t.Errorf("secrets %v", got)
+	}
+}
+
+func TestPutRefuses(t *testing.T) {
+	a, _ := open(t)
+	ctx := context.Background()
+	named := service("web:1", 2)
+	named.Task.Name = "web"
+	empty := service("", 1)
+	both := service("web:1", 1)
+	both.Mode.Global = true
+	secret := service("web:1", 1)
+	secret.Task.Secrets = []cluster.FileRef{{Name: "none", Target: "/x"}}
+	sched := service("web:1", 1)
+	sched.Mode = cluster.Mode{Schedule: "every day", Job: &cluster.Job{Total: 1}}
+	place := service("web:1", 1)
+	place.Task.Placement.Constraints = []string{"node.role = manager"}
+	for _, c := range []struct {
+		name    string
+		service cluster.ServiceSpec
+		change  func(*cluster.AppSpec)
+		want    string
+	}{
+		{"Shop", service("a", 1), nil, "lower-case"},
+		{"", service("a", 1), nil, "lower-case"},
+		{"shop", named, nil, `2 containers cannot all be named "web"`},
+		{"shop", empty, nil, "an image"},
+		{"shop", both, nil, "exactly one mode"},
+		{"shop", secret, nil, `secret "none" is not the app's`},
+		{"shop", sched, nil, `schedule "every day"`},
+		{"shop", place, nil, "constraint expected one operator"},
+		{"shop", service("a", maxReplicas+1), nil, "10001 replicas"},
+		{"shop", service("a", 1), func(s *cluster.AppSpec) { s.Services = nil }, "no services"},
+		{"shop", service("a", 1), func(s *cluster.AppSpec) { s.Removed = true }, "does not say"},
+		{"shop", service("a", 1), func(s *cluster.AppSpec) { s.Secrets = map[string]cluster.SecretSpec{"k": {External: true}} }, "external"},
+		{"shop", service("a", 1), func(s *cluster.AppSpec) { s.Configs = map[string]cluster.ConfigSpec{"k": {Data: make([]byte, maxFile+1)}} }, "bytes"},
+		{"shop", service("a", 1), func(s *cluster.AppSpec) { s.Services["a/b"] = service("a", 1) }, `"a/b"`},
+	} {
+		asked := spec(map[string]cluster.ServiceSpec{"web": c.service})
+		if c.change != nil {
+			c.change(&asked)
+		}
+		_, err := a.Put(ctx, c.name, asked, Put{})
+		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v, want %q", c.name, err, c.want)
+		}
+	}
+	if len(a.List()) != 0 {
+		t.Errorf("what was refused is there: %v", a.List())
+	}
+	for what, err := range map[string]error{
+		"scale":   second(a.Scale(ctx, "none", nil)),
+		"back":    second(a.Rollback(ctx, "none", 0, false)),
+		"remove":  a.Remove(ctx, "none", false),
+		"release": a.Release(ctx, "none"),
+		"get":     second(a.Get("none")),
+		"history": second(a.History("none")),
+		"follow":  a.Follow(ctx, "none", func(View) error { return nil }),
+	} {
+		if !errdefs.IsNotFound(err) || !strings.HasPrefix(err.Error(), "No such app: none") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
+
+// Apps a and a_b could have services, and containers, of one name.
+func TestPutRefusesOthersNames(t *testing.T) {
+	a, _ := open(t)
+	named := service("web:1", 1)
+	named.Task.Name = "front"
+	if _, err := a.Put(context.Background(), "a_b", spec(map[string]cluster.ServiceSpec{"web": named}), Put{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Put(context.Background(), "a", spec(map[string]cluster.ServiceSpec{"b_web": service("web:1", 1)}), Put{}); !errdefs.IsConflict(err) {
+		t.Errorf("a service of another's name: %v", err)
+	}
+	if _, err := a.Put(context.Background(), "c", spec(map[string]cluster.ServiceSpec{"web": named}), Put{}); !errdefs.IsConflict(err) {
+		t.Errorf("a container of another's name: %v", err)
+	}
+}
+
+// task puts a service and a task of it into the store, as the loops do.
+func task(t *testing.T, s store.Store, app string, state cluster.TaskState) *cluster.Task {
+	t.Helper()
+	owner, err := store.Named[*cluster.App](s.View(), app)
+	if err != nil {
+		t.Fatal(err)
+	}
+	web := &cluster.Service{Meta: cluster.Meta{ID: cluster.NewID(), Name: app + "_web", Owner: owner.ID}, Spec: owner.Spec.Services["web"]}
+	one := web.First(1, "")
+	one.ID, one.Status.State = cluster.NewID(), state
+	if _, err := s.Commit(context.Background(), store.Create(web), store.Create(one)); err != nil {
+		t.Fatal(err)
+	}
+	return one
+}
+
+func TestHalt(t *testing.T) {
+	a, s := open(t)
+	ctx := context.Background()
+	asked := spec(map[string]cluster.ServiceSpec{"web": service("web:1", 1)})
+	if _, err := a.Put(ctx, "shop", asked, Put{}); err != nil {
+		t.Fatal(err)
+	}
+	one := task(t, s, "shop", cluster.TaskRunning)
+	labels := map[string]string{labelTask: one.ID}
+	now := func(id string) *cluster.Task {
+		t.Helper()
+		found, err := store.Find[*cluster.Task](s.View(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return found
+	}
+	if err := a.Halt(ctx, labels); err != nil || !now(one.ID).Halted {
+		t.Fatalf("halted: %v", err)
+	}
+	if err := a.Resume(ctx, labels); err != nil || now(one.ID).Halted {
+		t.Fatalf("resumed: %v", err)
+	}
+	for _, nobodys := range []map[string]string{nil, {labelTask: "none"}} {
+		if err := errors.Join(a.Halt(ctx, nobodys), a.Resume(ctx, nobodys)); err != nil {
+			t.Errorf("nobody's container: %v", err)
+		}
+	}
+	if err := a.Halt(ctx, labels); err != nil {
+		t.Fatal(err)
+	}
+	p, err := a.Put(ctx, "shop", asked, Put{})
+	if err != nil || steps(p) != "start web (1 stopped)" || p.From != p.To || now(one.ID).Halted {
+		t.Errorf("up after a stop: %v, %s, %+v", err, steps(p), now(one.ID).Halted)
+	}
+	// A task that failed has a successor: that is who is meant.
+	failed := cluster.Copy(now(one.ID))
+	failed.Status.State = cluster.TaskFailed
+	next := failed.Successor(failed.Spec, failed.SpecNumber)
+	next.ID = cluster.NewID()
+	if _, err := s.Commit(ctx, store.Update(failed), store.Create(next)); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Halt(ctx, labels); err != nil || now(one.ID).Halted || !now(next.ID).Halted {
+		t.Errorf("halting what failed: %v, %v, %v", err, now(one.ID).Halted, now(next.ID).Halted)
+	}
+	if err := a.Resume(ctx, labels); !errdefs.IsConflict(err) {
+		t.Errorf("starting what failed: %v", err)
+	}
+}
+
+func TestCreating(t *testing.T) {
+	a, _ := open(t)
+	if _, err := a.Put(context.Background(), "shop", spec(map[string]cluster.ServiceSpec{"web": service("web:1", 1)}), Put{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		labels  map[string]string
+		refused bool
+	}{
+		{nil, false},
+		{map[string]string{labelProject: "other"}, false},
+		{map[string]string{labelProject: "shop"}, true},
+		{map[string]string{labelProject: "shop", labelOneOff: "False"}, true},
+		{map[string]string{labelProject: "shop", labelOneOff: "True"}, false},
+	} {
+		if err := a.Creating(c.labels); errdefs.IsConflict(err) != c.refused || c.refused && !strings.Contains(err.Error(), `"escale release shop"`) {
+			t.Errorf("%v: %v", c.labels, err)
+		}
+	}
+}
+
+// Follow tells of what changes, tells of the end, and ends.
+func TestFollow(t *testing.T) {
+	a, s := open(t)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if _, err := a.Put(ctx, "shop", spec(map[string]cluster.ServiceSpec{"web": service("web:1", 1)}), Put{}); err != nil {
+		t.Fatal(err)
+	}
+	one := task(t, s, "shop", cluster.TaskRunning)
+	told := make(chan View, 10)
+	done := make(chan error, 1)
+	go func() { done <- a.Follow(ctx, "shop", func(v View) error { told <- v; return nil }) }()
+	if v := <-told; v.Name != "shop" || len(v.Services) != 1 || len(v.Services[0].Tasks) != 1 || v.Services[0].Tasks[0].State != cluster.TaskRunning || v.Services[0].Healthy != 0 {
+		t.Errorf("at first: %+v", v)
+	}
+	healthy := cluster.Copy(one)
+	healthy.Revision = s.View().Revision()
+	healthy.Status.Healthy = true
+	if _, err := s.Commit(ctx, store.Update(healthy)); err != nil {
+		t.Fatal(err)
+	}
+	if v := <-told; v.Services[0].Healthy != 1 || v.Services[0].Replicas != 1 {
+		t.Errorf("once it is healthy: %+v", v.Services)
+	}
+	app, err := store.Named[*cluster.App](s.View(), "shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Commit(ctx, store.Delete(app)); err != nil {
+		t.Fatal(err)
+	}
+	if v := <-told; !v.Removed || len(v.Services) != 0 {
+		t.Errorf("at the end: %+v", v)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+}
+
+// A secret's content is in nothing that clients are told.
+func TestSecretsAreNotTold(t *testing.T) {
+	a, _ := open(t)
+	asked := spec(map[string]cluster.ServiceSpec{"web": service("web:1", 1)})
+	asked.Secrets = map[string]cluster.SecretSpec{"key": {Data: []byte("hush-hush")}}
+	p, err := a.Put(context.Background(), "shop", asked, Put{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := a.Get("shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := a.History("shop")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := json.Marshal([]any{p, v, h, a.List()})
+	if err != nil || strings.Contains(string(b), "hush") || strings.Contains(string(b), "aHVza") {
+		t.Errorf("%v: %s", err, b)
+	}
+}

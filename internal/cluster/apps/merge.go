@@ -1,0 +1,80 @@
+package apps
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"escale.dev/escale/internal/cluster"
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/mount"
+)
+
+// merge makes the next spec of what was and what is asked.
+func merge(was, asked cluster.AppSpec, o Put) (cluster.AppSpec, error) {
+	next := asked
+	next.Services = map[string]cluster.ServiceSpec{}
+	for name, s := range asked.Services {
+		old, there := was.Services[name]
+		s.Halted = o.Create && (!there || old.Halted)
+		s.Task.Force = max(s.Task.Force, old.Task.Force)
+		next.Services[name] = s
+	}
+	for _, name := range o.Replace {
+		s, ok := next.Services[name]
+		if !ok {
+			return next, fmt.Errorf("no service %q to be replaced: %w", name, errdefs.ErrInvalidArgument)
+		}
+		s.Task.Force++
+		next.Services[name] = s
+	}
+	if !o.Merge {
+		return next, nil
+	}
+	kept := map[string]cluster.ServiceSpec{}
+	for name, s := range was.Services {
+		if _, asked := next.Services[name]; !asked && !slices.Contains(o.Remove, name) {
+			kept[name] = s
+		}
+	}
+	keepUsed(&next, &was, kept)
+	maps.Copy(next.Services, kept)
+	return next, nil
+}
+
+// keepUsed takes over into next what services that are kept use of what was.
+func keepUsed(next, was *cluster.AppSpec, kept map[string]cluster.ServiceSpec) {
+	networks, volumes, secrets, configs := map[string]bool{}, map[string]bool{}, map[string]bool{}, map[string]bool{}
+	for _, s := range kept {
+		for _, n := range s.Networks {
+			networks[n.Network] = true
+		}
+		for _, m := range s.Task.Host.Mounts {
+			volumes[m.Source] = volumes[m.Source] || m.Type == mount.TypeVolume
+		}
+		for _, f := range s.Task.Secrets {
+			secrets[f.Name] = true
+		}
+		for _, f := range s.Task.Configs {
+			configs[f.Name] = true
+		}
+	}
+	next.Networks = with(next.Networks, was.Networks, func(_ string, n cluster.NetworkSpec) bool { return networks[n.Name] })
+	next.Volumes = with(next.Volumes, was.Volumes, func(_ string, v cluster.VolumeSpec) bool { return volumes[v.Name] })
+	next.Secrets = with(next.Secrets, was.Secrets, func(name string, _ cluster.SecretSpec) bool { return secrets[name] })
+	next.Configs = with(next.Configs, was.Configs, func(name string, _ cluster.ConfigSpec) bool { return configs[name] })
+}
+
+// with is a map with those of another that it has not and that are used.
+func with[S any](m, other map[string]S, used func(string, S) bool) map[string]S {
+	out := map[string]S{}
+	for name, s := range other {
+		if used(name, s) {
+			out[name] = s
+		}
+	}
+	maps.Copy(out, m)
+	return out
+}
+
+func sortedKeys[T any](m map[string]T) []string { return slices.Sorted(maps.Keys(m)) }
