@@ -17,7 +17,7 @@ func (s TaskSpec) Like(other TaskSpec) bool { return reflect.DeepEqual(s.bare(),
 
 // bare is the spec without what containers do not show.
 func (s TaskSpec) bare() TaskSpec {
-	s.Pull, s.Auth, s.Needs, s.Grace, s.Restart = "", "", nil, 0, RestartPolicy{}
+	s.Pull, s.Auth, s.Needs, s.Grace, s.Fresh, s.Restart = "", "", nil, 0, 0, RestartPolicy{}
 	if s.Container != nil && s.Container.Labels != nil {
 		c := *s.Container
 		c.Labels = maps.Clone(c.Labels)

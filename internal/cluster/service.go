@@ -125,6 +125,7 @@ type TaskSpec struct {
 	Placement Placement     `json:",omitzero"`
 	Grace     time.Duration `json:",omitempty"` // to stop; 0 is the container's own, else 10 s
 	Force     uint64        `json:",omitempty"` // a change of it alone needs new tasks
+	Fresh     uint64        `json:",omitempty"` // a task takes over the anonymous volumes of the one before it that has the same
 }
 
 // Attachment is a place on a network.

@@ -21,7 +21,7 @@ const (
 )
 
 // Config is what a Server needs. Containers, Archives, Watching, Updates, Images,
-// Volumes, VolumeCopies, Plugins, Networks, Registries, Builder, System, SafeMode, Events and Logger must be set.
+// Volumes, VolumeCopies, Plugins, Networks, Registries, Builder, System, SafeMode, Apps, Events and Logger must be set.
 type Config struct {
 	Containers   Containers
 	Archives     Archives
@@ -36,6 +36,7 @@ type Config struct {
 	Builder      Builder
 	System       System
 	SafeMode     SafeMode
+	Apps         Apps
 	Events       Events
 	Logger       *slog.Logger
 
@@ -107,6 +108,9 @@ func (s *Server) table() []route {
 	all = append(all, safeRoutes{s}.routes()...)
 	all = append(all, copyRoutes{archiveRoutes{s}}.routes()...)
 	all = append(all, pluginRoutes{s}.routes()...)
+	if s.cfg.Apps != nil {
+		all = append(all, appRoutes{s}.routes()...)
+	}
 	return all
 }
 

@@ -33,6 +33,10 @@ type Put struct {
 	Remove  []string // services that go, with Merge
 	Replace []string // services that get new containers though nothing has changed
 	Create  bool     // of services that are new containers are made, but not started
+
+	// RenewVolumes gives containers that are exchanged new anonymous volumes, rather
+	// than those of the containers before.
+	RenewVolumes bool
 }
 
 // Put has an app be as spec says, with what clients had stopped of it running again, and
@@ -64,11 +68,11 @@ func (a *Apps) Scale(ctx context.Context, name string, replicas map[string]uint6
 			s, ok := next.Services[service]
 			switch {
 			case !ok:
-				return next, nil, fmt.Errorf("app %s has no service %q: %w", name, service, errdefs.ErrNotFound)
+				return next, nil, say(errdefs.ErrNotFound, "app %s has no service %q", name, service)
 			case s.Mode.Replicated == nil:
-				return next, nil, fmt.Errorf("service %q of app %s is %s and has no replicas: %w", service, name, mode(s.Mode), errdefs.ErrInvalidArgument)
+				return next, nil, say(errdefs.ErrInvalidArgument, "service %q of app %s is %s and has no replicas", service, name, mode(s.Mode))
 			case s.Task.Name != "" && replicas[service] > 1:
-				return next, nil, fmt.Errorf("service %q of app %s: %d containers cannot all be named %q: %w", service, name, replicas[service], s.Task.Name, errdefs.ErrInvalidArgument)
+				return next, nil, say(errdefs.ErrInvalidArgument, "service %q of app %s: %d containers cannot all be named %q", service, name, replicas[service], s.Task.Name)
 			}
 			s.Mode.Replicated = &cluster.Replicated{Replicas: replicas[service]}
 			next.Services[service] = s
@@ -91,13 +95,13 @@ func (a *Apps) Rollback(ctx context.Context, name string, to uint64, dryRun bool
 			}
 		}
 		if to == 0 {
-			return cluster.AppSpec{}, nil, fmt.Errorf("app %s has never been anything else: %w", name, errdefs.ErrNotFound)
+			return cluster.AppSpec{}, nil, say(errdefs.ErrNotFound, "app %s has never been anything else", name)
 		}
-		return cluster.AppSpec{}, nil, fmt.Errorf("app %s has no revision %d: see \"escale history %s\": %w", name, to, name, errdefs.ErrNotFound)
+		return cluster.AppSpec{}, nil, say(errdefs.ErrNotFound, "app %s has no revision %d: see \"escale history %s\"", name, to, name)
 	})
 }
 
-func notFound(name string) error { return fmt.Errorf("No such app: %s: %w", name, errdefs.ErrNotFound) } //nolint: Docker's form
+func notFound(name string) error { return say(errdefs.ErrNotFound, "No such app: %s", name) }
 
 // change writes the next spec of an app, which next makes of the app as it is, nil when
 // there is none. What clients stopped of the services that are named runs again.
@@ -109,7 +113,7 @@ func (a *Apps) change(ctx context.Context, name string, dryRun bool, next func(*
 			return nil, err
 		}
 		if was != nil && (was.Spec.Removed || was.Spec.Released) {
-			return nil, fmt.Errorf("app %s is being removed: try again when it has gone: %w", name, errdefs.ErrConflict)
+			return nil, say(errdefs.ErrConflict, "app %s is being removed: try again when it has gone", name)
 		}
 		spec, wake, err := next(was)
 		if err != nil {

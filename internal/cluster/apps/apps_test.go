@@ -176,7 +176,9 @@ func TestPutRefuses(t *testing.T) {
 		{"shop", service("a", 1), func(s *cluster.AppSpec) { s.Services = nil }, "no services"},
 		{"shop", service("a", 1), func(s *cluster.AppSpec) { s.Removed = true }, "does not say"},
 		{"shop", service("a", 1), func(s *cluster.AppSpec) { s.Secrets = map[string]cluster.SecretSpec{"k": {External: true}} }, "external"},
-		{"shop", service("a", 1), func(s *cluster.AppSpec) { s.Configs = map[string]cluster.ConfigSpec{"k": {Data: make([]byte, maxFile+1)}} }, "bytes"},
+		{"shop", service("a", 1), func(s *cluster.AppSpec) {
+			s.Configs = map[string]cluster.ConfigSpec{"k": {Data: make([]byte, maxFile+1)}}
+		}, "bytes"},
 		{"shop", service("a", 1), func(s *cluster.AppSpec) { s.Services["a/b"] = service("a", 1) }, `"a/b"`},
 	} {
 		asked := spec(map[string]cluster.ServiceSpec{"web": c.service})

@@ -3,6 +3,7 @@ package apps
 import (
 	"fmt"
 	"regexp"
+	"strings"
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
@@ -22,8 +23,13 @@ var (
 	partName    = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,128}$`)
 )
 
+// say is an error of a kind, which its words do not name: clients are shown them.
+func say(kind interface{ WithMessage(string) error }, format string, args ...any) error {
+	return kind.WithMessage(fmt.Sprintf(format, args...))
+}
+
 func bad(format string, args ...any) error {
-	return fmt.Errorf("%w: %w", fmt.Errorf(format, args...), errdefs.ErrInvalidArgument)
+	return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(format, args...))
 }
 
 // check looks at a spec that a client has sent. InvalidArgument.
@@ -94,7 +100,7 @@ func checkService(app *cluster.AppSpec, s *cluster.ServiceSpec) error {
 		return bad("%d containers cannot all be named %q", m.Replicas, t.Name)
 	}
 	if _, err := cluster.ParseConstraints(t.Placement.Constraints); err != nil {
-		return err
+		return bad("%s", strings.TrimSuffix(err.Error(), ": "+errdefs.ErrInvalidArgument.Error()))
 	}
 	for what, refs := range map[string][]cluster.FileRef{"secret": t.Secrets, "config": t.Configs} {
 		for _, r := range refs {
@@ -132,7 +138,7 @@ func checkMode(m cluster.Mode) error {
 	}
 	if m.Schedule != "" {
 		if _, err := cron.ParseStandard(m.Schedule); err != nil {
-			return bad("schedule %q: %w", m.Schedule, err)
+			return bad("schedule %q: %s", m.Schedule, err)
 		}
 	}
 	return nil
@@ -153,13 +159,13 @@ func disjoint(v store.View, name string, s *cluster.AppSpec) error {
 		}
 		for _, part := range sortedKeys(s.Services) {
 			if _, taken := other.Spec.Services[clash(name, part, other.Name)]; taken {
-				return fmt.Errorf("service %q would be named as one of app %s: %w", part, other.Name, errdefs.ErrConflict)
+				return say(errdefs.ErrConflict, "service %q would be named as one of app %s", part, other.Name)
 			}
 		}
 	}
 	for _, part := range sortedKeys(s.Services) {
 		if by := names[s.Services[part].Task.Name]; by != "" {
-			return fmt.Errorf("service %q: container name %q is that of %s: %w", part, s.Services[part].Task.Name, by, errdefs.ErrConflict)
+			return say(errdefs.ErrConflict, "service %q: container name %q is that of %s", part, s.Services[part].Task.Name, by)
 		}
 	}
 	return nil

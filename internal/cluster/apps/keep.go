@@ -2,7 +2,6 @@ package apps
 
 import (
 	"context"
-	"fmt"
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
@@ -26,7 +25,7 @@ func (a *Apps) Creating(labels map[string]string) error {
 	if _, err := store.Named[*cluster.App](a.s.View(), project); err != nil {
 		return nil // nobody's
 	}
-	return fmt.Errorf("app %s is kept by the engine: change it with \"escale up\", or make its containers yours with \"escale release %s\": %w", project, project, errdefs.ErrConflict)
+	return say(errdefs.ErrConflict, "app %s is kept by the engine: change it with \"escale up\", or make its containers yours with \"escale release %s\"", project, project)
 }
 
 // Halt notes, durably, that a client ends or removes a container: if it is a task's, it
@@ -56,7 +55,7 @@ func (a *Apps) Resume(ctx context.Context, labels map[string]string) error {
 	return a.mark(ctx, labels[labelTask], func(_ store.View, t *cluster.Task) (*cluster.Task, error) {
 		switch {
 		case t.Status.State.Ended() || t.Desired.Stops():
-			return nil, fmt.Errorf("it was a container of %s, whose place another has taken or takes: see \"escale apps\": %w", t.Name, errdefs.ErrConflict)
+			return nil, say(errdefs.ErrConflict, "it was a container of %s, whose place another has taken or takes: see \"escale apps\"", t.Name)
 		case !t.Halted:
 			return nil, nil
 		}

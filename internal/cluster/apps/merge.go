@@ -1,7 +1,6 @@
 package apps
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 
@@ -17,13 +16,16 @@ func merge(was, asked cluster.AppSpec, o Put) (cluster.AppSpec, error) {
 	for name, s := range asked.Services {
 		old, there := was.Services[name]
 		s.Halted = o.Create && (!there || old.Halted)
-		s.Task.Force = max(s.Task.Force, old.Task.Force)
+		s.Task.Force, s.Task.Fresh = max(s.Task.Force, old.Task.Force), max(s.Task.Fresh, old.Task.Fresh)
+		if o.RenewVolumes {
+			s.Task.Fresh++
+		}
 		next.Services[name] = s
 	}
 	for _, name := range o.Replace {
 		s, ok := next.Services[name]
 		if !ok {
-			return next, fmt.Errorf("no service %q to be replaced: %w", name, errdefs.ErrInvalidArgument)
+			return next, say(errdefs.ErrInvalidArgument, "no service %q to be replaced", name)
 		}
 		s.Task.Force++
 		next.Services[name] = s
