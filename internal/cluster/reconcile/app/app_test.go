@@ -1,0 +1,250 @@
+package app
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/mem"
+	"github.com/moby/moby/api/types/container"
+)
+
+// bench has a store with the app "shop" and looks at it with the loop.
+type bench struct {
+	*testing.T
+	s store.Store
+}
+
+func newBench(t *testing.T, spec cluster.AppSpec) *bench {
+	b := &bench{t, mem.New(store.NewState())}
+	t.Cleanup(func() { _ = b.s.Close() })
+	b.commit(store.Create(&cluster.App{Meta: cluster.Meta{Name: "shop"}, Spec: spec}))
+	return b
+}
+
+func (b *bench) commit(changes ...store.Change) {
+	b.Helper()
+	if _, err := b.s.Commit(b.Context(), changes...); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func (b *bench) app() *cluster.App {
+	b.Helper()
+	a, err := store.Named[*cluster.App](b.s.View(), "shop")
+	if err != nil {
+		b.Fatal(err)
+	}
+	return a
+}
+
+func (b *bench) ask(f func(*cluster.AppSpec)) {
+	b.Helper()
+	a := store.Copy(b.app())
+	f(&a.Spec)
+	a.Spec.Number++
+	b.commit(store.Update(a))
+}
+
+// decide does what the loop wants done, once, and writes it as "create network
+// shop_default, …".
+func (b *bench) decide() string {
+	b.Helper()
+	v := b.s.View()
+	var all []string
+	for _, a := range store.List[*cluster.App](v) {
+		d := Loop{}.Decide(v, a.ID, time.Now())
+		for _, c := range d.Changes {
+			if c.Op != store.OpUnchanged {
+				all = append(all, fmt.Sprintf("%s %s %s", map[store.Op]string{store.OpCreate: "create", store.OpUpdate: "update", store.OpDelete: "delete"}[c.Op], c.Object.Kind(), c.Object.Base().Name))
+			}
+		}
+		if len(d.Changes) > 0 {
+			b.commit(d.Changes...)
+		}
+	}
+	slices.Sort(all)
+	return strings.Join(all, ", ")
+}
+
+// steps checks what the loop wants, decision after decision.
+func (b *bench) steps(want ...string) {
+	b.Helper()
+	for i, w := range want {
+		if got := b.decide(); got != w {
+			b.Errorf("decision %d: %q, want %q", i+1, got, w)
+		}
+	}
+}
+
+// clear does what the node does with what is to be removed.
+func (b *bench) clear() {
+	b.Helper()
+	for _, n := range store.List[*cluster.Network](b.s.View()) {
+		if n.Spec.Removed {
+			b.commit(store.Delete(n))
+		}
+	}
+	for _, v := range store.List[*cluster.Volume](b.s.View()) {
+		if v.Spec.Removed {
+			b.commit(store.Delete(v))
+		}
+	}
+}
+
+// task makes a task of a service in a state.
+func (b *bench) task(service string, slot, number uint64, state cluster.TaskState, f func(*cluster.Task)) *cluster.Task {
+	b.Helper()
+	s, err := store.Named[*cluster.Service](b.s.View(), "shop_"+service)
+	if err != nil {
+		b.Fatal(err)
+	}
+	t := s.First(slot, "")
+	t.ID, t.Number, t.Status.State, t.Status.Healthy = cluster.NewID(), number, state, state == cluster.TaskRunning
+	t.Status.Err = map[bool]string{true: "task: non-zero exit (1)"}[state == cluster.TaskFailed]
+	if f != nil {
+		f(t)
+	}
+	b.commit(store.Create(t))
+	return t
+}
+
+func spec() cluster.AppSpec {
+	service := func(needs ...cluster.Need) cluster.ServiceSpec {
+		return cluster.ServiceSpec{
+			Mode: cluster.Mode{Replicated: &cluster.Replicated{Replicas: 1}},
+			Task: cluster.TaskSpec{Container: &container.Config{Image: "a"}, Host: &container.HostConfig{}, Needs: needs},
+		}
+	}
+	return cluster.AppSpec{
+		Number:   1,
+		Services: map[string]cluster.ServiceSpec{"web": service(cluster.Need{Service: "shop_db", Condition: cluster.Started}), "db": service()},
+		Networks: map[string]cluster.NetworkSpec{"default": {Name: "shop_default"}, "lan": {Name: "lan", External: true}},
+		Volumes:  map[string]cluster.VolumeSpec{"data": {Name: "shop_data"}},
+		Secrets:  map[string]cluster.SecretSpec{"key": {Data: []byte("hush")}},
+	}
+}
+
+const made = "create network shop_default, create network shop_lan, create secret shop_key, create service shop_db, create service shop_web, create volume shop_data"
+
+func TestMakesAndStates(t *testing.T) {
+	b := newBench(t, spec())
+	b.steps(made, "update app shop", "")
+	if got := b.app().Status; got.Phase != cluster.AppChanging || got.Number != 1 {
+		t.Errorf("nothing runs yet: %+v", got)
+	}
+	b.task("db", 1, 1, cluster.TaskRunning, nil)
+	web := b.task("web", 1, 1, cluster.TaskRunning, nil)
+	b.steps("update app shop", "")
+	if got := b.app().Status; got.Phase != cluster.AppSteady || got.Message != "" {
+		t.Errorf("all runs: %+v", got)
+	}
+	web = store.Copy(web)
+	web.Revision, web.Halted, web.Status.Healthy = b.s.View().Revision(), true, false
+	now, err := store.Find[*cluster.Task](b.s.View(), web.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	web.Meta = now.Meta
+	b.commit(store.Update(web))
+	b.steps("update app shop", "")
+	if got := b.app().Status; got.Phase != cluster.AppSteady || got.Message != "1 stopped by a client" {
+		t.Errorf("one is stopped: %+v", got)
+	}
+}
+
+// What is not in the spec any more goes; what the host alone can take away is marked,
+// what is somebody else's is only forgotten, and volumes stay.
+func TestDrops(t *testing.T) {
+	b := newBench(t, spec())
+	b.steps(made)
+	b.ask(func(s *cluster.AppSpec) { s.Networks, s.Volumes, s.Secrets = nil, nil, nil })
+	b.steps("delete network shop_lan, delete secret shop_key, update network shop_default")
+	b.clear()
+	if n, v := len(store.List[*cluster.Network](b.s.View())), len(store.List[*cluster.Volume](b.s.View())); n != 0 || v != 1 {
+		t.Errorf("%d networks and %d volumes are left", n, v)
+	}
+}
+
+// Whoever needs others ends before they do; then go networks, volumes if they are to, and the app.
+func TestRemovesInOrder(t *testing.T) {
+	for _, volumes := range []bool{false, true} {
+		b := newBench(t, spec())
+		b.steps(made)
+		web, db := b.task("web", 1, 1, cluster.TaskRunning, nil), b.task("db", 1, 1, cluster.TaskRunning, nil)
+		b.ask(func(s *cluster.AppSpec) { s.Removed, s.Volumed = true, volumes })
+		b.steps("delete service shop_web", "")
+		b.commit(store.Delete(b.find(web)))
+		b.steps("delete service shop_db", "")
+		b.commit(store.Delete(b.find(db)))
+		b.steps(map[bool]string{
+			false: "delete network shop_lan, delete secret shop_key, delete volume shop_data, update network shop_default",
+			true:  "delete network shop_lan, delete secret shop_key, update network shop_default, update volume shop_data",
+		}[volumes], "")
+		b.clear()
+		b.steps("delete app shop", "")
+	}
+}
+
+func (b *bench) find(t *cluster.Task) *cluster.Task {
+	b.Helper()
+	found, err := store.Find[*cluster.Task](b.s.View(), t.ID)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return found
+}
+
+// Services that need each other end together.
+func TestRemovesCircles(t *testing.T) {
+	s := spec()
+	db := s.Services["db"]
+	db.Task.Needs = []cluster.Need{{Service: "shop_web", Condition: cluster.Started}}
+	s.Services["db"] = db
+	b := newBench(t, s)
+	b.steps(made)
+	b.ask(func(s *cluster.AppSpec) { s.Removed = true })
+	b.steps("delete service shop_db, delete service shop_web")
+}
+
+// An app that is released asks its tasks to be let go, and leaves the host's as it is.
+func TestReleases(t *testing.T) {
+	b := newBench(t, spec())
+	b.steps(made)
+	one := b.task("web", 1, 1, cluster.TaskRunning, nil)
+	b.ask(func(s *cluster.AppSpec) { s.Released = true })
+	b.steps("delete service shop_db, delete service shop_web, update task shop_web.1", "")
+	if got := b.find(one).Desired; got != cluster.TaskOrphaned {
+		t.Fatalf("desired is %s", got)
+	}
+	free := store.Copy(b.find(one))
+	free.Status.State = cluster.TaskOrphaned
+	b.commit(store.Update(free))
+	b.steps("delete task shop_web.1", "delete network shop_default, delete network shop_lan, delete secret shop_key, delete volume shop_data", "delete app shop", "")
+}
+
+// A place in which nothing comes up is told of, with the reason.
+func TestTellsOfFailures(t *testing.T) {
+	b := newBench(t, spec())
+	b.steps(made)
+	b.task("db", 1, 1, cluster.TaskRunning, nil)
+	for n := range uint64(hopeless) {
+		if got := b.decide(); n > 1 && got != "" {
+			t.Errorf("after %d: %s", n, got)
+		}
+		b.task("web", 1, n+1, cluster.TaskFailed, nil)
+	}
+	b.steps("update app shop", "")
+	if got := b.app().Status; got.Phase != cluster.AppFailed || got.Message != "web: task: non-zero exit (1)" {
+		t.Errorf("%+v", got)
+	}
+	b.task("web", 1, hopeless+1, cluster.TaskRunning, nil)
+	b.steps("update app shop")
+	if got := b.app().Status; got.Phase != cluster.AppSteady {
+		t.Errorf("once it runs: %+v", got)
+	}
+}
