@@ -32,7 +32,7 @@ func (m *Manager) Create(ctx context.Context, c Create) (CreateResult, error) {
 	if err := fits(img, c.Config.Image, c.Platform); err != nil {
 		return CreateResult{}, err
 	}
-	rec := Record{Format: RecordFormat, ID: newID(), Created: now(), ImageID: img.ID, Platform: "linux"}
+	rec := Record{Format: RecordFormat, ID: newID(), Created: now(), ImageID: img.ID, Platform: "linux", Owner: c.Owner}
 	rec.Config, rec.HostConfig = copyConfig(c.Config), copyHostConfig(c.HostConfig)
 	if c.Networking != nil {
 		rec.Networking = c.Networking.EndpointsConfig

@@ -35,6 +35,7 @@ type entry struct {
 	killTold  bool                    // a removal has published that it kills this run
 	adopted   bool                    // the run was taken up from an earlier engine
 	stopping  bool                    // a client's stop or kill is under way: the exit is intended
+	stops     []chan struct{}         // those under way; each is closed at its end
 	restarts  int                     // clients' restarts that are under way: --rm does not act
 	healing   *run                    // that is ended because it is unhealthy
 	changed   chan struct{}           // closed at the next change of state or health; nil: nobody waits
@@ -120,6 +121,37 @@ func (e *entry) holdRemoval(n int) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.restarts += n
+	e.tellChange()
+}
+
+// allow asks whether an operation may be done.
+func (e *entry) allow(ctx context.Context, before func(context.Context, *Record) error) error {
+	v := e.view()
+	return before(ctx, &v.Record)
+}
+
+// beginStop notes that a stop is under way, and gives what notes its end.
+func (e *entry) beginStop() (over func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	done := make(chan struct{})
+	e.stops = append(e.stops, done)
+	return func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.stops = slices.DeleteFunc(e.stops, func(o chan struct{}) bool { return o == done })
+		close(done)
+	}
+}
+
+// stopUnderWay is closed when a stop that is under way has ended; nil: there is none.
+func (e *entry) stopUnderWay() <-chan struct{} {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.stops) == 0 {
+		return nil
+	}
+	return e.stops[0]
 }
 
 // setAbort says what ends the start that is under way.

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"context"
 	"time"
 
 	"escale.dev/escale/internal/network"
@@ -61,6 +62,14 @@ type Record struct {
 	ManuallyStopped bool // a client stopped it: restart policies rest
 	RemoveVolumes   bool // its anonymous volumes go with it, once removal began
 	AppArmorProfile string
+	Owner           *Owner `json:",omitempty"` // who keeps it; nil: whoever made it
+}
+
+// Owner is the orchestrator that keeps a container, for one of its tasks. That a
+// container has its labels says nothing: clients and images can have them, too.
+type Owner struct {
+	Node, Task string
+	Restart    container.RestartPolicy // what the container gets when it is let go
 }
 
 // Mount is a resolved mount point of a container.
@@ -150,6 +159,7 @@ type Create struct {
 	HostConfig *container.HostConfig
 	Networking *apinetwork.NetworkingConfig
 	Platform   string
+	Owner      *Owner // nil: a client's
 }
 
 // CreateResult is the answer to Create.
@@ -163,14 +173,21 @@ type CreateResult struct {
 type Stop struct {
 	Signal  string
 	Timeout *int
+	// Before, if not nil, is called once nothing stands in the way, before anything
+	// is done; its error is that of the stop.
+	Before func(context.Context, *Record) error
+	// Join waits for a stop that somebody else has under way, rather than to send a
+	// signal of its own; what still runs then is stopped.
+	Join bool
 
 	forRemoval bool // its events are those of a removal: no stop
 }
 
 // Remove says what may go with a container.
 type Remove struct {
-	Force   bool // kill it first
-	Volumes bool // its anonymous volumes too
+	Force   bool                                 // kill it first
+	Volumes bool                                 // its anonymous volumes too
+	Before  func(context.Context, *Record) error // as in Stop
 }
 
 // WaitResult is how a wait ended.

@@ -16,6 +16,11 @@ func (m *Manager) Remove(ctx context.Context, ref string, o Remove) error {
 	if err != nil {
 		return err
 	}
+	if o.Force && o.Before != nil {
+		if err := e.allow(ctx, o.Before); err != nil {
+			return err
+		}
+	}
 	if o.Force {
 		// A start or stop under way may hold the container for long: force goes ahead.
 		if task := e.doom(); task != nil {
@@ -50,6 +55,11 @@ func (m *Manager) Remove(ctx context.Context, ref string, o Remove) error {
 		return kindf(errConflict, "cannot remove container %q: container is %s: stop the container before removing or force remove", ref, st.Status)
 	case st.Status == Restarting && !o.Force:
 		return kindf(errConflict, "cannot remove container %q: container is restarting: stop the container before removing or force remove", ref)
+	}
+	if !o.Force && o.Before != nil {
+		if err := e.allow(ctx, o.Before); err != nil {
+			return err
+		}
 	}
 	now := Stop{Signal: "KILL", Timeout: new(int), forRemoval: true}
 	r, err := m.askToStop(ctx, e, now)
@@ -103,6 +113,7 @@ func (m *runner) finishRemoval(e *entry, now bool) error {
 	m.publish(e, apievents.ActionDestroy, nil)
 	e.mu.Lock()
 	e.removed = true
+	e.tellChange()
 	m.cfg.Networks.Unkeep(e.rec.Networking)
 	r := e.run
 	e.notify(true, WaitResult{ExitCode: e.rec.State.ExitCode})

@@ -8,6 +8,7 @@ import (
 
 	"escale.dev/escale/internal/runtime"
 	"escale.dev/escale/internal/sys/pin"
+	"github.com/moby/moby/api/types/container"
 	apievents "github.com/moby/moby/api/types/events"
 )
 
@@ -92,7 +93,7 @@ func (m *runner) intend(e *entry, byClient bool) (*run, State, error) {
 		e.rec.State = before
 		return nil, before, err
 	}
-	e.run, e.stopping, e.healing, e.killTold = r, false, nil, false
+	e.run, e.stopping, e.healing, e.killTold, e.adopted = r, false, nil, false, false
 	return r, before, nil
 }
 
@@ -130,6 +131,9 @@ func (m *runner) started(e *entry, s *start) {
 		rec.Endpoints = s.endpoints()
 		rec.Mounts = s.rec.Mounts // volumes are where they were mounted
 		rec.AppArmorProfile = s.confined()
+		if _, probed := newProbe(rec.Config); probed {
+			st.Health = &Health{Status: string(container.Starting)} // that of the run before says nothing of this one
+		}
 		return nil
 	})
 	e.tellChange()

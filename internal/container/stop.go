@@ -29,11 +29,29 @@ func (m *Manager) Stop(ctx context.Context, ref string, s Stop) error {
 		return err
 	}
 	ctx = context.WithoutCancel(ctx)
+	for other := e.stopUnderWay(); s.Join && other != nil; other = e.stopUnderWay() {
+		e.op.unlock()
+		<-other
+		if err := e.op.lock(ctx); err != nil {
+			return err
+		}
+	}
+	if s.Before != nil {
+		if err := e.allow(ctx, s.Before); err != nil {
+			e.op.unlock()
+			return err
+		}
+	}
 	r, err := m.askToStop(ctx, e, s)
+	var over func()
+	if err == nil {
+		over = e.beginStop()
+	}
 	e.op.unlock()
 	if err != nil {
 		return err
 	}
+	defer over()
 	return m.awaitStop(ctx, e, r, s)
 }
 

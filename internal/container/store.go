@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
@@ -27,12 +29,13 @@ type store struct {
 
 	mu    sync.RWMutex
 	byID  map[ID]*entry
-	names map[string]ID // reserved names, also of containers being created
-	dark  map[ID]error  // what has a record that cannot be read; set by load alone
+	names map[string]ID     // reserved names, also of containers being created
+	tasks map[string]*entry // what an orchestrator keeps, by the id of its task
+	dark  map[ID]error      // what has a record that cannot be read; set by load alone
 }
 
 func newStore(dir string) *store {
-	return &store{dir: dir, byID: map[ID]*entry{}, names: map[string]ID{}, dark: map[ID]error{}}
+	return &store{dir: dir, byID: map[ID]*entry{}, names: map[string]ID{}, tasks: map[string]*entry{}, dark: map[ID]error{}}
 }
 
 // load reads every record. One that cannot be read, as a power cut may leave it,
@@ -70,7 +73,8 @@ func (s *store) load() ([]*entry, error) {
 			continue
 		}
 		e := newEntry(rec)
-		s.byID[rec.ID], s.names[rec.Name] = e, rec.ID
+		s.names[rec.Name] = rec.ID
+		s.add(e)
 		out = append(out, e)
 	}
 	if len(newer) > 0 {
@@ -176,6 +180,30 @@ func (s *store) add(e *entry) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.byID[e.id] = e
+	if o := e.rec.Owner; o != nil {
+		s.tasks[o.Task] = e
+	}
+}
+
+// disown forgets whose task a container was.
+func (s *store) disown(e *entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.tasks, func(_ string, o *entry) bool { return o == e })
+}
+
+// ofTask finds the container of a task; nil: it has none.
+func (s *store) ofTask(task string) *entry {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.tasks[task]
+}
+
+// kept are all containers of tasks.
+func (s *store) kept() []*entry {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return slices.Collect(maps.Values(s.tasks))
 }
 
 // remove forgets a container; its directory is renamed at once and deleted by
@@ -184,6 +212,7 @@ func (s *store) remove(e *entry) error {
 	if err := s.discard(e.id); err != nil {
 		return err
 	}
+	s.disown(e)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.byID, e.id)
