@@ -30,4 +30,8 @@ type Controller interface {
 
 	// Remove removes it, running or not, with its anonymous volumes.
 	Remove(ctx context.Context) error
+
+	// Release lets it go: it stays as it is, and is nobody's from then on. One that is
+	// not there is NotFound.
+	Release(ctx context.Context) error
 }

@@ -90,6 +90,7 @@ type TaskStatus struct {
 	RunningAt time.Time        `json:",omitzero"` // when it began to run
 	Container *ContainerStatus `json:",omitempty"`
 	Healthy   bool             `json:",omitempty"` // it has no health check, or passed it
+	Gone      bool             `json:",omitempty"` // it is to be removed, and its node has nothing of it any more
 }
 
 // ContainerStatus is what is known of a task's container.

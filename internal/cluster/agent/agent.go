@@ -90,6 +90,7 @@ func (a *Agent) all(ctx context.Context, lives *sync.WaitGroup, v store.View) er
 	a.mu.Unlock()
 	for _, id := range known {
 		if !seen[id] {
+			a.log.Warn("a container of a task that is no more goes, too", "task", id)
 			a.gone(ctx, lives, &cluster.Task{Meta: cluster.Meta{ID: id}, Node: a.node})
 		}
 	}
@@ -138,7 +139,7 @@ func (a *Agent) forget(id string) {
 
 // report writes what became of a task and gives it as it is then. What somebody else
 // has written of it meanwhile stays. NotFound when it is not there any more.
-func (a *Agent) report(ctx context.Context, id string, f func(s *cluster.TaskStatus)) (*cluster.Task, error) {
+func (a *Agent) report(ctx context.Context, id string, f func(t *cluster.Task)) (*cluster.Task, error) {
 	for {
 		t, err := store.Find[*cluster.Task](a.s.View(), id)
 		if err != nil {
@@ -146,7 +147,7 @@ func (a *Agent) report(ctx context.Context, id string, f func(s *cluster.TaskSta
 		}
 		was := t.Status.State
 		t = store.Copy(t)
-		f(&t.Status)
+		f(t)
 		if t.Status.State != was {
 			if !was.May(t.Status.State) {
 				return nil, fmt.Errorf("task %s: from %s to %s: %w", id, was, t.Status.State, errdefs.ErrFailedPrecondition)

@@ -88,22 +88,33 @@ func (c *control) Start(context.Context) (cluster.ContainerStatus, error) {
 		return cluster.ContainerStatus{}, errors.New("exec format error")
 	}
 	b := c.box()
+	if b == nil {
+		return cluster.ContainerStatus{}, errdefs.ErrNotFound
+	}
 	c.m.mu.Lock()
 	defer c.m.mu.Unlock()
 	c.m.note(c.t.ID, "start")
+	if !b.running {
+		b.end = make(chan int, 1) // how the run before ended is nothing to this one
+	}
 	b.running = true
 	return cluster.ContainerStatus{ID: "c-" + c.t.ID}, nil
 }
 
 func (c *control) Wait(ctx context.Context, healthy func()) (int, error) {
 	b := c.box()
-	well := b.healthy
+	if b == nil {
+		return 0, errdefs.ErrNotFound
+	}
+	c.m.mu.Lock()
+	well, end := b.healthy, b.end
+	c.m.mu.Unlock()
 	for {
 		select {
 		case <-well:
 			well = nil
 			healthy()
-		case code := <-b.end:
+		case code := <-end:
 			c.m.mu.Lock()
 			b.running = false
 			c.m.mu.Unlock()
@@ -125,6 +136,14 @@ func (c *control) Shutdown(context.Context) error {
 		return nil
 	}
 	return errdefs.ErrNotFound
+}
+
+func (c *control) Release(context.Context) error {
+	c.m.mu.Lock()
+	defer c.m.mu.Unlock()
+	c.m.note(c.t.ID, "release")
+	delete(c.m.has, c.t.ID)
+	return nil
 }
 
 func (c *control) Remove(context.Context) error {
@@ -253,7 +272,10 @@ func TestLives(t *testing.T) {
 		r.task("slow", "slow")
 		r.want("slow", "preparing", "prepare")
 		r.change("slow", func(t *cluster.Task) { t.Desired = cluster.TaskRemove })
-		r.want("slow", "shutdown", "prepare shutdown")
+		r.want("slow", "shutdown", "prepare shutdown remove")
+		if !r.get("slow").Status.Gone {
+			t.Error("nobody is told that nothing is left of it")
+		}
 	})
 }
 

@@ -24,6 +24,7 @@ type life struct {
 	amid    context.CancelFunc // of the step under way; nil: it is not to be cut short
 	waiting <-chan ended       // of a container that runs
 	unwait  context.CancelFunc
+	halted  bool // its container was ended as a client wishes
 }
 
 // ended is how a container has.
@@ -64,13 +65,11 @@ func (l *life) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		t, gone := l.now()
 		if gone {
-			if err := l.c.Remove(ctx); err != nil && !errdefs.IsNotFound(err) {
-				l.a.log.Error("the container of a task that has gone cannot be removed: trying again", "task", t.ID, "error", err)
-				l.sleep(ctx, time.Now().Add(patience), nil)
-				continue
+			if l.remove(ctx) {
+				l.a.forget(t.ID)
+				return
 			}
-			l.a.forget(t.ID)
-			return
+			continue
 		}
 		l.step(ctx, t)
 	}
@@ -115,9 +114,13 @@ func (l *life) cut(ctx context.Context) (context.Context, func()) {
 func (l *life) step(ctx context.Context, t *cluster.Task) {
 	state := t.Status.State
 	switch {
+	case state.Ended() && t.Desired == cluster.TaskRemove && !t.Status.Gone:
+		l.vanish(ctx)
 	case state.Ended():
 		l.stopWaiting()
 		l.sleep(ctx, time.Time{}, nil) // until it is gone
+	case t.Desired == cluster.TaskOrphaned:
+		l.release(ctx)
 	case t.Desired.Stops():
 		l.shutdown(ctx)
 	case state == cluster.TaskAssigned:
@@ -132,8 +135,14 @@ func (l *life) step(ctx context.Context, t *cluster.Task) {
 		l.sleep(ctx, t.NotBefore, nil)
 	case state == cluster.TaskReady:
 		l.to(ctx, cluster.TaskStarting, "starting", nil)
+	case state == cluster.TaskStarting && t.Halted:
+		l.to(ctx, cluster.TaskRunning, "", func(s *cluster.TaskStatus) { s.RunningAt = time.Now().UTC() })
 	case state == cluster.TaskStarting:
 		l.start(ctx)
+	case state == cluster.TaskRunning && t.Halted:
+		l.halt(ctx)
+	case state == cluster.TaskRunning && (l.halted || t.Status.Message == haltedMessage):
+		l.resume(ctx)
 	case state == cluster.TaskRunning:
 		l.attend(ctx, t)
 	default:
@@ -145,7 +154,8 @@ func (l *life) step(ctx context.Context, t *cluster.Task) {
 // to reports a state; the next step knows of it.
 func (l *life) to(ctx context.Context, s cluster.TaskState, message string, f func(*cluster.TaskStatus)) {
 	t, _ := l.now()
-	written, err := l.a.report(ctx, t.ID, func(st *cluster.TaskStatus) {
+	written, err := l.a.report(ctx, t.ID, func(t *cluster.Task) {
+		st := &t.Status
 		st.State, st.Message, st.Err = s, message, ""
 		if f != nil {
 			f(st)
@@ -179,10 +189,16 @@ func (l *life) prepare(ctx context.Context) {
 func (l *life) start(ctx context.Context) {
 	step, done := l.cut(ctx)
 	c, err := l.c.Start(step)
+	if errdefs.IsNotFound(err) { // somebody has removed it
+		if err = l.c.Prepare(step); err == nil {
+			c, err = l.c.Start(step)
+		}
+	}
 	cut := step.Err() != nil
 	done()
 	switch {
 	case cut:
+	case err != nil && l.stopped():
 	case err != nil:
 		l.to(ctx, cluster.TaskFailed, "starting", func(s *cluster.TaskStatus) { s.Err = err.Error() })
 	default:
@@ -213,7 +229,7 @@ func (l *life) attend(ctx context.Context, t *cluster.Task) {
 		l.waiting, l.unwait = end, cancel
 		go func() {
 			code, err := l.c.Wait(waiting, func() {
-				if _, err := l.a.report(waiting, t.ID, func(s *cluster.TaskStatus) { s.Healthy = s.State == cluster.TaskRunning }); err != nil && waiting.Err() == nil && !errdefs.IsNotFound(err) {
+				if _, err := l.a.report(waiting, t.ID, func(t *cluster.Task) { t.Status.Healthy = t.Status.State == cluster.TaskRunning && !t.Halted }); err != nil && waiting.Err() == nil && !errdefs.IsNotFound(err) {
 					l.a.log.Error("the health of a task cannot be written", "task", t.ID, "error", err)
 				}
 			})
@@ -225,6 +241,9 @@ func (l *life) attend(ctx context.Context, t *cluster.Task) {
 		return
 	}
 	l.stopWaiting()
+	if l.stopped() {
+		return
+	}
 	state, message := cluster.TaskComplete, "finished"
 	if e.code != 0 || e.err != nil {
 		state, message = cluster.TaskFailed, "started"

@@ -36,25 +36,44 @@ const (
 // Containers are the engine's. Kinds of errors are theirs; one that is not there is
 // NotFound. Its methods block.
 type Containers interface {
-	// Create makes a container and gives its id. AlreadyExists for a name in use.
-	Create(ctx context.Context, name, platform string, c *container.Config, h *container.HostConfig, n map[string]*network.EndpointSettings) (string, error)
+	// Create makes a container and gives its id. AlreadyExists or Conflict for a name in use.
+	Create(ctx context.Context, r Request) (string, error)
 	Start(ctx context.Context, id string) error
+	// Stop ends it, unless it does not run, with its stop signal first; 0 of grace is
+	// what the container says. It waits for a stop that somebody else has under way.
 	Stop(ctx context.Context, id string, grace time.Duration) error
 	// Remove removes it, running or not, with its anonymous volumes.
 	Remove(ctx context.Context, id string) error
 	Rename(ctx context.Context, id, name string) error
-	// Wait blocks until it does not run and gives the exit code. It tells each state of
-	// health on the way, the present one first; "" for one without a health check.
+	// Wait blocks until it does not run and gives the exit code; restarts by clients are
+	// seen through. It tells each state of health on the way, the present one first; ""
+	// for one without a health check.
 	Wait(ctx context.Context, id string, health func(container.HealthStatus)) (int, error)
-	// Labelled are the containers that have a label.
-	Labelled(ctx context.Context, label string) ([]Container, error)
+	// Of is the container of a task.
+	Of(ctx context.Context, task string) (Container, error)
+	// Kept are all containers of tasks, of this orchestrator's and of others'.
+	Kept(ctx context.Context) ([]Container, error)
+	// Release makes it a container that no task has, with its own restart policy, and
+	// leaves it as it is. Idempotent.
+	Release(ctx context.Context, id string) error
 }
 
-// Container is one of the engine's.
+// Request is a container to be.
+type Request struct {
+	Name, Platform string
+	Config         *container.Config
+	Host           *container.HostConfig
+	Networks       map[string]*network.EndpointSettings
+	Task, Node     string
+	Restart        container.RestartPolicy // that it gets when it is let go
+}
+
+// Container is one of the engine's that a task has.
 type Container struct {
-	ID, Name string
-	Labels   map[string]string
-	PID      int
+	ID, Name   string
+	Task, Node string
+	Labels     map[string]string
+	PID        int
 }
 
 // Supplies are what containers need. The methods are idempotent, and block.
@@ -66,8 +85,11 @@ type Supplies interface {
 	// Volume sees to it that a volume is there.
 	Volume(ctx context.Context, v cluster.VolumeSpec) error
 	// Files puts the files of a task where no disk keeps them and gives their paths, in
-	// order. Without files it takes away those that are there.
+	// order; those that are there already stay as they are. Without files it takes away
+	// what is there.
 	Files(ctx context.Context, task string, files []File) ([]string, error)
+	// Sweep takes away the files of all tasks but those that are kept.
+	Sweep(ctx context.Context, kept func(task string) bool) error
 }
 
 // File is the content of a secret or a config, as a task has it.
@@ -94,13 +116,15 @@ func New(node string, s store.Store, c Containers, supplies Supplies) *Executor 
 
 // Known implements cluster.Executor.
 func (x *Executor) Known(ctx context.Context) ([]string, error) {
-	list, err := x.c.Labelled(ctx, LabelTask)
+	list, err := x.c.Kept(ctx)
 	if err != nil {
 		return nil, err
 	}
 	var out []string
 	for _, c := range list {
-		out = append(out, c.Labels[LabelTask])
+		if c.Node == x.node {
+			out = append(out, c.Task)
+		}
 	}
 	return out, nil
 }
@@ -114,53 +138,62 @@ type controller struct {
 	t *cluster.Task
 }
 
-// find gives the task's container. NotFound.
-func (c *controller) find(ctx context.Context) (Container, error) {
-	list, err := c.x.c.Labelled(ctx, LabelTask)
-	if err != nil {
-		return Container{}, err
-	}
-	for _, found := range list {
-		if found.Labels[LabelTask] == c.t.ID {
-			return found, nil
-		}
-	}
-	return Container{}, fmt.Errorf("container of task %s: %w", c.t.ID, errdefs.ErrNotFound)
-}
-
 // Prepare implements cluster.Controller.
 func (c *controller) Prepare(ctx context.Context) error {
-	if _, err := c.find(ctx); !errdefs.IsNotFound(err) {
-		return err // it is there already
+	v := c.x.s.View()
+	_, err := c.x.c.Of(ctx, c.t.ID)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
 	}
-	t, v := c.t, c.x.s.View()
+	if err == nil { // it is there already; what it needs may have been taken away since
+		_, _, err := c.files(ctx, v)
+		return errors.Join(c.surroundings(ctx, v), err)
+	}
+	t := c.t
 	if err := c.x.supplies.Image(ctx, t.Spec.Container.Image, t.Spec.Pull, t.Spec.Platform, t.Spec.Auth); err != nil {
 		return err
 	}
 	if err := c.surroundings(ctx, v); err != nil {
 		return err
 	}
+	n, err := c.made(ctx, v)
+	if err != nil {
+		return err
+	}
+	_, err = c.x.c.Create(ctx, n)
+	if errdefs.IsAlreadyExists(err) || errdefs.IsConflict(err) {
+		if err = c.yield(ctx, n.Name, err); err == nil {
+			_, err = c.x.c.Create(ctx, n)
+		}
+	}
+	return err
+}
+
+// made is the container as it is to be made.
+func (c *controller) made(ctx context.Context, v store.View) (Request, error) {
+	t := c.t
 	cfg, host := *t.Spec.Container, *t.Spec.Host
 	cfg.Labels = c.labels()
 	// Whether and when it starts again is decided elsewhere: a task is never restarted.
 	host.RestartPolicy, host.AutoRemove = container.RestartPolicy{Name: container.RestartPolicyDisabled}, false
 	if err := c.publish(v, &cfg, &host); err != nil {
-		return err
+		return Request{}, err
 	}
-	if err := c.files(ctx, v, &host); err != nil {
-		return err
+	paths, targets, err := c.files(ctx, v)
+	if err != nil {
+		return Request{}, err
+	}
+	host.Mounts = slices.Clone(host.Mounts)
+	for i, path := range paths {
+		host.Mounts = append(host.Mounts, mount.Mount{Type: mount.TypeBind, Source: path, Target: targets[i], ReadOnly: true})
 	}
 	if cfg.Hostname != "" {
 		cfg.Hostname = c.fill(cfg.Hostname)
 	}
-	name := t.ContainerName()
-	_, err := c.x.c.Create(ctx, name, t.Spec.Platform, &cfg, &host, endpoints(t, &host))
-	if errdefs.IsAlreadyExists(err) || errdefs.IsConflict(err) {
-		if err = c.yield(ctx, name, err); err == nil {
-			_, err = c.x.c.Create(ctx, name, t.Spec.Platform, &cfg, &host, endpoints(t, &host))
-		}
-	}
-	return err
+	return Request{
+		Name: t.ContainerName(), Platform: t.Spec.Platform, Config: &cfg, Host: &host, Networks: endpoints(t, &host),
+		Task: t.ID, Node: c.x.node, Restart: t.Spec.Host.RestartPolicy,
+	}, nil
 }
 
 // surroundings sees to networks and volumes.
@@ -206,12 +239,12 @@ func (c *controller) labels() map[string]string {
 // yield gives the container of an earlier task in the same place another name, so that
 // this one can have its. Somebody else's keeps its name: taken is the error then.
 func (c *controller) yield(ctx context.Context, name string, taken error) error {
-	list, err := c.x.c.Labelled(ctx, LabelTask)
+	list, err := c.x.c.Kept(ctx)
 	if err != nil {
 		return errors.Join(taken, err)
 	}
 	for _, other := range list {
-		if other.Name != name || other.Labels[LabelService] != c.t.Owner || other.Labels[LabelTask] == c.t.ID {
+		if other.Name != name || other.Labels[LabelService] != c.t.Owner || other.Task == c.t.ID {
 			continue
 		}
 		if err := c.x.c.Rename(ctx, other.ID, other.ID[:min(12, len(other.ID))]+"_"+name); err != nil && !errdefs.IsNotFound(err) {
@@ -258,83 +291,6 @@ func (c *controller) publish(v store.View, cfg *container.Config, host *containe
 	return nil
 }
 
-// files puts secrets and configs into the container, read-only.
-func (c *controller) files(ctx context.Context, v store.View, host *container.HostConfig) error {
-	var list []File
-	var targets []string
-	add := func(what string, ref cluster.FileRef, data []byte) error {
-		f := File{Data: data, Mode: ref.Mode}
-		for to, id := range map[*int]string{&f.UID: ref.UID, &f.GID: ref.GID} {
-			if id == "" {
-				continue
-			}
-			n, err := strconv.Atoi(id)
-			if err != nil {
-				return fmt.Errorf("%s %s: %q is no id of a user or group: %w", what, ref.Name, id, errdefs.ErrInvalidArgument)
-			}
-			*to = n
-		}
-		list, targets = append(list, f), append(targets, ref.Target)
-		return nil
-	}
-	for _, ref := range c.t.Spec.Secrets {
-		o, err := lookup[*cluster.Secret](v, ref, c.app(v))
-		if err == nil {
-			err = add("secret", ref, o.Spec.Data)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	for _, ref := range c.t.Spec.Configs {
-		o, err := lookup[*cluster.Config](v, ref, c.app(v))
-		if err == nil {
-			err = add("config", ref, o.Spec.Data)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if len(list) == 0 {
-		return nil
-	}
-	paths, err := c.x.supplies.Files(ctx, c.t.ID, list)
-	if err != nil {
-		return err
-	}
-	host.Mounts = slices.Clone(host.Mounts)
-	for i, path := range paths {
-		host.Mounts = append(host.Mounts, mount.Mount{Type: mount.TypeBind, Source: path, Target: targets[i], ReadOnly: true})
-	}
-	return nil
-}
-
-// app is the name of the app that the task is of; "" is none.
-func (c *controller) app(v store.View) string {
-	s, err := store.Find[*cluster.Service](v, c.t.Owner)
-	if err != nil || s.Owner == "" {
-		return ""
-	}
-	a, err := store.Find[*cluster.App](v, s.Owner)
-	if err != nil {
-		return ""
-	}
-	return a.Name
-}
-
-// lookup finds what a reference means: by id, by name in the app, by name.
-func lookup[T cluster.Object](v store.View, ref cluster.FileRef, app string) (T, error) {
-	if ref.ID != "" {
-		return store.Find[T](v, ref.ID)
-	}
-	if app != "" {
-		if o, err := store.Named[T](v, app+"_"+ref.Name); err == nil {
-			return o, nil
-		}
-	}
-	return store.Named[T](v, ref.Name)
-}
-
 // fill puts the task's own values into a text that asks for them, as Docker does for
 // host names.
 func (c *controller) fill(text string) string {
@@ -359,14 +315,14 @@ func endpoints(t *cluster.Task, host *container.HostConfig) map[string]*network.
 
 // Start implements cluster.Controller.
 func (c *controller) Start(ctx context.Context) (cluster.ContainerStatus, error) {
-	found, err := c.find(ctx)
+	found, err := c.x.c.Of(ctx, c.t.ID)
 	if err == nil {
 		err = c.x.c.Start(ctx, found.ID)
 	}
 	if err != nil {
 		return cluster.ContainerStatus{}, err
 	}
-	if found, err = c.find(ctx); err != nil {
+	if found, err = c.x.c.Of(ctx, c.t.ID); err != nil {
 		return cluster.ContainerStatus{}, err
 	}
 	return cluster.ContainerStatus{ID: found.ID, PID: found.PID}, nil
@@ -377,7 +333,7 @@ var errUnhealthy = errors.New("task: unhealthy container")
 
 // Wait implements cluster.Controller.
 func (c *controller) Wait(ctx context.Context, healthy func()) (int, error) {
-	found, err := c.find(ctx)
+	found, err := c.x.c.Of(ctx, c.t.ID)
 	if err != nil {
 		return 0, err
 	}
@@ -399,7 +355,7 @@ func (c *controller) Wait(ctx context.Context, healthy func()) (int, error) {
 
 // Shutdown implements cluster.Controller.
 func (c *controller) Shutdown(ctx context.Context) error {
-	found, err := c.find(ctx)
+	found, err := c.x.c.Of(ctx, c.t.ID)
 	if err != nil {
 		return err
 	}
@@ -408,7 +364,7 @@ func (c *controller) Shutdown(ctx context.Context) error {
 
 // Remove implements cluster.Controller.
 func (c *controller) Remove(ctx context.Context) error {
-	found, err := c.find(ctx)
+	found, err := c.x.c.Of(ctx, c.t.ID)
 	if err == nil {
 		err = c.x.c.Remove(ctx, found.ID)
 	}
@@ -417,4 +373,13 @@ func (c *controller) Remove(ctx context.Context) error {
 	}
 	_, err = c.x.supplies.Files(ctx, c.t.ID, nil)
 	return err
+}
+
+// Release implements cluster.Controller.
+func (c *controller) Release(ctx context.Context) error {
+	found, err := c.x.c.Of(ctx, c.t.ID)
+	if err != nil {
+		return err
+	}
+	return c.x.c.Release(ctx, found.ID)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"strings"
 	"testing"
@@ -32,6 +33,7 @@ type made struct {
 	config   *container.Config
 	host     *container.HostConfig
 	networks map[string]*network.EndpointSettings
+	policy   container.RestartPolicy
 	runs     bool
 }
 
@@ -48,7 +50,8 @@ func (e *engine) get(id string) (*made, error) {
 	return nil, errdefs.ErrNotFound
 }
 
-func (e *engine) Create(_ context.Context, name, _ string, c *container.Config, h *container.HostConfig, n map[string]*network.EndpointSettings) (string, error) {
+func (e *engine) Create(_ context.Context, r Request) (string, error) {
+	name := r.Name
 	if e.broken != nil {
 		return "", e.broken
 	}
@@ -58,7 +61,7 @@ func (e *engine) Create(_ context.Context, name, _ string, c *container.Config, 
 		}
 	}
 	id := fmt.Sprintf("%064d", len(e.asked))
-	e.list = append(e.list, &made{Container: Container{ID: id, Name: name, Labels: c.Labels}, config: c, host: h, networks: n})
+	e.list = append(e.list, &made{Container: Container{ID: id, Name: name, Labels: r.Config.Labels, Task: r.Task, Node: r.Node}, config: r.Config, host: r.Host, networks: r.Networks, policy: r.Restart})
 	e.note("create %s", name)
 	return id, nil
 }
@@ -108,13 +111,40 @@ func (e *engine) Wait(ctx context.Context, _ string, health func(container.Healt
 	return 5, nil
 }
 
-func (e *engine) Labelled(_ context.Context, label string) (out []Container, _ error) {
+func (e *engine) Of(_ context.Context, task string) (Container, error) {
 	for _, m := range e.list {
-		if m.Labels[label] != "" {
+		if m.Task == task {
+			return m.Container, nil
+		}
+	}
+	return Container{}, errdefs.ErrNotFound
+}
+
+func (e *engine) Kept(context.Context) (out []Container, _ error) {
+	for _, m := range e.list {
+		if m.Task != "" {
 			out = append(out, m.Container)
 		}
 	}
 	return out, nil
+}
+
+func (e *engine) Release(_ context.Context, id string) error {
+	m, err := e.get(id)
+	if err == nil {
+		m.Task, m.Node = "", ""
+		e.note("release %s", m.Name)
+	}
+	return err
+}
+
+func (e *engine) Sweep(_ context.Context, kept func(string) bool) error {
+	for _, task := range []string{"t1", "t9"} {
+		if !kept(task) {
+			e.note("sweep %s", task)
+		}
+	}
+	return nil
 }
 
 func (e *engine) Image(_ context.Context, ref, policy, _, _ string) error {
@@ -180,7 +210,7 @@ func (r *rig) task(id string, f func(*cluster.Task)) *controller {
 		Spec: cluster.TaskSpec{
 			Grace: 3 * time.Second, Pull: "always",
 			Container: &container.Config{Image: "web", Hostname: "h{{.Task.Slot}}", Labels: map[string]string{"com.docker.compose.project": "shop", "com.docker.compose.service": "web"}},
-			Host:      &container.HostConfig{AutoRemove: true, Mounts: []mount.Mount{{Type: mount.TypeVolume, Source: "far", Target: "/data"}, {Type: mount.TypeBind, Source: "/a", Target: "/b"}}},
+			Host:      &container.HostConfig{AutoRemove: true, RestartPolicy: container.RestartPolicy{Name: "always"}, Mounts: []mount.Mount{{Type: mount.TypeVolume, Source: "far", Target: "/data"}, {Type: mount.TypeBind, Source: "/a", Target: "/b"}}},
 			Secrets:   []cluster.FileRef{{Name: "key", Target: "/run/secrets/key", UID: "1", GID: "2", Mode: 0o400}},
 			Configs:   []cluster.FileRef{{Name: "conf", Target: "/etc/conf", Mode: 0o444}},
 		},
@@ -206,9 +236,10 @@ func TestLifeOfAContainer(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	r.did("image web always", "network shop_net", "volume far", "file hush 1:2 400", "file a=1 0:0 444", "create shop-web-2")
+	r.did("image web always", "network shop_net", "volume far", "file hush 1:2 400", "file a=1 0:0 444", "create shop-web-2",
+		"file hush 1:2 400", "file a=1 0:0 444", "network shop_net", "volume far") // the second time, what could have gone
 	m := r.e.list[0]
-	if m.host.AutoRemove || m.host.RestartPolicy.Name != "no" || m.host.NetworkMode != "shop_net" || len(m.networks) != 2 || m.config.Hostname != "h2" {
+	if m.host.AutoRemove || m.host.RestartPolicy.Name != "no" || m.policy.Name != "always" || m.host.NetworkMode != "shop_net" || len(m.networks) != 2 || m.config.Hostname != "h2" {
 		t.Errorf("it stands as %+v, %+v", m.host, m.config)
 	}
 	if l := m.Labels; l[LabelTask] != "t1" || l[LabelNumber] != "2" || l[LabelBalance] != "web" || l[LabelTaskName] != "shop_web.2.t1" || l[LabelNode] != "n1" {
@@ -301,4 +332,34 @@ func TestPrepareRefused(t *testing.T) {
 			t.Errorf("%v, want %q", err, want)
 		}
 	}
+}
+
+// What another orchestrator kept is let go, and what a reboot took of files comes back.
+func TestOpen(t *testing.T) {
+	r := begin(t)
+	c := r.task("t1", func(t *cluster.Task) {
+		t.Node, t.Desired, t.Status.State = "n1", cluster.TaskRunning, cluster.TaskRunning
+	})
+	if _, err := r.s.Commit(t.Context(), store.Create(c.t)); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.e.list = append(r.e.list, &made{Container: Container{ID: "old", Name: "theirs", Task: "t0", Node: "n0"}}, &made{Container: Container{ID: "left", Name: "left", Task: "t2", Node: "n1"}})
+	r.e.asked = nil
+	if err := r.x.Open(t.Context(), slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	r.did("file hush 1:2 400", "file a=1 0:0 444", "release theirs", "sweep t9")
+	known, err := r.x.Known(t.Context())
+	if err != nil || !slices.Equal(known, []string{"t1", "t2"}) {
+		t.Errorf("known: %v, %v", known, err)
+	}
+	for range 2 {
+		if err := c.Release(t.Context()); err != nil && !errdefs.IsNotFound(err) {
+			t.Fatal(err)
+		}
+	}
+	r.did("release shop-web-2")
 }

@@ -289,6 +289,7 @@ func TestHistories(t *testing.T) {
 		for range 60 {
 			w.step(names)
 		}
+		w.resume()
 		for _, n := range names {
 			w.change(n, func(s *cluster.ServiceSpec) {
 				s.Task.Container = &container.Config{Image: good}
@@ -319,7 +320,7 @@ func TestHistories(t *testing.T) {
 func (w *world) step(names []string) {
 	tasks := store.List[*cluster.Task](w.s.View())
 	name := names[w.rng.IntN(len(names))]
-	switch w.rng.IntN(12) {
+	switch w.rng.IntN(13) {
 	case 0:
 		w.change(name, func(s *cluster.ServiceSpec) {
 			s.Task.Container = &container.Config{Image: []string{good, good, ill, broken, missing}[w.rng.IntN(5)]}
@@ -335,6 +336,10 @@ func (w *world) step(names []string) {
 		}
 	case 3:
 		w.now = w.now.Add(time.Duration(w.rng.IntN(8000)) * time.Millisecond)
+	case 12:
+		if len(tasks) > 0 {
+			w.halt(tasks[w.rng.IntN(len(tasks))], w.rng.IntN(3) > 0)
+		}
 	case 4, 5, 6, 7:
 		for _, task := range tasks {
 			if w.rng.IntN(2) == 0 {

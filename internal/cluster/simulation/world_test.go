@@ -142,6 +142,12 @@ const (
 
 // act lets a task's node take it one state further.
 func (w *world) act(t *cluster.Task) bool {
+	if t.Node != "" && t.Status.State.Ended() && t.Desired == cluster.TaskRemove && !t.Status.Gone {
+		t = store.Copy(t)
+		t.Status.Gone = true
+		w.commit(store.Update(t))
+		return true
+	}
 	if t.Node == "" || t.Status.State.Ended() {
 		return false
 	}
@@ -167,6 +173,11 @@ func (w *world) act(t *cluster.Task) bool {
 		next = cluster.TaskStarting
 	case t.Status.State == cluster.TaskStarting:
 		next = cluster.TaskRunning
+	case t.Status.State == cluster.TaskRunning && t.Halted:
+		if !healthy {
+			return false
+		}
+		healthy = false // it has ended, and that is no failure
 	case t.Status.State == cluster.TaskRunning && (image == broken || image == unsure && w.rng.IntN(2) == 0):
 		next = cluster.TaskFailed
 	case t.Status.State == cluster.TaskRunning && (image == ends || image == unsure):
@@ -184,6 +195,24 @@ func (w *world) act(t *cluster.Task) bool {
 	}
 	w.status(t, next, healthy)
 	return true
+}
+
+// halt lets a client stop a task, or start it again.
+func (w *world) halt(t *cluster.Task, halted bool) {
+	w.t.Helper()
+	if t = store.Copy(t); !t.Live() || t.Halted == halted {
+		return
+	}
+	t.Halted = halted
+	w.commit(store.Update(t))
+}
+
+// resume starts all that clients have stopped.
+func (w *world) resume() {
+	w.t.Helper()
+	for _, t := range store.List[*cluster.Task](w.s.View()) {
+		w.halt(t, false)
+	}
 }
 
 // status says what became of a task.

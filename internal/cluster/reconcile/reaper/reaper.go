@@ -48,8 +48,9 @@ func (Loop) All(v store.View) []string {
 func (l Loop) Decide(v store.View, key string, _ time.Time) (d loop.Decision) {
 	tasks := store.List[*cluster.Task](v, store.Owner(key))
 	for _, t := range tasks {
-		// One that no node has got yet has nothing that could run.
-		if t.Desired == cluster.TaskRemove && (t.Status.State.Ended() || t.Node == "") {
+		// Its container goes first: until then it holds volumes and names. One that no
+		// node has got yet has none.
+		if t.Desired == cluster.TaskRemove && (t.Status.Gone || t.Node == "") {
 			d.Changes = append(d.Changes, store.Delete(t))
 		}
 	}
@@ -63,7 +64,6 @@ func (l Loop) Decide(v store.View, key string, _ time.Time) (d loop.Decision) {
 			if !t.Status.State.Ended() || !t.Desired.Ended() {
 				continue
 			}
-			// Its container goes once its node sees that the task is no more.
 			if over++; over > keep {
 				t = store.Copy(t)
 				t.Desired = cluster.TaskRemove
