@@ -1,9 +1,11 @@
 // Package reaper is the loop that removes what is over: tasks that are to be removed
 // once nothing of them runs, and the older of those that have ended, of which each
-// place keeps a few to look at.
+// place keeps a few to look at. Of an app's place that is the last failure: who knows
+// Compose expects one container of it, and sees in the app's history what else there was.
 package reaper
 
 import (
+	"cmp"
 	"time"
 
 	"escale.dev/escale/internal/cluster"
@@ -13,6 +15,9 @@ import (
 
 // History is how many tasks that have ended a place keeps, if nobody says otherwise.
 const History = 5
+
+// lastFailure is the same of an app's place.
+const lastFailure = 1
 
 // Loop is the loop.
 type Loop struct {
@@ -54,17 +59,17 @@ func (l Loop) Decide(v store.View, key string, _ time.Time) (d loop.Decision) {
 			d.Changes = append(d.Changes, store.Delete(t))
 		}
 	}
-	keep := l.Keep
-	if keep == 0 {
-		keep = History
-	}
 	for _, slot := range cluster.Slots(tasks) {
 		over := 0
 		for _, t := range slot.Tasks[1:] {
 			if !t.Status.State.Ended() || !t.Desired.Ended() {
 				continue
 			}
-			if over++; over > keep {
+			keep := cmp.Or(l.Keep, History)
+			if t.App != "" {
+				keep = lastFailure
+			}
+			if over++; over > keep || t.App != "" && t.Status.State == cluster.TaskShutdown {
 				t = store.Copy(t)
 				t.Desired = cluster.TaskRemove
 				d.Changes = append(d.Changes, store.Update(t))
