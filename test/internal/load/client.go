@@ -142,22 +142,26 @@ func (c *Client) spec(script string) map[string]any {
 }
 
 func (b *box) make(spec map[string]any) error {
-	var made struct{ ID string }
-	cut, err := b.do("POST", "/containers/create?name="+b.name, spec, &made)
-	b.id = made.ID
-	if harness.Status(err) == 409 && cut {
-		var c harness.Container
-		if _, err := b.do("GET", "/containers/"+b.name+"/json", nil, &c); err != nil {
-			return fmt.Errorf("create said the name is in use: %w", err)
+	for mine := false; ; {
+		var made struct{ ID string }
+		cut, err := b.do("POST", "/containers/create?name="+b.name, spec, &made)
+		b.id, mine = made.ID, mine || cut
+		if harness.Status(err) == 409 && mine {
+			var c harness.Container
+			_, err = b.do("GET", "/containers/"+b.name+"/json", nil, &c)
+			if harness.Status(err) == 404 {
+				continue // one with --rm that had no start goes when an engine begins
+			}
+			if err != nil {
+				return fmt.Errorf("create said the name is in use: %w", err)
+			}
+			b.id = c.ID
 		}
-		b.id, err = c.ID, nil
-		b.Note(b.id)
-		return nil
+		if err == nil {
+			b.Note(b.id)
+		}
+		return err
 	}
-	if err == nil {
-		b.Note(b.id)
-	}
-	return err
 }
 
 // inspect reads the container.
