@@ -1,6 +1,7 @@
 package container
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"os"
@@ -25,7 +26,7 @@ func (m *Manager) Create(ctx context.Context, c Create) (CreateResult, error) {
 	if c.HostConfig == nil {
 		c.HostConfig = &container.HostConfig{}
 	}
-	img, err := m.cfg.Images.Get(ctx, c.Config.Image)
+	img, err := m.cfg.Images.Get(ctx, cmp.Or(c.ImageID, c.Config.Image))
 	if err != nil {
 		return CreateResult{}, err
 	}
@@ -53,7 +54,7 @@ func (m *Manager) Create(ctx context.Context, c Create) (CreateResult, error) {
 	if rec.Name, err = m.creator.chooseName(c.Name, rec.ID); err != nil {
 		return CreateResult{}, err
 	}
-	e, err := m.creator.build(ctx, rec)
+	e, err := m.creator.build(ctx, rec, c.TakesOver)
 	if err != nil {
 		m.store.release(rec.Name, rec.ID)
 		return CreateResult{}, notAboutImage(err)
@@ -103,7 +104,7 @@ func notAboutImage(err error) error {
 
 // build makes what a container has on disk, its record last; what was made is
 // undone when a later step fails.
-func (m creator) build(ctx context.Context, rec Record) (_ *entry, err error) {
+func (m creator) build(ctx context.Context, rec Record, before map[string]string) (_ *entry, err error) {
 	var undo undoStack
 	defer func() {
 		if err != nil {
@@ -119,7 +120,7 @@ func (m creator) build(ctx context.Context, rec Record) (_ *entry, err error) {
 		return nil, err
 	}
 	undo.add(func() { m.cfg.Rootfs.Remove(m.ctx, string(rec.ID)) })
-	if err := m.mounts.resolve(ctx, &rec); err != nil {
+	if err := m.mounts.resolve(ctx, &rec, before); err != nil {
 		m.mounts.release(&rec)
 		m.mounts.removeAnonymous(&rec)
 		m.mounts.dropImages(m.ctx, &rec)

@@ -402,7 +402,7 @@ func (v fakeVolumes) Acquire(_ context.Context, r volume.Request, user string) (
 	defer v.f.mu.Unlock()
 	name := r.Name
 	if name == "" {
-		name = strings.Repeat("a", 64)
+		name = strings.Repeat(string(rune('a'+len(v.f.volumes))), 64)
 	}
 	if v.f.volumes[name] == nil {
 		v.f.volumes[name] = map[string]bool{}
@@ -432,6 +432,9 @@ func (v fakeVolumes) Unmount(string, string) error { return nil }
 func (v fakeVolumes) Remove(_ context.Context, name string, _ bool) error {
 	v.f.mu.Lock()
 	defer v.f.mu.Unlock()
+	if len(v.f.volumes[name]) > 0 {
+		return kindf(errConflict, "volume %s is in use", name)
+	}
 	delete(v.f.volumes, name)
 	return nil
 }

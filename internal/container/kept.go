@@ -42,6 +42,18 @@ func (k Kept) List() []View {
 	return out
 }
 
+// Anonymous are the volumes of a container that nobody gave a name, by destination. Its
+// successor can take them over.
+func (v *View) Anonymous() map[string]string {
+	out := map[string]string{}
+	for i := range v.Mounts {
+		if p := &v.Mounts[i]; anonymous(&v.Record, p) && !slices.Contains(v.Others, p.Destination) {
+			out[p.Destination] = p.Name
+		}
+	}
+	return out
+}
+
 // Attend blocks until a container does not run any more, though nobody is about to
 // start it again, and gives its exit code. Restarts by clients and pauses are seen
 // through. It tells each state of health on the way, the present one first; "" of a

@@ -291,3 +291,32 @@ func TestJoinStop(t *testing.T) {
 		}
 	})
 }
+
+// A successor has the anonymous volumes of the container before it, and the last one
+// takes them along.
+func TestTakesOverVolumes(t *testing.T) {
+	world(t, func(t *testing.T, f *fakeEngine, m *Manager) {
+		volumes := map[string]struct{}{"/data": {}}
+		first := keep(t, m, "t1", func(c *Create) { c.Config.Volumes = volumes })
+		v, err := m.Get(string(first))
+		if err != nil || len(v.Anonymous()) != 1 {
+			t.Fatalf("%v, %v", v.Anonymous(), err)
+		}
+		name := v.Anonymous()["/data"]
+		second := keep(t, m, "t2", func(c *Create) {
+			c.Config.Volumes = map[string]struct{}{"/data": {}, "/more": {}}
+			c.TakesOver = map[string]string{"/data": name, "/more": strings.Repeat("0", 64), "/other": name}
+		})
+		if v, err = m.Get(string(second)); err != nil || len(v.Anonymous()) != 2 || v.Anonymous()["/data"] != name || v.Anonymous()["/more"] == strings.Repeat("0", 64) {
+			t.Fatalf("%v, want %s; %v", v.Anonymous(), name, err)
+		}
+		for i, left := range []int{2, 0} {
+			if err := m.Remove(t.Context(), []string{"t1", "t2"}[i], Remove{Force: true, Volumes: true}); err != nil {
+				t.Fatal(err)
+			}
+			if synctest.Wait(); len(f.volumes) != left {
+				t.Errorf("volumes left: %v, want %d", f.volumes, left)
+			}
+		}
+	})
+}

@@ -19,15 +19,17 @@ type mountSet struct {
 	points map[string]Mount
 	asked  map[string]bool // destinations the client named itself
 	others map[string]bool // those of other containers
+	before map[string]string
 }
 
 // mounts resolves mount points and holds the volumes among them.
 type mounts struct{ *core }
 
 // resolve turns binds, mounts, volumes-from and volumes of the image into
-// the record's mount points, and acquires the volumes among them.
-func (m mounts) resolve(ctx context.Context, rec *Record) error {
-	set := mountSet{points: map[string]Mount{}, asked: map[string]bool{}, others: map[string]bool{}}
+// the record's mount points, and acquires the volumes among them. Of those that nobody
+// named, before has the ones to be taken over, by destination.
+func (m mounts) resolve(ctx context.Context, rec *Record, before map[string]string) error {
+	set := mountSet{before: before, points: map[string]Mount{}, asked: map[string]bool{}, others: map[string]bool{}}
 	if err := m.volumesFrom(rec, set); err != nil {
 		return err
 	}
@@ -85,6 +87,11 @@ func (m mounts) take(ctx context.Context, rec *Record, set mountSet) error {
 		case mount.TypeVolume:
 			if set.others[p.Destination] && !set.asked[p.Destination] {
 				rec.Others = append(rec.Others, p.Destination)
+			}
+			if name := set.before[p.Destination]; p.Name == "" && name != "" {
+				if _, err := m.cfg.Volumes.Get(ctx, name); err == nil { // else it has gone meanwhile
+					p.Name = name
+				}
 			}
 			if err := m.acquire(ctx, rec, &p, set); err != nil {
 				return err
@@ -217,12 +224,17 @@ func (m mounts) release(rec *Record) {
 // removeAnonymous removes the volumes that were made for this container alone.
 func (m mounts) removeAnonymous(rec *Record) {
 	for _, p := range rec.Mounts {
-		if p.Type == mount.TypeVolume && len(p.Name) == 64 && !namedByClient(rec, p.Destination) {
+		if anonymous(rec, &p) {
 			if err := m.cfg.Volumes.Remove(m.ctx, p.Name, true); err != nil {
 				m.log.Debug("anonymous volume stays", "volume", p.Name, "reason", err)
 			}
 		}
 	}
+}
+
+// anonymous tells whether a mount point is a volume that nobody gave a name.
+func anonymous(rec *Record, p *Mount) bool {
+	return p.Type == mount.TypeVolume && len(p.Name) == 64 && !namedByClient(rec, p.Destination)
 }
 
 // namedByClient tells whether the client gave the volume at dst a name.

@@ -160,6 +160,9 @@ type Create struct {
 	Networking *apinetwork.NetworkingConfig
 	Platform   string
 	Owner      *Owner // nil: a client's
+	ImageID    string // of the image, if Config.Image only shows its name
+	// TakesOver are volumes that take the place of anonymous ones, by destination.
+	TakesOver map[string]string
 }
 
 // CreateResult is the answer to Create.
