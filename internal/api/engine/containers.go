@@ -55,7 +55,7 @@ func (c containerRoutes) start(w *response, r *request) error {
 	if r.query.get("checkpoint") != "" {
 		return invalidf("checkpoint is only supported in experimental mode")
 	}
-	return done(w, c.cfg.Containers.Start(detached(r), r.name))
+	return done(w, c.startKept(detached(r), r.name))
 }
 
 // stopOptions reads what stop and restart share.
@@ -74,12 +74,16 @@ func (c containerRoutes) stop(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
+	s.Before = c.halting
 	return done(w, c.cfg.Containers.Stop(detached(r), r.name, s))
 }
 
 func (c containerRoutes) restart(w *response, r *request) error {
 	s, err := stopOptions(r)
 	if err != nil {
+		return err
+	}
+	if _, err := c.resuming(detached(r), r.name); err != nil {
 		return err
 	}
 	return done(w, c.cfg.Containers.Restart(detached(r), r.name, s))
@@ -109,7 +113,7 @@ func (c containerRoutes) remove(w *response, r *request) error {
 		return done(w, c.cfg.Containers.Unlink(detached(r), r.name))
 	}
 	return done(w, c.cfg.Containers.Remove(detached(r), r.name, container.Remove{
-		Force: r.query.bool("force"), Volumes: r.query.bool("v"),
+		Force: r.query.bool("force"), Volumes: r.query.bool("v"), Before: c.halting,
 	}))
 }
 

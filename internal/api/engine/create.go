@@ -79,6 +79,11 @@ func (c containerRoutes) create(w *response, r *request) error {
 			return err
 		}
 	}
+	if c.cfg.Keeper != nil {
+		if err := c.cfg.Keeper.Creating(in.Config.Labels); err != nil {
+			return err
+		}
+	}
 	made, err := c.cfg.Containers.Create(detached(r), in)
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -67,7 +68,16 @@ func (f *fakeContainers) Create(_ context.Context, c container.Create) (containe
 }
 func (f *fakeContainers) Start(_ context.Context, ref string) error { return f.note("Start", ref) }
 func (f *fakeContainers) Stop(_ context.Context, ref string, s container.Stop) error {
-	return f.note("Stop", ref, s.Signal, number(s.Timeout))
+	return cmp.Or(f.allow(ref, s.Before), f.note("Stop", ref, s.Signal, number(s.Timeout)))
+}
+
+// allow asks what stops and removals ask first.
+func (f *fakeContainers) allow(ref string, before func(context.Context, *container.Record) error) error {
+	v, err := f.Get(ref)
+	if err != nil || before == nil {
+		return nil
+	}
+	return before(context.Background(), &v.Record)
 }
 func (f *fakeContainers) Restart(_ context.Context, ref string, s container.Stop) error {
 	return f.note("Restart", ref, s.Signal, number(s.Timeout))
@@ -92,7 +102,7 @@ func (f *fakeContainers) Unlink(_ context.Context, link string) error {
 	return f.note("Unlink", link)
 }
 func (f *fakeContainers) Remove(_ context.Context, ref string, r container.Remove) error {
-	return f.note("Remove", ref, r.Force, r.Volumes)
+	return cmp.Or(f.allow(ref, r.Before), f.note("Remove", ref, r.Force, r.Volumes))
 }
 func (f *fakeContainers) Connect(_ context.Context, ref, name string, _ *network.EndpointSettings) error {
 	return f.note("Connect", ref, name)

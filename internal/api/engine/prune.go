@@ -47,7 +47,11 @@ func (c containerRoutes) prune(w *response, r *request) error {
 		if err != nil {
 			rw = 0 // the space is freed all the same
 		}
-		if err := c.cfg.Containers.Remove(detached(r), string(v.ID), container.Remove{}); err != nil {
+		how := container.Remove{}
+		if v.State.Status == container.Created {
+			how.Before = c.halting // what has ended was halted before, or another has its place
+		}
+		if err := c.cfg.Containers.Remove(detached(r), string(v.ID), how); err != nil {
 			if !errdefs.IsNotFound(err) && !errdefs.IsConflict(err) {
 				c.log.Warn("pruning container", "container", v.ID.Short(), "error", err)
 			}

@@ -37,6 +37,7 @@ type Config struct {
 	System       System
 	SafeMode     SafeMode
 	Apps         Apps
+	Keeper       Keeper // nil: nobody keeps containers
 	Events       Events
 	Logger       *slog.Logger
 

@@ -24,6 +24,11 @@ func (s updateRoutes) update(w *response, r *request) error {
 	if u.PidsLimit != nil && *u.PidsLimit <= 0 {
 		u.PidsLimit = new(int64) // each of them has meant no limit
 	}
+	if u.RestartPolicy.Name != "" {
+		if err := s.restartable(r.name); err != nil {
+			return err
+		}
+	}
 	warnings, err := s.cfg.Updates.Update(detached(r), r.name, u)
 	if err != nil {
 		return err

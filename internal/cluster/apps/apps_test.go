@@ -277,7 +277,7 @@ func TestHalt(t *testing.T) {
 	if err != nil || steps(p) != "start web (1 stopped)" || p.From != p.To || now(one.ID).Halted {
 		t.Errorf("up after a stop: %v, %s, %+v", err, steps(p), now(one.ID).Halted)
 	}
-	// A task that failed has a successor: that is who is meant.
+	// A task that failed has a successor: that is who is meant, until it has a container.
 	failed := cluster.Copy(now(one.ID))
 	failed.Status.State = cluster.TaskFailed
 	next := failed.Successor(failed.Spec, failed.SpecNumber)
@@ -290,6 +290,14 @@ func TestHalt(t *testing.T) {
 	}
 	if err := a.Resume(ctx, labels); !errdefs.IsConflict(err) {
 		t.Errorf("starting what failed: %v", err)
+	}
+	made := cluster.Copy(now(next.ID))
+	made.Halted, made.Status.State = false, cluster.TaskReady
+	if _, err := s.Commit(ctx, store.Update(made)); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Halt(ctx, labels); err != nil || now(next.ID).Halted {
+		t.Errorf("removing what has a successor with a container: %v, halted %t", err, now(next.ID).Halted)
 	}
 }
 

@@ -31,8 +31,10 @@ func (a *Apps) Creating(labels map[string]string) error {
 // Halt notes, durably, that a client ends or removes a container: if it is a task's, it
 // is left so until it is started again. To be called before it is done.
 func (a *Apps) Halt(ctx context.Context, labels map[string]string) error {
-	return a.mark(ctx, labels[labelTask], func(v store.View, t *cluster.Task) (*cluster.Task, error) {
-		// One that has ended may have a successor by now, or get one, and that is meant.
+	task := labels[labelTask]
+	return a.mark(ctx, task, func(v store.View, t *cluster.Task) (*cluster.Task, error) {
+		// One that has ended may get a successor, and that is meant, until it has a
+		// container of its own: the one that has ended can be thrown away then.
 		for _, slot := range cluster.Slots(store.List[*cluster.Task](v, store.Owner(t.Owner))) {
 			for _, other := range slot.Tasks {
 				if other.ID == t.ID && t.Status.State.Ended() {
@@ -40,7 +42,7 @@ func (a *Apps) Halt(ctx context.Context, labels map[string]string) error {
 				}
 			}
 		}
-		if t.Halted || t.Desired.Stops() {
+		if t.ID != task && !t.Status.State.Before(cluster.TaskReady) || t.Halted || t.Desired.Stops() {
 			return nil, nil
 		}
 		t = cluster.Copy(t)
