@@ -67,6 +67,7 @@ type Daemon struct {
 	server        *engine.Server
 	rest          *rest
 	registry      *registry.Client
+	taskFilesMu   sync.Mutex // see taskFiles
 	listeners     []net.Listener
 	closers       []func() error // what Run has opened, closed in reverse
 }

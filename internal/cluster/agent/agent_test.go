@@ -130,8 +130,10 @@ func (c *control) Wait(ctx context.Context, healthy func()) (int, error) {
 func (c *control) Shutdown(context.Context) error {
 	c.m.mu.Lock()
 	defer c.m.mu.Unlock()
-	c.m.note(c.t.ID, "shutdown")
 	if b := c.m.has[c.t.ID]; b != nil {
+		if b.running { // else there is nothing to do
+			c.m.note(c.t.ID, "shutdown")
+		}
 		b.running = false
 		return nil
 	}
@@ -272,7 +274,7 @@ func TestLives(t *testing.T) {
 		r.task("slow", "slow")
 		r.want("slow", "preparing", "prepare")
 		r.change("slow", func(t *cluster.Task) { t.Desired = cluster.TaskRemove })
-		r.want("slow", "shutdown", "prepare shutdown remove")
+		r.want("slow", "shutdown", "prepare remove")
 		if !r.get("slow").Status.Gone {
 			t.Error("nobody is told that nothing is left of it")
 		}

@@ -69,6 +69,21 @@ func (l *life) resume(ctx context.Context) {
 	}
 }
 
+// rest waits until a task that has ended is gone. Before it was written that it has, a
+// client could start its container again, whose place is another's now.
+func (l *life) rest(ctx context.Context, t *cluster.Task) {
+	l.stopWaiting()
+	if !l.rested {
+		if err := l.c.Shutdown(ctx); err != nil && !errdefs.IsNotFound(err) && ctx.Err() == nil {
+			l.a.log.Error("the container of a task that has ended runs and cannot be ended: trying again", "task", t.ID, "error", err)
+			l.sleep(ctx, time.Now().Add(patience), nil)
+			return
+		}
+		l.rested = true
+	}
+	l.sleep(ctx, time.Time{}, nil)
+}
+
 // release lets the container go.
 func (l *life) release(ctx context.Context) {
 	l.stopWaiting()

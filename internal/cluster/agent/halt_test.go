@@ -104,7 +104,7 @@ func TestHaltedBeforeItRuns(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		r.want("y", "running", "shutdown")
+		r.want("y", "running", "")
 		r.says("y", haltedMessage)
 	})
 }
@@ -122,12 +122,12 @@ func TestHaltedAnew(t *testing.T) {
 		r.change("late", func(t *cluster.Task) { t.Halted = true })
 		r.unhalt("back")
 		r.begin()
-		r.want("stays", "running", "prepare start shutdown shutdown")
+		r.want("stays", "running", "prepare start shutdown")
 		r.want("late", "running", "prepare start shutdown")
 		r.says("late", haltedMessage)
 		r.want("back", "running healthy", "prepare start shutdown prepare start")
 		r.change("stays", func(t *cluster.Task) { t.Desired = cluster.TaskShutdown })
-		r.want("stays", "shutdown", "prepare start shutdown shutdown shutdown")
+		r.want("stays", "shutdown", "prepare start shutdown")
 	})
 }
 
@@ -158,5 +158,18 @@ func TestReleased(t *testing.T) {
 			t.Fatal(err)
 		}
 		synctest.Wait()
+	})
+}
+
+// What a client starts in the instant between its end and the word of it has no place
+// any more.
+func TestStartedAfterItsEnd(t *testing.T) {
+	agents(t, func(r *rig) {
+		r.up("x")
+		r.stop()
+		r.m.has["x"].running = true
+		r.change("x", func(t *cluster.Task) { t.Status.State = cluster.TaskFailed })
+		r.begin()
+		r.want("x", "failed healthy", "prepare start shutdown")
 	})
 }

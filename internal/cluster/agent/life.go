@@ -25,6 +25,7 @@ type life struct {
 	waiting <-chan ended       // of a container that runs
 	unwait  context.CancelFunc
 	halted  bool // its container was ended as a client wishes
+	rested  bool // its container has been looked at since it ended
 }
 
 // ended is how a container has.
@@ -117,8 +118,7 @@ func (l *life) step(ctx context.Context, t *cluster.Task) {
 	case state.Ended() && t.Desired == cluster.TaskRemove && !t.Status.Gone:
 		l.vanish(ctx)
 	case state.Ended():
-		l.stopWaiting()
-		l.sleep(ctx, time.Time{}, nil) // until it is gone
+		l.rest(ctx, t)
 	case t.Desired == cluster.TaskOrphaned:
 		l.release(ctx)
 	case t.Desired.Stops():

@@ -64,6 +64,8 @@ type Request struct {
 	Config         *container.Config
 	Host           *container.HostConfig
 	Networks       map[string]*network.EndpointSettings
+	ImageID        string            // what the image's name is to mean; "": whatever it means
+	TakesOver      map[string]string // volumes in the place of anonymous ones, by destination
 	Task, Node     string
 	Restart        container.RestartPolicy // that it gets when it is let go
 }
@@ -73,6 +75,7 @@ type Container struct {
 	ID, Name   string
 	Task, Node string
 	Labels     map[string]string
+	Anonymous  map[string]string // volumes that nobody gave a name, by destination
 	PID        int
 }
 
@@ -150,13 +153,18 @@ func (c *controller) Prepare(ctx context.Context) error {
 		return errors.Join(c.surroundings(ctx, v), err)
 	}
 	t := c.t
-	if err := c.x.supplies.Image(ctx, t.Spec.Container.Image, t.Spec.Pull, t.Spec.Platform, t.Spec.Auth); err != nil {
-		return err
+	image := t.Spec.ImageID
+	if image == "" || c.x.supplies.Image(ctx, image, "never", "", "") != nil { // it may have gone: the name is better than nothing
+		image = ""
+		if err := c.x.supplies.Image(ctx, t.Spec.Container.Image, t.Spec.Pull, t.Spec.Platform, t.Spec.Auth); err != nil {
+			return err
+		}
 	}
 	if err := c.surroundings(ctx, v); err != nil {
 		return err
 	}
 	n, err := c.made(ctx, v)
+	n.ImageID = image
 	if err != nil {
 		return err
 	}
@@ -192,8 +200,30 @@ func (c *controller) made(ctx context.Context, v store.View) (Request, error) {
 	}
 	return Request{
 		Name: t.ContainerName(), Platform: t.Spec.Platform, Config: &cfg, Host: &host, Networks: endpoints(t, &host),
-		Task: t.ID, Node: c.x.node, Restart: t.Spec.Host.RestartPolicy,
+		Task: t.ID, Node: c.x.node, Restart: t.Spec.Host.RestartPolicy, TakesOver: c.before(ctx, v),
 	}, nil
+}
+
+// before are the anonymous volumes of the newest container that the task's place had,
+// unless this task is to have fresh ones: what a program wrote there outlives it.
+func (c *controller) before(ctx context.Context, v store.View) map[string]string {
+	for _, slot := range cluster.Slots(store.List[*cluster.Task](v, store.Owner(c.t.Owner))) {
+		if slot.Number != c.t.Slot || slot.Number == 0 && slot.Node != c.t.Node {
+			continue
+		}
+		for _, t := range slot.Tasks {
+			if t.ID == c.t.ID || t.Number >= c.t.Number {
+				continue
+			}
+			if found, err := c.x.c.Of(ctx, t.ID); err == nil {
+				if t.Spec.Fresh != c.t.Spec.Fresh {
+					return nil
+				}
+				return found.Anonymous
+			}
+		}
+	}
+	return nil
 }
 
 // surroundings sees to networks and volumes.

@@ -34,6 +34,7 @@ type made struct {
 	host     *container.HostConfig
 	networks map[string]*network.EndpointSettings
 	policy   container.RestartPolicy
+	request  Request
 	runs     bool
 }
 
@@ -61,7 +62,7 @@ func (e *engine) Create(_ context.Context, r Request) (string, error) {
 		}
 	}
 	id := fmt.Sprintf("%064d", len(e.asked))
-	e.list = append(e.list, &made{Container: Container{ID: id, Name: name, Labels: r.Config.Labels, Task: r.Task, Node: r.Node}, config: r.Config, host: r.Host, networks: r.Networks, policy: r.Restart})
+	e.list = append(e.list, &made{Container: Container{ID: id, Name: name, Labels: r.Config.Labels, Task: r.Task, Node: r.Node}, config: r.Config, host: r.Host, networks: r.Networks, policy: r.Restart, request: r})
 	e.note("create %s", name)
 	return id, nil
 }
@@ -362,4 +363,41 @@ func TestOpen(t *testing.T) {
 		}
 	}
 	r.did("release shop-web-2")
+}
+
+// A task has the anonymous volumes of the container that its place had before, and the
+// image that its name stood for when it was asked.
+func TestSuccession(t *testing.T) {
+	r := begin(t)
+	number := uint64(0)
+	next := func(id string, fresh uint64) *made {
+		t.Helper()
+		number++
+		c := r.task(id, func(t *cluster.Task) {
+			t.Number, t.Spec.Fresh, t.Spec.ImageID = number, fresh, map[bool]string{true: "missing", false: "sha256:1"}[id == "t4"]
+		})
+		if _, err := r.s.Commit(t.Context(), store.Create(c.t)); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Prepare(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return r.e.list[len(r.e.list)-1]
+	}
+	first := next("t1", 0)
+	first.Anonymous = map[string]string{"/data": "v1"}
+	if first.request.TakesOver != nil || first.request.ImageID != "sha256:1" || first.config.Image != "web" {
+		t.Errorf("the first: %+v", first.request)
+	}
+	second := next("t2", 0)
+	if second.request.TakesOver["/data"] != "v1" {
+		t.Errorf("the second: %v", second.request.TakesOver)
+	}
+	second.Anonymous = second.request.TakesOver
+	if fresh := next("t3", 1); fresh.request.TakesOver != nil {
+		t.Errorf("one that is to have fresh ones: %v", fresh.request.TakesOver)
+	}
+	if fourth := next("t4", 1); fourth.request.ImageID != "" {
+		t.Errorf("of an image that is gone: %q", fourth.request.ImageID)
+	}
 }

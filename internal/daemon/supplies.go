@@ -1,0 +1,259 @@
+package daemon
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"escale.dev/escale/internal/api/engine"
+	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/executor"
+	"escale.dev/escale/internal/cluster/supply"
+	"escale.dev/escale/internal/image"
+	enginenet "escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/volume"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
+	"github.com/moby/moby/api/pkg/authconfig"
+	apinetwork "github.com/moby/moby/api/types/network"
+	"github.com/xhit/go-str2duration/v2"
+)
+
+// taskSupplies is what the engine has for the containers of tasks. Its parts are the
+// ones that the API has, so that the same rules hold.
+type taskSupplies struct {
+	images interface {
+		Get(ctx context.Context, ref string) (image.Image, error)
+	}
+	registries interface {
+		Pull(ctx context.Context, ref reference.Named, o engine.PullOptions) error
+	}
+	networks engine.Networks
+	volumes  engine.Volumes
+	files    taskFiles
+	log      *slog.Logger
+}
+
+var (
+	_ executor.Supplies = taskSupplies{}
+	_ supply.Engine     = taskSupplies{}
+)
+
+func newTaskSupplies(d *Daemon) taskSupplies {
+	return taskSupplies{
+		images: d.images, registries: registries{d.registry, d.images, d.events}, networks: d.networks, volumes: d.volumes,
+		files: d.taskFiles(), log: d.log.With("component", "tasks"),
+	}
+}
+
+// Image implements executor.Supplies. The policies are compose's: "" and
+// if_not_present are missing; build is of images that were built before, and never
+// pulled; daily, weekly and every_<duration> pull what was pulled so long ago. An image
+// that is there serves when a newer one cannot be had.
+func (s taskSupplies) Image(ctx context.Context, ref, policy, platform, auth string) error {
+	img, err := s.images.Get(ctx, ref)
+	if err != nil && !errdefs.IsNotFound(err) {
+		return err
+	}
+	there := err == nil && isFor(img, platform)
+	wanted, bad := pullWanted(policy, there, img.LastTagged, time.Now())
+	if bad != nil || !wanted {
+		return cmp.Or(bad, err)
+	}
+	named, bad := reference.ParseAnyReference(ref)
+	name, ok := named.(reference.Named)
+	if bad != nil || !ok { // an id: there is nothing to pull
+		return err
+	}
+	o := engine.PullOptions{Platform: platform, Progress: func(image.Progress) {}, Done: func(string, image.Pulled) {}}
+	if auth != "" {
+		login, err := authconfig.Decode(auth)
+		if err != nil {
+			return fmt.Errorf("image %s: login: %w: %w", ref, err, errdefs.ErrInvalidArgument)
+		}
+		o.Auth = *login
+	}
+	err = s.registries.Pull(ctx, reference.TagNameOnly(name), o)
+	if err != nil && there && ctx.Err() == nil {
+		s.log.Warn("image cannot be pulled: the one that is there serves", "image", ref, "error", err)
+		return nil
+	}
+	return err
+}
+
+// isFor tells whether an image is for a platform; "" is any.
+func isFor(img image.Image, platform string) bool {
+	if platform == "" || img.Config.OS == "" {
+		return true
+	}
+	p, err := platforms.Parse(platform)
+	has := platforms.Normalize(img.Config.Platform)
+	return err == nil && (platforms.Only(p).Match(has) || has.Variant == "" && has.OS == p.OS && has.Architecture == p.Architecture)
+}
+
+// pullWanted tells whether a policy wants an image pulled.
+func pullWanted(policy string, there bool, tagged, now time.Time) (bool, error) {
+	age := time.Duration(0)
+	switch policy {
+	case "", "missing", "if_not_present":
+		return !there, nil
+	case "always":
+		return true, nil
+	case "never", "build":
+		return false, nil
+	case "daily":
+		age = 24 * time.Hour
+	case "weekly":
+		age = 7 * 24 * time.Hour
+	default:
+		every, ok := strings.CutPrefix(policy, "every_")
+		d, err := str2duration.ParseDuration(every)
+		if !ok || err != nil {
+			return false, fmt.Errorf("pull policy %q: %w", policy, errdefs.ErrInvalidArgument)
+		}
+		age = d
+	}
+	return !there || now.Sub(tagged) >= age, nil
+}
+
+// The labels by which compose knows what is a project's.
+const (
+	projectLabel = "com.docker.compose.project"
+	networkLabel = "com.docker.compose.network"
+)
+
+// Network implements executor.Supplies.
+func (s taskSupplies) Network(ctx context.Context, n cluster.NetworkSpec) error {
+	i, err := s.networks.Inspect(n.Name)
+	switch {
+	case err == nil && (n.External || n.Create == nil):
+		return nil
+	case err == nil:
+		return isOurs(n, i.Labels)
+	case !errdefs.IsNotFound(err):
+		return err
+	case n.External:
+		return errdefs.ErrNotFound.WithMessage(fmt.Sprintf("network %s declared as external, but could not be found", n.Name))
+	}
+	_, err = s.networks.Create(ctx, networkRequest(n))
+	if errdefs.IsConflict(err) { // another task's was quicker
+		if i, err := s.networks.Inspect(n.Name); err == nil {
+			return isOurs(n, i.Labels)
+		}
+	}
+	return err
+}
+
+// isOurs refuses a network that another project or person has made, as compose does.
+func isOurs(n cluster.NetworkSpec, has map[string]string) error {
+	if n.Create == nil {
+		return nil
+	}
+	want := n.Create.Labels
+	if p := want[projectLabel]; p != "" && has[projectLabel] != p {
+		return errdefs.ErrConflict.WithMessage(fmt.Sprintf("a network with name %s exists but was not created for project %q.\nSet `external: true` to use an existing network", n.Name, p))
+	}
+	if l := want[networkLabel]; has[networkLabel] != l {
+		return errdefs.ErrConflict.WithMessage(fmt.Sprintf("network %s was found but has incorrect label %s set to %q (expected: %q)", n.Name, networkLabel, has[networkLabel], l))
+	}
+	return nil
+}
+
+// networkRequest is a request for a network as clients of the API make them.
+func networkRequest(n cluster.NetworkSpec) enginenet.Create {
+	r := n.Create
+	if r == nil {
+		r = &apinetwork.CreateRequest{}
+	}
+	c := enginenet.Create{
+		Name: n.Name, Driver: r.Driver, Scope: r.Scope, EnableIPv4: r.EnableIPv4, EnableIPv6: r.EnableIPv6,
+		Internal: r.Internal, Attachable: r.Attachable, Ingress: r.Ingress, ConfigOnly: r.ConfigOnly, Options: r.Options, Labels: r.Labels,
+	}
+	if r.ConfigFrom != nil {
+		c.ConfigFrom = r.ConfigFrom.Network
+	}
+	if r.IPAM != nil {
+		c.IPAM = &enginenet.CreateIPAM{Driver: r.IPAM.Driver, Options: r.IPAM.Options}
+		for _, p := range r.IPAM.Config {
+			sub := enginenet.CreateSubnet{Aux: map[string]string{}}
+			if p.Subnet.IsValid() {
+				sub.Subnet = p.Subnet.String()
+			}
+			if p.IPRange.IsValid() {
+				sub.IPRange = p.IPRange.String()
+			}
+			if p.Gateway.IsValid() {
+				sub.Gateway = p.Gateway.String()
+			}
+			for name, a := range p.AuxAddress {
+				sub.Aux[name] = a.String()
+			}
+			c.IPAM.Config = append(c.IPAM.Config, sub)
+		}
+	}
+	return c
+}
+
+// RemoveNetwork implements supply.Engine.
+func (s taskSupplies) RemoveNetwork(ctx context.Context, n cluster.NetworkSpec) error {
+	i, err := s.networks.Inspect(n.Name)
+	if err == nil {
+		if theirs := isOurs(n, i.Labels); theirs != nil {
+			return theirs
+		}
+		err = s.networks.Remove(ctx, i.ID)
+	}
+	if errdefs.IsPermissionDenied(err) { // Docker's kind for one that has endpoints
+		return fmt.Errorf("%w: %w", err, errdefs.ErrConflict)
+	}
+	return err
+}
+
+// Volume implements executor.Supplies.
+func (s taskSupplies) Volume(ctx context.Context, v cluster.VolumeSpec) error {
+	is, err := s.volumes.Get(ctx, v.Name)
+	switch {
+	case err == nil && v.External:
+		return nil
+	case err == nil:
+		if p := v.Labels[projectLabel]; p != "" && is.Labels[projectLabel] != p {
+			s.log.Warn(fmt.Sprintf("volume %q already exists but was not created for project %q. Use `external: true` to use an existing volume", v.Name, p))
+		}
+		return nil
+	case !errdefs.IsNotFound(err):
+		return err
+	case v.External:
+		return errdefs.ErrNotFound.WithMessage(fmt.Sprintf("external volume %q not found", v.Name))
+	}
+	_, err = s.volumes.Create(ctx, volume.Request{Name: v.Name, Driver: v.Driver, Labels: v.Labels, Options: v.Options})
+	return err
+}
+
+// RemoveVolume implements supply.Engine.
+func (s taskSupplies) RemoveVolume(ctx context.Context, v cluster.VolumeSpec) error {
+	is, err := s.volumes.Get(ctx, v.Name)
+	if err != nil {
+		return err
+	}
+	if p := v.Labels[projectLabel]; p != "" && is.Labels[projectLabel] != p {
+		return errdefs.ErrConflict.WithMessage(fmt.Sprintf("volume %q was not created for project %q", v.Name, p))
+	}
+	return s.volumes.Remove(ctx, v.Name, false)
+}
+
+// Files implements executor.Supplies.
+func (s taskSupplies) Files(_ context.Context, task string, files []executor.File) ([]string, error) {
+	if len(files) == 0 {
+		return nil, s.files.remove(task)
+	}
+	return s.files.put(task, files)
+}
+
+// Sweep implements executor.Supplies.
+func (s taskSupplies) Sweep(_ context.Context, kept func(task string) bool) error {
+	return s.files.sweep(kept)
+}
