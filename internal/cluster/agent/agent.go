@@ -111,23 +111,25 @@ func (a *Agent) note(ctx context.Context, lives *sync.WaitGroup, e store.Event) 
 
 // tell gives a task's life the newest of it, and begins it when it is new.
 func (a *Agent) tell(ctx context.Context, lives *sync.WaitGroup, t *cluster.Task) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	l := a.tasks[t.ID]
-	if l == nil {
-		l = &life{a: a, c: a.x.Controller(t), news: make(chan struct{}, 1)}
-		a.tasks[t.ID] = l
-		lives.Go(func() { l.run(ctx) })
-	}
-	l.set(t, false)
+	a.set(ctx, lives, t, false)
 }
 
 // gone ends the life of a task that is not in the store any more.
 func (a *Agent) gone(ctx context.Context, lives *sync.WaitGroup, t *cluster.Task) {
-	a.tell(ctx, lives, t)
+	a.set(ctx, lives, t, true)
+}
+
+func (a *Agent) set(ctx context.Context, lives *sync.WaitGroup, t *cluster.Task, gone bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.tasks[t.ID].set(t, true)
+	if l := a.tasks[t.ID]; l != nil {
+		l.set(t, gone)
+		return
+	}
+	l := &life{a: a, c: a.x.Controller(t), news: make(chan struct{}, 1)}
+	l.set(t, gone) // before it begins: its first step looks at the task
+	a.tasks[t.ID] = l
+	lives.Go(func() { l.run(ctx) })
 }
 
 // forget drops a life that is over.
