@@ -20,6 +20,8 @@ type Task struct {
 	Released   bool         `json:",omitempty"` // its Needs were met
 	Halted     bool         `json:",omitempty"` // a client has stopped or removed its container: it is left so
 	NotBefore  time.Time    `json:",omitzero"`  // it may start from then on: the delay of a restart
+	Restarts   []time.Time  `json:",omitempty"` // of its place under this spec, those that the policy's Attempts count
+	Failures   uint64       `json:",omitempty"` // bad ends in a row that its place has had before it
 	Networks   []Attachment `json:",omitempty"`
 	App        string       `json:",omitempty"` // id of the app that the service is of
 }

@@ -4,7 +4,6 @@
 package app
 
 import (
-	"cmp"
 	"fmt"
 	"reflect"
 	"slices"
@@ -261,18 +260,18 @@ const hopeless = 3
 // failing says what is wrong with a place in which nothing comes up; "" is nothing.
 func failing(slots []cluster.Slot) string {
 	for _, slot := range slots {
-		bad, why := 0, ""
-		for _, t := range slot.Tasks {
-			if t.SpecNumber != slot.Current().SpecNumber || t.Status.State == cluster.TaskRunning && t.Status.Healthy {
-				break
-			}
-			if t.Status.State == cluster.TaskFailed || t.Status.State == cluster.TaskRejected {
-				bad++
-				why = cmp.Or(why, t.Status.Err)
-			}
+		t := slot.Current()
+		bad := t.Failures
+		switch state := t.Status.State; {
+		case state == cluster.TaskFailed, state == cluster.TaskRejected:
+			bad++
+		case state == cluster.TaskRunning && t.Status.Healthy:
+			bad = 0
 		}
-		if bad >= hopeless {
-			return why
+		for _, t := range slot.Tasks {
+			if bad >= hopeless && t.Status.Err != "" {
+				return t.Status.Err
+			}
 		}
 	}
 	return ""

@@ -236,7 +236,7 @@ func TestTellsOfFailures(t *testing.T) {
 		if got := b.decide(); n > 1 && got != "" {
 			t.Errorf("after %d: %s", n, got)
 		}
-		b.task("web", 1, n+1, cluster.TaskFailed, nil)
+		b.task("web", 1, n+1, cluster.TaskFailed, func(t *cluster.Task) { t.Failures = n })
 	}
 	b.steps("update app shop", "")
 	if got := b.app().Status; got.Phase != cluster.AppFailed || got.Message != "web: task: non-zero exit (1)" {

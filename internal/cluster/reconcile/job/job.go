@@ -90,12 +90,11 @@ func (Loop) Decide(v store.View, key string, now time.Time) (d loop.Decision) {
 			t.Desired = cluster.TaskComplete
 			d.Changes = append(d.Changes, store.Create(t))
 			atOnce--
-		case again(slot):
-			t := slot.Current()
-			next := t.Successor(t.Spec, t.SpecNumber)
-			next.Desired, next.NotBefore = cluster.TaskComplete, now.Add(t.Spec.Restart.Delay)
-			d.Changes = append(d.Changes, store.Create(next))
-			atOnce--
+		case failed(slot):
+			if next := slot.Current().Again(now); next != nil {
+				d.Changes = append(d.Changes, store.Create(next))
+				atOnce--
+			}
 		}
 	}
 	if len(d.Changes) > 0 {
@@ -135,10 +134,8 @@ func places(v store.View, s *cluster.Service) (out []place, atOnce int) {
 	return out, len(out)
 }
 
-// again tells whether the task of a place failed and its policy wants one more.
-func again(slot cluster.Slot) bool {
-	t := slot.Current()
-	p := t.Spec.Restart
-	return (t.Status.State == cluster.TaskFailed || t.Status.State == cluster.TaskRejected) && p.Condition != cluster.RestartNone &&
-		(p.Attempts == 0 || uint64(len(slot.Tasks)) <= p.Attempts)
+// failed tells whether the task of a place has.
+func failed(slot cluster.Slot) bool {
+	state := slot.Current().Status.State
+	return state == cluster.TaskFailed || state == cluster.TaskRejected
 }

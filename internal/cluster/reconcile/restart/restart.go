@@ -1,7 +1,6 @@
 // Package restart is the loop that replaces tasks that have ended though they should
-// not have, as their restart policies say: after a delay, so often in a window. A
-// service whose policy gives no delay gets one that doubles from 100 ms to a minute
-// while its tasks end within ten seconds, as containers' restarts do.
+// not have, as their restart policies say: after a delay, so often in a window
+// (cluster.Task.Again).
 package restart
 
 import (
@@ -10,13 +9,6 @@ import (
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
 	"escale.dev/escale/internal/cluster/store/loop"
-)
-
-// Delays of a policy that gives none.
-const (
-	firstDelay = 100 * time.Millisecond
-	lastDelay  = time.Minute
-	quick      = 10 * time.Second // a task that ended before was no success
 )
 
 // Loop is the loop.
@@ -67,62 +59,9 @@ func (Loop) Decide(v store.View, key string, now time.Time) (d loop.Decision) {
 		ended := store.Copy(t)
 		ended.Desired = cluster.TaskShutdown // it is dealt with
 		d.Changes = append(d.Changes, store.Update(ended))
-		if !again(t, slot, now) {
-			continue
+		if next := t.Again(now); next != nil {
+			d.Changes = append(d.Changes, store.Create(next))
 		}
-		next := t.Successor(t.Spec, t.SpecNumber)
-		next.Desired, next.Halted = t.Desired, t.Halted
-		next.NotBefore = now.Add(delay(t, slot))
-		d.Changes = append(d.Changes, store.Create(next))
 	}
 	return d
-}
-
-// again tells whether the policy wants one more task after t.
-func again(t *cluster.Task, slot cluster.Slot, now time.Time) bool {
-	p := t.Spec.Restart
-	switch p.Condition {
-	case cluster.RestartNone:
-		return false
-	case cluster.RestartOnFailure:
-		if t.Status.State == cluster.TaskComplete {
-			return false
-		}
-	}
-	if p.Attempts == 0 {
-		return true
-	}
-	done := uint64(0)
-	for i, old := range slot.Tasks {
-		if i+1 == len(slot.Tasks) || old.SpecNumber != t.SpecNumber {
-			break // the first of its kind was no restart
-		}
-		if p.Window == 0 || now.Sub(old.CreatedAt) <= p.Window {
-			done++
-		}
-	}
-	return done < p.Attempts
-}
-
-// delay is how long the place stays empty after t.
-func delay(t *cluster.Task, slot cluster.Slot) time.Duration {
-	if d := t.Spec.Restart.Delay; d > 0 {
-		return d
-	}
-	wait := firstDelay
-	for _, old := range slot.Tasks {
-		if !old.Status.State.Ended() || old.Status.At.Sub(begun(old)) >= quick {
-			break
-		}
-		wait = min(2*wait, lastDelay)
-	}
-	return wait / 2
-}
-
-// begun is when a task could begin.
-func begun(t *cluster.Task) time.Time {
-	if t.NotBefore.After(t.CreatedAt) {
-		return t.NotBefore
-	}
-	return t.CreatedAt
 }
