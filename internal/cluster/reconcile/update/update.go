@@ -222,7 +222,6 @@ func (d *decision) exchange() {
 		}
 		d.Changes = append(d.Changes, store.Create(next))
 	}
-	d.again(d.settled)
 }
 
 // rank orders places: those whose task does not run come first.

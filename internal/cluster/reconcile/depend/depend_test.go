@@ -1,0 +1,124 @@
+package depend
+
+import (
+	"testing"
+
+	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/loop/looptest"
+)
+
+// newBench has a service "web" that needs "db", with a task that is made.
+func newBench(t *testing.T, n cluster.Need) *looptest.Bench {
+	b := looptest.New(t, Loop{})
+	n.Service = "db"
+	b.Service("web", looptest.Replicated(1), func(s *cluster.ServiceSpec) { s.Task.Needs = []cluster.Need{n} })
+	b.Task("web", 1, cluster.TaskReady)
+	return b
+}
+
+func says(s string) string { return `web.1#1: says "` + s + `"` }
+
+func TestConditions(t *testing.T) {
+	ill := func(t *cluster.Task) { t.Status.Healthy = false }
+	exit := func(t *cluster.Task) { t.Status.Container = &cluster.ContainerStatus{ExitCode: 3} }
+	unmade := func(t *cluster.Task) { t.Status.Err = "no such image" }
+	const released = `web.1#1: released says "prepared"`
+	for _, c := range []struct {
+		name     string
+		need     cluster.Need
+		replicas uint64
+		tasks    []cluster.TaskState // of db, each in a place of its own
+		f        func(*cluster.Task)
+		want     string
+	}{
+		{"started, none", cluster.Need{Condition: cluster.Started}, 1, nil, nil, says("waits for service db: 0 of 1 started")},
+		{"started, not yet", cluster.Need{Condition: cluster.Started}, 1, []cluster.TaskState{cluster.TaskStarting}, nil, says("waits for service db: 0 of 1 started")},
+		{"started", cluster.Need{Condition: cluster.Started}, 1, []cluster.TaskState{cluster.TaskRunning}, ill, released},
+		{"started, and over", cluster.Need{Condition: cluster.Started}, 1, []cluster.TaskState{cluster.TaskComplete}, nil, released},
+		{"started, and failed", cluster.Need{Condition: cluster.Started}, 1, []cluster.TaskState{cluster.TaskFailed}, nil, says("waits for service db: 0 of 1 started")},
+		{"started, one of two", cluster.Need{Condition: cluster.Started}, 2, []cluster.TaskState{cluster.TaskRunning}, nil, says("waits for service db: 1 of 2 started")},
+		{"healthy", cluster.Need{Condition: cluster.Healthy}, 1, []cluster.TaskState{cluster.TaskRunning}, nil, released},
+		{"not healthy", cluster.Need{Condition: cluster.Healthy}, 1, []cluster.TaskState{cluster.TaskRunning}, ill, says("waits for service db: 0 of 1 healthy")},
+		{"healthy, scaled to none", cluster.Need{Condition: cluster.Healthy}, 0, nil, nil, released},
+		{"completed", cluster.Need{Condition: cluster.Completed}, 1, []cluster.TaskState{cluster.TaskComplete}, nil, released},
+		{"completed, both", cluster.Need{Condition: cluster.Completed}, 2, []cluster.TaskState{cluster.TaskComplete, cluster.TaskRunning}, nil, says("waits for service db to complete")},
+		{"completed, not begun", cluster.Need{Condition: cluster.Completed}, 1, nil, nil, says("waits for service db to complete")},
+		{"completed, badly", cluster.Need{Condition: cluster.Completed}, 1, []cluster.TaskState{cluster.TaskFailed}, exit, says(`service \"db\" didn't complete successfully: exit 3`)},
+		{"completed, never made", cluster.Need{Condition: cluster.Completed}, 1, []cluster.TaskState{cluster.TaskRejected}, unmade, says(`service \"db\" didn't complete successfully: no such image`)},
+		{"completed, badly, optional", cluster.Need{Condition: cluster.Completed, Optional: true}, 1, []cluster.TaskState{cluster.TaskFailed}, exit, released},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := newBench(t, c.need)
+			b.Service("db", looptest.Replicated(c.replicas))
+			for i, s := range c.tasks {
+				b.Task("db", uint64(i+1), s, func(t *cluster.Task) {
+					if c.f != nil {
+						c.f(t)
+					}
+				})
+			}
+			b.Steps(c.want, "")
+		})
+	}
+}
+
+// A service that is not there is waited for, unless it is optional, and told of when it comes.
+func TestMissing(t *testing.T) {
+	newBench(t, cluster.Need{Condition: cluster.Started, Optional: true}).Steps(`web.1#1: released says "prepared"`, "")
+	b := newBench(t, cluster.Need{Condition: cluster.Healthy})
+	b.Steps(says("waits for service db, which is not there"), "")
+	b.Service("db", looptest.Replicated(1))
+	b.Steps(says("waits for service db: 0 of 1 healthy"), "")
+	b.Task("db", 1, cluster.TaskStarting)
+	b.Rest(0)
+	b.Becomes("db.1#1", cluster.TaskRunning, func(t *cluster.Task) { t.Status.Healthy = false })
+	b.Rest(0)
+	b.Becomes("db.1#1", cluster.TaskRunning)
+	b.Steps(`web.1#1: released says "prepared"`, "")
+	b.Becomes("db.1#1", cluster.TaskFailed) // what was let start is not called back
+	b.Rest(0)
+}
+
+// In a place in transit the old task will do.
+func TestInTransit(t *testing.T) {
+	b := newBench(t, cluster.Need{Condition: cluster.Healthy})
+	b.Service("db", looptest.Replicated(1))
+	b.Task("db", 1, cluster.TaskRunning)
+	b.Update("db.1#1")
+	b.Steps(`web.1#1: released says "prepared"`, "")
+}
+
+// All needs must be met, and the first that is not is told of.
+func TestSeveral(t *testing.T) {
+	b := newBench(t, cluster.Need{Condition: cluster.Started})
+	web := b.Find("web.1#1")
+	web.Spec.Needs = append(web.Spec.Needs, cluster.Need{Service: "job", Condition: cluster.Completed})
+	b.Commit(store.Update(web))
+	b.Service("db", looptest.Replicated(1))
+	b.Service("job", cluster.Mode{Job: &cluster.Job{Total: 1}})
+	b.Task("job", 1, cluster.TaskRunning)
+	b.Steps(says("waits for service db: 0 of 1 started"), "")
+	b.Task("db", 1, cluster.TaskRunning)
+	b.Steps(says("waits for service job to complete"), "")
+	b.Becomes("job.1#1", cluster.TaskComplete)
+	b.Steps(`web.1#1: released says "prepared"`, "")
+}
+
+// Only a task that waits is spoken of; while its node makes it, the node does.
+func TestSilence(t *testing.T) {
+	for _, c := range []struct {
+		state, desired cluster.TaskState
+		needs          []cluster.Need
+	}{
+		{cluster.TaskPreparing, cluster.TaskRunning, []cluster.Need{{Service: "db"}}},
+		{cluster.TaskReady, cluster.TaskShutdown, []cluster.Need{{Service: "db"}}},
+		{cluster.TaskShutdown, cluster.TaskRunning, []cluster.Need{{Service: "db"}}},
+		{cluster.TaskReady, cluster.TaskRunning, nil},
+	} {
+		b := looptest.New(t, Loop{})
+		b.Service("web", looptest.Replicated(1), func(s *cluster.ServiceSpec) { s.Task.Needs = c.needs })
+		b.Task("web", 1, c.state, func(t *cluster.Task) { t.Desired = c.desired })
+		b.Rest(0)
+	}
+}
