@@ -61,6 +61,7 @@ type Daemon struct {
 	containers    *container.Manager
 	devices       *cdi.Devices // by name; nil: turned off
 	builder       *builder.Builder
+	orchestrator  *orchestrator
 	monitors      *shim.Runtime
 	confined      confinement
 	shipping      *ship.Set
@@ -112,6 +113,7 @@ func (d *Daemon) Run(ctx context.Context, hup <-chan os.Signal, parse func() (*C
 		{"builder", d.openBuilder},
 		{"registry", d.openRegistry},
 		{"managed plugins", d.startPlugins},
+		{"store", d.openStore},
 		{"API", d.openAPI},
 	} {
 		if err := open.do(ctx); err != nil {
@@ -151,6 +153,8 @@ func (d *Daemon) serve(ctx context.Context, hup <-chan os.Signal, parse func() (
 	d.containers.Resume(ctx)
 	go d.reloads(ctx, hup, parse)
 	go d.rest.run(ctx)
+	release := d.keepApps(ctx)
+	defer release()
 	select {
 	case <-ctx.Done():
 	case err := <-failed:
@@ -161,6 +165,7 @@ func (d *Daemon) serve(ctx context.Context, hup <-chan os.Signal, parse func() (
 	d.log.Info("stopping", "containers", map[bool]string{true: "are stopped too", false: "go on"}[d.now().cfg.StopContainers])
 	notify("STOPPING=1") // systemd gone meanwhile is no harm
 	served.Wait()        // a request under way may be a start: it counts below
+	release()            // or what is stopped below would be replaced
 	cfg := d.now().cfg
 	if cfg.StopContainers {
 		stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Duration(cfg.StopTimeout)*time.Second)

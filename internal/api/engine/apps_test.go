@@ -66,10 +66,7 @@ func (f *fakeApps) Follow(_ context.Context, name string, told func(apps.View) e
 
 func TestAppRoutes(t *testing.T) {
 	fake := new(fakeApps)
-	r := newRig(t, func(r *rig) {
-		r.server.cfg.Apps = fake
-		r.server.routes = r.server.table()
-	})
+	r := newRig(t, func(r *rig) { r.server.cfg.Apps = fake })
 	for _, c := range []struct {
 		method, path, body string
 		status             int

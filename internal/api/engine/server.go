@@ -109,9 +109,7 @@ func (s *Server) table() []route {
 	all = append(all, safeRoutes{s}.routes()...)
 	all = append(all, copyRoutes{archiveRoutes{s}}.routes()...)
 	all = append(all, pluginRoutes{s}.routes()...)
-	if s.cfg.Apps != nil {
-		all = append(all, appRoutes{s}.routes()...)
-	}
+	all = append(all, appRoutes{s}.routes()...)
 	return all
 }
 

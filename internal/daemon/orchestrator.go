@@ -1,0 +1,168 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/agent"
+	"escale.dev/escale/internal/cluster/apps"
+	"escale.dev/escale/internal/cluster/executor"
+	"escale.dev/escale/internal/cluster/reconcile/app"
+	"escale.dev/escale/internal/cluster/reconcile/cron"
+	"escale.dev/escale/internal/cluster/reconcile/depend"
+	"escale.dev/escale/internal/cluster/reconcile/global"
+	"escale.dev/escale/internal/cluster/reconcile/job"
+	"escale.dev/escale/internal/cluster/reconcile/reaper"
+	"escale.dev/escale/internal/cluster/reconcile/replicated"
+	"escale.dev/escale/internal/cluster/reconcile/restart"
+	"escale.dev/escale/internal/cluster/reconcile/update"
+	"escale.dev/escale/internal/cluster/scheduler"
+	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/bolt"
+	"escale.dev/escale/internal/cluster/store/loop"
+	"escale.dev/escale/internal/cluster/store/mem"
+	"escale.dev/escale/internal/cluster/supply"
+	"github.com/containerd/errdefs"
+)
+
+// orchestrator keeps apps: this host is a cluster of one node.
+type orchestrator struct {
+	d    *Daemon
+	log  *slog.Logger
+	s    store.Store
+	apps *apps.Apps
+	lost error // why there is no store; nothing is kept then
+}
+
+// openStore opens what the orchestrator knows. An engine whose store is damaged comes up
+// without it: its containers go on, and who asks for apps is told.
+func (d *Daemon) openStore(context.Context) error {
+	path := filepath.Join(d.cfg.DataRoot, "state.db")
+	o := &orchestrator{d: d, log: d.log.With("component", "orchestrator")}
+	s, err := bolt.Open(path)
+	switch {
+	case errdefs.IsDataLoss(err):
+		o.lost = err
+		o.s = lostStore{mem.New(store.NewState()), err}
+		o.log.Error("APPS ARE NOT KEPT: their store is damaged. What runs goes on. Put a good copy in its place, or take it away to begin without apps, and start the engine again", "file", path, "error", err)
+	case err != nil:
+		return err
+	default:
+		o.s = s
+	}
+	o.apps = apps.New(o.s)
+	d.orchestrator = o
+	d.onClose(o.s.Close)
+	return nil
+}
+
+// lostStore stands for one that cannot be read: it is empty, and stays so.
+type lostStore struct {
+	*mem.Store
+	why error
+}
+
+// Commit implements store.Store.
+func (l lostStore) Commit(context.Context, ...store.Change) (uint64, error) {
+	return 0, fmt.Errorf("apps are not kept: %w: %w", l.why, errdefs.ErrUnavailable)
+}
+
+// keepApps begins to keep apps, until ctx ends or release is called, which waits for the end of it.
+func (d *Daemon) keepApps(ctx context.Context) (release func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		d.orchestrator.run(ctx)
+	}()
+	return func() {
+		cancel()
+		<-ended
+	}
+}
+
+// loops are all there are.
+func loops() []loop.Loop {
+	return []loop.Loop{
+		app.Loop{}, replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{}, depend.Loop{}, restart.Loop{}, update.Loop{}, reaper.Loop{}, scheduler.Loop{},
+	}
+}
+
+// pause is between an end of the orchestrator that nobody wanted and its next beginning.
+const pause = time.Second
+
+// run keeps apps until ctx ends. It blocks. What runs goes on. In safe mode no container is
+// started by it: the gate of the containers' own restarts is its, too.
+func (o *orchestrator) run(ctx context.Context) {
+	for o.lost == nil {
+		err := o.work(ctx)
+		if ctx.Err() != nil {
+			return
+		}
+		o.log.Error("the orchestrator has ended: beginning again", "error", err)
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// work runs the loops and this node's part until ctx or one of them ends.
+func (o *orchestrator) work(ctx context.Context) error {
+	node, err := o.join(ctx)
+	if err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	supplies := newTaskSupplies(o.d)
+	x := executor.New(node, o.s, newTaskContainers(o.d), supplies)
+	if err := x.Open(ctx, o.log); err != nil {
+		return fmt.Errorf("tasks: %w", err)
+	}
+	var parts sync.WaitGroup
+	for what, run := range map[string]func() error{
+		"loops":    func() error { return loop.Run(ctx, o.s, o.log, loops()...) },
+		"agent":    func() error { return agent.New(node, o.s, x, o.log).Run(ctx) },
+		"supplies": func() error { return supply.New(o.s, supplies, o.log).Run(ctx) },
+	} {
+		parts.Go(func() {
+			err := run()
+			if err == nil {
+				err = fmt.Errorf("ended: %w", context.Canceled)
+			}
+			cancel(fmt.Errorf("%s: %w", what, err))
+		})
+	}
+	parts.Wait()
+	return context.Cause(ctx)
+}
+
+// join writes what this node is, and gives its id.
+func (o *orchestrator) join(ctx context.Context) (string, error) {
+	nodes := store.List[*cluster.Node](o.s.View())
+	n := &cluster.Node{Meta: cluster.Meta{ID: cluster.NewID()}, Spec: cluster.NodeSpec{Manager: true, Availability: cluster.Active}}
+	change := store.Create
+	if len(nodes) > 0 {
+		n, change = store.Copy(nodes[0]), store.Update
+	}
+	hostname, err := os.Hostname()
+	if err != nil {
+		return "", err
+	}
+	f := o.d.host
+	n.Name = hostname
+	n.Status = cluster.NodeStatus{
+		Ready: true, Since: time.Now().UTC(), Addr: "127.0.0.1", Version: Version, Platform: cluster.Platform{OS: "linux", Architecture: runtime.GOARCH},
+		Resources: cluster.Resources{NanoCPUs: int64(f.CPUs) * 1e9, Memory: f.Memory},
+	}
+	_, err = o.s.Commit(ctx, change(n))
+	return n.ID, err
+}
