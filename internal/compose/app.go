@@ -2,7 +2,6 @@ package compose
 
 import (
 	"cmp"
-	"fmt"
 	"maps"
 	"net/netip"
 	"os"
@@ -10,7 +9,6 @@ import (
 
 	"escale.dev/escale/internal/cluster"
 	"github.com/compose-spec/compose-go/v2/types"
-	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/network"
 )
 
@@ -21,10 +19,13 @@ func App(p *types.Project) (*cluster.AppSpec, error) {
 		Services: map[string]cluster.ServiceSpec{}, Networks: map[string]cluster.NetworkSpec{}, Volumes: map[string]cluster.VolumeSpec{},
 		Secrets: map[string]cluster.SecretSpec{}, Configs: map[string]cluster.ConfigSpec{}, Dir: p.WorkingDir, Files: p.ComposeFiles,
 	}
+	if err := Check(p); err != nil {
+		return nil, err
+	}
 	for _, name := range slices.Sorted(maps.Keys(p.Networks)) {
 		n, err := networkSpec(p, name)
 		if err != nil {
-			return nil, fmt.Errorf("network %q: %w", name, err)
+			return nil, below(p, "networks", name, err)
 		}
 		app.Networks[name] = n
 	}
@@ -36,22 +37,22 @@ func App(p *types.Project) (*cluster.AppSpec, error) {
 	for name, f := range p.Secrets {
 		data, err := file(p, types.FileObjectConfig(f))
 		if err != nil {
-			return nil, fmt.Errorf("secret %q: %w", name, err)
+			return nil, below(p, "secrets", name, err)
 		}
-		app.Secrets[name] = cluster.SecretSpec{Name: f.Name, External: bool(f.External), Data: data}
+		app.Secrets[name] = cluster.SecretSpec{Name: f.Name, Data: data}
 	}
 	for name, f := range p.Configs {
 		data, err := file(p, types.FileObjectConfig(f))
 		if err != nil {
-			return nil, fmt.Errorf("config %q: %w", name, err)
+			return nil, below(p, "configs", name, err)
 		}
-		app.Configs[name] = cluster.ConfigSpec{Name: f.Name, External: bool(f.External), Data: data}
+		app.Configs[name] = cluster.ConfigSpec{Name: f.Name, Data: data}
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.Services)) {
 		s := p.Services[name]
 		spec, err := service(p, &s)
 		if err != nil {
-			return nil, fmt.Errorf("service %q: %w", name, err)
+			return nil, below(p, "services", name, err)
 		}
 		app.Services[name] = spec
 	}
@@ -63,30 +64,21 @@ func App(p *types.Project) (*cluster.AppSpec, error) {
 	return app, nil
 }
 
-// refused is what cannot be had.
-func refused(format string, args ...any) error {
-	return fmt.Errorf("%w%w", fmt.Errorf(format, args...), silent{errdefs.ErrInvalidArgument})
-}
-
 // file is what a secret or config holds.
 func file(p *types.Project, f types.FileObjectConfig) ([]byte, error) {
 	switch {
-	case bool(f.External):
-		return nil, nil
-	case f.Driver != "" || f.TemplateDriver != "":
-		return nil, refused("a driver is not possible for it")
 	case f.Content != "":
 		return []byte(f.Content), nil
 	case f.Environment != "":
 		v, ok := p.Environment[f.Environment]
 		if !ok {
-			return nil, refused("environment variable %q is not set", f.Environment)
+			return nil, refused("environment", "environment variable %q is not set", f.Environment)
 		}
 		return []byte(v), nil
 	}
 	b, err := os.ReadFile(f.File)
 	if err != nil {
-		return nil, fmt.Errorf("%w%w", err, silent{errdefs.ErrInvalidArgument})
+		return nil, refused("file", "%s", err)
 	}
 	return b, nil
 }
@@ -103,8 +95,8 @@ func networkSpec(p *types.Project, name string) (cluster.NetworkSpec, error) {
 		Driver: n.Driver, Internal: n.Internal, Attachable: n.Attachable, EnableIPv4: n.EnableIPv4, EnableIPv6: n.EnableIPv6,
 		Options: n.DriverOpts, Labels: labels,
 	}
-	if n.Ipam.Driver != "" || len(n.Ipam.Config) > 0 {
-		c.IPAM = &network.IPAM{Driver: cmp.Or(n.Ipam.Driver, "default")}
+	if n.Ipam.Driver != "" || len(n.Ipam.Config) > 0 || len(n.Ipam.Options) > 0 {
+		c.IPAM = &network.IPAM{Driver: cmp.Or(n.Ipam.Driver, "default"), Options: n.Ipam.Options}
 	}
 	for _, pool := range n.Ipam.Config {
 		var cfg network.IPAMConfig
@@ -129,7 +121,7 @@ func networkSpec(p *types.Project, name string) (cluster.NetworkSpec, error) {
 			cfg.AuxAddress[host] = addr(a)
 		}
 		if err != nil {
-			return out, refused("%s", err)
+			return out, refused("ipam.config", "%s", err)
 		}
 		c.IPAM.Config = append(c.IPAM.Config, cfg)
 	}

@@ -2,7 +2,6 @@ package compose
 
 import (
 	"cmp"
-	"fmt"
 	"maps"
 	"net"
 	"net/netip"
@@ -23,7 +22,7 @@ func addresses(n *types.ServiceNetworkConfig, set *network.EndpointSettings) err
 	addr := func(s string) (out netip.Addr) {
 		if s != "" && err == nil {
 			if out, err = netip.ParseAddr(s); err != nil {
-				err = refused("%s", err)
+				err = refused("", "%s", err)
 			}
 		}
 		return out
@@ -41,7 +40,7 @@ func addresses(n *types.ServiceNetworkConfig, set *network.EndpointSettings) err
 	if n.MacAddress != "" {
 		mac, err := net.ParseMAC(n.MacAddress)
 		if err != nil {
-			return refused("%s", err)
+			return refused("", "%s", err)
 		}
 		set.MacAddress = network.HardwareAddr(mac)
 	}
@@ -61,7 +60,7 @@ func hostConfig(p *types.Project, s *types.ServiceConfig) (*container.HostConfig
 	for _, a := range s.DNS {
 		addr, err := netip.ParseAddr(a)
 		if err != nil {
-			return nil, refused("dns: %s", err)
+			return nil, refused("dns", "%s", err)
 		}
 		h.DNS = append(h.DNS, addr)
 	}
@@ -69,7 +68,7 @@ func hostConfig(p *types.Project, s *types.ServiceConfig) (*container.HostConfig
 		h.LogConfig = container.LogConfig{Type: s.Logging.Driver, Config: s.Logging.Options}
 	}
 	if s.UseAPISocket {
-		return nil, refused("use_api_socket is not possible: bind the socket")
+		return nil, refused("use_api_socket", "not possible: bind the socket, and give logins as a secret")
 	}
 	for _, t := range s.Tmpfs {
 		path, opts, _ := strings.Cut(t, ":")
@@ -90,6 +89,15 @@ func hostConfig(p *types.Project, s *types.ServiceConfig) (*container.HostConfig
 	ipc, pid, net := other(p, s.Ipc), other(p, s.Pid), other(p, s.NetworkMode)
 	h.IpcMode, h.PidMode, h.NetworkMode = container.IpcMode(ipc), container.PidMode(pid), container.NetworkMode(net)
 	for _, v := range s.Volumes {
+		if v.Type == "bind" && v.Bind != nil && v.Bind.SELinux != "" {
+			// Mounts have no word for labels of SELinux; binds have.
+			mode := map[bool]string{true: "ro", false: "rw"}[v.ReadOnly]
+			if v.Bind.Propagation != "" {
+				mode += "," + v.Bind.Propagation
+			}
+			h.Binds = append(h.Binds, v.Source+":"+v.Target+":"+mode+","+v.Bind.SELinux)
+			continue
+		}
 		m, err := mountOf(p, v)
 		if err != nil {
 			return nil, err
@@ -138,7 +146,7 @@ func mountOf(p *types.Project, v types.ServiceVolumeConfig) (mount.Mount, error)
 			case "readonly":
 				m.BindOptions.ReadOnlyForceRecursive = true
 			default:
-				return m, refused("volume %s: bind.recursive %q: enabled, disabled, writable or readonly wanted", v.Target, o.Recursive)
+				return m, refused("volumes", "%s: bind.recursive %q: enabled, disabled, writable or readonly wanted", v.Target, o.Recursive)
 			}
 		}
 	case "tmpfs":
@@ -150,7 +158,7 @@ func mountOf(p *types.Project, v types.ServiceVolumeConfig) (mount.Mount, error)
 			m.ImageOptions = &mount.ImageOptions{Subpath: o.SubPath}
 		}
 	default:
-		return m, refused("volume %s: type %q is not possible", v.Target, v.Type)
+		return m, refused("volumes", "%s: type %q is not possible", v.Target, v.Type)
 	}
 	return m, nil
 }
@@ -222,7 +230,7 @@ func blkio(b *types.BlkioConfig, r *container.Resources) error {
 	}{{b.DeviceReadBps, &r.BlkioDeviceReadBps}, {b.DeviceWriteBps, &r.BlkioDeviceWriteBps}, {b.DeviceReadIOps, &r.BlkioDeviceReadIOps}, {b.DeviceWriteIOps, &r.BlkioDeviceWriteIOps}} {
 		for _, d := range x.from {
 			if d.Rate < 0 {
-				return fmt.Errorf("blkio_config: %w", refused("%s: rate %d", d.Path, d.Rate))
+				return refused("blkio_config", "%s: rate %d", d.Path, d.Rate)
 			}
 			*x.to = append(*x.to, &blkiodev.ThrottleDevice{Path: d.Path, Rate: uint64(d.Rate)})
 		}

@@ -25,6 +25,7 @@ const (
 	LabelDependsOn   = "com.docker.compose.depends_on"
 	LabelNetwork     = "com.docker.compose.network"
 	LabelVolume      = "com.docker.compose.volume"
+	LabelImage       = "com.docker.compose.image" // id of the image that a container was made from
 )
 
 // version is the version of Docker Compose as which we label: its labels' meaning.
@@ -32,7 +33,7 @@ const version = "2.36.0"
 
 // serviceLabels are what containers of a service bear beside their number.
 func serviceLabels(p *types.Project, s *types.ServiceConfig) (map[string]string, error) {
-	hash, err := configHash(s)
+	hash, err := Hash(s)
 	if err != nil {
 		return nil, err
 	}
@@ -45,9 +46,9 @@ func serviceLabels(p *types.Project, s *types.ServiceConfig) (map[string]string,
 	return out, nil
 }
 
-// configHash tells whether a service has changed: it leaves out what needs no new
+// Hash tells whether a service has changed: it leaves out what needs no new
 // container.
-func configHash(s *types.ServiceConfig) (string, error) {
+func Hash(s *types.ServiceConfig) (string, error) {
 	c := *s
 	c.Build, c.PullPolicy, c.Scale, c.DependsOn, c.Profiles = nil, "", nil, nil, nil
 	if c.Deploy != nil {

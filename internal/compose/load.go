@@ -6,6 +6,7 @@ package compose
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 
@@ -25,8 +26,16 @@ type Options struct {
 	Env      []string // "NAME=value"; what COMPOSE_FILE and its like are taken from, too
 	Services []string // those that are meant, with what they depend on; empty: all
 
+	Enabled []string // those that are on whatever their profiles say
+	NoDeps  bool     // Services without what they depend on
+	Unused  bool     // networks, volumes and others that no service uses, too
+
 	// Verbatim leaves variables as they are written.
 	Verbatim bool
+	// What compose-go does with a file otherwise: Raw leaves out that defaults are
+	// written out, RawPaths that paths are made absolute, RawEnv that the files of
+	// env_file are read, and Unchecked that it is checked whether all fits together.
+	Raw, RawPaths, RawEnv, Unchecked bool
 }
 
 // Load reads a project. Files of the first version of compose, with services at the
@@ -46,7 +55,30 @@ type silent struct{ error }
 func (silent) Error() string   { return "" }
 func (s silent) Unwrap() error { return s.error }
 
-func load(ctx context.Context, o Options) (*types.Project, error) {
+// Model reads a project as it is written, files merged and paths resolved, but not made
+// into types: it can hold variables where numbers are wanted.
+func Model(ctx context.Context, o Options) (map[string]any, error) {
+	r, err := read(ctx, o)
+	if err != nil {
+		return nil, fmt.Errorf("%w%w", err, silent{errdefs.ErrInvalidArgument})
+	}
+	m, err := loader.LoadModelWithContext(ctx, *r.details, r.settle)
+	if err != nil {
+		return nil, fmt.Errorf("%w%w", err, silent{errdefs.ErrInvalidArgument})
+	}
+	return m, nil
+}
+
+// reading is what a load works with: files, environment, and how the loader is set.
+type reading struct {
+	o        Options
+	dir      string
+	profiles []string
+	named    bool // a file names the project
+	details  *types.ConfigDetails
+}
+
+func read(ctx context.Context, o Options) (*reading, error) {
 	fns := []cli.ProjectOptionsFn{
 		cli.WithWorkingDirectory(o.Dir), cli.WithEnv(o.Env), cli.WithEnvFiles(o.EnvFiles...), cli.WithDotEnv,
 		cli.WithConfigFileEnv, cli.WithDefaultConfigPath, cli.WithEnvFiles(o.EnvFiles...), cli.WithDotEnv,
@@ -55,52 +87,83 @@ func load(ctx context.Context, o Options) (*types.Project, error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := opts.GetWorkingDir()
-	if err != nil {
+	r := &reading{o: o, profiles: o.Profiles}
+	if r.dir, err = opts.GetWorkingDir(); err != nil {
 		return nil, err
 	}
-	details, err := opts.ReadConfigFiles(ctx, dir, opts)
-	if err != nil {
+	if r.details, err = opts.ReadConfigFiles(ctx, r.dir, opts); err != nil {
 		return nil, err
 	}
-	details.Environment = opts.Environment
-	profiles := o.Profiles
-	if env := opts.Environment["COMPOSE_PROFILES"]; len(profiles) == 0 && env != "" {
+	r.details.Environment = opts.Environment
+	if env := opts.Environment["COMPOSE_PROFILES"]; len(r.profiles) == 0 && env != "" {
 		for name := range strings.SplitSeq(env, ",") {
-			profiles = append(profiles, strings.TrimSpace(name))
+			r.profiles = append(r.profiles, strings.TrimSpace(name))
 		}
 	}
-	named := false
-	for i := range details.ConfigFiles {
-		f := &details.ConfigFiles[i]
+	for i := range r.details.ConfigFiles {
+		f := &r.details.ConfigFiles[i]
+		if f.Content == nil && f.Config == nil {
+			if f.Content, err = os.ReadFile(f.Filename); err != nil {
+				return nil, err
+			}
+		}
 		name := false
 		if f.Content, name, err = modern(f.Content); err != nil {
 			return nil, fmt.Errorf("%s: %w", f.Filename, err)
 		}
-		named = named || name
+		r.named = r.named || name
 	}
-	p, err := loader.LoadWithContext(ctx, *details, func(l *loader.Options) {
-		l.SkipInterpolation = o.Verbatim
-		l.Profiles = profiles
-		switch env := opts.Environment["COMPOSE_PROJECT_NAME"]; {
-		case o.Name != "":
-			l.SetProjectName(o.Name, true)
-		case env != "":
-			l.SetProjectName(env, true)
-		case !named:
-			l.SetProjectName(loader.NormalizeProjectName(filepath.Base(dir)), false)
-		}
-	})
+	return r, nil
+}
+
+// settle sets the loader.
+func (r *reading) settle(l *loader.Options) {
+	o := r.o
+	l.SkipInterpolation, l.SkipNormalization, l.SkipConsistencyCheck = o.Verbatim, o.Raw, o.Unchecked
+	l.ResolvePaths, l.SkipResolveEnvironment = !o.RawPaths, o.RawEnv
+	l.Profiles = r.profiles
+	switch env := r.details.Environment["COMPOSE_PROJECT_NAME"]; {
+	case o.Name != "":
+		l.SetProjectName(o.Name, true)
+	case env != "":
+		l.SetProjectName(env, true)
+	case !r.named:
+		l.SetProjectName(loader.NormalizeProjectName(filepath.Base(r.dir)), false)
+	}
+}
+
+func load(ctx context.Context, o Options) (*types.Project, error) {
+	r, err := read(ctx, o)
 	if err != nil {
 		return nil, err
 	}
-	for _, f := range details.ConfigFiles {
+	p, err := loader.LoadWithContext(ctx, *r.details, r.settle)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range r.details.ConfigFiles {
 		p.ComposeFiles = append(p.ComposeFiles, f.Filename)
 	}
-	if len(o.Services) > 0 {
-		if p, err = p.WithSelectedServices(o.Services); err != nil {
+	if len(o.Enabled) > 0 {
+		if p, err = p.WithServicesEnabled(o.Enabled...); err != nil {
 			return nil, err
 		}
+	}
+	if len(o.Services) > 0 {
+		deps := types.IncludeDependencies
+		if o.NoDeps {
+			deps = types.IgnoreDependencies
+		}
+		// Whoever names a service means it, whatever its profiles.
+		if p, err = p.WithServicesEnabled(o.Services...); err != nil {
+			return nil, err
+		}
+		if p, err = p.WithSelectedServices(o.Services, deps); err != nil {
+			return nil, err
+		}
+	}
+	if !o.Unused {
+		p = p.WithoutUnnecessaryResources()
 	}
 	return p, nil
 }

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"fmt"
 	"maps"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,13 +21,17 @@ func service(p *types.Project, s *types.ServiceConfig) (cluster.ServiceSpec, err
 	var out cluster.ServiceSpec
 	switch {
 	case s.Provider != nil:
-		return out, refused("provider is not possible: what it would make is not a container's")
+		return out, refused("provider", "not possible: what it would make is not a container's")
 	case len(s.Models) > 0:
-		return out, refused("models are not possible: there is no runner of models")
+		return out, refused("models", "not possible: there is no runner of models")
 	case s.CredentialSpec != nil:
-		return out, refused("credential_spec is for Windows")
-	case len(s.PreStart)+len(s.PostStart)+len(s.PreStop) > 0:
-		return out, refused("pre_start, post_start and pre_stop are not possible")
+		return out, refused("credential_spec", "it is for Windows")
+	case len(s.PreStart) > 0:
+		return out, refused("pre_start", "not possible: write a service that depends_on awaits with service_completed_successfully")
+	case len(s.PostStart) > 0:
+		return out, refused("post_start", "not possible: have the container's own command do it")
+	case len(s.PreStop) > 0:
+		return out, refused("pre_stop", "not possible: have the container do it at its stop_signal")
 	}
 	labels, err := serviceLabels(p, s)
 	if err != nil {
@@ -41,15 +46,23 @@ func service(p *types.Project, s *types.ServiceConfig) (cluster.ServiceSpec, err
 		return out, err
 	}
 	out.Labels = labels
-	out.Task = cluster.TaskSpec{Name: s.ContainerName, Container: cfg, Host: host, Platform: s.Platform, Pull: s.PullPolicy, Restart: restartPolicy(s)}
+	out.Task = cluster.TaskSpec{Name: s.ContainerName, Container: cfg, Host: host, Platform: s.Platform, Pull: s.PullPolicy}
+	if out.Task.Restart, err = restartPolicy(s); err != nil {
+		return out, err
+	}
+	host.RestartPolicy = ownPolicy(s)
+	if s.Deploy != nil && len(s.Deploy.Labels) > 0 {
+		out.Labels = maps.Clone(labels)
+		maps.Copy(out.Labels, s.Deploy.Labels)
+	}
 	if s.StopGracePeriod != nil {
 		out.Task.Grace = time.Duration(*s.StopGracePeriod)
 	}
 	if out.Task.Secrets, err = files(s.Secrets, "/run/secrets/"); err != nil {
-		return out, fmt.Errorf("secrets: %w", err)
+		return out, refused("secrets", "%s", err)
 	}
 	if out.Task.Configs, err = files(s.Configs, "/"); err != nil {
-		return out, fmt.Errorf("configs: %w", err)
+		return out, refused("configs", "%s", err)
 	}
 	if out.Networks, err = attachments(p, s); err != nil {
 		return out, err
@@ -69,7 +82,7 @@ func mode(s *types.ServiceConfig, out *cluster.ServiceSpec) error {
 	if text, ok := s.Extensions["x-escale-schedule"]; ok {
 		sched, ok := text.(string)
 		if !ok {
-			return refused("x-escale-schedule: a schedule wanted, as in \"0 3 * * *\"")
+			return refused("x-escale-schedule", "a schedule wanted, as in \"0 3 * * *\"")
 		}
 		out.Mode = cluster.Mode{Schedule: sched, Job: &cluster.Job{Total: 1}}
 		return nil
@@ -80,7 +93,7 @@ func mode(s *types.ServiceConfig, out *cluster.ServiceSpec) error {
 	}
 	n := uint64(max(s.GetScale(), 0))
 	if s.ContainerName != "" && n > 1 {
-		return refused("container_name %q: %d containers cannot have one name", s.ContainerName, n)
+		return refused("container_name", "%d containers cannot all be named %q", n, s.ContainerName)
 	}
 	switch m {
 	case "", "replicated":
@@ -92,14 +105,27 @@ func mode(s *types.ServiceConfig, out *cluster.ServiceSpec) error {
 	case "global-job":
 		out.Mode.GlobalJob = true
 	default:
-		return refused("deploy.mode %q: replicated, global, replicated-job or global-job wanted", m)
+		return refused("deploy.mode", "%q: replicated, global, replicated-job or global-job wanted", m)
 	}
 	return nil
 }
 
 // deploy reads what else the section says.
 func deploy(s *types.ServiceConfig, out *cluster.ServiceSpec) error {
+	var update, back *types.UpdateConfig
 	d := s.Deploy
+	if d != nil {
+		update, back = d.UpdateConfig, d.RollbackConfig
+	}
+	var err error
+	if out.Update, err = rollout("update_config", s, update); err != nil {
+		return err
+	}
+	if back != nil {
+		if out.Rollback, err = rollout("rollback_config", s, back); err != nil {
+			return err
+		}
+	}
 	if d == nil {
 		return nil
 	}
@@ -107,18 +133,11 @@ func deploy(s *types.ServiceConfig, out *cluster.ServiceSpec) error {
 	case "", "vip", "dnsrr":
 		out.Endpoint = cluster.EndpointMode(d.EndpointMode)
 	default:
-		return refused("deploy.endpoint_mode %q: vip or dnsrr wanted", d.EndpointMode)
-	}
-	var err error
-	if out.Update, err = rollout("update_config", d.UpdateConfig); err != nil {
-		return err
-	}
-	if out.Rollback, err = rollout("rollback_config", d.RollbackConfig); err != nil {
-		return err
+		return refused("deploy.endpoint_mode", "%q: vip or dnsrr wanted", d.EndpointMode)
 	}
 	out.Task.Placement = cluster.Placement{Constraints: d.Placement.Constraints, MaxPerNode: d.Placement.MaxReplicas}
 	if _, err := cluster.ParseConstraints(d.Placement.Constraints); err != nil {
-		return fmt.Errorf("deploy.placement: %w", err)
+		return refused("deploy.placement.constraints", "%s", err)
 	}
 	for _, pref := range d.Placement.Preferences {
 		out.Task.Placement.Spread = append(out.Task.Placement.Spread, pref.Spread)
@@ -140,54 +159,6 @@ func deploy(s *types.ServiceConfig, out *cluster.ServiceSpec) error {
 // nano is a number of processors in billionths.
 func nano(cpus float64) int64 { return int64(cpus*1e9 + 0.5) }
 
-func rollout(what string, u *types.UpdateConfig) (*cluster.Rollout, error) {
-	if u == nil {
-		return nil, nil
-	}
-	out := &cluster.Rollout{
-		Parallelism: 1, Delay: time.Duration(u.Delay), Monitor: time.Duration(u.Monitor), MaxFailureRatio: float64(u.MaxFailureRatio),
-		StartFirst: u.Order == "start-first", OnFailure: cluster.FailureAction(cmp.Or(u.FailureAction, "pause")),
-	}
-	if u.Parallelism != nil {
-		out.Parallelism = *u.Parallelism
-	}
-	switch {
-	case !slices.Contains([]string{"", "start-first", "stop-first"}, u.Order):
-		return nil, refused("deploy.%s.order %q: start-first or stop-first wanted", what, u.Order)
-	case !slices.Contains([]cluster.FailureAction{cluster.FailurePause, cluster.FailureContinue, cluster.FailureRollback}, out.OnFailure):
-		return nil, refused("deploy.%s.failure_action %q: pause, continue or rollback wanted", what, u.FailureAction)
-	}
-	return out, nil
-}
-
-// restartPolicy is that of deploy, else what restart says. A service without either is
-// kept as others are: that is what an app is for.
-func restartPolicy(s *types.ServiceConfig) cluster.RestartPolicy {
-	if s.Deploy != nil && s.Deploy.RestartPolicy != nil {
-		r := s.Deploy.RestartPolicy
-		out := cluster.RestartPolicy{Condition: cluster.RestartCondition(cmp.Or(r.Condition, "any"))}
-		if r.Delay != nil {
-			out.Delay = time.Duration(*r.Delay)
-		}
-		if r.MaxAttempts != nil {
-			out.Attempts = *r.MaxAttempts
-		}
-		if r.Window != nil {
-			out.Window = time.Duration(*r.Window)
-		}
-		return out
-	}
-	word, n, _ := strings.Cut(s.Restart, ":")
-	switch word {
-	case "no":
-		return cluster.RestartPolicy{Condition: cluster.RestartNone}
-	case "on-failure":
-		attempts, _ := strconv.ParseUint(n, 10, 64) // without a number it is without bound
-		return cluster.RestartPolicy{Condition: cluster.RestartOnFailure, Attempts: attempts}
-	}
-	return cluster.RestartPolicy{Condition: cluster.RestartAny}
-}
-
 // needs are the conditions of depends_on, by service.
 func needs(p *types.Project, s *types.ServiceConfig) []cluster.Need {
 	var out []cluster.Need
@@ -203,13 +174,13 @@ func ports(s *types.ServiceConfig) ([]cluster.Port, error) {
 	var out []cluster.Port
 	for _, p := range s.Ports {
 		if p.Target == 0 || p.Target > 65535 {
-			return nil, refused("port %d is none", p.Target)
+			return nil, refused("ports", "port %d is none", p.Target)
 		}
 		c := cluster.Port{Name: p.Name, Proto: network.IPProtocol(cmp.Or(p.Protocol, "tcp")), Target: uint16(p.Target), Address: p.HostIP, Host: p.Mode == "host"}
 		if p.Published != "" {
 			n, err := strconv.ParseUint(p.Published, 10, 16)
 			if err != nil {
-				return nil, refused("published port %q: a number wanted", p.Published)
+				return nil, refused("ports", "published port %q: a number or a range wanted", p.Published)
 			}
 			c.Published = uint16(n)
 		}
@@ -232,7 +203,7 @@ func files[T types.ServiceSecretConfig | types.ServiceConfigObjConfig](list []T,
 		}
 		for _, id := range []string{f.UID, f.GID} {
 			if _, err := strconv.ParseUint(id, 10, 32); id != "" && err != nil {
-				return nil, refused("%q is no id of a user or group", id)
+				return nil, refused("", "%q is no id of a user or group", id)
 			}
 		}
 		out = append(out, ref)
@@ -268,11 +239,23 @@ func attachments(p *types.Project, s *types.ServiceConfig) ([]cluster.Attachment
 				set.DriverOpts["com.docker.network.endpoint.ifname"] = n.InterfaceName
 			}
 			if err := addresses(n, set); err != nil {
-				return nil, fmt.Errorf("network %q: %w", name, err)
+				return nil, refused("networks."+name, "%s", err)
 			}
 		}
 		set.Links = links(p, s)
 		out = append(out, cluster.Attachment{Network: p.Networks[name].Name, Settings: set})
+	}
+	if s.MacAddress != "" {
+		mac, err := net.ParseMAC(s.MacAddress)
+		switch {
+		case err != nil:
+			return nil, refused("mac_address", "%s", err)
+		case len(out) == 0:
+			return nil, refused("mac_address", "there is no network that it would be on")
+		}
+		if len(out[0].Settings.MacAddress) == 0 { // on the first network, as without compose
+			out[0].Settings.MacAddress = network.HardwareAddr(mac)
+		}
 	}
 	return out, nil
 }
@@ -313,7 +296,7 @@ func config(p *types.Project, s *types.ServiceConfig, labels map[string]string) 
 	for _, e := range s.Expose {
 		list, err := types.ParsePortConfig(e)
 		if err != nil {
-			return nil, refused("expose %q: %s", e, err)
+			return nil, refused("expose", "%q: %s", e, err)
 		}
 		for _, port := range list {
 			if err := expose(c, port.Target, port.Protocol); err != nil {
@@ -335,7 +318,7 @@ func config(p *types.Project, s *types.ServiceConfig, labels map[string]string) 
 func expose(c *container.Config, target uint32, proto string) error {
 	port, err := network.ParsePort(fmt.Sprintf("%d/%s", target, cmp.Or(proto, "tcp")))
 	if err != nil {
-		return refused("port %d/%s: %s", target, proto, err)
+		return refused("ports", "port %d/%s: %s", target, proto, err)
 	}
 	c.ExposedPorts[port] = struct{}{}
 	return nil
