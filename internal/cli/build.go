@@ -2,26 +2,18 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
-	"time"
 
 	"github.com/docker/go-units"
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"escale.dev/escale/client"
 	"escale.dev/escale/internal/builder/plan"
 )
 
@@ -141,7 +133,7 @@ func (b *building) run(ctx context.Context, a *app) error {
 	}
 	defer done()
 	b.Build.Host = host
-	return b.hand(ctx, a)
+	return a.hand(ctx, heavy{who: "build", args: []string{plan.Word}, payload: b.Build})
 }
 
 // settle brings options into the plan's form.
@@ -226,99 +218,4 @@ func (b *building) settleLimits() error {
 	set("cpusetmems", b.mems)
 	set("cgroup-parent", b.cgroup)
 	return nil
-}
-
-// hand starts escaled with the plan and waits for it. Its streams are ours, and
-// so is its exit code.
-func (b *building) hand(ctx context.Context, a *app) error {
-	path, err := findEngine()
-	if err != nil {
-		return fmt.Errorf("%w (escale build needs it, also for an engine elsewhere)", err)
-	}
-	data, err := json.Marshal(b.Build)
-	if err != nil {
-		return err
-	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		return err
-	}
-	defer w.Close()
-	cmd := exec.CommandContext(ctx, path, plan.Word)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = a.in, a.out, a.err
-	cmd.ExtraFiles = []*os.File{r} // plan.FD
-	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	cmd.WaitDelay = 10 * time.Second
-	err = cmd.Start()
-	_ = r.Close()
-	if err != nil {
-		return err
-	}
-	go func() {
-		_, _ = w.Write(data) // whoever does not read it says why
-		_ = w.Close()
-	}()
-	err = cmd.Wait()
-	var exit *exec.ExitError
-	switch {
-	case ctx.Err() != nil:
-		return context.Cause(ctx)
-	case errors.As(err, &exit):
-		return exitWith(max(exit.ExitCode(), 1))
-	}
-	return err
-}
-
-// local gives the engine's address as a socket of this machine: its own, or one
-// whose connections are passed on to it, with all that this side knows of keys.
-func local(ctx context.Context, c *client.Client) (host string, done func(), err error) {
-	if strings.HasPrefix(c.Host(), "unix://") {
-		return c.Host(), func() {}, nil
-	}
-	dir, err := os.MkdirTemp("", "escale-build-")
-	if err != nil {
-		return "", nil, err
-	}
-	path := filepath.Join(dir, "engine.sock")
-	l, err := net.Listen("unix", path)
-	if err != nil {
-		_ = os.RemoveAll(dir)
-		return "", nil, err
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	go func() {
-		for {
-			near, err := l.Accept()
-			if err != nil {
-				return // closed
-			}
-			go pass(ctx, near, c.Dialer())
-		}
-	}()
-	return "unix://" + path, func() {
-		cancel()
-		_ = l.Close()
-		_ = os.RemoveAll(dir)
-	}, nil
-}
-
-// pass joins a connection with one to the engine, until one of them ends.
-func pass(ctx context.Context, near net.Conn, dial func(context.Context) (net.Conn, error)) {
-	defer near.Close()
-	far, err := dial(ctx)
-	if err != nil {
-		return // the other side sees its connection end
-	}
-	defer far.Close()
-	ended := make(chan struct{}, 2)
-	for _, way := range []struct{ to, from net.Conn }{{near, far}, {far, near}} {
-		go func() {
-			_, _ = io.Copy(way.to, way.from)
-			ended <- struct{}{}
-		}()
-	}
-	select {
-	case <-ended:
-	case <-ctx.Done():
-	}
 }

@@ -111,7 +111,7 @@ func listCommands(w io.Writer, cmd *cobra.Command, id, title string) {
 }
 
 func dailyRank(c *cobra.Command) int {
-	return slices.Index([]string{"run", "exec", "ps", "logs", "stop", "rm", "images", "pull", "import", "version", "info", "daemon"}, c.Name())
+	return slices.Index([]string{"run", "exec", "ps", "build", "up", "down", "apps", "logs", "stop", "rm", "images", "pull", "import", "version", "info", "daemon"}, c.Name())
 }
 
 // otherNames lists the forms a command can be called by, when there are more
@@ -151,7 +151,7 @@ func longForm(cmd *cobra.Command) string {
 	path := strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
 	switch path {
 	case "container inspect", "image inspect", "container prune", "image prune", "system dial-stdio", "system df", "system prune", "inspect",
-		"version", "daemon", "completion", "login", "logout", "search", "help", "container", "image", "network", "system", "volume", cmd.Root().Name():
+		"version", "daemon", "completion", "login", "logout", "search", "help", "compose", "up", "down", "apps", "rollback", "release", "container", "image", "network", "system", "volume", cmd.Root().Name():
 		return ""
 	case "ps":
 		return "container ls"

@@ -35,7 +35,7 @@ func historyCommand(a *app) *cobra.Command {
 	f.BoolVar(&o.noTrunc, "no-trunc", false, "Do not shorten IDs and commands")
 	f.BoolVarP(&o.quiet, "quiet", "q", false, "Print only IDs")
 	f.StringVar(&o.platform, "platform", "", "Show the history of this platform: OS[/ARCH[/VARIANT]]")
-	return cmd
+	return orApp(a, cmd)
 }
 
 func (o *historyOptions) run(ctx context.Context, a *app, name string) error {

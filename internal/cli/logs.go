@@ -28,7 +28,7 @@ escale logs --since 10m -t web`,
 	f.StringVarP(&o.Tail, "tail", "n", "all", "Show only this many lines from the end")
 	f.BoolVarP(&o.Timestamps, "timestamps", "t", false, "Show the time of each line")
 	f.StringVar(&o.Until, "until", "", `Show logs before a time (2013-01-02T13:23:37Z) or an age (42m)`)
-	return cmd
+	return orApp(a, cmd)
 }
 
 func runLogs(ctx context.Context, a *app, name string, o moby.ContainerLogsOptions) error {

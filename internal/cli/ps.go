@@ -30,9 +30,15 @@ func psCommand(a *app) *cobra.Command {
 		Example: `escale ps -a
 escale ps -f status=exited -f label=app=web -q
 escale ps --format 'table {{.Names}}\t{{.Status}}\t{{.Ports}}'`,
-		Args:              noArgs,
+		Args:              cobra.ArbitraryArgs, // one may be an app's name
 		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case len(args) == 1 && a.isApp(cmd.Context(), args[0]):
+				return a.appVerb(cmd, args[0], "ps")
+			case len(args) > 0:
+				return noArgs(cmd, args)
+			}
 			return o.run(cmd.Context(), a, cmd.Flags().Changed("size"))
 		},
 	}

@@ -100,7 +100,7 @@ func (r *psRow) Platform() any {
 }
 
 // Ports lists what is exposed and published.
-func (r *psRow) Ports() string { return portList(r.c.Ports) }
+func (r *psRow) Ports() string { return PortList(r.c.Ports) }
 
 // State is one word: running, exited…
 func (r *psRow) State() string { return string(r.c.State) }
@@ -184,9 +184,9 @@ func ago(unix int64) string {
 	return units.HumanDuration(time.Since(time.Unix(unix, 0))) + " ago"
 }
 
-// portList joins neighbouring ports with the same host address into ranges.
+// PortList is how lists of containers show ports: it joins neighbouring ports with the same host address into ranges.
 // Ports published on another number stand at the end, one by one.
-func portList(ports []container.PortSummary) string {
+func PortList(ports []container.PortSummary) string {
 	ports = slices.Clone(ports)
 	slices.SortFunc(ports, func(x, y container.PortSummary) int {
 		return cmp.Or(cmp.Compare(x.PrivatePort, y.PrivatePort), cmp.Compare(hostIP(x), hostIP(y)),

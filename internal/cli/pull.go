@@ -116,16 +116,26 @@ func (a *app) pull(ctx context.Context, ref reference.Named, all bool, p *ocispe
 // registryAuth is the login to a registry in the form of a header; one that
 // cannot be read is said, and does without.
 func (a *app) registryAuth(ctx context.Context, server string) string {
-	key := registryKey(server)
-	l, err := credentials.Store{Dir: a.flags.ConfigDir}.Get(ctx, key)
+	auth, err := RegistryAuth(ctx, a.flags.ConfigDir, server)
 	if err != nil {
-		a.complainf("WARNING: the login to %s cannot be read: %s\n", key, err)
+		a.complainf("WARNING: %s\n", err)
+	}
+	return auth
+}
+
+// RegistryAuth is the login to a registry, as the configuration in a directory has it,
+// in the form of a header: an empty one with an error when it cannot be read.
+func RegistryAuth(ctx context.Context, configDir, server string) (string, error) {
+	key := registryKey(server)
+	l, failed := credentials.Store{Dir: configDir}.Get(ctx, key)
+	if failed != nil {
+		failed = fmt.Errorf("the login to %s cannot be read: %w", key, failed)
 	}
 	b, err := json.Marshal(registry.AuthConfig{Username: l.Username, Password: l.Password, IdentityToken: l.IdentityToken, ServerAddress: key})
 	if err != nil {
-		return ""
+		return "", err
 	}
-	return base64.URLEncoding.EncodeToString(b)
+	return base64.URLEncoding.EncodeToString(b), failed
 }
 
 func pushCommand(a *app) *cobra.Command {

@@ -30,5 +30,5 @@ func restartCommand(a *app) *cobra.Command {
 		},
 	}
 	s.add(cmd)
-	return cmd
+	return orApp(a, cmd)
 }

@@ -45,7 +45,7 @@ func startCommand(a *app) *cobra.Command {
 	f.StringVar(&o.checkpointDir, "checkpoint-dir", "", "Folder of the checkpoint")
 	f.Lookup("checkpoint").Hidden = true
 	f.Lookup("checkpoint-dir").Hidden = true
-	return cmd
+	return orAppFirst(a, cmd)
 }
 
 func (o *startOptions) options() moby.ContainerStartOptions {

@@ -60,5 +60,5 @@ escale stop -t 1 $(escale ps -q)`,
 		},
 	}
 	s.add(cmd)
-	return cmd
+	return orApp(a, cmd)
 }

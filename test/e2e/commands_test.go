@@ -100,7 +100,7 @@ func until(ts *testscript.TestScript, neg bool, args []string) {
 // environment is the script's, for programs that we run ourselves.
 func environment(ts *testscript.TestScript) []string {
 	env := os.Environ()
-	for _, k := range []string{"PATH", "DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CLI_HINTS", "HOME", "TERM", "ESCALE_HOST"} {
+	for _, k := range []string{"PATH", "DOCKER_HOST", "DOCKER_CONFIG", "DOCKER_CLI_HINTS", "HOME", "TERM", "ESCALE_HOST", "COMPOSE_PROJECT_NAME"} {
 		if v := ts.Getenv(k); v != "" {
 			env = append(env, k+"="+v)
 		}

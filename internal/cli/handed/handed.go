@@ -1,0 +1,51 @@
+// Package handed is what the command line escale tells the program that does its heavy
+// work, escaled: which engine is meant. It goes from one to the other as JSON on a file
+// descriptor. It links nothing, because escale links it.
+package handed
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+)
+
+// FD is the file descriptor that the started program reads.
+const FD = 3
+
+// Compose is the word that makes escaled the command line of compose, and Flag what
+// stands behind it when an Engine comes on FD.
+const (
+	Compose = "compose"
+	Flag    = "--handed"
+)
+
+// Engine is the engine that commands are meant for.
+type Engine struct {
+	Name                        string // of the program, as it was called
+	Host, APIVersion, UserAgent string // Host is unix://PATH, of this machine
+	Headers                     map[string]string
+	ConfigDir                   string // of Docker's config.json
+	Debug                       bool
+	ByName                      bool     // the arguments name an app; no file is read
+	Proxies                     []string // NAME=VALUE: the variables that containers and builds get
+}
+
+// Read reads what was handed on FD, and closes it.
+func Read() (*Engine, error) {
+	f := os.NewFile(FD, "handed")
+	if f == nil {
+		return nil, fmt.Errorf("descriptor %d is not open", FD)
+	}
+	defer f.Close()
+	return Decode(f)
+}
+
+// Decode reads an Engine.
+func Decode(r io.Reader) (*Engine, error) {
+	var e Engine
+	if err := json.NewDecoder(r).Decode(&e); err != nil {
+		return nil, fmt.Errorf("the engine that was handed over: %w", err)
+	}
+	return &e, nil
+}

@@ -1,0 +1,42 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"escale.dev/escale/test/internal/harness"
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// TestCompose runs testdata/compose: `escale compose` and the verbs of apps at the top,
+// against an engine of its own. $N is the name of a script's app.
+func TestCompose(t *testing.T) {
+	if foreign != "" {
+		t.Skip("another's engine keeps no apps")
+	}
+	e := start(t, harness.Options{})
+	t.Run("scripts", func(t *testing.T) {
+		testscript.Run(t, testscript.Params{
+			Dir: "testdata/compose",
+			Setup: func(env *testscript.Env) error {
+				if err := setup(env, "escale", clients()["escale"], e.Host()); err != nil {
+					return err
+				}
+				env.Setenv("PATH", harness.BinDir()+":"+filepath.Join(env.WorkDir, ".bin")+":"+os.Getenv("PATH"))
+				env.Setenv("COMPOSE_PROJECT_NAME", env.Getenv("N"))
+				tt := env.T().(testing.TB)
+				host, n := e.Host(), env.Getenv("N")
+				env.Defer(func() {
+					if tt.Failed() {
+						removeNamed(host, n)
+					}
+				})
+				return nil
+			},
+			Cmds:      commands(),
+			Condition: condition("escale"),
+		})
+	})
+	noLeaks(t, e)
+}
