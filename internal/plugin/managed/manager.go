@@ -138,7 +138,9 @@ func (m *Manager) Open(ctx context.Context, eng Engine) error {
 				m.cfg.Logger.Error("record of a plugin cannot be read: it is left alone", "path", dir, "error", err)
 				continue
 			}
+			m.mu.Lock()
 			m.byID[d.Name()] = &entry{dir: dir, rec: rec}
+			m.mu.Unlock()
 		}
 	}
 	m.collect()
