@@ -25,6 +25,7 @@ import (
 	"escale.dev/escale/internal/image"
 	"escale.dev/escale/internal/logs/ship"
 	"escale.dev/escale/internal/network"
+	netplugin "escale.dev/escale/internal/network/plugin"
 	"escale.dev/escale/internal/plugin"
 	"escale.dev/escale/internal/plugin/managed"
 	"escale.dev/escale/internal/registry"
@@ -58,6 +59,7 @@ type Daemon struct {
 	managed       *managed.Manager
 	volumes       *volume.Set
 	pluginVolumes *volumeplugin.Store
+	pluginNets    *netplugin.Store
 	containers    *container.Manager
 	devices       *cdi.Devices // by name; nil: turned off
 	builder       *builder.Builder
@@ -106,8 +108,8 @@ func (d *Daemon) Run(ctx context.Context, hup <-chan os.Signal, parse func() (*C
 		{"roots", d.openRoots},
 		{"events", d.openEvents},
 		{"images", d.openImages},
-		{"network", d.openNetwork},
 		{"plugins", d.openPlugins},
+		{"network", d.openNetwork},
 		{"volumes", d.openVolumes},
 		{"containers", d.openContainers},
 		{"builder", d.openBuilder},

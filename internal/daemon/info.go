@@ -33,7 +33,7 @@ func (s systemInfo) Info(ctx context.Context) (*system.Info, error) {
 	info := &system.Info{
 		ID: d.id, Images: len(images), Driver: storageDriver,
 		DriverStatus:       [][2]string{{"Backing Filesystem", filesystem(d.cfg.DataRoot)}, {"Snapshotter", "overlayfs"}},
-		Plugins:            system.PluginsInfo{Volume: d.volumeDrivers(), Network: []string{"bridge", "host", "ipvlan", "macvlan", "null"}, Log: logKinds().Names()},
+		Plugins:            system.PluginsInfo{Volume: d.volumeDrivers(), Network: d.networkDrivers(), Log: logKinds().Names()},
 		IPv4Forwarding:     d.cfg.IPForward,
 		Debug:              now.cfg.LogLevel == "debug",
 		NFd:                openFiles(),

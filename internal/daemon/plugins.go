@@ -47,7 +47,7 @@ func (d *Daemon) startPlugins(ctx context.Context) error {
 			}
 			return repo, nil
 		},
-		InUse: d.pluginVolumes.Uses,
+		InUse: func(name string) bool { return d.pluginVolumes.Uses(name) || d.pluginNets.Uses(name) },
 	})
 }
 
@@ -72,6 +72,13 @@ func (d *Daemon) openVolumes(context.Context) error {
 // volumeDrivers are those that `docker info` shows.
 func (d *Daemon) volumeDrivers() []string {
 	names := append([]string{volume.Local}, d.plugins.Known(plugin.VolumeDriver)...)
+	slices.Sort(names)
+	return names
+}
+
+// networkDrivers are those that `docker info` shows.
+func (d *Daemon) networkDrivers() []string {
+	names := append([]string{"bridge", "host", "ipvlan", "macvlan", "null"}, d.plugins.Known(plugin.NetworkDriver)...)
 	slices.Sort(names)
 	return names
 }

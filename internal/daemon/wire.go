@@ -21,6 +21,7 @@ import (
 	"escale.dev/escale/internal/network/dns"
 	"escale.dev/escale/internal/network/macvlan"
 	"escale.dev/escale/internal/network/none"
+	netplugin "escale.dev/escale/internal/network/plugin"
 	"escale.dev/escale/internal/runtime/oci"
 	"escale.dev/escale/internal/stats"
 	"escale.dev/escale/internal/sys/freezer"
@@ -68,6 +69,12 @@ func (d *Daemon) openNetwork(ctx context.Context) error {
 	resolver := dns.New(cfg.Logger)
 	d.onClose(resolver.Close)
 	cfg.Resolver, cfg.ResolvConf = resolver, d.cfg.ResolvConf
+	d.pluginNets, err = netplugin.Open(netplugin.Config{Dir: filepath.Join(d.cfg.DataRoot, "plugin-networks"), Plugins: d.plugins, Logger: cfg.Logger})
+	if err != nil {
+		return err
+	}
+	d.onClose(d.pluginNets.Close)
+	cfg.Others = d.pluginNets
 	d.networks = network.NewManager(cfg, bridge.New(cfg), none.New(), none.Host(), macvlan.New(cfg), macvlan.IPVLAN(cfg))
 	d.onClose(d.networks.Close)
 	return d.networks.Open(ctx)
@@ -106,6 +113,7 @@ func (d *Daemon) openContainers(ctx context.Context) error {
 	})
 	d.onClose(d.containers.Close)
 	d.onClose(d.pluginVolumes.Close) // before: an end of a container may wait for a plugin
+	d.onClose(d.pluginNets.Close)
 	if err := d.containers.Open(ctx); err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package network
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -65,9 +66,10 @@ type place struct {
 	gateway netip.Addr
 }
 
-// take takes an address of a family, the one that is wanted if one is; the zero
-// place when the network has none of that family.
-func (a *attached) take(v6 bool, want netip.Addr) (place, error) {
+// take takes an address of a family for a join, the one that is wanted if one is; the
+// zero place when the network has none of that family. An IPAM driver may set the
+// join's MAC. It blocks only for those of other makers.
+func (a *attached) take(ctx context.Context, j *Join, v6 bool, want netip.Addr) (place, error) {
 	family, have := "IPv4", false
 	if v6 {
 		family = "IPv6"
@@ -77,15 +79,10 @@ func (a *attached) take(v6 bool, want netip.Addr) (place, error) {
 			continue
 		}
 		have = true
-		ip, err := want, error(nil)
-		if want.IsValid() {
-			err = p.Take(want)
-		} else {
-			ip, err = p.Next()
-		}
+		at, err := a.takeOf(ctx, p, j, want)
 		switch {
 		case err == nil:
-			return place{netip.PrefixFrom(ip, p.Subnet().Bits()), p.gateway}, nil
+			return place{at, p.gateway}, nil
 		case errors.Is(err, ipam.ErrOutOfRange), errors.Is(err, ipam.ErrExhausted): // the next pool may have it
 		default:
 			return place{}, err
@@ -102,8 +99,32 @@ func (a *attached) take(v6 bool, want netip.Addr) (place, error) {
 	return place{}, nil
 }
 
+// takeOf takes an address of one pool.
+func (a *attached) takeOf(ctx context.Context, p *pool, j *Join, want netip.Addr) (at netip.Prefix, err error) {
+	if a.addresses != nil {
+		if want.IsValid() && !p.Subnet().Contains(want) {
+			return at, ipam.ErrOutOfRange
+		}
+		ask := AddressRequest{Network: a.info.ID, Endpoint: j.EndpointID, Container: j.ContainerID, Subnet: p.Subnet(), Want: want, MAC: j.MAC}
+		at, err = a.addresses.Take(ctx, &ask)
+		j.MAC = ask.MAC
+		return at, err
+	}
+	ip := want
+	if want.IsValid() {
+		err = p.Take(want)
+	} else {
+		ip, err = p.Next()
+	}
+	return netip.PrefixFrom(ip, p.Subnet().Bits()), err
+}
+
 // release gives the addresses of an endpoint back.
-func (a *attached) release(ep Endpoint) {
+func (a *attached) release(ctx context.Context, ep Endpoint) {
+	if a.addresses != nil {
+		a.addresses.GiveBack(ctx, ep.EndpointID)
+		return
+	}
 	for _, s := range []string{ep.IP, ep.IP6} {
 		ip, err := netip.ParseAddr(s)
 		if err != nil {
@@ -117,6 +138,9 @@ func (a *attached) release(ep Endpoint) {
 
 // adopt takes the addresses of an endpoint that lives again.
 func (a *attached) adopt(ep Endpoint) error {
+	if a.addresses != nil {
+		return nil // see Others.Settle
+	}
 	var errs []error
 	for _, s := range []string{ep.IP, ep.IP6} {
 		ip, err := netip.ParseAddr(s)

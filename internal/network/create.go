@@ -3,19 +3,15 @@ package network
 import (
 	"cmp"
 	"context"
-	"errors"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
 	"escale.dev/escale/internal/events"
 	"escale.dev/escale/internal/network/ipam"
-	"escale.dev/escale/internal/sys/netns"
 	"github.com/containerd/errdefs"
 	apievents "github.com/moby/moby/api/types/events"
 )
@@ -65,7 +61,8 @@ type maker struct {
 
 // Create makes a network of a user's. Killed before the answer, it is there whole
 // or not at all when the next engine is open. Blocks for the disk and the kernel,
-// and while another is made or removed. Kinds and words of errors are Docker's.
+// while another is made or removed, and as long as a plugin takes that has to do
+// with it. Kinds and words of errors are Docker's.
 func (m maker) Create(ctx context.Context, c Create) (Info, error) {
 	if predefined[c.Name] != "" || c.Name == "default" {
 		return Info{}, worded(errdefs.ErrPermissionDenied, "operation is not permitted on predefined %s network ", c.Name)
@@ -77,15 +74,14 @@ func (m maker) Create(ctx context.Context, c Create) (Info, error) {
 	if err != nil {
 		return Info{}, err
 	}
-	m.making.Lock()
-	defer m.making.Unlock()
-	if strings.TrimSpace(c.Name) == "" {
-		return Info{}, worded(errdefs.ErrInvalidArgument, "invalid name: name is empty")
+	if err := m.networks.claim(c.Name); err != nil {
+		return Info{}, err
 	}
-	if m.networks.has(c.Name) {
-		return Info{}, worded(errdefs.ErrConflict, "network with name %s already exists", c.Name)
+	defer m.networks.unclaim(c.Name)
+	if from, err := m.networks.hold(c.ConfigFrom); c.ConfigFrom != "" && err == nil {
+		defer m.networks.free([]*attached{from}) // it stays meanwhile
 	}
-	d, err := m.settle(&c, r)
+	with, err := m.settle(ctx, &c, r)
 	if err != nil {
 		return Info{}, err
 	}
@@ -96,7 +92,7 @@ func (m maker) Create(ctx context.Context, c Create) (Info, error) {
 		m.networks.put(&attached{info: r.info(), containers: map[string]Endpoint{}})
 		return m.networks.inspect(r.ID)
 	}
-	if err := m.make(ctx, d, r); err != nil {
+	if err := m.make(ctx, with, r); err != nil {
 		return Info{}, err
 	}
 	info, err := m.networks.inspect(r.ID)
@@ -150,73 +146,54 @@ func enabled(said *bool, options map[string]string, key string, otherwise bool) 
 }
 
 // settle refuses what cannot be, takes over the configuration of another network
-// and finds the driver; nil for a network that only lends its configuration.
-func (m maker) settle(c *Create, r *record) (Driver, error) {
+// and finds who makes it; nobody for a network that only lends its configuration.
+func (m maker) settle(ctx context.Context, c *Create, r *record) (with makers, err error) {
 	forbidden := func(format string, args ...any) error { return worded(errdefs.ErrPermissionDenied, format, args...) }
 	if r.ConfigOnly {
 		switch {
 		case c.Ingress || c.Internal || c.Attachable || c.Scope != "":
-			return nil, forbidden("configuration network can only contain network specific fields. Network operator fields like [ ingress | internal | attachable | scope ] are not supported.")
+			return with, forbidden("configuration network can only contain network specific fields. Network operator fields like [ ingress | internal | attachable | scope ] are not supported.")
 		case r.ConfigFrom != "":
-			return nil, forbidden("a configuration network cannot depend on another configuration network")
+			return with, forbidden("a configuration network cannot depend on another configuration network")
 		}
 		r.Driver = "null"
-		return nil, nil
+		return with, nil
 	}
 	if r.ConfigFrom != "" {
 		if !r.EnableIPv4 || r.EnableIPv6 || len(r.Labels) > 0 || len(r.IPAM.Options) > 0 || len(r.IPAM.Subnets) > 0 || r.IPAM.Driver != defaultIPAM {
-			return nil, forbidden("user specified configurations are not supported if the network depends on a configuration network")
+			return with, forbidden("user specified configurations are not supported if the network depends on a configuration network")
 		}
 		if len(r.Options) > 0 {
-			return nil, forbidden("network driver options are not supported if the network depends on a configuration network")
+			return with, forbidden("network driver options are not supported if the network depends on a configuration network")
 		}
 	}
-	d, ok := m.drivers[r.Driver]
-	if !ok {
-		return nil, worded(errdefs.ErrNotFound, "plugin %q not found", r.Driver)
+	if with.driver, err = m.driver(ctx, r.Driver); err != nil {
+		return with, err
 	}
 	if c.Ingress {
-		return nil, forbidden("Ingress network can only be global scope network")
+		return with, forbidden("Ingress network can only be global scope network")
 	}
 	if r.ConfigFrom != "" {
 		from, err := m.networks.find(r.ConfigFrom)
 		if err != nil || !from.info.ConfigOnly {
-			return nil, worded(errdefs.ErrNotFound, "configuration network %q does not exist", r.ConfigFrom)
+			return with, worded(errdefs.ErrNotFound, "configuration network %q does not exist", r.ConfigFrom)
 		}
 		lent := from.info
 		r.ConfigFrom = lent.Name
 		r.EnableIPv4, r.EnableIPv6, r.IPAM = lent.EnableIPv4, lent.EnableIPv6, lent.IPAM
 		r.Options, r.Labels = maps.Clone(lent.Options), maps.Clone(lent.Labels)
 	}
-	switch {
-	case c.Scope == "swarm":
-		return nil, forbidden("cannot create a swarm scoped network when swarm is not active")
-	case r.IPAM.Driver != defaultIPAM && r.IPAM.Driver != nullIPAM:
-		return nil, worded(errdefs.ErrNotFound, "plugin %q not found", r.IPAM.Driver)
-	case r.IPAM.Driver == nullIPAM && len(r.IPAM.Subnets) > 0:
-		return nil, worded(errdefs.ErrInvalidArgument, "null ipam driver does not handle specific address pool requests")
+	if c.Scope == "swarm" {
+		return with, forbidden("cannot create a swarm scoped network when swarm is not active")
 	}
-	return d, d.Check(r.spec())
-}
-
-// make chooses the subnets, writes the record and makes the network in the kernel,
-// which engines on one machine do one after the other.
-func (m maker) make(ctx context.Context, d Driver, r *record) error {
-	unlock, err := netns.Lock()
-	if err != nil {
-		return err
+	if with.addresses, r.IPAM.Driver, err = m.addresses(ctx, r.IPAM.Driver, false); err != nil {
+		return with, err
 	}
-	defer unlock()
-	if err := m.subnets(d, r); err != nil {
-		return err
+	if r.IPAM.Driver == nullIPAM && len(r.IPAM.Subnets) > 0 {
+		return with, worded(errdefs.ErrInvalidArgument, "null ipam driver does not handle specific address pool requests")
 	}
-	if err := m.records.save(r); err != nil {
-		return err
-	}
-	if err = m.openOne(ctx, d, r.spec(), r.info()); err != nil {
-		return errors.Join(err, m.records.remove(r.ID))
-	}
-	return nil
+	r.Driver = with.driver.Type()
+	return with, with.driver.Check(r.spec())
 }
 
 // subnets gives a network the subnets that it lacks, and gateways to all, and
@@ -227,7 +204,19 @@ func (m maker) subnets(d Driver, r *record) error {
 		return err
 	}
 	others := m.networks.subnets()
-	if r.IPAM.Driver == nullIPAM {
+	switch r.IPAM.Driver {
+	case nullIPAM:
+		return nil
+	case defaultIPAM:
+	default: // a plugin has chosen; the kernel still is to tell them apart
+		for _, s := range r.IPAM.Subnets {
+			if sharer, ok := d.(Sharer); ok && sharer.Shares(r.spec()) {
+				continue
+			}
+			if _, taken := ipam.Overlap(s.Prefix, append(slices.Clone(host), others...)); taken {
+				return ipam.ErrOverlap
+			}
+		}
 		return nil
 	}
 	var out []Subnet
@@ -294,39 +283,6 @@ func prefixes(list []Subnet) (out []netip.Prefix) {
 		out = append(out, s.Prefix)
 	}
 	return out
-}
-
-// leavePatience is how long the removal of a network waits for the kernel to give
-// back what containers that have ended had there.
-const leavePatience = 15 * time.Second
-
-// Remove removes a network of a user's that no container is on. Killed before the
-// answer, it is there whole or not at all when the next engine is open. Kinds and
-// words of errors are Docker's.
-func (m maker) Remove(ctx context.Context, ref string) error {
-	m.making.Lock()
-	defer m.making.Unlock()
-	patient, cancel := context.WithTimeout(ctx, leavePatience)
-	a, err := m.networks.leave(patient, ref)
-	cancel()
-	if err != nil {
-		return err
-	}
-	if a.driver != nil {
-		if err := a.driver.Delete(ctx, a.info.ID); err != nil {
-			m.networks.stay(a)
-			return fmt.Errorf("error while removing network: %w", err)
-		}
-	}
-	if err := m.records.remove(a.info.ID); err != nil {
-		m.networks.stay(a)
-		return fmt.Errorf("error while removing network: %w", err)
-	}
-	m.networks.drop(a)
-	if !a.info.ConfigOnly {
-		m.tell(apievents.ActionDestroy, &a.info)
-	}
-	return nil
 }
 
 // tell publishes what happened to a network.

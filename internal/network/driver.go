@@ -10,7 +10,7 @@ import (
 )
 
 // Driver makes networks of one kind and connects namespaces to them. Every
-// driver passes the suite in network/networktest. Methods may be called from
+// driver of the engine's own passes the suite in network/networktest. Methods may be called from
 // several goroutines; those that change the kernel block until it is done.
 type Driver interface {
 	// Type is the driver's name as Docker has it: "bridge", "null".
@@ -124,7 +124,7 @@ func (s *Spec) Subnet(v6 bool) Subnet {
 type Join struct {
 	ContainerID string
 	EndpointID  string       // 64 hexadecimal digits
-	Interface   string       // name of the link inside, "eth0"
+	Interface   string       // name of the link inside, "eth0"; empty: the driver of another maker chooses it
 	IP, IP6     netip.Prefix // the addresses; the zero Prefix: none of that family
 	Gateway     netip.Addr   // where the default route goes; the zero Addr: none
 	Gateway6    netip.Addr
@@ -132,6 +132,12 @@ type Join struct {
 	LinkLocal   []netip.Addr     // further addresses
 	Sysctls     []string         // as in Endpoint
 	Published   bool             // the endpoint will have published ports
+
+	// For drivers of other makers.
+	Path    string            // handle of the namespace
+	Taken   map[string]bool   // names of links that the container has or will have
+	Options map[string]string // of the endpoint, as asked
+	Wants   Wants
 }
 
 // Live is an endpoint of a container that lived through a restart of the engine.

@@ -47,3 +47,8 @@ func listed(wrong []string) string {
 	}
 	return "* " + strings.Join(wrong, "\n* ")
 }
+
+// missingPlugin says that there is no driver of a name.
+func missingPlugin(name string) error {
+	return worded(errdefs.ErrNotFound, "plugin %q not found", name)
+}

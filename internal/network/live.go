@@ -58,7 +58,8 @@ func (m *Manager) Connect(ctx context.Context, req Request, eps []Endpoint) (*Ch
 	}
 	defer ns.Close()
 	j := p.join(req, links.next(p))
-	j.Published = len(req.Bindings) > 0 || req.PublishAll
+	j.Taken = links
+	j.Published, j.Path = len(req.Bindings) > 0 || req.PublishAll, m.Path(req.ContainerID, eps)
 	ep, err := m.join(ctx, ns, req, p, j, false, false)
 	if err != nil {
 		return nil, err
@@ -68,7 +69,7 @@ func (m *Manager) Connect(ctx context.Context, req Request, eps []Endpoint) (*Ch
 	c := &Change{Changed: ep}
 	if c.Endpoints, c.Held, err = m.redirect(ctx, ns, eps, after, fresh{plan.ports, req.Exposed, req.Balance}); err != nil {
 		err = errors.Join(err, p.net.driver.Leave(context.WithoutCancel(ctx), ep))
-		p.net.release(ep)
+		p.net.release(context.WithoutCancel(ctx), ep)
 		return nil, err
 	}
 	m.settled(req.ContainerID, c.Endpoints)
@@ -142,6 +143,9 @@ func (m *base) redirect(ctx context.Context, ns *netns.Handle, before, after []E
 		}()
 	}
 	eps = slices.Clone(after)
+	if err := m.opens(ctx, eps); err != nil {
+		return nil, nil, err
+	}
 	from := slices.IndexFunc(before, func(ep Endpoint) bool { return ep.Ports != nil })
 	to := m.door(eps)
 	for i := range eps {
@@ -171,6 +175,21 @@ func (m *base) redirect(ctx context.Context, ns *netns.Handle, before, after []E
 		}
 	}
 	return eps, held, err
+}
+
+// opens tells drivers of other makers which endpoint leads out.
+func (m *base) opens(ctx context.Context, eps []Endpoint) error {
+	v4, v6 := choose(m.ways(eps))
+	for i, ep := range eps {
+		o, ok := m.networks.driverOf(ep).(Outside)
+		if !ok {
+			continue
+		}
+		if err := o.Opens(ctx, ep, i == v4 || v4 < 0 && i == v6); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // exits are the default routes of a container with these endpoints.

@@ -164,7 +164,7 @@ func (m *Manager) Destroy(ctx context.Context) error {
 	errs = append(errs, m.batch(func() error {
 		var errs []error
 		for _, a := range networks {
-			if a.driver == nil {
+			if a.driver == nil || foreign(a.driver) { // a plugin keeps what the record tells of
 				continue
 			}
 			if err := a.driver.Delete(ctx, a.info.ID); err != nil {

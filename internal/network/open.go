@@ -41,7 +41,7 @@ func (m maker) openAll(ctx context.Context, list []*record) error {
 				spec.Avoid = append(spec.Avoid, s.Prefix)
 			}
 		}
-		if err := m.openOne(ctx, d, spec, Info{Scope: "local", EnableIPv4: true, Created: time.Now()}); err != nil {
+		if err := m.openOne(ctx, makers{driver: d}, spec, Info{Scope: "local", EnableIPv4: true, Created: time.Now()}); err != nil {
 			return fmt.Errorf("network %q: %w", name, err)
 		}
 	}
@@ -55,30 +55,40 @@ func (m maker) openAll(ctx context.Context, list []*record) error {
 
 // openOne makes a network or takes it up. info is what is known of it beside
 // what the driver tells.
-func (m maker) openOne(ctx context.Context, d Driver, spec Spec, info Info) error {
-	made, err := d.Create(ctx, spec)
+func (m maker) openOne(ctx context.Context, with makers, spec Spec, info Info) error {
+	made, err := with.driver.Create(ctx, spec)
 	if err != nil {
 		return err
 	}
-	info.Name, info.ID, info.Driver, info.Options = spec.Name, spec.ID, d.Type(), made.Options
-	info.IPAM.Driver, info.IPAM.Subnets = cmp.Or(info.IPAM.Driver, "default"), made.IPAM.Subnets
-	pools, err := newPools(made.IPAM.Subnets)
+	info.Options = made.Options
+	return m.install(with, spec, info, made.IPAM.Subnets)
+}
+
+// install adds a network that is there.
+func (m maker) install(with makers, spec Spec, info Info, subnets []Subnet) error {
+	d := with.driver
+	info.Name, info.ID, info.Driver = spec.Name, spec.ID, d.Type()
+	info.IPAM.Driver, info.IPAM.Subnets = cmp.Or(info.IPAM.Driver, "default"), subnets
+	pools, err := newPools(subnets)
 	if err != nil {
 		return err
 	}
-	if direct, ok := d.(Director); ok && direct.Direct(spec) {
-		for _, p := range pools {
+	direct, ok := d.(Director)
+	for _, p := range pools {
+		switch {
+		case foreign(d):
+			p.gateway = netip.Addr{} // it tells at each join
+		case ok && direct.Direct(spec) && p.is6():
+			p.gateway = netip.IPv6Unspecified()
+		case ok && direct.Direct(spec):
 			p.gateway = netip.IPv4Unspecified()
-			if p.is6() {
-				p.gateway = netip.IPv6Unspecified()
-			}
 		}
 	}
 	m.networks.mu.Lock()
 	defer m.networks.mu.Unlock()
 	a, ok := m.networks.byName[spec.Name]
 	if !ok {
-		a = &attached{driver: d, containers: map[string]Endpoint{}}
+		a = &attached{driver: d, addresses: with.addresses, containers: map[string]Endpoint{}}
 		m.networks.byName[spec.Name] = a
 	}
 	if !ok || !sameSubnets(a.info.IPAM.Subnets, info.IPAM.Subnets) { // what is given out stays given out
@@ -101,19 +111,29 @@ func (m maker) openRecord(ctx context.Context, r *record) error {
 		m.networks.put(&attached{info: info, containers: map[string]Endpoint{}})
 		return nil
 	}
-	err := fmt.Errorf("driver %q is not there", r.Driver)
-	if ok {
-		if err = m.openOne(ctx, d, r.spec(), info); err == nil {
+	with := makers{driver: d}
+	var err error
+	if with.addresses, _, err = m.addresses(ctx, r.IPAM.Driver, true); err != nil {
+		return err
+	}
+	switch {
+	case ok:
+		if err = m.openOne(ctx, with, r.spec(), info); err == nil {
 			return nil
 		}
-	} else {
-		d = absent(r.Driver)
+	case m.cfg.Others != nil:
+		with.driver = m.cfg.Others.Known(r.Driver)
+		return m.install(with, r.spec(), info, r.IPAM.Subnets)
+	default:
+		err, with.driver = fmt.Errorf("driver %q is not there", r.Driver), absent(r.Driver)
 	}
 	pools, poolErr := newPools(r.IPAM.Subnets)
 	if poolErr != nil {
 		return errors.Join(err, poolErr)
 	}
-	m.networks.put(&attached{driver: d, info: info, spec: r.spec(), pools: pools, containers: map[string]Endpoint{}, broken: err})
+	m.networks.put(&attached{
+		driver: with.driver, addresses: with.addresses, info: info, spec: r.spec(), pools: pools, containers: map[string]Endpoint{}, broken: err,
+	})
 	return err
 }
 
@@ -127,7 +147,7 @@ func (m maker) whole(ctx context.Context, a *attached) error {
 	}
 	m.making.Lock()
 	defer m.making.Unlock()
-	if err := m.openOne(ctx, a.driver, spec, info); err != nil {
+	if err := m.openOne(ctx, makers{a.driver, a.addresses}, spec, info); err != nil {
 		return fmt.Errorf("network %s: %w", spec.Name, err)
 	}
 	m.log.Info("network is whole again", "network", spec.Name)

@@ -42,7 +42,7 @@ func (p *plan) ways() []way {
 	for i, part := range p.parts {
 		a := part.net
 		out[i] = way{name: a.info.Name, priority: part.settings.GwPriority, internal: a.info.Internal}
-		if a.info.Internal {
+		if a.info.Internal || foreign(a.driver) {
 			continue
 		}
 		for _, pool := range a.pools {
@@ -248,6 +248,9 @@ func (n namer) next(p *part) string {
 	if name := p.settings.DriverOpts[optionIfname]; name != "" {
 		return name
 	}
+	if foreign(p.net.driver) {
+		return ""
+	}
 	prefix := cmp.Or(p.net.info.Options[optionPrefix], "eth")
 	for i := 0; ; i++ {
 		if name := prefix + strconv.Itoa(i); !n[name] {
@@ -260,6 +263,9 @@ func (n namer) next(p *part) string {
 // join is how the part is to be joined; addresses are taken later.
 func (p *part) join(req Request, link string) Join {
 	j := Join{ContainerID: req.ContainerID, EndpointID: newID(), Interface: link, MAC: []byte(p.settings.MacAddress), Sysctls: sysctls(p.settings)}
+	if foreign(p.net.driver) {
+		j.Options, j.Wants = p.settings.DriverOpts, Wants{req.Bindings, req.Exposed}
+	}
 	if c := p.settings.IPAMConfig; c != nil {
 		j.LinkLocal = c.LinkLocalIPs
 	}
@@ -287,11 +293,11 @@ func (m *base) join(ctx context.Context, ns *netns.Handle, req Request, p *part,
 	if c := p.settings.IPAMConfig; c != nil {
 		want4, want6 = c.IPv4Address, c.IPv6Address
 	}
-	at4, err := p.net.take(false, want4)
+	at4, err := p.net.take(ctx, &j, false, want4)
 	if err != nil {
 		return ep, err
 	}
-	at6, err := p.net.take(true, want6)
+	at6, err := p.net.take(ctx, &j, true, want6)
 	if err == nil {
 		j.IP, j.IP6 = at4.prefix, at6.prefix
 		if out4 {
@@ -304,7 +310,8 @@ func (m *base) join(ctx context.Context, ns *netns.Handle, req Request, p *part,
 	}
 	ep.setAddresses(at4, at6)
 	if err != nil {
-		p.net.release(ep)
+		ep.EndpointID = j.EndpointID
+		p.net.release(context.WithoutCancel(ctx), ep)
 		return Endpoint{}, err
 	}
 	ep.Network, ep.NetworkID, ep.EndpointID = p.net.info.Name, p.net.info.ID, j.EndpointID

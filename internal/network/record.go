@@ -1,6 +1,7 @@
 package network
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,6 +30,7 @@ type record struct {
 	Created                time.Time
 	EnableIPv4, EnableIPv6 bool
 	Internal, Attachable   bool
+	Scope                  string            `json:",omitempty"` // empty: local
 	ConfigOnly             bool              `json:",omitempty"`
 	ConfigFrom             string            `json:",omitempty"`
 	IPAM                   IPAM              // subnets as they were given or chosen
@@ -37,7 +39,7 @@ type record struct {
 
 func (r *record) info() Info {
 	return Info{
-		Name: r.Name, ID: r.ID, Driver: r.Driver, Scope: "local", Created: r.Created,
+		Name: r.Name, ID: r.ID, Driver: r.Driver, Scope: cmp.Or(r.Scope, "local"), Created: r.Created,
 		EnableIPv4: r.EnableIPv4, EnableIPv6: r.EnableIPv6, Internal: r.Internal, Attachable: r.Attachable,
 		ConfigOnly: r.ConfigOnly, ConfigFrom: r.ConfigFrom, IPAM: r.IPAM,
 		Options: maps.Clone(r.Options), Labels: maps.Clone(r.Labels),

@@ -40,6 +40,7 @@ func (m *Manager) Restore(ctx context.Context, live map[string][]Endpoint) error
 	for _, d := range m.drivers {
 		byDriver[d] = map[string][]Live{}
 	}
+	others := map[string][]Live{}
 	for id, eps := range live {
 		m.settled(id, eps)
 		ways := m.ways(eps)
@@ -64,6 +65,9 @@ func (m *Manager) Restore(ctx context.Context, live map[string][]Endpoint) error
 			if i == v6 {
 				l.Gateway6 = ways[i].v6
 			}
+			if foreign(a.driver) || a.addresses != nil {
+				others[ep.NetworkID] = append(others[ep.NetworkID], l)
+			}
 			if of, ok := byDriver[a.driver]; ok {
 				of[ep.NetworkID] = append(of[ep.NetworkID], l)
 			}
@@ -75,6 +79,9 @@ func (m *Manager) Restore(ctx context.Context, live map[string][]Endpoint) error
 		}
 	}
 	m.sweepInside(live)
+	if m.cfg.Others != nil {
+		m.cfg.Others.Settle(m.networks.made(), others)
+	}
 	errs = append(errs, m.dropUnused(func(string) bool { return true }))
 	return errors.Join(errs...)
 }

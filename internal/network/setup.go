@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 
+	"escale.dev/escale/internal/sys/netns"
 	"escale.dev/escale/internal/sys/rtnl"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -60,10 +61,11 @@ func (s *setup) run(ctx context.Context) error {
 		return fmt.Errorf("container %s: loopback link: %w", s.req.ContainerID, err)
 	}
 	v4, v6 := choose(s.plan.ways())
-	s.door = max(v4, v6)
-	if v4 >= 0 {
-		s.door = v4
+	late := slices.ContainsFunc(s.plan.parts, func(p part) bool { return foreign(p.net.driver) })
+	if late { // who leads out is known when all have been asked
+		v4, v6 = -1, -1
 	}
+	s.door = doorOf(v4, v6)
 	links := namer{}
 	if err := links.claim(s.plan.parts); err != nil {
 		return err
@@ -74,13 +76,19 @@ func (s *setup) run(ctx context.Context) error {
 		}
 		p := &s.plan.parts[i]
 		j := p.join(s.req, links.next(p))
-		j.Published = i == s.door && len(s.plan.ports) > 0
+		j.Taken = links
+		j.Published, j.Path = (i == s.door || late) && len(s.plan.ports) > 0, s.box.Path
 		ep, err := s.m.join(ctx, ns, s.req, p, j, i == v4, i == v6)
 		if err != nil {
 			return err
 		}
-		ep.Handle = s.handle
+		ep.Handle, links[ep.Interface] = s.handle, true
 		s.box.Endpoints = append(s.box.Endpoints, ep)
+	}
+	if late {
+		if err := s.leadOut(ctx, ns); err != nil {
+			return err
+		}
 	}
 	if len(s.box.Endpoints) == 0 { // something has to tell of the namespace
 		s.box.Endpoints = []Endpoint{{EndpointID: newID(), Handle: s.handle}}
@@ -97,6 +105,25 @@ func (s *setup) run(ctx context.Context) error {
 	}
 	s.m.settled(s.req.ContainerID, s.box.Endpoints)
 	return nil
+}
+
+// doorOf is the endpoint that has the published ports, of those that have the default
+// routes; negative for none.
+func doorOf(v4, v6 int) int {
+	if v4 >= 0 {
+		return v4
+	}
+	return v6
+}
+
+// leadOut makes the default routes when plugins have said whether theirs lead out.
+func (s *setup) leadOut(ctx context.Context, ns *netns.Handle) error {
+	s.door = doorOf(choose(s.m.ways(s.box.Endpoints)))
+	v4, v6 := s.m.exits(s.box.Endpoints)
+	if err := setExits(ns, v4, v6); err != nil {
+		return err
+	}
+	return s.m.opens(ctx, s.box.Endpoints)
 }
 
 // settled notes where a container is.
@@ -143,7 +170,7 @@ func (s *setup) undo(ctx context.Context) error {
 			s.m.ports.Free(ep.mappings())
 		}
 		errs = append(errs, s.plan.parts[i].net.driver.Leave(ctx, ep))
-		s.plan.parts[i].net.release(ep)
+		s.plan.parts[i].net.release(ctx, ep)
 	}
 	errs = append(errs, s.m.drop(s.handle))
 	return errors.Join(errs...)

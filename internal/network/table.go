@@ -17,12 +17,14 @@ type table struct {
 	mu     sync.Mutex
 	left   *sync.Cond // an endpoint has gone
 	byName map[string]*attached
+	claims map[string][]netip.Prefix // networks that are being made: names, and subnets as far as they are known
 }
 
 // attached is a network with its driver and the containers on it. Its fields but
-// the first two are guarded by the table's lock; info is replaced, never changed.
+// the first three are guarded by the table's lock; info is replaced, never changed.
 type attached struct {
-	driver     Driver // nil: it only lends its configuration
+	driver     Driver    // nil: it only lends its configuration
+	addresses  Addresses // nil: the engine gives them out
 	pools      []*pool
 	info       Info
 	spec       Spec
@@ -34,7 +36,7 @@ type attached struct {
 }
 
 func newTable() *table {
-	t := &table{byName: map[string]*attached{}}
+	t := &table{byName: map[string]*attached{}, claims: map[string][]netip.Prefix{}}
 	t.left = sync.NewCond(&t.mu)
 	return t
 }
@@ -191,12 +193,32 @@ func (t *table) drain() map[string]*attached {
 	return all
 }
 
-// has tells whether there is a network of this name.
-func (t *table) has(name string) bool {
+// claim takes a name for a network that is about to be made; see unclaim. Kinds:
+// InvalidArgument, Conflict.
+func (t *table) claim(name string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	_, ok := t.byName[name]
-	return ok
+	if strings.TrimSpace(name) == "" {
+		return worded(errdefs.ErrInvalidArgument, "invalid name: name is empty")
+	}
+	_, there := t.byName[name]
+	if _, claimed := t.claims[name]; there || claimed {
+		return worded(errdefs.ErrConflict, "network with name %s already exists", name)
+	}
+	t.claims[name] = nil
+	return nil
+}
+
+func (t *table) claimSubnets(name string, list []netip.Prefix) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.claims[name] = list
+}
+
+func (t *table) unclaim(name string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(t.claims, name)
 }
 
 // subnets are those of all networks.
@@ -204,6 +226,9 @@ func (t *table) subnets() []netip.Prefix {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	var out []netip.Prefix
+	for _, list := range t.claims {
+		out = append(out, list...)
+	}
 	for _, a := range t.byName {
 		if !a.info.ConfigOnly {
 			out = append(out, prefixes(a.info.IPAM.Subnets)...)
@@ -257,6 +282,20 @@ func (t *table) stay(a *attached) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	a.going = false
+}
+
+// made are all networks by their id, and the drivers of other makers that made them.
+func (t *table) made() map[string]string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	out := map[string]string{}
+	for _, a := range t.byName {
+		out[a.info.ID] = ""
+		if a.driver != nil && foreign(a.driver) {
+			out[a.info.ID] = a.info.Driver
+		}
+	}
+	return out
 }
 
 // drop takes a network out that was removed.

@@ -69,11 +69,16 @@ func (m *base) leave(ctx context.Context, id string, ep Endpoint) error {
 		for _, d := range m.drivers {
 			errs = append(errs, d.Leave(ctx, ep))
 		}
+		if m.cfg.Others != nil {
+			if a, _, err := m.cfg.Others.Addresses(ctx, "", true); err == nil {
+				a.GiveBack(ctx, ep.EndpointID)
+			}
+		}
 		return errors.Join(errs...)
 	}
 	err := a.driver.Leave(ctx, ep)
 	if m.networks.forget(id, ep) { // else they may be another's by now
-		a.release(ep)
+		a.release(ctx, ep)
 	}
 	if err != nil {
 		return fmt.Errorf("container %s: network %q: %w", id, ep.Network, err)

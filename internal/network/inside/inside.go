@@ -178,3 +178,20 @@ func Sysctl(name, value string) error {
 	}
 	return os.WriteFile("/proc/sys/"+name, []byte(value), 0)
 }
+
+// Move takes a link of the namespace of the calling thread into another, given by a
+// descriptor of it, and gives it its name there, in one step.
+func Move(index, namespace int, name string) error {
+	c, err := rtnl.Dial()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, 0)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(namespace))))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	return c.Do(req)
+}

@@ -9,11 +9,9 @@ import (
 	"strings"
 
 	"escale.dev/escale/internal/network"
-	"escale.dev/escale/internal/sys/netns"
 	"escale.dev/escale/internal/sys/rtnl"
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
@@ -39,22 +37,6 @@ func hardware(n *net, j network.Join) gonet.HardwareAddr {
 	}
 	sum := sha256.Sum256([]byte(j.EndpointID))
 	return gonet.HardwareAddr{0x02, 0x42, sum[0], sum[1], sum[2], sum[3]}
-}
-
-// moveInto takes a link into a namespace and gives it its name there, in one step.
-func moveInto(index int, ns *netns.Handle, name string) error {
-	c, err := rtnl.Dial()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, 0)
-	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index = int32(index)
-	req.AddData(msg)
-	req.AddData(nl.NewRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(ns.Fd()))))
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
-	return c.Do(req)
 }
 
 // deleteNamed deletes a link; one that is not there is no error.

@@ -17,6 +17,7 @@ import (
 	"sync"
 
 	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/network/inside"
 	"escale.dev/escale/internal/sys/netns"
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
@@ -183,13 +184,13 @@ func (d *Driver) connect(n *net, ns *netns.Handle, j network.Join) (mac string, 
 	if err := netlink.LinkAdd(link); err != nil {
 		return "", fmt.Errorf("link %q on %q: %w", name, n.parent, err)
 	}
-	inside := false
+	moved := false
 	defer func() {
 		if err == nil {
 			return
 		}
 		remove := func() error { return netlink.LinkDel(link) }
-		if inside {
+		if moved {
 			err = errors.Join(err, ns.Do(func() error { return deleteNamed(j.Interface) }))
 		} else {
 			err = errors.Join(err, remove())
@@ -198,10 +199,10 @@ func (d *Driver) connect(n *net, ns *netns.Handle, j network.Join) (mac string, 
 	if err := netlink.LinkSetAlias(link, d.mark(j.EndpointID)); err != nil {
 		return "", fmt.Errorf("link %q: %w", name, err)
 	}
-	if err := moveInto(link.Attrs().Index, ns, j.Interface); err != nil {
+	if err := inside.Move(link.Attrs().Index, ns.Fd(), j.Interface); err != nil {
 		return "", fmt.Errorf("link %q inside: %w", j.Interface, err)
 	}
-	inside = true
+	moved = true
 	err = ns.Do(func() error {
 		if err := j.Inside().Up(); err != nil {
 			return err
