@@ -51,7 +51,7 @@ func (a *Apps) Put(ctx context.Context, name string, spec cluster.AppSpec, o Put
 		if was != nil {
 			old = cluster.Copy(was).Spec
 		}
-		next, err := merge(old, spec, o)
+		next, err := merge(name, old, spec, o)
 		return next, sortedKeys(spec.Services), err
 	})
 }
@@ -90,7 +90,7 @@ func (a *Apps) Rollback(ctx context.Context, name string, to uint64, dryRun bool
 		}
 		for _, r := range cluster.Copy(was).History {
 			if to == 0 || r.Spec.Number == to {
-				next, err := merge(was.Spec, r.Spec, Put{})
+				next, err := merge(name, was.Spec, r.Spec, Put{})
 				return next, sortedKeys(r.Spec.Services), err
 			}
 		}

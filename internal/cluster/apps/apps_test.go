@@ -383,3 +383,30 @@ func TestSecretsAreNotTold(t *testing.T) {
 		t.Errorf("%v: %s", err, b)
 	}
 }
+
+// Services that are to be restarted with what they need are exchanged with it, and so
+// are those that need them.
+func TestDependentsRestart(t *testing.T) {
+	a, _ := open(t)
+	ctx := context.Background()
+	asked := func(db string) map[string]cluster.ServiceSpec {
+		need := func(what string, restart bool) cluster.ServiceSpec {
+			s := service("web:1", 1)
+			s.Task.Needs = []cluster.Need{{Service: what, Condition: cluster.Started, Restart: restart}}
+			return s
+		}
+		return map[string]cluster.ServiceSpec{"db": service(db, 1), "api": need("shop_db", true), "web": need("shop_api", true), "job": need("shop_db", false)}
+	}
+	if _, err := a.Put(ctx, "shop", spec(asked("db:1")), Put{}); err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range []Put{{}, {Merge: true}} {
+		p, err := a.Put(ctx, "shop", spec(asked("db:2")), Put{Merge: o.Merge, DryRun: true})
+		if err != nil || steps(p) != "replace api (asked to be made anew); replace db (image: db:1 → db:2); keep job; replace web (asked to be made anew)" {
+			t.Errorf("merge %t: %v, %s", o.Merge, err, steps(p))
+		}
+	}
+	if p, err := a.Put(ctx, "shop", spec(asked("db:1")), Put{}); err != nil || steps(p) != "keep api; keep db; keep job; keep web" {
+		t.Errorf("the same: %v, %s", err, steps(p))
+	}
+}

@@ -10,38 +10,64 @@ import (
 )
 
 // merge makes the next spec of what was and what is asked.
-func merge(was, asked cluster.AppSpec, o Put) (cluster.AppSpec, error) {
+func merge(name string, was, asked cluster.AppSpec, o Put) (cluster.AppSpec, error) {
 	next := asked
 	next.Services = map[string]cluster.ServiceSpec{}
-	for name, s := range asked.Services {
-		old, there := was.Services[name]
+	for part, s := range asked.Services {
+		old, there := was.Services[part]
 		s.Halted = o.Create && (!there || old.Halted)
 		s.Task.Force, s.Task.Fresh = max(s.Task.Force, old.Task.Force), max(s.Task.Fresh, old.Task.Fresh)
 		if o.RenewVolumes {
 			s.Task.Fresh++
 		}
-		next.Services[name] = s
+		next.Services[part] = s
 	}
-	for _, name := range o.Replace {
-		s, ok := next.Services[name]
+	for _, part := range o.Replace {
+		s, ok := next.Services[part]
 		if !ok {
-			return next, say(errdefs.ErrInvalidArgument, "no service %q to be replaced", name)
+			return next, say(errdefs.ErrInvalidArgument, "no service %q to be replaced", part)
 		}
 		s.Task.Force++
-		next.Services[name] = s
+		next.Services[part] = s
 	}
 	if !o.Merge {
+		restartDependents(was, next.Services, name)
 		return next, nil
 	}
 	kept := map[string]cluster.ServiceSpec{}
-	for name, s := range was.Services {
-		if _, asked := next.Services[name]; !asked && !slices.Contains(o.Remove, name) {
-			kept[name] = s
+	for part, s := range was.Services {
+		if _, asked := next.Services[part]; !asked && !slices.Contains(o.Remove, part) {
+			kept[part] = s
 		}
 	}
 	keepUsed(&next, &was, kept)
 	maps.Copy(next.Services, kept)
+	restartDependents(was, next.Services, name)
 	return next, nil
+}
+
+// restartDependents has services exchanged whose dependencies are, where depends_on says
+// that they are restarted with them.
+func restartDependents(was cluster.AppSpec, next map[string]cluster.ServiceSpec, app string) {
+	replaced := map[string]bool{}
+	for name, s := range next {
+		old, there := was.Services[name]
+		replaced[cluster.Full(app, name)] = there && old.Replaces(&s)
+	}
+	for again := true; again; {
+		again = false
+		for name, s := range next {
+			full := cluster.Full(app, name)
+			if _, there := was.Services[name]; !there || replaced[full] {
+				continue
+			}
+			if slices.ContainsFunc(s.Task.Needs, func(n cluster.Need) bool { return n.Restart && replaced[n.Service] }) {
+				s.Task.Force++
+				next[name] = s
+				replaced[full], again = true, true
+			}
+		}
+	}
 }
 
 // keepUsed takes over into next what services that are kept use of what was.
