@@ -123,6 +123,7 @@ type NodeStatus struct {
 	Addr         string            `json:",omitempty"`
 	Platform     Platform          `json:",omitzero"`
 	Resources    Resources         `json:",omitzero"`
+	Used         Resources         `json:",omitzero"` // of them, by whatever runs on the node; measured where scheduling asks for it
 	EngineLabels map[string]string `json:",omitempty"`
 	Version      string            `json:",omitempty"`
 }

@@ -15,6 +15,7 @@ import (
 	"sort"
 	"strings"
 
+	"escale.dev/escale/internal/cluster/scheduler"
 	"escale.dev/escale/internal/container"
 	"escale.dev/escale/internal/registry/server"
 	"github.com/docker/go-units"
@@ -68,6 +69,7 @@ type Config struct {
 
 	RestartUnhealthy string
 	SafeMode         string
+	Scheduling       string
 	CleanExit        bool
 
 	StopContainers bool
@@ -148,6 +150,7 @@ func (c *Config) flags() *pflag.FlagSet {
 	fs.IntVar(&c.StartTimeout, "start-timeout", 120, "Seconds that an OCI runtime has to start a container")
 	fs.StringVar(&c.RestartUnhealthy, "restart-unhealthy", "false", "Restart containers with a restart policy that stay unhealthy: true, false, or for how long (5m)")
 	fs.StringVar(&c.SafeMode, "safe-mode", safeAuto, "Start nothing by itself: on, off, or auto, after three crashes of the engine within a minute")
+	fs.StringVar(&c.Scheduling, "scheduling", "spread", "Which node gets a task that several could have: that with the fewest (spread), the fullest (binpack), or the least busy (usage)")
 	fs.BoolVar(&c.CleanExit, "clean-exit", false, "Leave no bridge, firewall table or cgroup behind when the engine ends and no container runs")
 	fs.BoolVar(&c.StopContainers, "stop-containers", false, "Stop the containers when the engine stops")
 	c.containerConfig.flags(fs)
@@ -397,6 +400,9 @@ func (c *Config) validate() error {
 	case safeAuto, safeOn, safeOff:
 	default:
 		return fmt.Errorf("invalid --safe-mode %q: want auto, on or off", c.SafeMode)
+	}
+	if scheduler.Scores()[c.Scheduling] == nil {
+		return fmt.Errorf("invalid --scheduling %q: want spread, binpack or usage", c.Scheduling)
 	}
 	if c.StartTimeout < 1 {
 		return fmt.Errorf("invalid --start-timeout %d: want a second or more", c.StartTimeout)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"runtime"
 	"sync"
@@ -29,6 +28,7 @@ import (
 	"escale.dev/escale/internal/cluster/store/loop"
 	"escale.dev/escale/internal/cluster/store/mem"
 	"escale.dev/escale/internal/cluster/supply"
+	"escale.dev/escale/internal/sys/host"
 	"github.com/containerd/errdefs"
 )
 
@@ -89,9 +89,10 @@ func (d *Daemon) keepApps(ctx context.Context) (release func()) {
 }
 
 // loops are all there are.
-func loops() []loop.Loop {
+func (o *orchestrator) loops() []loop.Loop {
 	return []loop.Loop{
-		app.Loop{}, replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{}, depend.Loop{}, restart.Loop{}, update.Loop{}, reaper.Loop{}, scheduler.Loop{},
+		app.Loop{}, replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{}, depend.Loop{}, restart.Loop{}, update.Loop{}, reaper.Loop{},
+		scheduler.Loop{Score: scheduler.Scores()[o.d.cfg.Scheduling]},
 	}
 }
 
@@ -129,7 +130,7 @@ func (o *orchestrator) work(ctx context.Context) error {
 	}
 	var parts sync.WaitGroup
 	for what, run := range map[string]func() error{
-		"loops":    func() error { return loop.Run(ctx, o.s, o.log, loops()...) },
+		"loops":    func() error { return loop.Run(ctx, o.s, o.log, o.loops()...) },
 		"agent":    func() error { return agent.New(node, o.s, x, o.log).Run(ctx) },
 		"supplies": func() error { return supply.New(o.s, supplies, o.log).Run(ctx) },
 	} {
@@ -140,6 +141,9 @@ func (o *orchestrator) work(ctx context.Context) error {
 			}
 			cancel(fmt.Errorf("%s: %w", what, err))
 		})
+	}
+	if o.d.cfg.Scheduling == "usage" {
+		parts.Go(func() { o.measure(ctx, node) })
 	}
 	parts.Wait()
 	return context.Cause(ctx)
@@ -153,16 +157,53 @@ func (o *orchestrator) join(ctx context.Context) (string, error) {
 	if len(nodes) > 0 {
 		n, change = store.Copy(nodes[0]), store.Update
 	}
-	hostname, err := os.Hostname()
-	if err != nil {
-		return "", err
-	}
 	f := o.d.host
-	n.Name = hostname
+	n.Name = f.Hostname
 	n.Status = cluster.NodeStatus{
 		Ready: true, Since: time.Now().UTC(), Addr: "127.0.0.1", Version: Version, Platform: cluster.Platform{OS: "linux", Architecture: runtime.GOARCH},
 		Resources: cluster.Resources{NanoCPUs: int64(f.CPUs) * 1e9, Memory: f.Memory},
 	}
-	_, err = o.s.Commit(ctx, change(n))
+	_, err := o.s.Commit(ctx, change(n))
 	return n.ID, err
+}
+
+// measured is how often the node's usage is looked at.
+const measured = 10 * time.Second
+
+// measure writes how busy this node is, when it is not as busy as it was, until ctx ends.
+func (o *orchestrator) measure(ctx context.Context, node string) {
+	last, err := host.ReadUsage()
+	for err == nil {
+		select {
+		case <-time.After(measured):
+		case <-ctx.Done():
+			return
+		}
+		var now host.Usage
+		if now, err = host.ReadUsage(); err != nil {
+			break
+		}
+		ticks := now.Total - last.Total
+		used := cluster.Resources{Memory: now.Memory}
+		if ticks > 0 {
+			used.NanoCPUs = int64(float64(o.d.host.CPUs) * 1e9 * float64(now.Busy-last.Busy) / float64(ticks))
+		}
+		last = now
+		n, found := store.Find[*cluster.Node](o.s.View(), node)
+		if found != nil || !differs(n.Status.Used, used, n.Status.Resources) {
+			continue
+		}
+		n = store.Copy(n)
+		n.Status.Used = used
+		if _, failed := o.s.Commit(ctx, store.Update(n)); failed != nil && !errdefs.IsConflict(failed) && ctx.Err() == nil {
+			o.log.Warn("how busy this node is cannot be written", "error", failed)
+		}
+	}
+	o.log.Warn("how busy this node is cannot be read", "error", err)
+}
+
+// differs tells whether usage has changed by a twentieth of what there is.
+func differs(was, is, all cluster.Resources) bool {
+	far := func(a, b, all int64) bool { return max(a-b, b-a) > all/20 }
+	return far(was.NanoCPUs, is.NanoCPUs, all.NanoCPUs) || far(was.Memory, is.Memory, all.Memory)
 }

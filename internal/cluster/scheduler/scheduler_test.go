@@ -94,9 +94,13 @@ func TestScores(t *testing.T) {
 	}{
 		"spread":       {nil, cluster.TaskSpec{}, "node0 node1 node2 node0 node1 node2"},
 		"over a label": {nil, over, "node0 node2 node1 node2 node0 node2"},
+		"usage":        {Usage, cluster.TaskSpec{}, "node2 node2 node2 node2 node2 node2"},
 		"pack":         {Pack, cluster.TaskSpec{Reserved: cluster.Resources{NanoCPUs: 1e9}}, "node0 node0 node1 node1 node2 node2"},
 	} {
-		s := machines(t, 3, zones)
+		s := machines(t, 3, func(i int, n *cluster.Node) {
+			zones(i, n)
+			n.Status.Used = cluster.Resources{NanoCPUs: n.Status.Resources.NanoCPUs / int64(i+1), Memory: n.Status.Resources.Memory / 2}
+		})
 		if got := strings.Join(schedule(t, s, Loop{Score: c.score}, c.spec, c.spec, c.spec, c.spec, c.spec, c.spec), " "); got != c.want {
 			t.Errorf("%s: %s, want %s", name, got, c.want)
 		}

@@ -95,11 +95,19 @@ func missing(v store.View, n cluster.Need) string {
 	case cluster.Completed:
 		return completed(s, slots, n)
 	case cluster.Healthy:
-		return all(s, slots, "healthy", func(t *cluster.Task) bool { return t.Status.State == cluster.TaskRunning && t.Status.Healthy })
+		return all(s, slots, "healthy", func(t *cluster.Task) bool {
+			return t.Status.State == cluster.TaskRunning && t.Status.Healthy && fits(s, t, n)
+		})
 	}
 	return all(s, slots, "started", func(t *cluster.Task) bool {
-		return t.Status.State == cluster.TaskRunning || t.Status.State == cluster.TaskComplete
+		return (t.Status.State == cluster.TaskRunning || t.Status.State == cluster.TaskComplete) && fits(s, t, n)
 	})
+}
+
+// fits tells whether a task is one that the need is for: who is restarted with what it
+// needs has no use for a task that is about to be exchanged.
+func fits(s *cluster.Service, t *cluster.Task, n cluster.Need) bool {
+	return !n.Restart || t.SpecNumber == s.Spec.Number
 }
 
 // all asks the same of the task in each place of a service.
