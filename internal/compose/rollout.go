@@ -12,13 +12,17 @@ import (
 	"github.com/moby/moby/api/types/container"
 )
 
+// watched is for how long a new container of a service without update_config is watched
+// for failure: whoever waits at a terminal shall not wait for Docker's five seconds.
+const watched = 2 * time.Second
+
 // rollout is how tasks are exchanged. What is not written: one at a time, the new one
 // first where two may run side by side, and back again when it fails
 // (docs/decisions/0016).
 func rollout(what string, s *types.ServiceConfig, u *types.UpdateConfig) (*cluster.Rollout, error) {
 	side := sideBySide(s)
 	if u == nil {
-		return &cluster.Rollout{Parallelism: 1, StartFirst: side == "", OnFailure: cluster.FailureRollback}, nil
+		return &cluster.Rollout{Parallelism: 1, StartFirst: side == "", OnFailure: cluster.FailureRollback, Monitor: watched}, nil
 	}
 	out := &cluster.Rollout{
 		Parallelism: 1, Delay: time.Duration(u.Delay), Monitor: time.Duration(u.Monitor), MaxFailureRatio: float64(u.MaxFailureRatio),

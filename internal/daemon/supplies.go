@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"escale.dev/escale/internal/api/engine"
@@ -35,6 +36,7 @@ type taskSupplies struct {
 	networks engine.Networks
 	volumes  engine.Volumes
 	files    taskFiles
+	making   *sync.Mutex // of a network: tasks of one app want theirs all at once
 	log      *slog.Logger
 }
 
@@ -46,7 +48,7 @@ var (
 func newTaskSupplies(d *Daemon) taskSupplies {
 	return taskSupplies{
 		images: d.images, registries: registries{d.registry, d.images, d.events}, networks: d.networks, volumes: d.volumes,
-		files: d.taskFiles(), log: d.log.With("component", "tasks"),
+		files: d.taskFiles(), making: new(sync.Mutex), log: d.log.With("component", "tasks"),
 	}
 }
 
@@ -128,6 +130,8 @@ const (
 
 // Network implements executor.Supplies.
 func (s taskSupplies) Network(ctx context.Context, n cluster.NetworkSpec) error {
+	s.making.Lock()
+	defer s.making.Unlock()
 	i, err := s.networks.Inspect(n.Name)
 	switch {
 	case err == nil && (n.External || n.Create == nil):
@@ -140,11 +144,6 @@ func (s taskSupplies) Network(ctx context.Context, n cluster.NetworkSpec) error 
 		return errdefs.ErrNotFound.WithMessage(fmt.Sprintf("network %s declared as external, but could not be found", n.Name))
 	}
 	_, err = s.networks.Create(ctx, networkRequest(n))
-	if errdefs.IsConflict(err) { // another task's was quicker
-		if i, err := s.networks.Inspect(n.Name); err == nil {
-			return isOurs(n, i.Labels)
-		}
-	}
 	return err
 }
 

@@ -36,7 +36,7 @@ type stock struct {
 }
 
 func (s *stock) supplies(dir string) taskSupplies {
-	return taskSupplies{images: s, registries: s, networks: stockNetworks{s}, volumes: stockVolumes{s}, files: taskFiles{dir, new(sync.Mutex)}, log: slog.New(slog.DiscardHandler)}
+	return taskSupplies{images: s, registries: s, networks: stockNetworks{s}, volumes: stockVolumes{s}, files: taskFiles{dir, new(sync.Mutex)}, making: new(sync.Mutex), log: slog.New(slog.DiscardHandler)}
 }
 
 func (s *stock) Get(_ context.Context, ref string) (image.Image, error) {
