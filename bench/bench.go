@@ -83,15 +83,27 @@ func (b *bench) line(name, unit string, higher bool) *measure {
 // turns calls f n times at each end, turn about, after one call each that does
 // not count, and keeps the milliseconds each call took.
 func (b *bench) turns(ctx context.Context, name string, n int, f func(ctx context.Context, e *end) error) error {
+	nothing := func(context.Context, *end) error { return nil }
+	return b.prepared(ctx, name, n, nothing, f, nothing)
+}
+
+// prepared is turns with something before and after each, of which the time does not count.
+func (b *bench) prepared(ctx context.Context, name string, n int, before, f, after func(ctx context.Context, e *end) error) error {
 	m := b.line(name, "ms", false)
 	for i := -1; i < n; i++ {
 		for j, e := range b.ends {
+			if err := before(ctx, e); err != nil {
+				return fmt.Errorf("%s at %s, before: %w", name, e.name, err)
+			}
 			start := time.Now()
 			if err := f(ctx, e); err != nil {
 				return fmt.Errorf("%s at %s: %w", name, e.name, err)
 			}
 			if i >= 0 {
 				m.Samples[j] = append(m.Samples[j], ms(time.Since(start)))
+			}
+			if err := after(ctx, e); err != nil {
+				return fmt.Errorf("%s at %s, after: %w", name, e.name, err)
 			}
 		}
 	}

@@ -55,6 +55,7 @@ type options struct {
 	restart   string
 	restartN  int
 	pids      [2]string
+	compose   [2]string
 	timeout   time.Duration
 }
 
@@ -78,6 +79,8 @@ func parse(args []string) (options, error) {
 	f.StringVar(&o.registry, "registry", "bin/escaled", "`program` of Escale's registry; Debian's docker-registry is taken where it is installed")
 	f.StringVar(&o.restart, "restart", "", "which engines may be killed and started again: `a`, b or ab; no supervisor may stand over them")
 	f.IntVar(&o.restartN, "restart-containers", 100, "running containers at a restart")
+	f.StringVar(&o.compose[0], "compose-a", "", "`command` of compose at A, as docker-compose; without both, that is left out")
+	f.StringVar(&o.compose[1], "compose-b", "", "the same at B, as bin/escale compose")
 	f.StringVar(&o.pids[0], "pids-a", "", "processes of engine A, comma-separated (default: the socket's owner and its children)")
 	f.StringVar(&o.pids[1], "pids-b", "", "the same for B")
 	f.DurationVar(&o.timeout, "timeout", 30*time.Minute, "give up after")

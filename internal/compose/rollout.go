@@ -14,7 +14,7 @@ import (
 
 // watched is for how long a new container of a service without update_config is watched
 // for failure: whoever waits at a terminal shall not wait for Docker's five seconds.
-const watched = 2 * time.Second
+const watched = time.Second
 
 // rollout is how tasks are exchanged. What is not written: one at a time, the new one
 // first where two may run side by side, and back again when it fails
