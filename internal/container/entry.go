@@ -51,6 +51,7 @@ type run struct {
 	ended      chan struct{} // closed when the exit is recorded
 	reaped     chan struct{} // closed when mounts, network and cgroup are gone
 	root       bareRoot
+	leaving    bool // it is being ended: what is new goes elsewhere; under the entry's mu
 }
 
 func newEntry(rec Record) *entry {

@@ -48,6 +48,14 @@ type fakeEngine struct {
 	updateErr error
 	onUpdate  func()
 	figures   fakeFigures
+	ways      []string // what was let come to containers and what ends they were asked for, in order
+}
+
+// way notes one of ways.
+func (f *fakeEngine) way(s string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.ways = append(f.ways, s)
 }
 
 func newFakeEngine() *fakeEngine {
@@ -243,6 +251,7 @@ func (t *fakeTask) Signal(ctx context.Context, _ string, sig syscall.Signal) err
 	if t.stuck != nil {
 		<-t.stuck
 	}
+	t.f.way(sig.String())
 	if sig != t.ignore {
 		t.finish(128 + int(sig))
 	}
@@ -383,9 +392,11 @@ func (fakeNetworks) Disconnect(_ context.Context, _, name string, eps []network.
 func (fakeNetworks) Rename(_, _, _ string, eps []network.Endpoint) []network.Endpoint { return eps }
 func (fakeNetworks) Keep(map[string]*apinetwork.EndpointSettings)                     {}
 func (fakeNetworks) Unkeep(map[string]*apinetwork.EndpointSettings)                   {}
-func (fakeNetworks) Rotate(context.Context, string, bool)                             {}
-func (fakeNetworks) SetHealth(context.Context, string, string)                        {}
 func (fakeNetworks) HostGateway() string                                              { return "172.17.0.1" }
+func (n fakeNetworks) Rotate(_ context.Context, _ string, in bool) {
+	n.f.way(map[bool]string{true: "in", false: "out"}[in])
+}
+func (n fakeNetworks) SetHealth(_ context.Context, _, status string) { n.f.way(status) }
 func (fakeNetworks) Validate(r network.Request) error {
 	for name := range r.Networks {
 		if name != "bridge" && name != "none" {

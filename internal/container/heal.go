@@ -105,7 +105,9 @@ func (m *runner) judged(e *entry, r *run) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	rs := &e.restart
-	m.cfg.Networks.SetHealth(m.ctx, string(e.id), e.health())
+	if !r.leaving {
+		m.cfg.Networks.SetHealth(m.ctx, string(e.id), e.health())
+	}
 	switch container.HealthStatus(e.health()) {
 	case container.Healthy:
 		if rs.wellSince.IsZero() {

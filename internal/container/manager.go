@@ -64,7 +64,7 @@ type Networks interface {
 	WriteResolvConf(path string, s network.Resolve, host bool, id string, eps []network.Endpoint) error
 	// SetHealth tells what a container's health check has found.
 	SetHealth(ctx context.Context, id, status string)
-	// Rotate lets new connections by shared ports come to a container, or not.
+	// Rotate lets new connections by shared ports and names come to a container, or not.
 	Rotate(ctx context.Context, id string, in bool)
 	// Validate tells what is wrong with the networks asked for, before Setup.
 	Validate(r network.Request) error

@@ -32,7 +32,7 @@ func (m *runner) freeze(e *entry) error {
 	v := e.view()
 	m.cfg.Networks.Rotate(m.ctx, string(e.id), false)
 	if err := m.cfg.Freezer.Freeze(m.cgroupPath(&v.Record)); err != nil {
-		m.cfg.Networks.Rotate(m.ctx, string(e.id), v.State.takes())
+		m.takeIn(e)
 		return fmt.Errorf("container %s: %w", e.id.Short(), err)
 	}
 	if err := m.update(e, false, func(rec *Record) error { return rec.State.move(Paused) }); err != nil {
@@ -69,9 +69,8 @@ func (m *runner) thaw(e *entry) error {
 	}); err != nil {
 		return err
 	}
-	v = e.view()
-	m.cfg.Networks.Rotate(m.ctx, string(e.id), v.State.takes())
-	os.Remove(filepath.Join(m.runDir(e.id, v.State.Generation), frozenFile)) // a later pause is not the commit's
+	m.takeIn(e)
+	os.Remove(filepath.Join(m.runDir(e.id, e.state().Generation), frozenFile)) // a later pause is not the commit's
 	m.publish(e, apievents.ActionUnPause, nil)
 	return nil
 }

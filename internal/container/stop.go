@@ -143,6 +143,25 @@ func (m *runner) signalStop(ctx context.Context, e *entry, s Stop) (*run, error)
 	return r, m.sendStop(ctx, e, r, s)
 }
 
+// leave lets new connections by shared ports and names go elsewhere, before a run is
+// ended: those that it has may come to their end in the time of grace.
+func (m *runner) leave(e *entry, r *run) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !r.leaving {
+		r.leaving = true
+		m.cfg.Networks.Rotate(m.ctx, string(e.id), false)
+	}
+}
+
+// takeIn lets new connections come to a container again, if it runs, is well and is
+// not being ended.
+func (m *runner) takeIn(e *entry) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	m.cfg.Networks.Rotate(m.ctx, string(e.id), e.rec.State.takes() && (e.run == nil || !e.run.leaving))
+}
+
 // sendStop sends the stop signal, unless no time is left for it to be heard.
 func (m *runner) sendStop(ctx context.Context, e *entry, r *run, s Stop) error {
 	v := e.view()
@@ -150,12 +169,20 @@ func (m *runner) sendStop(ctx context.Context, e *entry, r *run, s Stop) error {
 	if err != nil || r.task == nil || m.stopTimeout(v.Config, s) == 0 {
 		return err
 	}
+	m.leave(e, r)
 	if v.State.Status == Paused {
-		if err := m.thaw(e); err != nil {
-			return err
-		}
+		err = m.thaw(e)
 	}
-	return m.signal(ctx, e, r, sig)
+	if err == nil {
+		err = m.signal(ctx, e, r, sig)
+	}
+	if err != nil { // it does not end
+		e.mu.Lock()
+		r.leaving = false
+		e.mu.Unlock()
+		m.takeIn(e)
+	}
+	return err
 }
 
 // awaitEnd returns when the exit of the run is recorded: by itself in time, or killed.
@@ -176,6 +203,7 @@ const monitorPatience = 5 * time.Second
 // killRun sends SIGKILL and waits for the end. A monitor that does not do its
 // part is killed with all that it watches over.
 func (m *runner) killRun(ctx context.Context, e *entry, r *run) error {
+	m.leave(e, r)
 	if e.paused(r) {
 		if err := m.thaw(e); err != nil {
 			return err
