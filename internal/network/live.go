@@ -67,7 +67,7 @@ func (m *Manager) Connect(ctx context.Context, req Request, eps []Endpoint) (*Ch
 	ep.Handle = handleOf(req.ContainerID, eps)
 	after := append(slices.DeleteFunc(slices.Clone(eps), func(e Endpoint) bool { return e.Network == "" }), ep)
 	c := &Change{Changed: ep}
-	if c.Endpoints, c.Held, err = m.redirect(ctx, ns, eps, after, fresh{plan.ports, req.Exposed, req.Balance}); err != nil {
+	if c.Endpoints, c.Held, err = m.redirect(ctx, ns, m.rotation.current(req.ContainerID, eps), after, fresh{plan.ports, req.Exposed, req.Balance}); err != nil {
 		err = errors.Join(err, p.net.driver.Leave(context.WithoutCancel(ctx), ep))
 		p.net.release(context.WithoutCancel(ctx), ep)
 		return nil, err
@@ -108,11 +108,10 @@ func (m *Manager) Disconnect(ctx context.Context, id, ref string, eps []Endpoint
 	}
 	defer ns.Close()
 	c := &Change{Changed: gone}
-	if c.Endpoints, _, err = m.redirect(ctx, ns, eps, after, fresh{}); err != nil {
+	if c.Endpoints, _, err = m.redirect(ctx, ns, m.rotation.current(id, eps), after, fresh{}); err != nil {
 		return nil, err
 	}
-	m.names.set(id, c.Endpoints, m.leadsOut(c.Endpoints))
-	m.networks.record(id, c.Endpoints)
+	m.settled(id, c.Endpoints)
 	if err := m.leave(ctx, id, gone); err != nil {
 		return c, err
 	}

@@ -32,6 +32,7 @@ type seat struct {
 	eps      []Endpoint
 	internal bool // all its networks are
 	sick     bool
+	resting  bool                         // for the time being nothing new is to come to it
 	links    map[string]map[string]string // by network: alias in lower case → whom it means
 }
 
@@ -47,9 +48,13 @@ func seatable(eps []Endpoint) []Endpoint {
 func (x *index) set(container string, eps []Endpoint, outside bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	sick := x.seats[container] != nil && x.seats[container].sick
+	var sick, resting bool
+	if old := x.seats[container]; old != nil {
+		sick = old.sick
+		resting = old.resting && old.sameRun(eps)
+	}
 	x.removeLocked(container)
-	s := &seat{eps: seatable(eps), internal: !outside, sick: sick, links: map[string]map[string]string{}}
+	s := &seat{eps: seatable(eps), internal: !outside, sick: sick, resting: resting, links: map[string]map[string]string{}}
 	x.seats[container] = s
 	for _, ep := range s.eps {
 		n := x.nets[ep.Network]
@@ -144,6 +149,24 @@ func (ep Endpoint) addrs() (out []netip.Addr) {
 	return out
 }
 
+// sameRun tells whether some of the endpoints are those of the seat, and not of a later
+// start.
+func (s *seat) sameRun(eps []Endpoint) bool {
+	return slices.ContainsFunc(eps, func(ep Endpoint) bool {
+		return slices.ContainsFunc(s.eps, func(old Endpoint) bool { return old.EndpointID == ep.EndpointID })
+	})
+}
+
+// rest notes whether the addresses of a container are left out of answers as long as
+// another has the same name.
+func (x *index) rest(container string, resting bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if s := x.seats[container]; s != nil {
+		s.resting = resting
+	}
+}
+
 // SetHealth tells whether a container is well. The addresses of one that is not
 // are left out of answers as long as another has the same name.
 //
@@ -204,14 +227,14 @@ func (x *index) lookup(network, name string) (addrs []netip.Addr) {
 	}
 	list := n.names[name]
 	for _, e := range list {
-		if s := x.seats[e.container]; s == nil || !s.sick {
+		if s := x.seats[e.container]; s == nil || !s.sick && !s.resting {
 			addrs = append(addrs, e.addrs...)
 		}
 	}
 	if len(addrs) > 0 {
 		return addrs
 	}
-	for _, e := range list { // all are ill: better than nobody
+	for _, e := range list { // all are ill or resting: better than nobody
 		addrs = append(addrs, e.addrs...)
 	}
 	return addrs

@@ -56,6 +56,18 @@ func TestNames(t *testing.T) {
 		t.Errorf("the only one is ill: %q", got)
 	}
 	m.SetHealth(t.Context(), "web", "healthy")
+	m.Rotate(t.Context(), "web2", false)
+	if got := ask("asks", "www"); got != "10.0.0.2" {
+		t.Errorf("one of two is being ended: %q", got)
+	}
+	x.set("web2", x.seats["web2"].eps, true) // as when it gets one more network
+	if got := ask("asks", "www") + ask("asks", "mate"); got != "10.0.0.210.0.0.3" {
+		t.Errorf("one of two is being ended: %q", got)
+	}
+	m.Rotate(t.Context(), "web2", true)
+	if got := ask("asks", "www"); got != "10.0.0.2 10.0.0.3" {
+		t.Errorf("both are there again: %q", got)
+	}
 	for addr, want := range map[string]string{"10.0.0.2": "web.front", "fd00::3": "web2.front", "::ffff:10.0.0.2": "web.front", "10.1.0.2": "", "9.9.9.9": ""} {
 		if got, known := m.Names("asks").Name(netip.MustParseAddr(addr)); got != want || known != (want != "") {
 			t.Errorf("name of %s: %q, %v", addr, got, known)

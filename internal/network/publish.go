@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 
 	"escale.dev/escale/internal/network/port"
@@ -199,12 +200,13 @@ type rotation struct {
 
 func newRotation() *rotation { return &rotation{members: map[string][]Endpoint{}} }
 
-// set notes where a container is.
+// set notes where a container is. Endpoints that it has already stay in rotation or out
+// of it, whatever their record says: that is of the start.
 func (r *rotation) set(container string, eps []Endpoint) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var shared []Endpoint
-	for _, ep := range eps {
+	for _, ep := range r.currentLocked(container, eps) {
 		if ep.Balance != "" {
 			shared = append(shared, ep)
 		}
@@ -214,6 +216,26 @@ func (r *rotation) set(container string, eps []Endpoint) {
 	} else {
 		r.members[container] = shared
 	}
+}
+
+// current are the endpoints of a container as its record has them, resting or not as
+// they are by now.
+func (r *rotation) current(container string, eps []Endpoint) []Endpoint {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.currentLocked(container, eps)
+}
+
+func (r *rotation) currentLocked(container string, eps []Endpoint) []Endpoint {
+	eps = slices.Clone(eps)
+	for i := range eps {
+		for _, mine := range r.members[container] {
+			if mine.EndpointID == eps[i].EndpointID {
+				eps[i].Resting = mine.Resting
+			}
+		}
+	}
+	return eps
 }
 
 // resting tells whether nothing new is to come to an endpoint by shared ports.
@@ -240,9 +262,10 @@ func (r *rotation) drop(container string, eps []Endpoint) {
 	}
 }
 
-// Rotate lets new connections by shared ports come to a container that runs, or not.
-// Idempotent; without shared ports it does nothing.
+// Rotate lets new connections come to a container that runs, or not: by shared ports,
+// and by names that another has, too. Idempotent.
 func (m *Manager) Rotate(ctx context.Context, container string, in bool) {
+	m.names.rest(container, !in)
 	m.rotate(ctx, container, in)
 }
 

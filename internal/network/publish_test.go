@@ -381,6 +381,51 @@ func TestBalancing(t *testing.T) {
 	}
 }
 
+// A container that became healthy after its start can be taken out, and comes back, also
+// when it was given another name or its ports lead to it by another network since: its
+// record still says what it was at the start.
+func TestRotationOutlivesChanges(t *testing.T) {
+	h := newHost(t)
+	out := h.outside()
+	h.make(network.Create{Name: "aa"}) // by which containers lead out once they are on it
+	a := h.startAs(shared("a", "web", "8080->80"))
+	probed := shared("b", "web", "8080->80")
+	probed.Probed = true
+	b := h.startAs(probed)
+	a.serve("tcp", ":80")
+	b.serve("tcp", ":80")
+	wants := func(when, want string) {
+		t.Helper()
+		if got := fmt.Sprint(out.askers("tcp", at(hostIP, 8080), 6)); got != want {
+			t.Errorf("%s: %s answered, want %s", when, got, want)
+		}
+	}
+	turns := func(when string) {
+		t.Helper()
+		wants(when, "map[a:3 b:3]")
+		h.m.Rotate(t.Context(), b.ID, false)
+		wants(when+", taken out", "map[a:6]")
+		h.m.Rotate(t.Context(), b.ID, true)
+		wants(when+", put back", "map[a:3 b:3]")
+	}
+	h.m.SetHealth(t.Context(), b.ID, "healthy")
+	turns("healthy")
+	b.Endpoints = h.m.Rename(b.ID, "b", "bb", b.Endpoints)
+	turns("renamed")
+	c, err := h.m.Connect(t.Context(), on("b", "aa"), b.Endpoints)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Endpoints = c.Endpoints
+	turns("on another network, too")
+	first := b.Endpoints[0].Network
+	if c, err = h.m.Disconnect(t.Context(), b.ID, first, b.Endpoints); err != nil {
+		t.Fatal(err)
+	}
+	b.Endpoints = c.Endpoints
+	turns("not on " + first)
+}
+
 // A connection stays where it is while others come and go; datagrams of a client
 // that goes on follow the rotation.
 func TestBalancingLeavesConnectionsAlone(t *testing.T) {
