@@ -15,9 +15,8 @@ fi
 
 # The programs, then an image of each.
 work=build/examples/moby-counter
+examples/build.sh moby-counter
 for part in store web; do
-	CGO_ENABLED=0 go build -o "$work/$part/" "./examples/moby-counter/$part"
-	cp "examples/moby-counter/$part/Dockerfile" "$work/$part/"
 	"$d" build -q -t "moby-counter-$part" "$work/$part"
 done
 

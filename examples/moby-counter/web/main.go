@@ -3,7 +3,6 @@
 package main
 
 import (
-	"bufio"
 	"cmp"
 	"encoding/json"
 	"fmt"
@@ -12,9 +11,9 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"strconv"
 	"strings"
-	"time"
+
+	"escale.dev/escale/examples/resp"
 )
 
 const page = `<!DOCTYPE html>
@@ -42,7 +41,7 @@ func main() {
 		_, _ = io.WriteString(w, strings.Replace(page, "HOST", host, 1)) // a reader that left
 	})
 	http.HandleFunc("GET /clicks", func(w http.ResponseWriter, _ *http.Request) {
-		list, err := ask(store, "LRANGE", "clicks", "0", "-1")
+		list, err := resp.Do(store, "LRANGE", "clicks", "0", "-1")
 		answer(w, list, err)
 	})
 	http.HandleFunc("POST /clicks", func(w http.ResponseWriter, r *http.Request) {
@@ -51,7 +50,7 @@ func main() {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		_, err := ask(store, "RPUSH", "clicks", fmt.Sprintf("%d %d", c.X, c.Y))
+		_, err := resp.Do(store, "RPUSH", "clicks", fmt.Sprintf("%d %d", c.X, c.Y))
 		answer(w, nil, err)
 	})
 	log.Printf("on port 80, with the store %s", store)
@@ -72,55 +71,4 @@ func answer(w http.ResponseWriter, list []string, err error) {
 		}
 	}
 	_ = json.NewEncoder(w).Encode(clicks) // a reader that left
-}
-
-// ask sends one command to the store and gives its answer, one string or many.
-func ask(addr string, words ...string) ([]string, error) {
-	c, err := net.DialTimeout("tcp", addr, 3*time.Second)
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	if err := c.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
-		return nil, err
-	}
-	command := fmt.Sprintf("*%d\r\n", len(words))
-	for _, w := range words {
-		command += fmt.Sprintf("$%d\r\n%s\r\n", len(w), w)
-	}
-	if _, err := io.WriteString(c, command); err != nil {
-		return nil, err
-	}
-	r := bufio.NewReader(c)
-	head, err := line(r)
-	if err != nil || head == "" {
-		return nil, cmp.Or(err, io.ErrUnexpectedEOF)
-	}
-	switch head[0] {
-	case '-':
-		return nil, fmt.Errorf("%s", head[1:])
-	case '*':
-		n, err := strconv.Atoi(head[1:])
-		if err != nil {
-			return nil, err
-		}
-		var list []string
-		for range n {
-			if _, err := line(r); err != nil { // the length; our values have no line breaks
-				return nil, err
-			}
-			s, err := line(r)
-			if err != nil {
-				return nil, err
-			}
-			list = append(list, s)
-		}
-		return list, nil
-	}
-	return []string{head[1:]}, nil
-}
-
-func line(r *bufio.Reader) (string, error) {
-	s, err := r.ReadString('\n')
-	return strings.TrimRight(s, "\r\n"), err
 }

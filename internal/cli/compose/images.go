@@ -318,24 +318,17 @@ func buildSecret(p *types.Project, ref types.ServiceSecretConfig) (string, error
 	return "", fmt.Errorf("secret %q: a build can have it from a file or a variable only", ref.Source)
 }
 
-// had is an image that the engine has.
-type had struct {
-	id      string // "" when it is not there
-	tagged  time.Time
-	volumes bool // it declares volumes
-}
-
-// present looks for an image.
-func (s supply) present(ctx context.Context, image string) (had, error) {
+// present tells whether the engine has an image, and its id.
+func (s supply) present(ctx context.Context, image string) (string, bool, time.Time, error) {
 	c, err := s.client()
 	if err != nil {
-		return had{}, err
+		return "", false, time.Time{}, err
 	}
 	res, err := c.ImageInspect(ctx, image)
 	if errdefs.IsNotFound(err) {
-		return had{}, nil
+		return "", false, time.Time{}, nil
 	}
-	return had{res.ID, res.Metadata.LastTagTime, res.Config != nil && len(res.Config.Volumes) > 0}, err
+	return res.ID, err == nil, res.Metadata.LastTagTime, err
 }
 
 // pullOne pulls an image, and shows how far it is.

@@ -34,19 +34,15 @@ func (o *wanted) policy(sv *types.ServiceConfig) (policy string, age time.Durati
 	default:
 		return "", 0, &exit{exitUsage, fmt.Errorf("--pull %q: always, missing, never, build or policy wanted", o.pull)}
 	}
-	if policy == types.PullPolicyRefresh && age == 0 && sv.PullRefreshAfter != "" {
-		every := types.ServiceConfig{ContainerSpec: types.ContainerSpec{PullPolicy: "every_" + sv.PullRefreshAfter}}
-		_, age, err = every.GetPullPolicy()
-	}
 	if policy == types.PullPolicyIfNotPresent {
 		policy = types.PullPolicyMissing
 	}
 	return policy, age, err
 }
 
-// images brings the images of services here, built or pulled, and gives them by
+// images brings the images of services here, built or pulled, and gives their ids by
 // service.
-func (s supply) images(ctx context.Context, p *types.Project, names []string, o wanted) (map[string]had, error) {
+func (s supply) images(ctx context.Context, p *types.Project, names []string, o wanted) (map[string]string, error) {
 	var build, pull []string
 	for _, name := range names {
 		sv := p.Services[name]
@@ -54,15 +50,15 @@ func (s supply) images(ctx context.Context, p *types.Project, names []string, o 
 		if err != nil {
 			return nil, err
 		}
-		img, err := s.present(ctx, composefile.Image(p, &sv))
+		_, here, at, err := s.present(ctx, composefile.Image(p, &sv))
 		if err != nil {
 			return nil, err
 		}
-		here, buildable := img.id != "", sv.Build != nil && !o.noBuild
+		buildable := sv.Build != nil && !o.noBuild
 		switch {
 		case buildable && (o.build || policy == types.PullPolicyBuild):
 			build = append(build, name)
-		case policy == types.PullPolicyAlways && sv.Image != "", policy == types.PullPolicyRefresh && (!here || time.Since(img.tagged) > age):
+		case policy == types.PullPolicyAlways && sv.Image != "", policy == types.PullPolicyRefresh && (!here || time.Since(at) > age):
 			pull = append(pull, name)
 		case here:
 		case buildable:
@@ -89,19 +85,19 @@ func (s supply) images(ctx context.Context, p *types.Project, names []string, o 
 			return nil, err
 		}
 	}
-	out := map[string]had{}
+	ids := map[string]string{}
 	for _, name := range names {
 		sv := p.Services[name]
-		img, err := s.present(ctx, composefile.Image(p, &sv))
+		id, here, _, err := s.present(ctx, composefile.Image(p, &sv))
 		switch {
 		case err != nil:
 			return nil, err
-		case img.id == "" && !s.flags.dry:
+		case !here && !s.flags.dry:
 			return nil, fmt.Errorf("service %q: image %s has gone", name, composefile.Image(p, &sv))
 		}
-		out[name] = img
+		ids[name] = id
 	}
-	return out, nil
+	return ids, nil
 }
 
 // pullAll pulls the images of services, each image once, and gives the services of
@@ -167,7 +163,7 @@ func pullCommand(s *session) *cobra.Command {
 		for _, name := range p.ServiceNames() {
 			sv := p.Services[name]
 			skip := ""
-			img, err := supply{s}.present(ctx, composefile.Image(p, &sv))
+			_, here, _, err := supply{s}.present(ctx, composefile.Image(p, &sv))
 			switch {
 			case err != nil:
 				b.Close()
@@ -178,7 +174,7 @@ func pullCommand(s *session) *cobra.Command {
 				skip = "Image can be built"
 			case sv.PullPolicy == types.PullPolicyNever, sv.PullPolicy == types.PullPolicyBuild:
 				skip = "Its pull_policy is " + sv.PullPolicy
-			case img.id != "" && (policy == types.PullPolicyMissing || policy == "" && sv.PullPolicy == types.PullPolicyMissing):
+			case here && (policy == types.PullPolicyMissing || policy == "" && sv.PullPolicy == types.PullPolicyMissing):
 				skip = "Image is already present locally"
 			}
 			if skip != "" {

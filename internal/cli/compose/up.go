@@ -15,7 +15,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"escale.dev/escale/client"
-	"escale.dev/escale/internal/cli/compose/progress"
 	"escale.dev/escale/internal/cluster"
 	composefile "escale.dev/escale/internal/compose"
 )
@@ -133,7 +132,6 @@ type change struct {
 	spec    *cluster.AppSpec
 	put     client.AppPutOptions
 	orphans []string
-	left    []string // services that are there and are left as they are: --no-recreate
 }
 
 // up is the command.
@@ -176,24 +174,7 @@ func (s apps) place(ctx context.Context, ch *change, o upOptions) error {
 	}
 	b := s.board("Running")
 	defer b.Close()
-	if len(ch.left) > 0 && !o.noStart {
-		if err := s.wake(ctx, b, ch); err != nil {
-			return err
-		}
-	}
 	return s.until(ctx, b, plan, o.waitSeconds, o.noStart)
-}
-
-// wake starts what was stopped of services that are left as they are.
-func (s apps) wake(ctx context.Context, b *progress.Board, ch *change) error {
-	list, err := s.containers(ctx, ch.project.Name, pick{services: ch.left, stopped: true})
-	if err != nil {
-		return err
-	}
-	list = slices.DeleteFunc(list, func(c container.Summary) bool {
-		return c.State != container.StateCreated && c.State != container.StateExited
-	})
-	return s.apply(ctx, b, layers(list), false, starting)
 }
 
 // prepare reads the project, brings images here, and makes the spec.
@@ -229,14 +210,14 @@ func (s apps) prepare(ctx context.Context, o upOptions, args []string) (*change,
 	if err := composefile.Check(p); err != nil {
 		return nil, &exit{exitParse, err}
 	}
-	images, err := supply(s).images(ctx, p, ch.names, o.wanted)
+	ids, err := supply(s).images(ctx, p, ch.names, o.wanted)
 	if err != nil {
 		return nil, err
 	}
 	if ch.spec, err = composefile.App(p); err != nil {
 		return nil, &exit{exitParse, err}
 	}
-	return ch, s.arrange(ctx, ch, o, args, images)
+	return ch, s.arrange(ctx, ch, o, args, ids)
 }
 
 // scaled is the project with the numbers of --scale.
@@ -257,7 +238,7 @@ func scaled(p *types.Project, list []string) (*types.Project, error) {
 }
 
 // arrange puts what the flags say into the spec and the options of its change.
-func (s apps) arrange(ctx context.Context, ch *change, o upOptions, args []string, images map[string]had) error {
+func (s apps) arrange(ctx context.Context, ch *change, o upOptions, args []string, ids map[string]string) error {
 	there := map[string]bool{}
 	c, err := s.client()
 	if err != nil {
@@ -273,15 +254,12 @@ func (s apps) arrange(ctx context.Context, ch *change, o upOptions, args []strin
 		return err
 	}
 	for name := range maps.Clone(ch.spec.Services) {
-		if meant := slices.Contains(ch.names, name); !meant || o.noRecreate && there[name] {
-			if delete(ch.spec.Services, name); meant {
-				ch.left = append(ch.left, name)
-			}
+		if !slices.Contains(ch.names, name) || o.noRecreate && there[name] {
+			delete(ch.spec.Services, name)
 			continue
 		}
 		sv := ch.spec.Services[name]
-		written := ch.project.Services[name]
-		place(&sv, &written, images[name])
+		place(&sv, ids[name])
 		ch.spec.Services[name] = sv
 	}
 	ch.put = client.AppPutOptions{DryRun: s.flags.dry, Merge: true, Create: o.noStart, RenewVolumes: o.renew}
@@ -300,17 +278,13 @@ func (s apps) arrange(ctx context.Context, ch *change, o upOptions, args []strin
 
 // place settles in a spec which image is meant: the one that is here under the name. An
 // image that was built or pulled anew is another one, and makes new containers.
-func place(sv *cluster.ServiceSpec, written *types.ServiceConfig, img had) {
-	if img.id != "" {
+func place(sv *cluster.ServiceSpec, id string) {
+	if id != "" {
 		sv.Task.Container.Labels = maps.Clone(sv.Task.Container.Labels)
-		sv.Task.Container.Labels[composefile.LabelImage], sv.Task.ImageID = img.id, img.id
+		sv.Task.Container.Labels[composefile.LabelImage] = id
 	}
 	if sv.Task.Pull != types.PullPolicyNever {
 		sv.Task.Pull = types.PullPolicyMissing // it was pulled here, with the login of who asks
-	}
-	d := written.Deploy
-	if ordered := d != nil && d.UpdateConfig != nil && d.UpdateConfig.Order != ""; img.volumes && !ordered && sv.Update != nil {
-		sv.Update.StartFirst = false // the new one takes over the volumes of the old
 	}
 }
 

@@ -1,6 +1,7 @@
 // Command store is a very small data store that speaks the part of Redis's protocol
-// (RESP) that the counter needs: PING, GET, SET, INCR, DEL, RPUSH, LRANGE. What is
-// written is in /data/appendonly, one command a line, before it is answered.
+// (RESP) that the examples need: PING, GET, SET, INCR, DEL, RPUSH, LPOP, LRANGE, HSET,
+// HGETALL. What is written is in /data/appendonly, one command a line, before it is
+// answered. `store ping` asks one on this machine whether it is there, and is its health check.
 package main
 
 import (
@@ -10,14 +11,24 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
+
+	"escale.dev/escale/examples/resp"
 )
 
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == "ping" {
+		if _, err := resp.One("127.0.0.1:6379", "PING"); err != nil {
+			log.Fatal(err)
+		}
+		return
+	}
 	s, err := open("/data/appendonly")
 	if err != nil {
 		log.Fatal(err)
@@ -26,7 +37,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	log.Printf("ready with %d keys", len(s.lists)+len(s.values))
+	log.Printf("ready with %d keys", len(s.lists)+len(s.values)+len(s.maps))
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -46,6 +57,7 @@ type store struct {
 	mu     sync.Mutex
 	values map[string]string
 	lists  map[string][]string
+	maps   map[string]map[string]string
 	file   *os.File
 }
 
@@ -55,7 +67,7 @@ func open(path string) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &store{values: map[string]string{}, lists: map[string][]string{}}
+	s := &store{values: map[string]string{}, lists: map[string][]string{}, maps: map[string]map[string]string{}}
 	for d := json.NewDecoder(f); ; {
 		var words []string
 		if err := d.Decode(&words); errors.Is(err, io.EOF) {
@@ -137,11 +149,23 @@ func (s *store) do(words []string) string {
 			out += bulk(v)
 		}
 		return out
-	case verb == "SET" && len(words) == 3, verb == "INCR" && len(words) == 2, verb == "DEL" && len(words) == 2, verb == "RPUSH" && len(words) == 3:
+	case verb == "HGETALL" && len(words) == 2:
+		m := s.maps[words[1]]
+		out := fmt.Sprintf("*%d\r\n", 2*len(m))
+		for _, k := range slices.Sorted(maps.Keys(m)) {
+			out += bulk(k) + bulk(m[k])
+		}
+		return out
+	case verb == "LPOP" && len(words) == 2 && len(s.lists[words[1]]) == 0:
+		return "$-1\r\n"
+	case len(words) == changes[verb]:
 		return s.change(verb, words)
 	}
 	return "-ERR unknown command or wrong number of arguments\r\n"
 }
+
+// changes are the commands that change something, by their number of words.
+var changes = map[string]int{"SET": 3, "INCR": 2, "DEL": 2, "RPUSH": 3, "LPOP": 2, "HSET": 4}
 
 // change does what changes something; it is on the disk first.
 func (s *store) change(verb string, words []string) string {
@@ -171,6 +195,16 @@ func (s *store) change(verb string, words []string) string {
 	case "DEL":
 		delete(s.values, key)
 		delete(s.lists, key)
+		delete(s.maps, key)
+	case "LPOP":
+		first := s.lists[key][0]
+		s.lists[key] = s.lists[key][1:]
+		return bulk(first)
+	case "HSET":
+		if s.maps[key] == nil {
+			s.maps[key] = map[string]string{}
+		}
+		s.maps[key][words[2]] = words[3]
 	case "RPUSH":
 		s.lists[key] = append(s.lists[key], words[2])
 		return fmt.Sprintf(":%d\r\n", len(s.lists[key]))
