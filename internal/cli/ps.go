@@ -34,7 +34,7 @@ escale ps --format 'table {{.Names}}\t{{.Status}}\t{{.Ports}}'`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
-			case len(args) == 1 && a.isApp(cmd.Context(), args[0]):
+			case len(args) > 0 && a.isApp(cmd.Context(), args[0]):
 				return a.appVerb(cmd, args[0], "ps")
 			case len(args) > 0:
 				return noArgs(cmd, args)

@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"escale.dev/escale/test/internal/harness"
 	"github.com/rogpeppe/go-internal/testscript"
@@ -15,7 +17,7 @@ func TestCompose(t *testing.T) {
 	if foreign != "" {
 		t.Skip("another's engine keeps no apps")
 	}
-	e := start(t, harness.Options{})
+	e := startBuilder(t)
 	t.Run("scripts", func(t *testing.T) {
 		testscript.Run(t, testscript.Params{
 			Dir: "testdata/compose",
@@ -29,6 +31,7 @@ func TestCompose(t *testing.T) {
 				host, n := e.Host(), env.Getenv("N")
 				env.Defer(func() {
 					if tt.Failed() {
+						removeApp(host, n)
 						removeNamed(host, n)
 					}
 				})
@@ -38,5 +41,20 @@ func TestCompose(t *testing.T) {
 			Condition: condition("escale"),
 		})
 	})
+	clean(t, e)
 	noLeaks(t, e)
+}
+
+// removeApp removes the app that a script that failed left.
+func removeApp(host, name string) {
+	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(30*time.Second))
+	defer cancel()
+	api := harness.NewAPI(host)
+	defer api.Close()
+	if api.Do(ctx, "DELETE", "/escale/apps/"+name+"?volumes=1", nil, nil) != nil {
+		return
+	}
+	for ctx.Err() == nil && api.Do(ctx, "GET", "/escale/apps/"+name, nil, nil) == nil {
+		time.Sleep(100 * time.Millisecond)
+	}
 }

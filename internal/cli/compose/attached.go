@@ -24,10 +24,12 @@ type attachment struct {
 	o    upOptions
 	ch   *change
 	stop *int
+	w    *watcher
 
-	mu   sync.Mutex
-	code int
-	why  error // why all is stopped
+	mu    sync.Mutex
+	code  int
+	coded bool  // it is that of --exit-code-from
+	why   error // why all is stopped
 }
 
 // attached asks for the change, and shows logs until the end.
@@ -41,7 +43,7 @@ func (s apps) attached(ctx context.Context, ch *change, o upOptions, args []stri
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
 	defer signal.Stop(signals)
 	meant := a.shown(args)
-	before, err := s.containers(ctx, ch.project.Name, pick{})
+	before, err := s.containers(ctx, ch.project.Name, pick{stopped: true})
 	if err != nil {
 		return err
 	}
@@ -52,7 +54,7 @@ func (s apps) attached(ctx context.Context, ch *change, o upOptions, args []stri
 	logs, endLogs := context.WithCancel(ctx)
 	defer endLogs()
 	p := &printer{out: s.out, err: s.err, color: !o.noColor && s.colored(s.out), prefix: !o.noPrefix}
-	upErr, logErr := make(chan error, 1), make(chan error, 1)
+	upErr, logErr := make(chan error, 1), make(chan error, 2)
 	placing, endPlacing := context.WithCancel(ctx)
 	defer endPlacing()
 	go func() {
@@ -62,7 +64,7 @@ func (s apps) attached(ctx context.Context, ch *change, o upOptions, args []stri
 	}()
 	w := &watcher{s: s.session, c: c, p: p, project: ch.project.Name, stays: true, logs: moby.ContainerLogsOptions{ShowStdout: true, ShowStderr: true, Timestamps: o.times, Tail: "0"}}
 	w.meant = func(x *container.Summary) bool { return meant[serviceOf(x)] }
-	w.exited = a.exited
+	w.exited, a.w = a.exited, w
 	go func() { logErr <- w.run(logs, before) }()
 	if o.watch {
 		go func() {
@@ -78,8 +80,8 @@ func (s apps) attached(ctx context.Context, ch *change, o upOptions, args []stri
 	switch {
 	case stopped != nil:
 		return stopped
-	case a.why != nil && a.code != 0:
-		return &exit{code: a.code}
+	case a.why != nil:
+		return exitWith(a.code)
 	case errors.Is(err, errSignal):
 		return &exit{code: exitBreak}
 	}
@@ -122,8 +124,8 @@ func (a *attachment) exited(x *container.Summary, code int) bool {
 			a.code = code
 		}
 	}
-	if a.o.exitFrom == serviceOf(x) {
-		a.code = code
+	if a.o.exitFrom == serviceOf(x) && !a.coded {
+		a.code, a.coded = code, true
 	}
 	return true
 }
@@ -147,8 +149,12 @@ func (a *attachment) wait(ctx context.Context, c *client.Client, signals chan os
 			}
 			upErr = nil
 			go func() {
-				// Up: from now on it is over when all have ended.
-				logErr <- a.allEnded(ctx, c)
+				// Up: from now on it is over when all have ended, and their logs with them.
+				if err := a.allEnded(ctx, c); err != nil {
+					logErr <- err
+					return
+				}
+				a.w.finish()
 			}()
 		}
 	}
@@ -223,7 +229,7 @@ func (a *attachment) halt(ctx context.Context, err error, signals chan os.Signal
 func (a *attachment) settleCode(ctx context.Context) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.o.exitFrom == "" || a.why == nil {
+	if a.o.exitFrom == "" || a.why == nil || a.coded {
 		return nil
 	}
 	c, err := a.s.client()

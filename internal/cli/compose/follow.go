@@ -44,7 +44,7 @@ func (s apps) until(ctx context.Context, b *progress.Board, plan *client.AppPlan
 	err = c.AppFollow(ctx, plan.App, func(app *client.App) error {
 		last = app
 		for i := range app.Services {
-			s.showService(b, &app.Services[i], actions[app.Services[i].Name])
+			s.showService(b, &app.Services[i], actions[app.Services[i].Name], app.Asked >= plan.To && app.Phase == "changing")
 		}
 		switch {
 		case app.Asked > plan.To:
@@ -71,16 +71,12 @@ func (s apps) until(ctx context.Context, b *progress.Board, plan *client.AppPlan
 	return s.explain(ctx, c, b, last, err)
 }
 
-// waking tells whether tasks of services that are to start again still wait for it.
+// waking tells whether services that the plan touches are not up yet: what clients had
+// stopped starts again without that the app counts as changing.
 func waking(app *client.App, actions map[string]string) bool {
 	for _, sv := range app.Services {
-		if actions[sv.Name] != "start" {
-			continue
-		}
-		for _, t := range sv.Tasks {
-			if t.Halted && !ended(&t) {
-				return true
-			}
+		if a := actions[sv.Name]; a != "" && a != "keep" && a != "remove" && sv.Healthy < sv.Replicas {
+			return true
 		}
 	}
 	return false
@@ -111,8 +107,9 @@ func ended(t *client.AppTask) bool {
 	return false
 }
 
-// showService shows how far a service is.
-func (s apps) showService(b *progress.Board, sv *client.AppService, action string) {
+// showService shows how far a service is. What is to be replaced is not done while the
+// app is changing: its exchange may not have begun.
+func (s apps) showService(b *progress.Board, sv *client.AppService, action string, changing bool) {
 	id := "Service " + sv.Name
 	count := ""
 	if sv.Replicas > 1 {
@@ -132,6 +129,8 @@ func (s apps) showService(b *progress.Board, sv *client.AppService, action strin
 		}
 	}
 	switch {
+	case action == "replace" && changing && sv.Healthy >= sv.Replicas:
+		b.Set(id, progress.Working, "Updating"+count)
 	case sv.Healthy >= sv.Replicas:
 		b.Set(id, progress.Done, finished(sv, action)+count)
 	default:
@@ -164,8 +163,6 @@ func finished(sv *client.AppService, action string) string {
 		return "Started"
 	case action == "replace":
 		return "Recreated"
-	case action == "change":
-		return "Changed"
 	}
 	return "Running"
 }

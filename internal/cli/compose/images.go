@@ -318,17 +318,24 @@ func buildSecret(p *types.Project, ref types.ServiceSecretConfig) (string, error
 	return "", fmt.Errorf("secret %q: a build can have it from a file or a variable only", ref.Source)
 }
 
-// present tells whether the engine has an image, and its id.
-func (s supply) present(ctx context.Context, image string) (string, bool, time.Time, error) {
+// had is an image that the engine has.
+type had struct {
+	id      string // "" when it is not there
+	tagged  time.Time
+	volumes bool // it declares volumes
+}
+
+// present looks for an image.
+func (s supply) present(ctx context.Context, image string) (had, error) {
 	c, err := s.client()
 	if err != nil {
-		return "", false, time.Time{}, err
+		return had{}, err
 	}
 	res, err := c.ImageInspect(ctx, image)
 	if errdefs.IsNotFound(err) {
-		return "", false, time.Time{}, nil
+		return had{}, nil
 	}
-	return res.ID, err == nil, res.Metadata.LastTagTime, err
+	return had{res.ID, res.Metadata.LastTagTime, res.Config != nil && len(res.Config.Volumes) > 0}, err
 }
 
 // pullOne pulls an image, and shows how far it is.

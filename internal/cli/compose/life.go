@@ -83,6 +83,11 @@ func stopCommand(s *session) *cobra.Command {
 	return cmd
 }
 
+var starting = act{"Starting", "Started", func(ctx context.Context, c *client.Client, x *container.Summary) error {
+	_, err := c.ContainerStart(ctx, x.ID, moby.ContainerStartOptions{})
+	return err
+}}
+
 func startCommand(s *session) *cobra.Command {
 	var wait bool
 	var seconds int
@@ -98,10 +103,7 @@ func startCommand(s *session) *cobra.Command {
 		}
 		b := s.board("Running")
 		defer b.Close()
-		err = s.apply(ctx, b, rows, false, act{"Starting", "Started", func(ctx context.Context, c *client.Client, x *container.Summary) error {
-			_, err := c.ContainerStart(ctx, x.ID, moby.ContainerStartOptions{})
-			return err
-		}})
+		err = s.apply(ctx, b, rows, false, starting)
 		if err != nil || !wait || s.flags.dry {
 			return err
 		}

@@ -124,7 +124,7 @@ func (s once) makeOneOff(ctx context.Context, o *oneOff, name string, command []
 	if err := s.dependencies(ctx, o, name, &sv); err != nil {
 		return "", err
 	}
-	ids, err := supply(s).images(ctx, p, []string{name}, o.wanted)
+	images, err := supply(s).images(ctx, p, []string{name}, o.wanted)
 	if err != nil {
 		return "", err
 	}
@@ -137,7 +137,7 @@ func (s once) makeOneOff(ctx context.Context, o *oneOff, name string, command []
 		return "", nil
 	}
 	spec := app.Services[name]
-	place(&spec, ids[name])
+	place(&spec, &sv, images[name])
 	return s.createOneOff(ctx, o, p, app, &spec, name)
 }
 

@@ -34,15 +34,19 @@ func (o *wanted) policy(sv *types.ServiceConfig) (policy string, age time.Durati
 	default:
 		return "", 0, &exit{exitUsage, fmt.Errorf("--pull %q: always, missing, never, build or policy wanted", o.pull)}
 	}
+	if policy == types.PullPolicyRefresh && age == 0 && sv.PullRefreshAfter != "" {
+		every := types.ServiceConfig{ContainerSpec: types.ContainerSpec{PullPolicy: "every_" + sv.PullRefreshAfter}}
+		_, age, err = every.GetPullPolicy()
+	}
 	if policy == types.PullPolicyIfNotPresent {
 		policy = types.PullPolicyMissing
 	}
 	return policy, age, err
 }
 
-// images brings the images of services here, built or pulled, and gives their ids by
+// images brings the images of services here, built or pulled, and gives them by
 // service.
-func (s supply) images(ctx context.Context, p *types.Project, names []string, o wanted) (map[string]string, error) {
+func (s supply) images(ctx context.Context, p *types.Project, names []string, o wanted) (map[string]had, error) {
 	var build, pull []string
 	for _, name := range names {
 		sv := p.Services[name]
@@ -50,15 +54,15 @@ func (s supply) images(ctx context.Context, p *types.Project, names []string, o 
 		if err != nil {
 			return nil, err
 		}
-		_, here, at, err := s.present(ctx, composefile.Image(p, &sv))
+		img, err := s.present(ctx, composefile.Image(p, &sv))
 		if err != nil {
 			return nil, err
 		}
-		buildable := sv.Build != nil && !o.noBuild
+		here, buildable := img.id != "", sv.Build != nil && !o.noBuild
 		switch {
 		case buildable && (o.build || policy == types.PullPolicyBuild):
 			build = append(build, name)
-		case policy == types.PullPolicyAlways && sv.Image != "", policy == types.PullPolicyRefresh && (!here || time.Since(at) > age):
+		case policy == types.PullPolicyAlways && sv.Image != "", policy == types.PullPolicyRefresh && (!here || time.Since(img.tagged) > age):
 			pull = append(pull, name)
 		case here:
 		case buildable:
@@ -85,19 +89,19 @@ func (s supply) images(ctx context.Context, p *types.Project, names []string, o 
 			return nil, err
 		}
 	}
-	ids := map[string]string{}
+	out := map[string]had{}
 	for _, name := range names {
 		sv := p.Services[name]
-		id, here, _, err := s.present(ctx, composefile.Image(p, &sv))
+		img, err := s.present(ctx, composefile.Image(p, &sv))
 		switch {
 		case err != nil:
 			return nil, err
-		case !here && !s.flags.dry:
+		case img.id == "" && !s.flags.dry:
 			return nil, fmt.Errorf("service %q: image %s has gone", name, composefile.Image(p, &sv))
 		}
-		ids[name] = id
+		out[name] = img
 	}
-	return ids, nil
+	return out, nil
 }
 
 // pullAll pulls the images of services, each image once, and gives the services of
@@ -163,7 +167,7 @@ func pullCommand(s *session) *cobra.Command {
 		for _, name := range p.ServiceNames() {
 			sv := p.Services[name]
 			skip := ""
-			_, here, _, err := supply{s}.present(ctx, composefile.Image(p, &sv))
+			img, err := supply{s}.present(ctx, composefile.Image(p, &sv))
 			switch {
 			case err != nil:
 				b.Close()
@@ -174,7 +178,7 @@ func pullCommand(s *session) *cobra.Command {
 				skip = "Image can be built"
 			case sv.PullPolicy == types.PullPolicyNever, sv.PullPolicy == types.PullPolicyBuild:
 				skip = "Its pull_policy is " + sv.PullPolicy
-			case here && (policy == types.PullPolicyMissing || policy == "" && sv.PullPolicy == types.PullPolicyMissing):
+			case img.id != "" && (policy == types.PullPolicyMissing || policy == "" && sv.PullPolicy == types.PullPolicyMissing):
 				skip = "Image is already present locally"
 			}
 			if skip != "" {

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"escale.dev/escale/client"
+	"escale.dev/escale/internal/cli/compose/progress"
 	"escale.dev/escale/internal/cluster"
 	composefile "escale.dev/escale/internal/compose"
 )
@@ -132,6 +133,7 @@ type change struct {
 	spec    *cluster.AppSpec
 	put     client.AppPutOptions
 	orphans []string
+	left    []string // services that are there and are left as they are: --no-recreate
 }
 
 // up is the command.
@@ -174,7 +176,24 @@ func (s apps) place(ctx context.Context, ch *change, o upOptions) error {
 	}
 	b := s.board("Running")
 	defer b.Close()
+	if len(ch.left) > 0 && !o.noStart {
+		if err := s.wake(ctx, b, ch); err != nil {
+			return err
+		}
+	}
 	return s.until(ctx, b, plan, o.waitSeconds, o.noStart)
+}
+
+// wake starts what was stopped of services that are left as they are.
+func (s apps) wake(ctx context.Context, b *progress.Board, ch *change) error {
+	list, err := s.containers(ctx, ch.project.Name, pick{services: ch.left, stopped: true})
+	if err != nil {
+		return err
+	}
+	list = slices.DeleteFunc(list, func(c container.Summary) bool {
+		return c.State != container.StateCreated && c.State != container.StateExited
+	})
+	return s.apply(ctx, b, layers(list), false, starting)
 }
 
 // prepare reads the project, brings images here, and makes the spec.
@@ -210,14 +229,14 @@ func (s apps) prepare(ctx context.Context, o upOptions, args []string) (*change,
 	if err := composefile.Check(p); err != nil {
 		return nil, &exit{exitParse, err}
 	}
-	ids, err := supply(s).images(ctx, p, ch.names, o.wanted)
+	images, err := supply(s).images(ctx, p, ch.names, o.wanted)
 	if err != nil {
 		return nil, err
 	}
 	if ch.spec, err = composefile.App(p); err != nil {
 		return nil, &exit{exitParse, err}
 	}
-	return ch, s.arrange(ctx, ch, o, args, ids)
+	return ch, s.arrange(ctx, ch, o, args, images)
 }
 
 // scaled is the project with the numbers of --scale.
@@ -238,7 +257,7 @@ func scaled(p *types.Project, list []string) (*types.Project, error) {
 }
 
 // arrange puts what the flags say into the spec and the options of its change.
-func (s apps) arrange(ctx context.Context, ch *change, o upOptions, args []string, ids map[string]string) error {
+func (s apps) arrange(ctx context.Context, ch *change, o upOptions, args []string, images map[string]had) error {
 	there := map[string]bool{}
 	c, err := s.client()
 	if err != nil {
@@ -254,12 +273,15 @@ func (s apps) arrange(ctx context.Context, ch *change, o upOptions, args []strin
 		return err
 	}
 	for name := range maps.Clone(ch.spec.Services) {
-		if !slices.Contains(ch.names, name) || o.noRecreate && there[name] {
-			delete(ch.spec.Services, name)
+		if meant := slices.Contains(ch.names, name); !meant || o.noRecreate && there[name] {
+			if delete(ch.spec.Services, name); meant {
+				ch.left = append(ch.left, name)
+			}
 			continue
 		}
 		sv := ch.spec.Services[name]
-		place(&sv, ids[name])
+		written := ch.project.Services[name]
+		place(&sv, &written, images[name])
 		ch.spec.Services[name] = sv
 	}
 	ch.put = client.AppPutOptions{DryRun: s.flags.dry, Merge: true, Create: o.noStart, RenewVolumes: o.renew}
@@ -278,13 +300,17 @@ func (s apps) arrange(ctx context.Context, ch *change, o upOptions, args []strin
 
 // place settles in a spec which image is meant: the one that is here under the name. An
 // image that was built or pulled anew is another one, and makes new containers.
-func place(sv *cluster.ServiceSpec, id string) {
-	if id != "" {
+func place(sv *cluster.ServiceSpec, written *types.ServiceConfig, img had) {
+	if img.id != "" {
 		sv.Task.Container.Labels = maps.Clone(sv.Task.Container.Labels)
-		sv.Task.Container.Labels[composefile.LabelImage] = id
+		sv.Task.Container.Labels[composefile.LabelImage], sv.Task.ImageID = img.id, img.id
 	}
 	if sv.Task.Pull != types.PullPolicyNever {
 		sv.Task.Pull = types.PullPolicyMissing // it was pulled here, with the login of who asks
+	}
+	d := written.Deploy
+	if ordered := d != nil && d.UpdateConfig != nil && d.UpdateConfig.Order != ""; img.volumes && !ordered && sv.Update != nil {
+		sv.Update.StartFirst = false // the new one takes over the volumes of the old
 	}
 }
 

@@ -28,11 +28,11 @@ type watcher struct {
 	logs    moby.ContainerLogsOptions
 	// exited, when set, is told of each container that ends; true ends the watch.
 	exited func(c *container.Summary, code int) bool
-	// stays, when set, goes on though nothing runs.
-	stays bool
 
 	mu       sync.Mutex
+	stays    bool // it goes on though nothing runs, until finish
 	followed map[string]bool
+	shownTo  map[string]string // by container: until when its log was shown
 	all      sync.WaitGroup
 	idle     chan struct{} // a log has come to its end
 }
@@ -44,9 +44,11 @@ func (w *watcher) run(ctx context.Context, list []container.Summary) error {
 	defer cancel()
 	w.followed, w.idle = map[string]bool{}, make(chan struct{}, 1)
 	f := moby.Filters{}.Add("label", composefile.LabelProject+"="+w.project).Add("type", "container").Add("event", "start", "die")
-	since := time.Now()
-	news := w.c.Events(ctx, moby.EventsListOptions{Filters: f, Since: fmt.Sprintf("%d.%09d", since.Unix(), since.Nanosecond())})
+	since := instant(time.Now())
+	news := w.c.Events(ctx, moby.EventsListOptions{Filters: f, Since: since})
+	w.shownTo = map[string]string{}
 	for i := range list {
+		w.shownTo[list[i].ID] = since
 		if w.meant(&list[i]) {
 			w.p.register(shortName(&list[i]))
 		}
@@ -55,24 +57,52 @@ func (w *watcher) run(ctx context.Context, list []container.Summary) error {
 		w.follow(ctx, &list[i], w.logs)
 	}
 	w.poke()
+	// When nothing runs any more there may still be news on their way.
+	quiet := time.NewTimer(time.Hour)
+	defer quiet.Stop()
 	for {
 		select {
 		case e := <-news.Messages:
+			quiet.Stop()
 			if w.event(ctx, &e) {
 				return nil
 			}
+			w.poke()
 		case err := <-news.Err:
 			return err
 		case <-w.idle:
-			if !w.stays && w.over(ctx) {
-				cancel()
-				w.all.Wait()
+			if w.over(ctx) {
+				quiet.Reset(late)
+			}
+		case <-quiet.C:
+			if w.over(ctx) {
 				return nil
 			}
 		case <-ctx.Done():
 			return nil
 		}
 	}
+}
+
+// instant writes a time as the API has it.
+func instant(t time.Time) string { return fmt.Sprintf("%d.%09d", t.Unix(), t.Nanosecond()) }
+
+// late is how long news may be on their way.
+const late = 200 * time.Millisecond
+
+// finish lets a watcher that stays end when nothing runs.
+func (w *watcher) finish() {
+	w.mu.Lock()
+	w.stays = false
+	w.mu.Unlock()
+	w.poke()
+}
+
+// busy tells whether a container's log is being shown.
+func (w *watcher) busy(id string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.followed[id]
 }
 
 func (w *watcher) poke() {
@@ -116,26 +146,20 @@ func (w *watcher) event(ctx context.Context, e *events.Message) bool {
 	case events.ActionStart:
 		w.p.register(shortName(x))
 		o := w.logs
-		// What it wrote before was shown.
-		o.Tail, o.Since = "all", fmt.Sprintf("%d.%09d", e.TimeNano/int64(time.Second), e.TimeNano%int64(time.Second))
+		// What it wrote in the life before was shown. (It may write before it is told
+		// of as started.)
+		o.Tail, o.Since = "all", w.shownTo[x.ID]
+		if !w.busy(x.ID) {
+			w.follow(ctx, x, o)
+			return false
+		}
 		go func() {
-			// The log of its last life may still be read to its end.
-			for range 50 {
-				w.mu.Lock()
-				busy := w.followed[x.ID]
-				w.mu.Unlock()
-				if !busy {
-					break
-				}
-				select {
-				case <-time.After(20 * time.Millisecond):
-				case <-ctx.Done():
-					return
-				}
-			}
+			// The log of its last life is read to its end first.
+			w.drain(ctx, x.ID)
 			w.follow(ctx, x, o)
 		}()
 	case events.ActionDie:
+		w.shownTo[x.ID] = instant(time.Unix(0, e.TimeNano))
 		code, _ := strconv.Atoi(a["exitCode"]) // the engine writes a number
 		if w.exited != nil {
 			w.drain(ctx, x.ID)
@@ -149,13 +173,7 @@ func (w *watcher) event(ctx context.Context, e *events.Message) bool {
 // drain waits for the log of a container that has ended to be read, not for long.
 func (w *watcher) drain(ctx context.Context, id string) {
 	end := time.Now().Add(time.Second)
-	for time.Now().Before(end) {
-		w.mu.Lock()
-		busy := w.followed[id]
-		w.mu.Unlock()
-		if !busy {
-			return
-		}
+	for time.Now().Before(end) && w.busy(id) {
 		select {
 		case <-time.After(10 * time.Millisecond):
 		case <-ctx.Done():
@@ -167,9 +185,9 @@ func (w *watcher) drain(ctx context.Context, id string) {
 // over tells whether nothing runs that is meant, nor will by itself.
 func (w *watcher) over(ctx context.Context) bool {
 	w.mu.Lock()
-	busy := len(w.followed)
+	goesOn := w.stays || len(w.followed) > 0
 	w.mu.Unlock()
-	if busy > 0 {
+	if goesOn {
 		return false
 	}
 	list, err := w.s.containers(ctx, w.project, pick{})

@@ -43,16 +43,19 @@ type Put struct {
 // returns what will be done. Kinds: InvalidArgument for a bad spec, Conflict for an app
 // that is being removed, or whose name others have.
 func (a *Apps) Put(ctx context.Context, name string, spec cluster.AppSpec, o Put) (*Plan, error) {
-	if err := check(name, &spec); err != nil {
-		return nil, fmt.Errorf("app %q: %w", name, err)
-	}
 	return a.change(ctx, name, o.DryRun, func(was *cluster.App) (cluster.AppSpec, []string, error) {
 		var old cluster.AppSpec
 		if was != nil {
 			old = cluster.Copy(was).Spec
 		}
 		next, err := merge(name, old, spec, o)
-		return next, sortedKeys(spec.Services), err
+		if err == nil {
+			err = check(name, &next)
+		}
+		if err != nil {
+			return next, nil, fmt.Errorf("app %q: %w", name, err)
+		}
+		return next, sortedKeys(spec.Services), nil
 	})
 }
 

@@ -34,6 +34,9 @@ func merge(name string, was, asked cluster.AppSpec, o Put) (cluster.AppSpec, err
 		restartDependents(was, next.Services, name)
 		return next, nil
 	}
+	if len(asked.Services) == 0 { // services are taken out only: the files are those of before
+		next.Source, next.Dir, next.Files = was.Source, was.Dir, was.Files
+	}
 	kept := map[string]cluster.ServiceSpec{}
 	for part, s := range was.Services {
 		if _, asked := next.Services[part]; !asked && !slices.Contains(o.Remove, part) {
