@@ -96,6 +96,20 @@ func (k Kept) Attend(ctx context.Context, ref string, told func(container.Health
 	}
 }
 
+// Start starts a container, but not while the engine holds back what it does by itself:
+// until then it blocks. ErrNotModified when it runs.
+func (k Kept) Start(ctx context.Context, ref string) error {
+	if err := k.m.gate.wait(ctx); err != nil {
+		return err
+	}
+	e, err := k.m.store.hold(ctx, ref)
+	if err != nil {
+		return err
+	}
+	defer e.op.unlock()
+	return k.m.startLocked(ctx, e, true)
+}
+
 // ownLabels begins the names of the labels that tell whose a container is.
 const ownLabels = "com.docker.swarm."
 
