@@ -20,6 +20,9 @@ type Controller interface {
 	// Start starts it; what runs already is left alone.
 	Start(ctx context.Context) (ContainerStatus, error)
 
+	// Runs tells whether its process is there; without a container it is not.
+	Runs(ctx context.Context) (bool, error)
+
 	// Wait blocks until the container has ended and gives its exit code. It calls
 	// healthy when a health check passes, or at once when there is none. One that turns
 	// unhealthy is an error, with the container still there.

@@ -116,6 +116,7 @@ func (d *Daemon) Run(ctx context.Context, hup <-chan os.Signal, parse func() (*C
 		{"registry", d.openRegistry},
 		{"managed plugins", d.startPlugins},
 		{"store", d.openStore},
+		{"tasks", d.openTasks},
 		{"API", d.openAPI},
 	} {
 		if err := open.do(ctx); err != nil {

@@ -41,6 +41,24 @@ type orchestrator struct {
 	lost error // why there is no store; nothing is kept then
 }
 
+// openTasks makes containers and files of tasks fit what the orchestrator knows, before a
+// client can start one of them.
+func (d *Daemon) openTasks(ctx context.Context) error {
+	o := d.orchestrator
+	if o.lost != nil {
+		return nil
+	}
+	node, err := o.join(ctx)
+	if err != nil {
+		return fmt.Errorf("node: %w", err)
+	}
+	x := executor.New(node, o.s, newTaskContainers(d), newTaskSupplies(d))
+	if err := x.Open(ctx, o.log); err != nil {
+		return err
+	}
+	return agent.New(node, o.s, x, o.log).Open(ctx)
+}
+
 // openStore opens what the orchestrator knows. An engine whose store is damaged comes up
 // without it: its containers go on, and who asks for apps is told.
 func (d *Daemon) openStore(context.Context) error {
@@ -125,9 +143,6 @@ func (o *orchestrator) work(ctx context.Context) error {
 	defer cancel(nil)
 	supplies := newTaskSupplies(o.d)
 	x := executor.New(node, o.s, newTaskContainers(o.d), supplies)
-	if err := x.Open(ctx, o.log); err != nil {
-		return fmt.Errorf("tasks: %w", err)
-	}
 	var parts sync.WaitGroup
 	for what, run := range map[string]func() error{
 		"loops":    func() error { return loop.Run(ctx, o.s, o.log, o.loops()...) },

@@ -36,7 +36,7 @@ func (c taskContainers) Create(ctx context.Context, r executor.Request) (string,
 
 // Start implements executor.Containers.
 func (c taskContainers) Start(ctx context.Context, id string) error {
-	return unlessDone(c.m.Start(ctx, id))
+	return unlessDone(c.m.Kept().Start(ctx, id))
 }
 
 // Stop implements executor.Containers. When ctx ends the stop goes on, for nobody.

@@ -31,6 +31,35 @@ func New(node string, s store.Store, x cluster.Executor, log *slog.Logger) *Agen
 	return &Agent{node: node, s: s, x: x, log: log, tasks: map[string]*life{}}
 }
 
+// Open writes what ended while nobody looked, before Run and before the loops begin:
+// what needs others would be started beside those that only seem to be well.
+func (a *Agent) Open(ctx context.Context) error {
+	for _, t := range store.List[*cluster.Task](a.s.View(), store.OnNode(a.node)) {
+		if t.Status.State != cluster.TaskRunning || t.Halted || t.Status.Message == haltedMessage {
+			continue
+		}
+		c := a.x.Controller(t)
+		runs, err := c.Runs(ctx)
+		if err != nil {
+			return fmt.Errorf("task %s: %w", t.ID, err)
+		}
+		if runs {
+			continue
+		}
+		var e ended
+		if e.code, e.err = c.Wait(ctx, func() {}); ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if _, err := a.report(ctx, t.ID, func(t *cluster.Task) {
+			t.Status.State, t.Status.Message = e.means()
+			e.note(&t.Status)
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Run takes care of the tasks until ctx ends, and blocks. What runs then goes on.
 func (a *Agent) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)

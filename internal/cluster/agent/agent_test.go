@@ -140,6 +140,13 @@ func (c *control) Shutdown(context.Context) error {
 	return errdefs.ErrNotFound
 }
 
+func (c *control) Runs(context.Context) (bool, error) {
+	b := c.box()
+	c.m.mu.Lock()
+	defer c.m.mu.Unlock()
+	return b != nil && b.running, nil
+}
+
 func (c *control) Release(context.Context) error {
 	c.m.mu.Lock()
 	defer c.m.mu.Unlock()
@@ -330,5 +337,30 @@ func TestAgentAnew(t *testing.T) {
 		r.m.has["t3"].end <- 0
 		synctest.Wait()
 		r.want("t3", "complete", "prepare start")
+	})
+}
+
+// What ended while nobody looked is told before anything rests on it.
+func TestOpen(t *testing.T) {
+	agents(t, func(r *rig) {
+		for _, id := range []string{"runs", "ended", "removed", "halted"} {
+			r.up(id)
+		}
+		r.stop()
+		r.change("halted", func(t *cluster.Task) { t.Halted = true })
+		for _, id := range []string{"ended", "halted"} {
+			r.m.has[id].running = false
+			r.m.has[id].healthy = make(chan struct{})
+			r.m.has[id].end <- 255
+		}
+		delete(r.m.has, "removed")
+		if err := New("n1", r.s, r.m, slog.New(slog.DiscardHandler)).Open(r.t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r.want("runs", "running healthy", "prepare start")
+		r.want("ended", "failed: task: non-zero exit (255)", "prepare start")
+		r.want("removed", "failed: not found", "prepare start")
+		r.want("halted", "running healthy", "prepare start")
+		r.begin()
 	})
 }

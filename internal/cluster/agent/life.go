@@ -244,28 +244,36 @@ func (l *life) attend(ctx context.Context, t *cluster.Task) {
 	if l.stopped() {
 		return
 	}
-	state, message := cluster.TaskComplete, "finished"
-	if e.code != 0 || e.err != nil {
-		state, message = cluster.TaskFailed, "started"
-	}
 	if e.err != nil {
 		// It may run still, and must not beside the one that takes its place.
 		if err := l.c.Shutdown(ctx); err != nil && !errdefs.IsNotFound(err) {
 			e.err = errors.Join(e.err, err)
 		}
 	}
-	l.to(ctx, state, message, func(s *cluster.TaskStatus) {
-		s.Healthy = false
-		if s.Container != nil {
-			s.Container.ExitCode = e.code
-		}
-		switch {
-		case e.err != nil:
-			s.Err = e.err.Error()
-		case e.code != 0:
-			s.Err = fmt.Sprintf("task: non-zero exit (%d)", e.code)
-		}
-	})
+	state, message := e.means()
+	l.to(ctx, state, message, e.note)
+}
+
+// means is what the end of a container makes of its task.
+func (e *ended) means() (cluster.TaskState, string) {
+	if e.code != 0 || e.err != nil {
+		return cluster.TaskFailed, "started"
+	}
+	return cluster.TaskComplete, "finished"
+}
+
+// note writes how a container has ended.
+func (e *ended) note(s *cluster.TaskStatus) {
+	s.Healthy = false
+	if s.Container != nil {
+		s.Container.ExitCode = e.code
+	}
+	switch {
+	case e.err != nil:
+		s.Err = e.err.Error()
+	case e.code != 0:
+		s.Err = fmt.Sprintf("task: non-zero exit (%d)", e.code)
+	}
 }
 
 func (l *life) stopWaiting() {

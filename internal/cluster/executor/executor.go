@@ -169,13 +169,20 @@ func (c *controller) Prepare(ctx context.Context) error {
 		return err
 	}
 	_, err = c.x.c.Create(ctx, n)
-	if errdefs.IsAlreadyExists(err) || errdefs.IsConflict(err) {
+	for range nameTries {
+		if !errdefs.IsAlreadyExists(err) && !errdefs.IsConflict(err) {
+			return err
+		}
 		if err = c.yield(ctx, n.Name, err); err == nil {
 			_, err = c.x.c.Create(ctx, n)
 		}
 	}
 	return err
 }
+
+// nameTries is how often a name is asked of the container that has it: that one may get
+// it back in the same instant.
+const nameTries = 3
 
 // made is the container as it is to be made.
 func (c *controller) made(ctx context.Context, v store.View) (Request, error) {
@@ -266,25 +273,6 @@ func (c *controller) labels() map[string]string {
 	return out
 }
 
-// yield gives the container of an earlier task in the same place another name, so that
-// this one can have its. Somebody else's keeps its name: taken is the error then.
-func (c *controller) yield(ctx context.Context, name string, taken error) error {
-	list, err := c.x.c.Kept(ctx)
-	if err != nil {
-		return errors.Join(taken, err)
-	}
-	for _, other := range list {
-		if other.Name != name || other.Labels[LabelService] != c.t.Owner || other.Task == c.t.ID {
-			continue
-		}
-		if err := c.x.c.Rename(ctx, other.ID, other.ID[:min(12, len(other.ID))]+"_"+name); err != nil && !errdefs.IsNotFound(err) {
-			return errors.Join(taken, err)
-		}
-		return nil
-	}
-	return taken
-}
-
 // publish gives the container the ports of its service, balanced between its tasks
 // unless they are each task's own.
 func (c *controller) publish(v store.View, cfg *container.Config, host *container.HostConfig) error {
@@ -358,6 +346,15 @@ func (c *controller) Start(ctx context.Context) (cluster.ContainerStatus, error)
 	return cluster.ContainerStatus{ID: found.ID, PID: found.PID}, nil
 }
 
+// Runs implements cluster.Controller.
+func (c *controller) Runs(ctx context.Context) (bool, error) {
+	found, err := c.x.c.Of(ctx, c.t.ID)
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	return found.PID != 0, err
+}
+
 // errUnhealthy is why a container that runs has failed.
 var errUnhealthy = errors.New("task: unhealthy container")
 
@@ -389,7 +386,10 @@ func (c *controller) Shutdown(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.x.c.Stop(ctx, found.ID, c.t.Spec.Grace)
+	if err := c.x.c.Stop(ctx, found.ID, c.t.Spec.Grace); err != nil {
+		return err
+	}
+	return c.giveBack(ctx)
 }
 
 // Remove implements cluster.Controller.

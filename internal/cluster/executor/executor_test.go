@@ -401,3 +401,31 @@ func TestSuccession(t *testing.T) {
 		t.Errorf("of an image that is gone: %q", fourth.request.ImageID)
 	}
 }
+
+// One that was to take the place of another, and has ended first, gives its name back.
+func TestNameGivenBack(t *testing.T) {
+	r := begin(t)
+	old, next := r.task("t1", func(*cluster.Task) {}), r.task("t2", func(*cluster.Task) {})
+	for _, c := range []*controller{old, next} {
+		if err := c.Prepare(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, second := r.e.list[0], r.e.list[1]
+	second.PID = 0 // it ends
+	for range 2 {
+		if err := next.Shutdown(t.Context()); err != nil || first.Name != "shop-web-2" || second.Name == "shop-web-2" {
+			t.Errorf("names %s and %s, %v", first.Name, second.Name, err)
+		}
+	}
+	third := r.task("t3", func(*cluster.Task) {})
+	if err := third.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := next.Shutdown(t.Context()); err != nil || r.e.list[2].Name != "shop-web-2" {
+		t.Errorf("the next one's name is %s, %v", r.e.list[2].Name, err)
+	}
+}

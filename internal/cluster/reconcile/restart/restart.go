@@ -59,6 +59,11 @@ func (Loop) Decide(v store.View, key string, now time.Time) (d loop.Decision) {
 		ended := store.Copy(t)
 		ended.Desired = cluster.TaskShutdown // it is dealt with
 		d.Changes = append(d.Changes, store.Update(ended))
+		if t.SpecNumber == service.Spec.Number {
+			// What it waits for, how it is pulled and restarted may have changed meanwhile.
+			t = store.Copy(t)
+			t.Spec = service.Spec.Task
+		}
 		if next := t.Again(now); next != nil {
 			d.Changes = append(d.Changes, store.Create(next))
 		}

@@ -80,3 +80,11 @@ func TestServiceGoes(t *testing.T) {
 	b.Becomes("web.1#1", cluster.TaskFailed)
 	b.Rest(0)
 }
+
+// What does not need new containers holds for the next one: here, its restarts.
+func TestPolicyChangedMeanwhile(t *testing.T) {
+	b := looptest.New(t, Loop{})
+	b.Service("web", looptest.Replicated(1), policy(cluster.RestartPolicy{Condition: cluster.RestartAny, Delay: time.Minute}))
+	b.Task("web", 1, cluster.TaskFailed, func(t *cluster.Task) { t.Spec.Restart = cluster.RestartPolicy{Condition: cluster.RestartNone} })
+	b.Steps("web.1#1: wants shutdown, web.1#2 made after 1m0s")
+}
