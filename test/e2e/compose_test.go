@@ -18,31 +18,56 @@ func TestCompose(t *testing.T) {
 		t.Skip("another's engine keeps no apps")
 	}
 	e := startBuilder(t)
-	t.Run("scripts", func(t *testing.T) {
-		testscript.Run(t, testscript.Params{
-			Dir: "testdata/compose",
-			Setup: func(env *testscript.Env) error {
-				if err := setup(env, "escale", clients()["escale"], e.Host()); err != nil {
-					return err
-				}
-				env.Setenv("PATH", harness.BinDir()+":"+filepath.Join(env.WorkDir, ".bin")+":"+os.Getenv("PATH"))
-				env.Setenv("COMPOSE_PROJECT_NAME", env.Getenv("N"))
-				tt := env.T().(testing.TB)
-				host, n := e.Host(), env.Getenv("N")
-				env.Defer(func() {
-					if tt.Failed() {
-						removeApp(host, n)
-						removeNamed(host, n)
-					}
-				})
-				return nil
-			},
-			Cmds:      commands(),
-			Condition: condition("escale"),
-		})
-	})
+	t.Run("scripts", func(t *testing.T) { composeScripts(t, e, "testdata/compose", nil) })
 	clean(t, e)
 	noLeaks(t, e)
+}
+
+// composeVersion is the Docker Compose that a test builds from its Go module.
+const composeVersion = "v2.40.3"
+
+// TestComposePlugin runs testdata/composeplugin: Docker Compose's own program at apps
+// that the engine keeps, and at what nobody keeps.
+func TestComposePlugin(t *testing.T) {
+	if foreign != "" {
+		t.Skip("another's engine keeps no apps")
+	}
+	plugin := fromModule(t, "compose", "github.com/docker/compose/v2/cmd", composeVersion)
+	e := start(t, harness.Options{})
+	t.Run("scripts", func(t *testing.T) {
+		composeScripts(t, e, "testdata/composeplugin", func(env *testscript.Env) error {
+			return os.Symlink(plugin, filepath.Join(env.WorkDir, ".bin", "plugin"))
+		})
+	})
+	noLeaks(t, e)
+}
+
+// composeScripts runs the scripts of a directory against an engine.
+func composeScripts(t *testing.T, e *harness.Engine, dir string, more func(*testscript.Env) error) {
+	testscript.Run(t, testscript.Params{
+		Dir: dir,
+		Setup: func(env *testscript.Env) error {
+			if err := setup(env, "escale", clients()["escale"], e.Host()); err != nil {
+				return err
+			}
+			env.Setenv("PATH", harness.BinDir()+":"+filepath.Join(env.WorkDir, ".bin")+":"+os.Getenv("PATH"))
+			env.Setenv("COMPOSE_PROJECT_NAME", env.Getenv("N"))
+			tt := env.T().(testing.TB)
+			host, n := e.Host(), env.Getenv("N")
+			env.Defer(func() {
+				if tt.Failed() {
+					removeApp(host, n)
+					removeNamed(host, n)
+				}
+			})
+			if more == nil {
+				return nil
+			}
+			return more(env)
+		},
+		Cmds:      commands(),
+		Condition: condition("escale"),
+	})
 }
 
 // removeApp removes the app that a script that failed left.

@@ -1,0 +1,189 @@
+package compose
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/moby/moby/api/types/container"
+
+	"escale.dev/escale/client"
+	"escale.dev/escale/internal/cli/handed"
+	composefile "escale.dev/escale/internal/compose"
+)
+
+// paper is a session with an engine of paper, and what it prints.
+func paper(t *testing.T, h http.Handler) (*session, *bytes.Buffer) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewUnstartedServer(h)
+	srv.Listener = l
+	srv.Start()
+	t.Cleanup(srv.Close)
+	var out bytes.Buffer
+	return &session{out: &out, err: &out, engine: &handed.Engine{Name: "escale", Host: "unix://" + path, APIVersion: "1.50", ConfigDir: t.TempDir()}}, &out
+}
+
+// An app is followed until it is as its plan has it, or cannot be.
+func TestUntil(t *testing.T) {
+	up := func(asked, number uint64, phase, message string, tasks ...client.AppTask) client.App {
+		healthy := uint64(0)
+		for _, x := range tasks {
+			if x.Healthy {
+				healthy++
+			}
+		}
+		return client.App{Name: "shop", Asked: asked, Number: number, Phase: phase, Message: message, Services: []client.AppService{{Name: "web", Replicas: 1, Healthy: healthy, Tasks: tasks}}}
+	}
+	well := client.AppTask{Name: "shop-web-1", State: "running", Healthy: true}
+	waits := client.AppTask{Name: "shop-web-1", State: "pending", Message: "waits for service shop_db: 0 of 1 started"}
+	bad := client.AppTask{Name: "shop-web-1", State: "failed", Err: "exit code 3", Container: "c1"}
+	for name, c := range map[string]struct {
+		action  string
+		states  []client.App
+		failure string // what the error must say; "" is none
+		lines   string
+	}{
+		"all is there":        {"keep", []client.App{up(2, 2, "steady", "", well)}, "", " Service web  Running\n"},
+		"it comes":            {"create", []client.App{up(1, 0, "changing", ""), up(2, 1, "changing", "", waits), up(2, 2, "steady", "", well)}, "", " Service web  Starting\n Service web  Starting: waits for service shop_db: 0 of 1 started\n Service web  Started\n"},
+		"steady of before":    {"replace", []client.App{up(2, 1, "steady", "", well), up(2, 2, "changing", "", well), up(2, 2, "steady", "", well)}, "", " Service web  Recreated\n Service web  Updating\n Service web  Recreated\n"},
+		"it fails":            {"create", []client.App{up(2, 2, "failed", "web: exit code 3", bad)}, "app shop: web: exit code 3\nWhat shop-web-1 wrote last:\n  | giving up\nThe engine goes on trying. See 'escale logs shop'", ""},
+		"it goes back":        {"replace", []client.App{up(2, 2, "reverted", "web: too many failed", bad)}, "It is what it was before. Change the file and say 'escale up' again.", ""},
+		"failed before":       {"create", []client.App{up(2, 1, "failed", "web: old", bad), up(2, 2, "steady", "", well)}, "", ""},
+		"somebody else asked": {"create", []client.App{up(3, 3, "changing", "")}, "somebody has asked for another change meanwhile", ""},
+		"removed":             {"create", []client.App{up(2, 2, "changing", ""), {Name: "shop", Asked: 2, Removed: true}}, "it was removed meanwhile", ""},
+		"woken":               {"start", []client.App{up(2, 2, "steady", ""), up(2, 2, "steady", "", well)}, "", " Service web  Starting\n Service web  Started\n"},
+		"the engine ends":     {"create", []client.App{up(2, 2, "changing", "")}, "the engine has stopped telling of it", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			mux := http.NewServeMux()
+			mux.HandleFunc("/v1.50/escale/apps/shop/follow", func(w http.ResponseWriter, _ *http.Request) {
+				for _, a := range c.states {
+					_ = json.NewEncoder(w).Encode(a)
+				}
+			})
+			mux.HandleFunc("/v1.50/containers/c1/json", func(w http.ResponseWriter, _ *http.Request) {
+				_, _ = w.Write([]byte(`{"Id":"c1","Config":{"Tty":true}}`))
+			})
+			mux.HandleFunc("/v1.50/containers/c1/logs", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("giving up\n")) })
+			s, out := paper(t, mux)
+			b := s.board("Running")
+			plan := &client.AppPlan{App: "shop", From: 1, To: 2, Steps: []client.AppStep{{Action: c.action, Kind: "service", Name: "web"}}}
+			err := apps{s}.until(t.Context(), b, plan, 0, false)
+			switch {
+			case c.failure == "" && err != nil, c.failure != "" && (err == nil || !strings.Contains(err.Error(), c.failure)):
+				t.Errorf("%v, want %q", err, c.failure)
+			case !strings.Contains(out.String(), c.lines):
+				t.Errorf("%q, want %q", out, c.lines)
+			}
+		})
+	}
+}
+
+// A plan is printed with its reasons; one that changes nothing says so.
+func TestPlanned(t *testing.T) {
+	s, out := paper(t, http.NotFoundHandler())
+	apps{s}.planned(&client.AppPlan{App: "shop", Steps: []client.AppStep{
+		{Action: "keep", Kind: "network", Name: "default"}, {Action: "replace", Kind: "service", Name: "web", Why: []string{"image: a → b"}},
+	}})
+	if want := "replace  service  web\n                   image: a → b\n"; out.String() != want {
+		t.Errorf("%q, want %q", out, want)
+	}
+	out.Reset()
+	apps{s}.planned(&client.AppPlan{App: "shop", Steps: []client.AppStep{{Action: "keep", Kind: "service", Name: "web"}}})
+	if want := "app shop is as it is asked: nothing would change\n"; out.String() != want {
+		t.Errorf("%q, want %q", out, want)
+	}
+}
+
+// An engine that keeps no apps is told of as such; containers are still found there.
+func TestEngineWithoutApps(t *testing.T) {
+	s, _ := paper(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(404)
+		_, _ = w.Write([]byte(`{"message":"page not found"}`))
+	}))
+	p, err := composefile.Load(t.Context(), composefile.Options{Files: []string{"testdata/build.yaml"}, Name: "p"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = apps{s}.put(t.Context(), &change{project: p})
+	if err == nil || !strings.Contains(err.Error(), "keeps no apps") {
+		t.Error(err)
+	}
+	if there, err := (apps{s}).kept(context.Background(), "p"); there || err != nil {
+		t.Errorf("kept: %v, %v", there, err)
+	}
+}
+
+func TestLayers(t *testing.T) {
+	of := func(service, needs string) container.Summary {
+		return container.Summary{Names: []string{"/" + service}, Labels: map[string]string{composefile.LabelService: service, composefile.LabelDependsOn: needs}}
+	}
+	for want, list := range map[string][]container.Summary{
+		"db|cache web": {of("web", "db:service_started:false"), of("db", ""), of("cache", "db:service_healthy:true")},
+		"a b|c":        {of("c", "a:service_started:false,b:service_started:false"), of("b", ""), of("a", "gone:service_started:false")},
+		"a b":          {of("a", "b:service_started:false"), of("b", "a:service_started:false")}, // in a circle
+	} {
+		var rows []string
+		for _, row := range layers(list) {
+			var names []string
+			for i := range row {
+				names = append(names, nameOf(&row[i]))
+			}
+			rows = append(rows, strings.Join(names, " "))
+		}
+		if got := strings.Join(rows, "|"); got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+}
+
+func TestPrinter(t *testing.T) {
+	var out bytes.Buffer
+	p := &printer{out: &out, err: &out, prefix: true}
+	p.register("web-1")
+	p.register("db-1")
+	l := &lines{p: p, w: &out, name: "db-1"}
+	for _, part := range []string{"one\ntw", "o\r\n", "\n", "rest"} {
+		_, _ = l.Write([]byte(part))
+	}
+	l.end()
+	p.status("web-1", "exited with code 1")
+	if want := "db-1   | one\ndb-1   | two\ndb-1   | \ndb-1   | rest\nweb-1 exited with code 1\n"; out.String() != want {
+		t.Errorf("%q, want %q", out.String(), want)
+	}
+}
+
+// What does not go together is refused before anything is done.
+func TestUpFlags(t *testing.T) {
+	for want, o := range map[string]upOptions{
+		"--build and --no-build":                       {wanted: wanted{build: true, noBuild: true}},
+		"--detach cannot be combined":                  {detach: true, abortOnExit: true},
+		"--wait cannot be combined":                    {wait: true, watch: true},
+		"--attach and --attach-dependencies":           {attachDeps: true, attach: []string{"a"}},
+		"--force-recreate and --no-recreate":           {forceRecreate: true, noRecreate: true},
+		"--always-recreate-deps and --no-recreate":     {recreateDeps: true, noRecreate: true},
+		"--no-start and --watch":                       {noStart: true, watch: true},
+		"there is no menu":                             {menu: true},
+		"--abort-on-container-exit and --abort-on-con": {exitFrom: "a", abortOnFailure: true},
+	} {
+		if err := o.check(); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	for text, ok := range map[string]bool{"a=3": true, "a=0": true, "a": false, "a=": false, "=3": false, "a=-1": false, "a=3x": false, "a= 3": false} {
+		if _, err := scaleArgs([]string{text}); (err == nil) != ok {
+			t.Errorf("--scale %s: %v", text, err)
+		}
+	}
+}
