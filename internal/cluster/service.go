@@ -195,6 +195,7 @@ type RolloutStatus struct {
 	StartedAt time.Time
 	EndedAt   time.Time `json:",omitzero"`
 	Message   string
+	Reason    string `json:",omitempty"` // what failed, if something did: "shop-web-1: task: non-zero exit (3)"
 }
 
 // UnderWay tells whether tasks are being exchanged.

@@ -238,11 +238,11 @@ func (d *decision) status() cluster.AppStatus {
 		halted += stopped
 		switch {
 		case r != nil && r.Number == s.Spec.Number && (r.State == cluster.UpdatePaused || r.State == cluster.RollbackPaused):
-			return cluster.AppStatus{Number: out.Number, Phase: cluster.AppFailed, Message: d.part(s) + ": " + r.Message}
+			return cluster.AppStatus{Number: out.Number, Phase: cluster.AppFailed, Message: d.part(s) + ": " + told(r)}
 		case up != want && failing(slots) != "":
 			return cluster.AppStatus{Number: out.Number, Phase: cluster.AppFailed, Message: d.part(s) + ": " + failing(slots)}
 		case r != nil && r.State == cluster.RollbackCompleted && s.Status.Wanted != nil:
-			out.Phase, out.Message = cluster.AppReverted, d.part(s)+": "+r.Message
+			out.Phase, out.Message = cluster.AppReverted, d.part(s)+": "+told(r)
 		case (up != want || r != nil && r.State.UnderWay()) && out.Phase == cluster.AppSteady:
 			out.Phase = cluster.AppChanging
 		}
@@ -251,6 +251,14 @@ func (d *decision) status() cluster.AppStatus {
 		out.Message = fmt.Sprintf("%d stopped by a client", halted)
 	}
 	return out
+}
+
+// told is what became of a rollout, and why.
+func told(r *cluster.RolloutStatus) string {
+	if r.Reason == "" {
+		return r.Message
+	}
+	return r.Message + " (" + r.Reason + ")"
 }
 
 // hopeless is after how many bad ends in a row a place is told of as failed. It is tried

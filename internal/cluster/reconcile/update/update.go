@@ -105,6 +105,7 @@ type decision struct {
 	failed  int            // places in which a new task has failed
 	settled time.Time      // when the last of the new tasks has been watched for long enough
 	message string
+	reason  string // the same for users of apps
 }
 
 func (d *decision) again(t time.Time) {
@@ -128,6 +129,7 @@ func (d *decision) transit(slot cluster.Slot) {
 	t := slot.Current()
 	if f := failure(slot, d.service.Spec.Number, cmp.Or(d.rollout.Monitor, monitor)); f != nil {
 		d.failed++
+		d.reason = f.ContainerName() + ": " + cmp.Or(f.Status.Err, f.Status.Message, string(f.Status.State))
 		d.message = fmt.Sprintf("task %s: %s", f.ID, cmp.Or(f.Status.Err, f.Status.Message, string(f.Status.State)))
 	}
 	up := t.Status.State == cluster.TaskRunning && t.Status.Healthy
@@ -237,7 +239,10 @@ func (d *decision) set(state cluster.RolloutState, message string) {
 	s := store.Copy(d.service)
 	r := &cluster.RolloutStatus{State: state, Number: s.Spec.Number, StartedAt: d.now, Message: message}
 	if old := d.service.Status.Rollout; old != nil && old.Number == s.Spec.Number {
-		r.StartedAt = old.StartedAt
+		r.StartedAt, r.Reason = old.StartedAt, old.Reason
+	}
+	if d.reason != "" {
+		r.Reason = d.reason
 	}
 	if !state.UnderWay() {
 		r.EndedAt = d.now
@@ -265,7 +270,7 @@ func (d *decision) fail(r *cluster.RolloutStatus) {
 		s.Status.Wanted, s.Spec, s.Previous = &given, *s.Previous, nil
 		s.Status.Rollout = &cluster.RolloutStatus{
 			State: cluster.RollingBack, Number: s.Spec.Number, StartedAt: d.now,
-			Message: "update rolled back due to failure or early termination of " + d.message,
+			Message: "update rolled back due to failure or early termination of " + d.message, Reason: d.reason,
 		}
 		d.Changes = append(d.Changes, store.Update(s))
 	default:
