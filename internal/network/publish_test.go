@@ -143,6 +143,57 @@ func TestPublishDefault(t *testing.T) {
 	}
 }
 
+// Links of the host that a network trusts reach its published ports at the containers'
+// own addresses, and nothing else; others reach none.
+func TestTrustedLinks(t *testing.T) {
+	const trusted = "com.docker.network.bridge.trusted_host_interfaces"
+	h := newHost(t)
+	out := h.outside()
+	out.must(func() error {
+		for dst, via := range map[string]string{"172.16.0.0/12": hostIP, "fd00::/8": hostIP6} {
+			if err := route(dst, via); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	h.six("near", "fd00:1::/64", map[string]string{trusted: "nosuch0:out0"})
+	h.six("far", "fd00:2::/64", map[string]string{trusted: "nosuch0"})
+	if _, err := h.m.Create(t.Context(), network.Create{Name: "bad", Options: map[string]string{trusted: "a b"}}); err == nil {
+		t.Error("a name of no link is taken")
+	}
+	boxes := map[string]*box{}
+	for i, name := range []string{"near", "far"} {
+		b := h.startAs(publishing(name, []string{name}, fmt.Sprintf("127.0.0.1:%d->80", 8080+i), fmt.Sprintf("[::1]:%d->80", 8080+i), fmt.Sprintf("127.0.0.1:%d->80", 9080+i)))
+		for _, p := range []string{"tcp", "tcp6"} {
+			b.serve(p, ":80")
+			b.serve(p, ":81")
+		}
+		boxes[name] = b
+	}
+	near, far := boxes["near"], boxes["far"]
+	check := func() {
+		t.Helper()
+		out.reaches("tcp", at(near.ip(), 80), "near", outsideIP)
+		out.blocked("tcp", at(near.ip(), 81))
+		out.blocked("tcp", at(far.ip(), 80))
+		out.blocked("tcp6", at(far.ip6(), 80))
+	}
+	check()
+	h.again(map[string][]network.Endpoint{near.ID: near.Endpoints, far.ID: far.Endpoints})
+	check()
+	ip := near.ip()
+	h.stop(near)
+	h.stop(far)
+	next := h.startAs(on("next", "near"))
+	if next.ip() == ip {
+		t.Log("the address is used again")
+	}
+	next.serve("tcp", ":80")
+	out.blocked("tcp", at(next.ip(), 80))
+	h.is(count{links: 1, handles: 1, tables: 1, bridges: 3})
+}
+
 // What each gateway mode lets in from a machine that routes to the containers.
 func TestGatewayModes(t *testing.T) {
 	const mode4, mode6 = "com.docker.network.bridge.gateway_mode_ipv4", "com.docker.network.bridge.gateway_mode_ipv6"

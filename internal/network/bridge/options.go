@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/network/firewall"
@@ -20,6 +21,7 @@ const (
 	optMasquerade   = optPrefix + "enable_ip_masquerade"
 	optBinding      = optPrefix + "host_binding_ipv4"
 	optDefault      = optPrefix + "default_bridge"
+	optTrusted      = optPrefix + "trusted_host_interfaces"
 	optInhibitIPv4  = optPrefix + "inhibit_ipv4"
 	optGatewayMode4 = optPrefix + "gateway_mode_ipv4"
 	optGatewayMode6 = optPrefix + "gateway_mode_ipv6"
@@ -35,6 +37,7 @@ type options struct {
 	icc, masq    bool
 	inhibit      bool // the bridge gets no IPv4 address
 	mode4, mode6 firewall.Mode
+	trusted      []string   // links of the host that reach published ports at the containers' addresses
 	host4, host6 netip.Addr // what leaves bears this address of the host
 }
 
@@ -112,6 +115,13 @@ func (o *options) set(key, value string) (err error) {
 		mode(&o.mode4)
 	case optGatewayMode6:
 		mode(&o.mode6)
+	case optTrusted:
+		o.trusted = strings.FieldsFunc(value, func(r rune) bool { return r == ':' })
+		for _, l := range o.trusted {
+			if !network.ValidLink(l) {
+				err = fmt.Errorf("no name for a link")
+			}
+		}
 	case optBinding:
 		addr(new(netip.Addr))
 	case optHostIPv4:

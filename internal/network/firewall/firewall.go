@@ -187,6 +187,11 @@ func (f *Firewall) Add(ports ...Port) error {
 		} else {
 			ins[name] = append(ins[name], e)
 		}
+		if name, e, ok := p.open(f.networks); ok && !slices.Contains(ins[name], e) {
+			if _, there := f.elements[name][e.Key]; !there {
+				ins[name] = append(ins[name], e)
+			}
+		}
 	}
 	return f.change(nil, ins, shared)
 }
@@ -200,6 +205,11 @@ func (f *Firewall) Remove(ports ...Port) error {
 		name, e := p.place(f.networks)
 		if v, ok := f.elements[name][e.Key]; ok && v == e.Value {
 			del[name] = append(del[name], e)
+		}
+		if name, e, ok := p.open(f.networks); ok && !slices.Contains(del[name], e) {
+			if _, there := f.elements[name][e.Key]; there {
+				del[name] = append(del[name], e)
+			}
 		}
 		if p.Group != "" {
 			shared = shared.without(p)
@@ -227,6 +237,9 @@ func (f *Firewall) Sync(ports []Port, addrs map[string][]netip.Addr) error {
 		if p.Group != "" && name != publicationFor(p.To.Addr()).open.Name {
 			f.shared = f.shared.with(p)
 		} else {
+			f.elements.put(name, e)
+		}
+		if name, e, ok := p.open(f.networks); ok {
 			f.elements.put(name, e)
 		}
 	}

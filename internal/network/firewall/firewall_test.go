@@ -62,6 +62,10 @@ var goldens = []struct {
 		{Bridge: "br-2", V4: in(Routed, "10.2.0.0/24", ""), V6: in(NATUnprotected, "2001:db8:2::/64", "2001:db8::1")},
 		{Bridge: "br-3", V4: in(NATUnprotected, "10.3.0.0/24", ""), V6: in(Isolated, "2001:db8:3::/64", "")},
 	}},
+	{name: "trusted", networks: []Network{
+		{Bridge: "br-1", V4: in(NAT, "10.1.0.0/24", ""), V6: in(NAT, "2001:db8:1::/64", ""), ICC: true, Trusted: []string{"eth1", "vxlan.1"}},
+		{Bridge: "br-2", V4: in(Routed, "10.2.0.0/24", ""), Trusted: []string{"eth1"}},
+	}},
 	{name: "groups", networks: one, shared: []Port{
 		port(6, "0.0.0.0:80", "172.17.0.2:8080"), port(6, "0.0.0.0:80", "172.17.0.3:8080"), port(6, "0.0.0.0:80", "172.17.0.4:8080"),
 		port(6, "[::]:80", "[fd00:17::2]:8080"), port(17, "192.0.2.1:53", "172.17.0.2:53"), port(17, "[2001:db8::1]:53", "[fd00:17::2]:53"),

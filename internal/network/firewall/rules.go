@@ -22,6 +22,9 @@ type Network struct {
 	V4, V6   Family // the zero Family: the network has no addresses of it
 	ICC      bool   // containers may reach each other
 	Internal bool   // nothing goes in or out but to the bridge's own subnets
+	// Trusted are links of the host; what comes in by them reaches published ports at the
+	// containers' own addresses.
+	Trusted []string
 }
 
 // Family is one address family of a network.
@@ -257,6 +260,10 @@ func (n Network) in() []nft.Rule {
 		rules = append(rules, nft.Rule{nft.Translated(), nft.Accept()})
 		for _, s := range n.sides() {
 			switch s.Mode {
+			case NAT:
+				for _, link := range n.Trusted {
+					rules = append(rules, nft.Rule{nft.IIf(link), nft.ToOneOf(s.open), nft.Accept()})
+				}
 			case NATUnprotected:
 				rules = append(rules, nft.Rule{s.only, nft.IIfNotIn(bridges), nft.Accept()})
 			case Routed:
@@ -319,6 +326,20 @@ func routed(networks []Network, a netip.Addr) bool {
 		}
 	}
 	return false
+}
+
+// open is the element that lets trusted links reach a port at the container's own
+// address; false where no link is trusted, or the port stands there anyway.
+func (p Port) open(networks []Network) (mapName string, e nft.Element, ok bool) {
+	for _, n := range networks {
+		for _, s := range n.sides() {
+			if len(n.Trusted) > 0 && s.Mode == NAT && s.Subnet.Contains(p.To.Addr()) {
+				e.Key = nft.Bytes(p.To.Addr(), p.Proto, p.To.Port())
+				return s.publication.open.Name, e, true
+			}
+		}
+	}
+	return "", e, false
 }
 
 // place is where a port of its own stands in the table.
