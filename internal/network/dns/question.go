@@ -132,6 +132,12 @@ func (q *question) local(names Names, up *Upstream) []byte {
 	if b := q.named(names, q.name); b != nil {
 		return b
 	}
+	// A service of a host that is ours is nobody else's to tell of, and there is none.
+	if host, ok := serviceHost(q.name); ok && ask.Qtype == dns.TypeSRV {
+		if b := q.named(names, host); b != nil {
+			return b
+		}
+	}
 	for _, domain := range up.Search {
 		if name, ok := strings.CutSuffix(q.name, "."+strings.ToLower(strings.Trim(domain, "."))); ok && q.fallback == nil {
 			q.fallback = q.named(names, name)
@@ -143,6 +149,12 @@ func (q *question) local(names Names, up *Upstream) []byte {
 		return q.pack(q.reply(dns.RcodeSuccess))
 	}
 	return nil
+}
+
+// serviceHost is the host in the name of a service, "_http._tcp.web"; RFC 2782.
+func serviceHost(name string) (string, bool) {
+	f := strings.SplitN(name, ".", 3)
+	return f[len(f)-1], len(f) == 3 && strings.HasPrefix(f[0], "_") && strings.HasPrefix(f[1], "_")
 }
 
 // named answers with the addresses of a name on the networks; nil when it is none.
