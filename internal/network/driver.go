@@ -92,6 +92,13 @@ type Director interface {
 	Direct(spec Spec) bool
 }
 
+// Mender is a Driver that makes the links of containers anew that somebody deletes.
+type Mender interface {
+	// Mends tells the driver how to ask whose a link on the host is: an endpoint of a
+	// container that runs. It is called before Watch.
+	Mends(whose func(hostLink string) (Live, bool))
+}
+
 // Sweeper is a Driver whose endpoints leave nothing on the host by which one could
 // be found that was half made or half removed in the namespace of a container that
 // lives on.

@@ -61,6 +61,9 @@ func NewManager(cfg Config, drivers ...Driver) *Manager {
 	}
 	for _, d := range drivers {
 		b.drivers[d.Type()] = d
+		if mender, ok := d.(Mender); ok {
+			mender.Mends(b.whose)
+		}
 	}
 	return &Manager{base: b, maker: maker{base: b, records: records(cfg.Dir), making: new(sync.Mutex)}, handles: map[string]bool{}, host: resolvconf.NewLive(cfg.ResolvConf)}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	"escale.dev/escale/internal/sys/netns"
 )
@@ -112,4 +113,24 @@ func (m *Manager) sweepInside(live map[string][]Endpoint) {
 			}
 		}
 	}
+}
+
+// whose is the endpoint of a container that runs with a link on the host, as it is now.
+func (b *base) whose(link string) (Live, bool) {
+	id, eps := b.networks.withLink(link)
+	v4, v6 := b.exits(eps)
+	for _, ep := range eps {
+		if ep.HostLink != link {
+			continue
+		}
+		l := Live{ContainerID: id, Path: filepath.Join(b.cfg.NetnsDir, handleOf(id, eps)), Endpoint: ep}
+		if v4.link == ep.Interface {
+			l.Gateway = v4.gateway
+		}
+		if v6.link == ep.Interface {
+			l.Gateway6 = v6.gateway
+		}
+		return l, true
+	}
+	return Live{}, false
 }

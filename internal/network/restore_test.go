@@ -94,6 +94,80 @@ func TestBridgeRemoved(t *testing.T) {
 	h.gone(bridgeOf(user))
 }
 
+// The link of a running container that somebody deletes, on the host or inside, is made
+// anew at once, with its addresses, routes and ports; one of a container that has ended
+// is not, nor one that is deleted without end.
+func TestLinkRemoved(t *testing.T) {
+	h := newHost(t)
+	h.make(network.Create{Name: "user", EnableIPv6: yes()})
+	a, b := h.startAs(on("a", "user", "bridge")), h.start("b", "8080->80")
+	b.serve("tcp", ":80")
+	del := func(b *box, i int, inside bool) {
+		t.Helper()
+		name, do := b.Endpoints[i].HostLink, func(f func() error) error { return f() }
+		if inside {
+			name = b.Endpoints[i].Interface
+			ns, err := netns.Open(b.Path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer ns.Close()
+			do = ns.Do
+		}
+		if err := do(func() error {
+			l, err := netlink.LinkByName(name)
+			if err == nil {
+				err = netlink.LinkDel(l)
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	whole := func(b *box, i int) {
+		t.Helper()
+		h.soon(b.Endpoints[i].HostLink+" is back", func() bool {
+			_, err := netlink.LinkByName(b.Endpoints[i].HostLink)
+			return err == nil
+		})
+	}
+	way := a.way()
+	for _, inside := range []bool{false, true} {
+		for i := range a.Endpoints {
+			del(a, i, inside)
+			whole(a, i)
+		}
+		h.soon("the way out is back", func() bool { return a.way() == way })
+		del(b, 0, inside)
+		whole(b, 0)
+		h.soon("the port is back", func() bool {
+			l, err := netlink.LinkByName(b.Endpoints[0].HostLink)
+			return err == nil && l.Attrs().OperState == netlink.OperUp
+		})
+		h.here().reaches("tcp", "127.0.0.1:8080", "b", "172.17.0.1")
+	}
+	for range 5 {
+		del(b, 0, false)
+		if _, err := netlink.LinkByName(b.Endpoints[0].HostLink); err == nil {
+			continue
+		}
+		for until := time.Now().Add(500 * time.Millisecond); time.Now().Before(until); time.Sleep(time.Millisecond) {
+			if _, err := netlink.LinkByName(b.Endpoints[0].HostLink); err == nil {
+				break
+			}
+		}
+		if _, err := netlink.LinkByName(b.Endpoints[0].HostLink); err != nil {
+			break // enough is enough
+		}
+	}
+	if _, err := netlink.LinkByName(b.Endpoints[0].HostLink); err == nil {
+		t.Error("a link is made anew without end")
+	}
+	h.stop(a)
+	h.stop(b)
+	h.is(count{tables: 1, bridges: 2})
+}
+
 // Whatever an engine can leave half-made or half-removed, and what somebody else
 // may have taken away, is put right by the next one; a container that lives
 // answers on its published port afterwards.

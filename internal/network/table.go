@@ -170,6 +170,25 @@ func (t *table) part(id string, eps []Endpoint) {
 	}
 }
 
+// withLink are the endpoints of the container that has a link on the host.
+func (t *table) withLink(link string) (id string, eps []Endpoint) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, a := range t.byName {
+		for container, ep := range a.containers {
+			if ep.HostLink == link {
+				id = container
+			}
+		}
+	}
+	for _, a := range t.byName {
+		if ep, ok := a.containers[id]; ok {
+			eps = append(eps, ep)
+		}
+	}
+	return id, eps
+}
+
 // snapshot is the network's Info with its containers. Called with the lock held.
 func (a *attached) snapshot() Info {
 	info := a.info

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/network/firewall"
@@ -35,7 +36,9 @@ type Driver struct {
 	batching bool                // the firewall waits for the end of a Batch
 	plugs    map[string]plug     // links on the host, by name
 
-	healing sync.Mutex // held by who makes a bridge anew
+	healing sync.Mutex // held by who makes a bridge or a link anew
+	whose   func(hostLink string) (network.Live, bool)
+	mended  map[string][]time.Time // links on the host, and when they were made anew; guarded by healing
 }
 
 // house is what is known of the host.
@@ -56,6 +59,7 @@ var (
 	_ network.Driver    = (*Driver)(nil)
 	_ network.Publisher = (*Driver)(nil)
 	_ network.Watcher   = (*Driver)(nil)
+	_ network.Mender    = (*Driver)(nil)
 )
 
 // New makes a Driver; nothing is touched before Create.
@@ -67,6 +71,7 @@ func New(cfg network.Config) *Driver {
 	return &Driver{
 		house: house{cfg: cfg, log: log}, fw: firewall.New(firewall.Config{Instance: cfg.Instance, Links: cfg.LinkPrefix(), Strict: cfg.Strict, Logger: log}),
 		remover: remover{group: cfg.LinkGroup()}, networks: map[string]*bridged{}, known: map[string]bool{}, plugs: map[string]plug{},
+		whose: func(string) (network.Live, bool) { return network.Live{}, false }, mended: map[string][]time.Time{},
 	}
 }
 
@@ -185,7 +190,7 @@ func (d *Driver) rules() []firewall.Network {
 	var out []firewall.Network
 	for _, id := range slices.Sorted(maps.Keys(d.networks)) {
 		b := d.networks[id]
-		n := firewall.Network{Bridge: b.opts.link, ICC: b.opts.icc, Internal: b.spec.Internal}
+		n := firewall.Network{Bridge: b.opts.link, ICC: b.opts.icc, Internal: b.spec.Internal, Trusted: b.opts.trusted}
 		if b.v4.Prefix.IsValid() {
 			n.V4 = firewall.Family{Subnet: b.v4.Prefix, Host: b.v4.Gateway, Mode: b.opts.mode4, Masquerade: b.opts.masq && b.opts.nat(b.opts.mode4), Source: b.opts.host4}
 		}

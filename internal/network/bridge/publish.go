@@ -84,7 +84,7 @@ func (d *Driver) Rotate(_ context.Context, ep network.Endpoint) error {
 // forgetFlows deletes the kernel's memory of UDP flows to published ports, by
 // which packets would go on to where they went before: translated ones when the
 // port is taken back, untranslated ones when it is published. Best effort.
-func (d *Driver) forgetFlows(list []port.Mapping, translated bool) {
+func (d house) forgetFlows(list []port.Mapping, translated bool) {
 	list = slices.DeleteFunc(slices.Clone(list), func(m port.Mapping) bool { return m.Number() != unix.IPPROTO_UDP })
 	if len(list) == 0 {
 		return

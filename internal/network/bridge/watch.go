@@ -7,8 +7,10 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"time"
 
 	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/sys/netns"
 	"escale.dev/escale/internal/sys/rtnl"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -21,8 +23,11 @@ type plug struct {
 	hairpin bool
 }
 
-// Watch implements network.Watcher: the firewall's rules, and bridges that somebody
-// deletes.
+// Mends implements network.Mender.
+func (d *Driver) Mends(whose func(hostLink string) (network.Live, bool)) { d.whose = whose }
+
+// Watch implements network.Watcher: the firewall's rules, and bridges and links of
+// containers that somebody deletes.
 func (d *Driver) Watch(ctx context.Context, ready func()) error {
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, unix.RTNLGRP_LINK)
 	if err != nil {
@@ -37,10 +42,10 @@ func (d *Driver) Watch(ctx context.Context, ready func()) error {
 	return errors.Join(err, <-ended)
 }
 
-// healer makes bridges anew that somebody removed.
+// healer makes bridges and links anew that somebody removed.
 type healer struct{ *Driver }
 
-// watchLinks heals bridges as long as the socket is open.
+// watchLinks heals as long as the socket is open.
 func (d healer) watchLinks(ctx context.Context, s *nl.NetlinkSocket) error {
 	for {
 		msgs, _, err := s.Receive()
@@ -49,13 +54,23 @@ func (d healer) watchLinks(ctx context.Context, s *nl.NetlinkSocket) error {
 			return nil
 		case errors.Is(err, unix.ENOBUFS): // some were lost: any bridge may be gone
 			d.heal(0)
+			d.mendAll()
 			continue
 		case err != nil:
 			return err
 		}
 		for _, m := range msgs {
-			if m.Header.Type == unix.RTM_DELLINK && len(m.Data) >= unix.SizeofIfInfomsg {
-				d.heal(int(nl.DeserializeIfInfomsg(m.Data).Index))
+			if m.Header.Type != unix.RTM_DELLINK || len(m.Data) < unix.SizeofIfInfomsg {
+				continue
+			}
+			info := nl.DeserializeIfInfomsg(m.Data)
+			d.heal(int(info.Index))
+			if info.Family != unix.AF_UNSPEC { // it left a bridge
+				continue
+			}
+			attrs, err := nl.ParseRouteAttrAsMap(m.Data[unix.SizeofIfInfomsg:])
+			if name, ok := attrs[unix.IFLA_IFNAME]; err == nil && ok {
+				d.mend(unix.ByteSliceToString(name.Value))
 			}
 		}
 	}
@@ -155,7 +170,57 @@ func (d *Driver) note(link, id string, hairpin bool) {
 }
 
 func (d *Driver) forget(link string) {
+	d.healing.Lock() // whoever makes it anew has done so by then
+	defer d.healing.Unlock()
+	delete(d.mended, link)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.plugs, link)
+}
+
+// How often a link is made anew at once; then the next start of the engine does it.
+// A container with the right to may delete its own.
+const (
+	mendsAtMost = 5
+	mendsWithin = time.Minute
+)
+
+// mendAll makes all links anew that are gone.
+func (d healer) mendAll() {
+	d.mu.Lock()
+	names := slices.Sorted(maps.Keys(d.plugs))
+	d.mu.Unlock()
+	for _, name := range names {
+		d.mend(name)
+	}
+}
+
+// mend makes a link of a container that runs anew if somebody has deleted it.
+func (d healer) mend(name string) {
+	d.healing.Lock()
+	defer d.healing.Unlock()
+	d.mu.Lock()
+	p, wanted := d.plugs[name]
+	b := d.networks[p.network]
+	d.mu.Unlock()
+	if !wanted || b == nil {
+		return
+	}
+	if _, err := netlink.LinkByName(name); !errors.As(err, new(netlink.LinkNotFoundError)) {
+		return
+	}
+	l, ok := d.whose(name)
+	if !ok || !netns.Bound(l.Path) {
+		return // its container ends
+	}
+	now := time.Now()
+	recent := slices.DeleteFunc(d.mended[name], func(at time.Time) bool { return now.Sub(at) > mendsWithin })
+	if len(recent) >= mendsAtMost {
+		d.log.Warn("link of a running container is deleted again and again: it is left so", "container", l.ContainerID, "link", name)
+		return
+	}
+	d.mended[name] = append(recent, now)
+	if err := d.reconnect(b, l, p.hairpin); err != nil {
+		d.log.Error("link that somebody removed could not be made anew", "container", l.ContainerID, "link", name, "error", err)
+	}
 }
