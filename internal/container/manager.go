@@ -179,6 +179,7 @@ type core struct {
 	live  atomic.Pointer[Defaults] // cfg.Defaults, or what took their place
 	gate  gate
 
+	filling   filling
 	restoring sync.Map // volumes whose content is being replaced: name → *opLock, held while it is put in place
 
 	past sync.Map // OCI runtimes that settings of before had: name → runtime.Binary

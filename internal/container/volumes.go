@@ -10,7 +10,6 @@ import (
 	"strings"
 
 	"escale.dev/escale/internal/events"
-	"github.com/containerd/continuity/fs"
 	securejoin "github.com/cyphar/filepath-securejoin"
 	apievents "github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/mount"
@@ -34,9 +33,6 @@ func (s *start) volumes(ctx context.Context) error {
 		case p.Type == mount.TypeVolume:
 			if err := s.m.mounts.mount(ctx, &s.rec, p); err != nil {
 				return err
-			}
-			if s.run.generation > 1 || noCopy(&s.rec, *p) {
-				continue
 			}
 			if err := s.copyUp(*p); err != nil {
 				return fmt.Errorf("volume %s: copying from the image: %w", p.Name, err)
@@ -106,23 +102,13 @@ func noCopy(rec *Record, p Mount) bool {
 	return mt != nil && mt.VolumeOptions != nil && (mt.VolumeOptions.NoCopy || mt.VolumeOptions.Subpath != "")
 }
 
-// copyUp fills an empty volume with what the image has at its destination. The
-// way there is followed inside the root only.
+// copyUp fills an empty volume with what the image has at its destination, at the
+// container's first start or when an engine was killed that did so. The way there is
+// followed inside the root only.
 func (s *start) copyUp(p Mount) error {
-	held, err := os.ReadDir(p.Source)
-	if err != nil || len(held) > 0 {
-		return err
+	defer s.m.filling.lock(p.Name)()
+	if noCopy(&s.rec, p) {
+		return settleFill(p.Source, fillWhole)
 	}
-	src, err := securejoin.SecureJoin(s.rootfs(), p.Destination)
-	if err != nil {
-		return err
-	}
-	info, err := os.Stat(src)
-	if errors.Is(err, os.ErrNotExist) || (err == nil && !info.IsDir()) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return fs.CopyDir(p.Source, src)
+	return fill(p.Source, func() (string, error) { return securejoin.SecureJoin(s.rootfs(), p.Destination) }, s.run.generation == 1)
 }
