@@ -267,6 +267,9 @@ func (t *table) leave(ctx context.Context, ref string) (*attached, error) {
 		t.left.Wait()
 		a, err = t.findLocked(ref)
 	}
+	if err == nil && a.going { // another removes it
+		err = worded(errdefs.ErrNotFound, "network %s not found", ref)
+	}
 	if err != nil {
 		return nil, err
 	}
