@@ -24,7 +24,7 @@ type benchCase struct {
 func cases() []benchCase {
 	return []benchCase{
 		{"memory", idleMemory}, {"run", runs}, {"exec", execs}, {"storm", storm}, {"list", lists},
-		{"logs", logs}, {"monitor", monitorMemory}, {"image", images}, {"build", builds}, {"compose", composing}, {"registry", registries}, {"net", published}, {"names", naming}, {"restart", restarts}, {"scale", scale},
+		{"logs", logs}, {"monitor", monitorMemory}, {"image", images}, {"build", builds}, {"compose", composing}, {"registry", registries}, {"net", published}, {"netscale", attaching}, {"names", naming}, {"restart", restarts}, {"scale", scale},
 	}
 }
 

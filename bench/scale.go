@@ -49,7 +49,7 @@ func scale(ctx context.Context, b *bench) error {
 		if err := b.sweep(ctx); err != nil {
 			return err
 		}
-		b.growth(j, sizes)
+		b.compared(j, sizes, scaled, "%s, among %d running")
 	}
 	return nil
 }
@@ -200,16 +200,16 @@ func (e *end) renamed(ctx context.Context, id, name string, timed func(string, f
 	})
 }
 
-// growth adds how many times as much each piece cost among the most as among the
+// compared adds how many times as much each piece cost among the most as among the
 // fewest: by the medians, and by the best.
-func (b *bench) growth(j int, sizes []int) {
+func (b *bench) compared(j int, sizes []int, pieces []string, name string) {
 	few, many := sizes[0], sizes[len(sizes)-1]
 	if few == many {
 		return
 	}
 	fmt.Fprintf(os.Stderr, "among %d against among %d at %s:\n", many, few, b.ends[j].name)
-	for _, what := range scaled {
-		at := func(n int) *measure { return b.line(fmt.Sprintf("%s, among %d running", what, n), "ms", false) }
+	for _, what := range pieces {
+		at := func(n int) *measure { return b.line(fmt.Sprintf(name, what, n), "ms", false) }
 		m := b.line(fmt.Sprintf("%s: among %d / among %d", what, many, few), "×", false)
 		if base := median(at(few).Samples[j]); base > 0 {
 			m.Samples[j] = []float64{median(at(many).Samples[j]) / base}
