@@ -12,6 +12,7 @@ LDFLAGS   := -s -w $(foreach p,daemon cli,-X $(X)/$(p).Version=$(VERSION) -X $(X
 PREFIX  ?= /usr/local
 DESTDIR ?=
 DOCKER  ?=
+KEEP    ?=
 ROUNDS  ?= 300
 CONTAINERS ?= 1000
 CLIENTS ?= 16
@@ -46,9 +47,9 @@ bin/docker-init:
 
 ##@ Try
 .PHONY: run
-run: ## build, start an engine, run real containers and show what they do (needs root)
+run: ## build, and show an app that is killed, updated under load and rolled back (needs root; KEEP=1 stays)
 	@$(MAKE) --no-print-directory $$([ "$$(id -u)" = 0 ] && echo build || echo bin/escale bin/escaled bin/escale-shim)
-	@scripts/demo.sh
+	@KEEP='$(KEEP)' scripts/demo.sh
 
 ##@ Check
 .PHONY: test
@@ -120,7 +121,6 @@ uninstall: ## undo install; data and configuration stay
 ##@ Else
 .PHONY: clean
 clean: ## remove bin/ and build/
-	@scripts/engine.sh stop build/run || true
 	rm -rf bin build
 
 .PHONY: help

@@ -34,7 +34,7 @@ forget() {
 	local g d handle family table chain
 	# The mount namespace of handles, and the folders of runs and of what builds mount, are
 	# mounts, and so are snapshots where the file system around them cannot hold them.
-	for d in exec/{netns.mnt/ns,netns.mnt,containers,build/mounts} data/snapshots; do
+	for d in exec/{netns.mnt/ns,netns.mnt,containers,build/mounts,tasks} data/snapshots; do
 		while grep -q " $dir/$d " /proc/self/mountinfo; do umount "$dir/$d"; done
 	done
 	ip link delete "$bridge" 2>/dev/null || true
