@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -23,13 +24,14 @@ type loom struct {
 	dir    string // its own: run/ has the socket, data/ its state
 	prefix string // begins the names of its links
 	listen string // a TCP address, and then no socket
+	base   int    // 10.BASE.0.0/16 is where its pools are
 	cmd    *exec.Cmd
 }
 
 // newLoom is a plugin that does not run yet; whatever it has made goes with the test.
 func newLoom(t *testing.T, dir string) *loom {
 	t.Helper()
-	p := &loom{dir: dir, prefix: fmt.Sprintf("lm%05x", time.Now().UnixNano()/1000%0xfffff)[:7]}
+	p := &loom{dir: dir, prefix: fmt.Sprintf("lm%05x", time.Now().UnixNano()/1000%0xfffff)[:7], base: freeNet(t)}
 	t.Cleanup(func() {
 		p.kill()
 		for _, l := range p.links(t) {
@@ -41,9 +43,29 @@ func newLoom(t *testing.T, dir string) *loom {
 	return p
 }
 
+// freeNet is an N of which nothing on the host has an address in 10.N.0.0/16: other
+// tests may be running.
+func freeNet(t *testing.T) int {
+	t.Helper()
+	list, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	taken := map[string]bool{}
+	for _, a := range list {
+		f := strings.SplitN(a.String(), ".", 3)
+		taken[strings.Join(f[:min(2, len(f))], ".")] = true
+	}
+	for {
+		if n := 20 + rand.IntN(170); !taken[fmt.Sprintf("10.%d", n)] {
+			return n
+		}
+	}
+}
+
 func (p *loom) start(t *testing.T) {
 	t.Helper()
-	args := []string{"-root", p.dir + "/data", "-prefix", p.prefix}
+	args := []string{"-root", p.dir + "/data", "-prefix", p.prefix, "-base", strconv.Itoa(p.base)}
 	kind, where := "unix", p.dir+"/run/loom.sock"
 	if p.listen != "" {
 		kind, where = "tcp", p.listen
@@ -214,21 +236,21 @@ func throughIPAM() []try {
 	return []try{
 		{args: "network create --ipam-driver $P --ipam-opt k=v $N", out: "^[0-9a-f]{64}$"},
 		{args: "network create --ipam-driver nosuch $N-x", code: 1, err: `plugin "nosuch" not found`},
-		{args: "network inspect -f '{{.Driver}} {{.IPAM.Driver}} {{.IPAM.Options.k}} {{(index .IPAM.Config 0).Subnet}} {{(index .IPAM.Config 0).Gateway}}' $N", out: `^bridge $F v 10\.231\.[0-9]+\.0/24 10\.231\.[0-9]+\.1$`},
-		{args: "run --rm --network $N $IMG sh -c 'ip -o -4 addr show eth0; ip route'", out: `(?s)10\.231\.[0-9]+\.10[01]/24.*default via 10\.231\.[0-9]+\.1 `},
+		{args: "network inspect -f '{{.Driver}} {{.IPAM.Driver}} {{.IPAM.Options.k}} {{(index .IPAM.Config 0).Subnet}} {{(index .IPAM.Config 0).Gateway}}' $N", out: `^bridge $F v 10\.$B\.[0-9]+\.0/24 10\.$B\.[0-9]+\.1$`},
+		{args: "run --rm --network $N $IMG sh -c 'ip -o -4 addr show eth0; ip route'", out: `(?s)10\.$B\.[0-9]+\.10[01]/24.*default via 10\.$B\.[0-9]+\.1 `},
 		{args: "run -d --name $N-a --network $N $IMG sleep 1000"},
-		{args: "run --rm --network $N $IMG sh -c 'ip -o -4 addr show eth0; ping -c 1 -W 5 $N-a'", out: `(?s)10\.231\.[0-9]+\.10[01]/24.*1 packets received`},
+		{args: "run --rm --network $N $IMG sh -c 'ip -o -4 addr show eth0; ping -c 1 -W 5 $N-a'", out: `(?s)10\.$B\.[0-9]+\.10[01]/24.*1 packets received`},
 		{args: "network create --ipam-driver $P --subnet 10.$S.5.0/24 --ip-range 10.$S.5.128/25 --gateway 10.$S.5.7 --aux-address host=10.$S.5.9 $N-s", out: "^[0-9a-f]{64}$"},
 		{args: "network inspect -f '{{(index .IPAM.Config 0).Gateway}} {{(index .IPAM.Config 0).IPRange}}' $N-s", out: `^10\.$S\.5\.7 10\.$S\.5\.128/25$`},
 		{args: "run --rm --network $N-s --ip 10.$S.5.77 $IMG sh -c 'ip -o -4 addr show eth0; ip route'", out: `(?s)10\.$S\.5\.77/24.*default via 10\.$S\.5\.7 `},
 		{args: "run --rm --network $N-s --ip 10.$S.5.9 $IMG true", code: 125, err: "remote: address 10.$S.5.9 is taken"},
 		{args: "network create --ipam-driver $P --subnet 10.$S.5.0/24 $N-t", code: 1, err: "remote: pool 10.$S.5.0/24 is taken"},
 		{args: "network create -d macvlan --ipam-driver $P --ipv6 $N-m", out: "^[0-9a-f]{64}$"},
-		{args: "run --rm --network $N-m $IMG sh -c 'ip -o addr show eth0'", out: `(?s)10\.231\.[0-9]+\.10[01]/24.*fd31:.*/64`},
+		{args: "run --rm --network $N-m $IMG sh -c 'ip -o addr show eth0'", out: `(?s)10\.$B\.[0-9]+\.10[01]/24.*fd31:.*/64`},
 		{args: "network create -d $P --ipam-driver $P $N-p", out: "^[0-9a-f]{64}$"},
-		{args: "run --rm --network $N-p $IMG sh -c 'ip -o -4 addr show loom0; ip route'", out: `(?s)10\.231\.[0-9]+\.10[01]/24.*default via 10\.231\.[0-9]+\.1 `},
+		{args: "run --rm --network $N-p $IMG sh -c 'ip -o -4 addr show loom0; ip route'", out: `(?s)10\.$B\.[0-9]+\.10[01]/24.*default via 10\.$B\.[0-9]+\.1 `},
 		{args: "network connect $N-p $N-a"},
-		{args: "exec $N-a ip -o -4 addr show loom0", out: `10\.231\.[0-9]+\.10[01]/24`},
+		{args: "exec $N-a ip -o -4 addr show loom0", out: `10\.$B\.[0-9]+\.10[01]/24`},
 		{args: "network disconnect $N-p $N-a"},
 		{args: "rm -f $N-a"},
 		{args: "network rm $N $N-s $N-m $N-p"},
@@ -237,10 +259,8 @@ func throughIPAM() []try {
 
 // weave has clients do what a plugin is asked for, and looks that nothing is left there.
 func weave(t *testing.T, e *harness.Engine, p *loom, name, full string) {
-	n := 0
 	for client, path := range clients() {
-		n++
-		vars := map[string]string{"IMG": image, "N": "np-" + client, "W": t.TempDir(), "P": name, "F": full, "S": strconv.Itoa(232 + n)}
+		vars := map[string]string{"IMG": image, "N": "np-" + client, "W": t.TempDir(), "P": name, "F": full, "B": strconv.Itoa(p.base), "S": strconv.Itoa(freeNet(t))}
 		for what, tries := range map[string][]try{"networks": throughPlugin(), "addresses": throughIPAM()} {
 			t.Run(client+" "+what, func(t *testing.T) {
 				for _, c := range tries {
@@ -335,7 +355,7 @@ func TestNetworkPluginManaged(t *testing.T) {
 	}
 	config := `{
  "description": "A loom", "documentation": "",
- "entrypoint": ["/plugin", "-prefix", "` + p.prefix + `"], "workdir": "/",
+ "entrypoint": ["/plugin", "-prefix", "` + p.prefix + `", "-base", "` + strconv.Itoa(p.base) + `"], "workdir": "/",
  "interface": {"types": ["docker.networkdriver/1.0", "docker.ipamdriver/1.0"], "socket": "loom.sock"},
  "network": {"type": "host"}, "env": [],
  "mounts": [{"name": "state", "source": "` + dir + `/data", "destination": "/data", "type": "bind", "options": ["rbind"], "settable": ["source"]}],

@@ -47,7 +47,7 @@ func (s *loom) ipamCall(method string, req *request) (map[string]any, error) {
 	return nil, errUnknown
 }
 
-// requestPool gives a subnet: the one that is asked for, or one of 10.231.0.0/16 (fd31::/48).
+// requestPool gives a subnet: the one that is asked for, or one of its own.
 func (s *loom) requestPool(req *request) (map[string]any, error) {
 	who, _ := req.Options[ours].(string)
 	for id, p := range s.Pools { // asked again
@@ -58,9 +58,9 @@ func (s *loom) requestPool(req *request) (map[string]any, error) {
 	}
 	prefix := req.Pool
 	for i := 1; prefix == "" && i < 250; i++ {
-		try := fmt.Sprintf("10.231.%d.0/24", i)
+		try := fmt.Sprintf("10.%d.%d.0/24", s.base, i)
 		if req.V6 {
-			try = fmt.Sprintf("fd31:0:0:%x::/64", i)
+			try = fmt.Sprintf("fd31:%x:0:%x::/64", s.base, i)
 		}
 		if s.Pools[req.AddressSpace+"/"+try] == nil {
 			prefix = try

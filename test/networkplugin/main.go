@@ -23,7 +23,8 @@ import (
 // loom is the plugin: its state lies in a file, so that it outlives the process.
 type loom struct {
 	root   string // state.json, and the files that make it misbehave
-	prefix string // of its links' names, five characters at most
+	prefix string // of its links' names, seven characters at most
+	base   int    // of its pools: 10.BASE.0.0/16
 
 	mu       sync.Mutex
 	Networks map[string]*network // by id
@@ -54,8 +55,9 @@ func main() {
 	address := flag.String("listen", "", "a TCP address to listen at instead")
 	root := flag.String("root", "/data", "directory of its state")
 	prefix := flag.String("prefix", "loom", "begins the names of its links")
+	base := flag.Int("base", 231, "N of 10.N.0.0/16, of which its pools are")
 	flag.Parse()
-	s := &loom{root: *root, prefix: *prefix, Networks: map[string]*network{}, Pools: map[string]*pool{}}
+	s := &loom{root: *root, prefix: *prefix, base: *base, Networks: map[string]*network{}, Pools: map[string]*pool{}}
 	if err := s.open(); err != nil {
 		log.Fatal(err)
 	}
