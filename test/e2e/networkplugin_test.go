@@ -218,6 +218,8 @@ func throughPlugin() []try {
 		{args: "run --rm --network $N-i $IMG ip route", out: `^[0-9./]+ dev loom0[^\n]*$`},
 		{args: "network create -d $P -o route=198.51.100.0/24 $N-r", out: "^[0-9a-f]{64}$"},
 		{args: "run --rm --network $N-r $IMG ip route", out: `198.51.100.0/24 dev loom0 scope link`},
+		{args: "network create -d $P --subnet 10.$S.7.0/24 --gateway 10.$S.7.1 -o route=198.51.100.0/24 -o via=10.$S.7.1 $N-v", out: "^[0-9a-f]{64}$"},
+		{args: "run --rm --network $N-v --ip 10.$S.7.9 $IMG sh -c 'ip -o -4 addr show loom0; ip route'", out: `(?s)10\.$S\.7\.9/24.*198.51.100.0/24 via 10\.$S\.7\.1 dev loom0`},
 		{args: "network create -d $P -o src=lm-nosuch $N-s", out: "^[0-9a-f]{64}$"},
 		{args: "run --rm --network $N-s $IMG true", code: 125, err: `link "lm-nosuch" of the plugin`},
 		{args: "network create -d $P --ipv6 $N-6", out: "^[0-9a-f]{64}$"},
@@ -225,7 +227,7 @@ func throughPlugin() []try {
 		{args: "network create -d $P --ipam-driver null -o own=10.232.7.9/24 $N-o", out: "^[0-9a-f]{64}$"},
 		{args: "run --rm --network $N-o $IMG ip -o -4 addr show loom0", out: `10\.232\.7\.9/24`},
 		{args: "rm -f $N-a"},
-		{args: "network rm $N $N-b $N-i $N-r $N-s $N-6 $N-o"},
+		{args: "network rm $N $N-b $N-i $N-r $N-v $N-s $N-6 $N-o"},
 		{args: "network ls -q -f driver=$F", out: "^$"},
 	}
 }

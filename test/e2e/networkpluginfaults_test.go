@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"strconv"
 	"strings"
@@ -70,7 +71,10 @@ func (r *loomRig) network(name, driver string) map[string]any {
 
 func (r *loomRig) container(t *testing.T, network string) string {
 	t.Helper()
-	return create(t, r.ctx, r.api, "", map[string]any{"Image": image, "Cmd": []string{"sleep", "1000"}, "HostConfig": map[string]any{"NetworkMode": network}})
+	return create(t, r.ctx, r.api, "", map[string]any{
+		"Image": image, "Cmd": []string{"sleep", "1000"}, "ExposedPorts": map[string]any{"80/tcp": map[string]any{}},
+		"HostConfig": map[string]any{"NetworkMode": network, "PortBindings": map[string]any{"80/tcp": []any{map[string]string{"HostIp": "127.0.0.1", "HostPort": "8080"}}}},
+	})
 }
 
 // whole looks that a container has the plugin's link and reaches its gateway.
@@ -80,6 +84,19 @@ func (r *loomRig) whole(t *testing.T, id string) {
 	for execIn(t, r.ctx, r.api, id, "set -- `ip route | grep default`; ping -c 1 -W 2 $3 && test -e /sys/class/net/loom0") != 0 {
 		if time.Now().After(until) {
 			t.Fatal("the container has no network")
+		}
+	}
+}
+
+// published looks that the plugin was told the ports of the container, which are its affair.
+func (r *loomRig) published(t *testing.T) {
+	t.Helper()
+	for _, n := range r.state(t).Networks {
+		for _, ep := range n.Endpoints {
+			want := "[map[HostIP:127.0.0.1 HostPort:8080 HostPortEnd:8080 IP: Port:80 Proto:6]]"
+			if got := fmt.Sprint(ep.Options["com.docker.network.portmap"]); !ep.Open || got != want {
+				t.Errorf("the plugin was told ports %s, opened %v, want %s", got, ep.Open, want)
+			}
 		}
 	}
 }
@@ -101,6 +118,7 @@ func TestNetworkPluginKilledBetween(t *testing.T) {
 		do(t, r.ctx, r.api, "POST", "/containers/"+id+"/start", nil, nil)
 		r.await(t, wovenOne)
 		r.whole(t, id)
+		r.published(t)
 		do(t, r.ctx, r.api, "POST", "/containers/"+id+"/kill", nil, nil)
 		r.await(t, woven)
 	}
@@ -130,7 +148,7 @@ func TestNetworkPluginKilledBetween(t *testing.T) {
 	r.await(t, unwoven)
 	// The engine's own bridge with the plugin's addresses.
 	do(t, r.ctx, r.api, "POST", "/networks/create", r.network("felt", "bridge"), nil)
-	id = r.container(t, "felt")
+	id = create(t, r.ctx, r.api, "", map[string]any{"Image": image, "Cmd": []string{"sleep", "1000"}, "HostConfig": map[string]any{"NetworkMode": "felt"}})
 	r.killedAt(t, "RequestAddress", "POST", "/containers/"+id+"/start", nil)
 	r.await(t, "0 networks, 0 endpoints, 1 pools, 1 addresses, 0 links")
 	do(t, r.ctx, r.api, "DELETE", "/containers/"+id+"?force=1", nil, nil)
