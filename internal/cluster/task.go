@@ -90,6 +90,7 @@ type TaskStatus struct {
 	Message   string           `json:",omitempty"`
 	Err       string           `json:",omitempty"`
 	RunningAt time.Time        `json:",omitzero"` // when it began to run
+	HealthyAt time.Time        `json:",omitzero"` // when it was Healthy for the first time; it stays when it is so no more
 	Container *ContainerStatus `json:",omitempty"`
 	Healthy   bool             `json:",omitempty"` // it has no health check, or passed it
 	Gone      bool             `json:",omitempty"` // it is to be removed, and its node has nothing of it any more

@@ -272,6 +272,9 @@ func TestLives(t *testing.T) {
 		r.want("ends", "complete", "prepare start")
 		r.want("fails", "failed: task: non-zero exit (3)", "prepare start")
 		r.want("ill", "failed: unhealthy container", "prepare start shutdown")
+		if r.get("ill").Status.HealthyAt.IsZero() {
+			t.Error("that it was healthy is forgotten")
+		}
 		r.change("told", func(t *cluster.Task) { t.Desired = cluster.TaskShutdown })
 		r.want("told", "shutdown", "prepare start shutdown")
 		r.task("rejected", "missing")

@@ -229,7 +229,7 @@ func (l *life) attend(ctx context.Context, t *cluster.Task) {
 		l.waiting, l.unwait = end, cancel
 		go func() {
 			code, err := l.c.Wait(waiting, func() {
-				if _, err := l.a.report(waiting, t.ID, func(t *cluster.Task) { t.Status.Healthy = t.Status.State == cluster.TaskRunning && !t.Halted }); err != nil && waiting.Err() == nil && !errdefs.IsNotFound(err) {
+				if _, err := l.a.report(waiting, t.ID, isHealthy); err != nil && waiting.Err() == nil && !errdefs.IsNotFound(err) {
 					l.a.log.Error("the health of a task cannot be written", "task", t.ID, "error", err)
 				}
 			})
@@ -273,6 +273,15 @@ func (e *ended) note(s *cluster.TaskStatus) {
 		s.Err = e.err.Error()
 	case e.code != 0:
 		s.Err = fmt.Sprintf("task: non-zero exit (%d)", e.code)
+	}
+}
+
+// isHealthy notes that a task's container is, unless it ends or has ended.
+func isHealthy(t *cluster.Task) {
+	s := &t.Status
+	s.Healthy = s.State == cluster.TaskRunning && !t.Halted
+	if s.Healthy && s.HealthyAt.IsZero() {
+		s.HealthyAt = time.Now().UTC()
 	}
 }
 

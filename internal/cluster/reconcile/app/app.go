@@ -239,8 +239,8 @@ func (d *decision) status() cluster.AppStatus {
 		switch {
 		case r != nil && r.Number == s.Spec.Number && (r.State == cluster.UpdatePaused || r.State == cluster.RollbackPaused):
 			return cluster.AppStatus{Number: out.Number, Phase: cluster.AppFailed, Message: d.part(s) + ": " + told(r)}
-		case up != want && failing(slots) != "":
-			return cluster.AppStatus{Number: out.Number, Phase: cluster.AppFailed, Message: d.part(s) + ": " + failing(slots)}
+		case up != want && failing(s, slots) != "":
+			return cluster.AppStatus{Number: out.Number, Phase: cluster.AppFailed, Message: d.part(s) + ": " + failing(s, slots)}
 		case r != nil && r.State == cluster.RollbackCompleted && s.Status.Wanted != nil:
 			out.Phase, out.Message = cluster.AppReverted, d.part(s)+": "+told(r)
 		case (up != want || r != nil && r.State.UnderWay()) && out.Phase == cluster.AppSteady:
@@ -265,10 +265,15 @@ func told(r *cluster.RolloutStatus) string {
 // further, and the app is as it is to be once it succeeds.
 const hopeless = 3
 
-// failing says what is wrong with a place in which nothing comes up; "" is nothing.
-func failing(slots []cluster.Slot) string {
+// failing says what is wrong with a place of a service in which nothing comes up; "" is
+// nothing. What is still of another spec is about to be exchanged, and tells nothing of
+// this one.
+func failing(s *cluster.Service, slots []cluster.Slot) string {
 	for _, slot := range slots {
 		t := slot.Current()
+		if t.SpecNumber != s.Spec.Number {
+			continue
+		}
 		bad := t.Failures
 		switch state := t.Status.State; {
 		case state == cluster.TaskFailed, state == cluster.TaskRejected:
@@ -277,7 +282,7 @@ func failing(slots []cluster.Slot) string {
 			bad = 0
 		}
 		for _, t := range slot.Tasks {
-			if bad >= hopeless && t.Status.Err != "" {
+			if bad >= hopeless && t.Status.Err != "" && t.SpecNumber == s.Spec.Number {
 				return t.Status.Err
 			}
 		}

@@ -242,6 +242,18 @@ func TestTellsOfFailures(t *testing.T) {
 	if got := b.app().Status; got.Phase != cluster.AppFailed || got.Message != "web: task: non-zero exit (1)" {
 		t.Errorf("%+v", got)
 	}
+	// What is asked next is not to blame for it, while the exchange has not come there.
+	b.ask(func(s *cluster.AppSpec) {
+		web := s.Services["web"]
+		c := *web.Task.Container
+		c.Image, web.Task.Container = "b", &c
+		s.Services["web"] = web
+	})
+	b.decide()
+	b.decide()
+	if got := b.app().Status; got.Phase != cluster.AppChanging {
+		t.Errorf("of the next one: %+v", got)
+	}
 	b.task("web", 1, hopeless+1, cluster.TaskRunning, nil)
 	b.steps("update app shop")
 	if got := b.app().Status; got.Phase != cluster.AppSteady {

@@ -149,11 +149,12 @@ func (d *decision) transit(slot cluster.Slot) {
 		}
 		d.busy++
 	case up:
-		if next := t.Status.At.Add(d.rollout.Delay); next.After(d.now) {
+		since := later(t.Status.At, t.Status.HealthyAt)
+		if next := since.Add(d.rollout.Delay); next.After(d.now) {
 			d.busy++
 			d.again(next)
 		}
-		if end := t.Status.At.Add(cmp.Or(d.rollout.Monitor, monitor)); end.After(d.settled) {
+		if end := since.Add(cmp.Or(d.rollout.Monitor, monitor)); end.After(d.settled) {
 			d.settled = end
 		}
 	case t.Live(), t.Status.State.Ended() && !t.Desired.Stops():
@@ -161,29 +162,31 @@ func (d *decision) transit(slot cluster.Slot) {
 	}
 }
 
-// failure is a new task that failed while it was watched.
+// failure is a new task that failed while it was watched: before it was healthy, however
+// long that took, or soon after.
 func failure(slot cluster.Slot, number uint64, monitor time.Duration) *cluster.Task {
 	for _, t := range slot.Tasks {
 		if t.SpecNumber != number || t.Desired == cluster.TaskRemove {
 			continue
 		}
+		healthy := t.Status.HealthyAt
 		switch t.Status.State {
 		case cluster.TaskRejected:
 			return t
 		case cluster.TaskFailed:
-			begun := t.CreatedAt
-			if t.NotBefore.After(begun) {
-				begun = t.NotBefore
-			}
-			if !t.Status.RunningAt.IsZero() {
-				begun = t.Status.RunningAt
-			}
-			if t.Status.At.Sub(begun) <= monitor {
+			if healthy.IsZero() || t.Status.At.Sub(healthy) <= monitor {
 				return t
 			}
 		}
 	}
 	return nil
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }
 
 // tooMany tells whether more of the new tasks have failed than may.

@@ -119,7 +119,7 @@ func TestFailures(t *testing.T) {
 		name   string
 		r      cluster.Rollout
 		state  cluster.TaskState
-		after  time.Duration // that it ran
+		after  time.Duration // that it was healthy; negative: that it was not
 		paused bool
 	}{
 		{"default", cluster.Rollout{Parallelism: 1}, cluster.TaskFailed, 0, true},
@@ -127,6 +127,7 @@ func TestFailures(t *testing.T) {
 		{"rejected", cluster.Rollout{Parallelism: 1}, cluster.TaskRejected, 0, true},
 		{"continue", cluster.Rollout{Parallelism: 1, OnFailure: cluster.FailureContinue}, cluster.TaskFailed, 0, false},
 		{"watched for long enough", cluster.Rollout{Parallelism: 1, Monitor: 10 * time.Second}, cluster.TaskFailed, 11 * time.Second, false},
+		{"never healthy", cluster.Rollout{Parallelism: 1, Monitor: time.Second}, cluster.TaskFailed, -time.Minute, true},
 		{"within the monitor", cluster.Rollout{Parallelism: 1, Monitor: 10 * time.Second}, cluster.TaskFailed, 10 * time.Second, true},
 		{"so many may", cluster.Rollout{Parallelism: 1, MaxFailureRatio: 0.25}, cluster.TaskFailed, 0, false},
 		{"so many may not", cluster.Rollout{Parallelism: 1, MaxFailureRatio: 0.24}, cluster.TaskFailed, 0, true},
@@ -135,7 +136,12 @@ func TestFailures(t *testing.T) {
 			c.r.StartFirst = true
 			b := newBench(t, 4, &c.r)
 			b.Steps("web.1#2 made of 2")
-			b.Becomes("web.1#2", cluster.TaskRunning, func(t *cluster.Task) { t.Status.Healthy = false })
+			b.Becomes("web.1#2", cluster.TaskRunning, func(t *cluster.Task) {
+				t.Status.Healthy = false // any more
+				if c.after < 0 {
+					t.Status.HealthyAt, c.after = time.Time{}, -c.after
+				}
+			})
 			b.Pass(c.after)
 			b.Becomes("web.1#2", c.state, func(t *cluster.Task) { t.Status.Err = "boom" })
 			want := ""

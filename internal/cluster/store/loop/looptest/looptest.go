@@ -145,7 +145,7 @@ func (b *Bench) Task(service string, slot uint64, state cluster.TaskState, f ...
 func status(s cluster.TaskStatus, state cluster.TaskState, now time.Time) cluster.TaskStatus {
 	s.State, s.At, s.Healthy = state, now, state == cluster.TaskRunning
 	if state == cluster.TaskRunning {
-		s.RunningAt = now
+		s.RunningAt, s.HealthyAt = now, now
 	}
 	return s
 }
