@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/moby/moby/api/types/container"
 
@@ -185,5 +186,46 @@ func TestUpFlags(t *testing.T) {
 		if _, err := scaleArgs([]string{text}); (err == nil) != ok {
 			t.Errorf("--scale %s: %v", text, err)
 		}
+	}
+}
+
+// Who is to blame is who the engine means, and not whose end it remembers from before.
+func TestCulprit(t *testing.T) {
+	at := time.Now()
+	task := func(name, err string, ago time.Duration) client.AppTask {
+		return client.AppTask{Name: name, State: "failed", Err: err, Since: at.Add(-ago)}
+	}
+	app := func(message string) *client.App {
+		return &client.App{Message: message, Services: []client.AppService{{Name: "web", Tasks: []client.AppTask{
+			task("shop-web-1", "exit (1)", time.Hour), task("shop-web-2", "exit (2)", 2*time.Hour),
+		}}}}
+	}
+	for _, c := range []struct{ message, told, want string }{
+		{"web: rollback completed (shop-web-1: unhealthy)", "app shop: web: rollback completed (shop-web-1: unhealthy)", ""},
+		{"web: rollback completed (shop-web-2: exit (2))", "app shop: web: rollback completed (shop-web-2: exit (2))", "shop-web-2"},
+		{"web: exit (2)", "app shop: web: exit (2)", "shop-web-2"},
+		{"", "not all is up after 3 seconds", "shop-web-1"},
+	} {
+		got := ""
+		if found := culprit(app(c.message), c.told); found != nil {
+			got = found.Name
+		}
+		if got != c.want {
+			t.Errorf("%s: %q, want %q", c.told, got, c.want)
+		}
+	}
+}
+
+// A service that starts is not said to wait for what failed when it was something else.
+func TestSlowest(t *testing.T) {
+	old := client.AppTask{Name: "shop-web-1", Number: 1, State: "failed", Err: "exit (1)"}
+	sv := client.AppService{Tasks: []client.AppTask{{Number: 2, State: "preparing"}, old}}
+	if got := slowest(&sv); got != "preparing" {
+		t.Errorf("%q", got)
+	}
+	old.Number = 2
+	sv.Tasks[1] = old
+	if got := slowest(&sv); got != "shop-web-1: exit (1)" {
+		t.Errorf("%q", got)
 	}
 }

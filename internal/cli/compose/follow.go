@@ -167,14 +167,18 @@ func finished(sv *client.AppService, action string) string {
 	return "Running"
 }
 
-// slowest says what a service that is not up waits for: a failure before all else.
+// slowest says what a service that is not up waits for: a failure before all else, but not
+// one of what it was before.
 func slowest(sv *client.AppService) string {
-	why := ""
+	why, newest := "", uint64(0)
+	for i := range sv.Tasks {
+		newest = max(newest, sv.Tasks[i].Number)
+	}
 	for i := range sv.Tasks {
 		t := &sv.Tasks[i]
 		switch {
 		case t.Healthy && t.State == "running":
-		case t.Err != "" && (t.State == "failed" || t.State == "rejected"):
+		case t.Number == newest && t.Err != "" && (t.State == "failed" || t.State == "rejected"):
 			return t.Name + ": " + t.Err
 		case !ended(t):
 			why = cmp.Or(why, t.Err, t.Message, t.State)
@@ -189,7 +193,7 @@ const tailLines = "10"
 // explain adds to a failure what failed, what it wrote last, and what can be done.
 func (s apps) explain(ctx context.Context, c *client.Client, b *progress.Board, app *client.App, failure error) error {
 	text := failure.Error()
-	if t := culprit(app); t != nil {
+	if t := culprit(app, text); t != nil {
 		if !strings.Contains(text, t.Err) {
 			text += "\n" + t.Name + ": " + t.Err
 		}
@@ -207,13 +211,15 @@ func (s apps) explain(ctx context.Context, c *client.Client, b *progress.Board, 
 	return errors.New(text + "\n" + next + ".")
 }
 
-// culprit is the task that failed last.
-func culprit(app *client.App) *client.AppTask {
+// culprit is the task that failed last, of those that what is told of the app can mean:
+// of places in which something failed long ago the engine keeps that, too.
+func culprit(app *client.App, told string) *client.AppTask {
 	var worst *client.AppTask
 	for i := range app.Services {
 		for j := range app.Services[i].Tasks {
 			t := &app.Services[i].Tasks[j]
-			if (t.State == "failed" || t.State == "rejected") && (worst == nil || t.Since.After(worst.Since)) {
+			meant := app.Message == "" || !strings.Contains(told, app.Message) || strings.Contains(told, t.Name+": "+t.Err) || strings.HasSuffix(told, app.Services[i].Name+": "+t.Err)
+			if (t.State == "failed" || t.State == "rejected") && meant && (worst == nil || t.Since.After(worst.Since)) {
 				worst = t
 			}
 		}

@@ -208,6 +208,50 @@ func TestPutRefuses(t *testing.T) {
 	}
 }
 
+// What a service is to be is looked at before anything of it is made.
+func TestPutRefusesServices(t *testing.T) {
+	a, _ := open(t)
+	for want, change := range map[string]func(*cluster.ServiceSpec){
+		`image "A:::"`:                  func(s *cluster.ServiceSpec) { s.Task.Container.Image = "A:::" },
+		"Invalid container name (../x)": func(s *cluster.ServiceSpec) { s.Task.Name = "../x" },
+		`platform "@@//"`:               func(s *cluster.ServiceSpec) { s.Task.Platform = "@@//" },
+		`restart "never"`:               func(s *cluster.ServiceSpec) { s.Task.Restart.Condition = "never" },
+		"restart: window: -1ns":         func(s *cluster.ServiceSpec) { s.Task.Restart.Window = -1 },
+		"grace: -1ns is negative":       func(s *cluster.ServiceSpec) { s.Task.Grace = -1 },
+		`condition "up"`:                func(s *cluster.ServiceSpec) { s.Task.Needs = []cluster.Need{{Service: "x", Condition: "up"}} },
+		"less than nothing":             func(s *cluster.ServiceSpec) { s.Task.Reserved.Memory = -1 },
+		`failure action "shrug"`:        func(s *cluster.ServiceSpec) { s.Update = &cluster.Rollout{OnFailure: "shrug"} },
+		"rollback: failure ratio 1.5":   func(s *cluster.ServiceSpec) { s.Rollback = &cluster.Rollout{MaxFailureRatio: 1.5} },
+		"update: monitor: -1s":          func(s *cluster.ServiceSpec) { s.Update = &cluster.Rollout{Monitor: -time.Second} },
+		`protocol ""`:                   func(s *cluster.ServiceSpec) { s.Ports = []cluster.Port{{Target: 80}} },
+		`address "x"`:                   func(s *cluster.ServiceSpec) { s.Ports = []cluster.Port{{Target: 80, Proto: "tcp", Address: "x"}} },
+		`network "n"`:                   func(s *cluster.ServiceSpec) { s.Networks = []cluster.Attachment{{Network: "n"}, {Network: "n"}} },
+		`endpoint "x"`:                  func(s *cluster.ServiceSpec) { s.Endpoint = "x" },
+		`target "../x" is not absolute`: func(s *cluster.ServiceSpec) { s.Task.Secrets = []cluster.FileRef{{Name: "k", Target: "../x"}} },
+		`"-1" is no id`:                 func(s *cluster.ServiceSpec) { s.Task.Secrets = []cluster.FileRef{{Name: "k", Target: "/k", UID: "-1"}} },
+		"mode 10000 is none": func(s *cluster.ServiceSpec) {
+			s.Task.Secrets = []cluster.FileRef{{Name: "k", Target: "/k", Mode: 0o10000}}
+		},
+		"1 runs, 10001 at once": func(s *cluster.ServiceSpec) { s.Mode = cluster.Mode{Job: &cluster.Job{Total: 1, Concurrent: 10001}} },
+		`"db": it would wait for itself`: func(s *cluster.ServiceSpec) {
+			s.Task.Needs = []cluster.Need{{Service: "shop_db", Condition: cluster.Started}}
+		},
+	} {
+		db, web := service("db:1", 1), service("web:1", 1)
+		db.Task.Needs = []cluster.Need{{Service: "shop_web", Condition: cluster.Healthy}, {Service: "shop_elsewhere", Condition: cluster.Healthy}}
+		change(&web)
+		asked := spec(map[string]cluster.ServiceSpec{"web": web, "db": db})
+		asked.Secrets = map[string]cluster.SecretSpec{"k": {Data: []byte("k")}}
+		_, err := a.Put(t.Context(), "shop", asked, Put{})
+		if !errdefs.IsInvalidArgument(err) || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
+		}
+	}
+	if len(a.List()) != 0 {
+		t.Errorf("what was refused is there: %v", a.List())
+	}
+}
+
 func second[T any](_ T, err error) error { return err }
 
 // Apps a and a_b could have services, and containers, of one name.

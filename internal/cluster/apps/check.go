@@ -3,7 +3,6 @@ package apps
 import (
 	"fmt"
 	"regexp"
-	"strings"
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
@@ -73,7 +72,7 @@ func check(name string, s *cluster.AppSpec) error {
 			return fmt.Errorf("service %q: %w", part, err)
 		}
 	}
-	return nil
+	return checkCircles(name, s)
 }
 
 func checkFile(part string, external bool, data []byte) error {
@@ -84,37 +83,6 @@ func checkFile(part string, external bool, data []byte) error {
 		return bad("it is external, and there is no store of secrets and configs outside of apps")
 	case len(data) > maxFile:
 		return bad("it has %d bytes; %d are possible", len(data), maxFile)
-	}
-	return nil
-}
-
-func checkService(app *cluster.AppSpec, s *cluster.ServiceSpec) error {
-	t := &s.Task
-	if t.Container == nil || t.Host == nil || t.Container.Image == "" {
-		return bad("a container with an image and a host's part is wanted")
-	}
-	if err := checkMode(s.Mode); err != nil {
-		return err
-	}
-	if m := s.Mode.Replicated; m != nil && t.Name != "" && m.Replicas > 1 {
-		return bad("%d containers cannot all be named %q", m.Replicas, t.Name)
-	}
-	if _, err := cluster.ParseConstraints(t.Placement.Constraints); err != nil {
-		return bad("%s", strings.TrimSuffix(err.Error(), ": "+errdefs.ErrInvalidArgument.Error()))
-	}
-	for what, refs := range map[string][]cluster.FileRef{"secret": t.Secrets, "config": t.Configs} {
-		for _, r := range refs {
-			_, secret := app.Secrets[r.Name]
-			_, config := app.Configs[r.Name]
-			if r.ID != "" || what == "secret" && !secret || what == "config" && !config {
-				return bad("%s %q is not the app's", what, r.Name)
-			}
-		}
-	}
-	for _, p := range s.Ports {
-		if p.Target == 0 {
-			return bad("port 0 is none")
-		}
 	}
 	return nil
 }
@@ -131,8 +99,8 @@ func checkMode(m cluster.Mode) error {
 		return bad("exactly one mode is wanted")
 	case m.Replicated != nil && m.Replicated.Replicas > maxReplicas:
 		return bad("%d replicas; %d are possible", m.Replicated.Replicas, maxReplicas)
-	case m.Job != nil && m.Job.Total > maxReplicas:
-		return bad("%d runs; %d are possible", m.Job.Total, maxReplicas)
+	case m.Job != nil && max(m.Job.Total, m.Job.Concurrent) > maxReplicas:
+		return bad("%d runs, %d at once; %d are possible", m.Job.Total, m.Job.Concurrent, maxReplicas)
 	case m.Schedule != "" && m.Job == nil:
 		return bad("only a job can have a schedule")
 	}
