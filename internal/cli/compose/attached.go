@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	moby "github.com/moby/moby/client"
 
@@ -199,6 +200,9 @@ func (a *attachment) halt(ctx context.Context, err error, signals chan os.Signal
 	}
 	b := s.board("Stopping")
 	defer b.Close()
+	if err := a.leave(ctx); err != nil {
+		return err
+	}
 	// What the engine was about to replace may come up meanwhile: it is stopped, too.
 	for range 5 {
 		list, err := s.containers(ctx, a.ch.project.Name, pick{services: a.ch.names})
@@ -222,6 +226,28 @@ func (a *attachment) halt(ctx context.Context, err error, signals chan os.Signal
 		}
 	}
 	return a.settleCode(ctx)
+}
+
+// leave has what has ended already stay so: the engine is told that it is meant, before
+// it puts others in its places.
+func (a *attachment) leave(ctx context.Context) error {
+	list, err := a.s.containers(ctx, a.ch.project.Name, pick{services: a.ch.names, stopped: true})
+	if err != nil {
+		return err
+	}
+	c, err := a.s.client()
+	if err != nil {
+		return err
+	}
+	for i := range list {
+		if list[i].State == container.StateRunning {
+			continue
+		}
+		if _, err := c.ContainerStop(ctx, list[i].ID, moby.ContainerStopOptions{Timeout: a.stop}); err != nil && !errdefs.IsNotFound(err) {
+			return err
+		}
+	}
+	return nil
 }
 
 // settleCode finds the code that --exit-code-from asks for, when that container was
