@@ -30,8 +30,8 @@ type entry struct {
 // seat is what one container can see.
 type seat struct {
 	eps      []Endpoint
-	internal bool // all its networks are
-	sick     bool
+	internal bool                         // all its networks are
+	sick     bool                         // or not known to be well yet
 	resting  bool                         // for the time being nothing new is to come to it
 	links    map[string]map[string]string // by network: alias in lower case → whom it means
 }
@@ -167,17 +167,22 @@ func (x *index) rest(container string, resting bool) {
 	}
 }
 
-// SetHealth tells whether a container is well. The addresses of one that is not
-// are left out of answers as long as another has the same name.
+// judge notes whether a container is well.
+func (x *index) judge(container string, well bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if s := x.seats[container]; s != nil {
+		s.sick = !well
+	}
+}
+
+// SetHealth tells whether a container is well. The addresses of one that is not, or
+// not yet, are left out of answers as long as another has the same name.
 //
 // Shared ports lead to it only while the check has found it healthy: status is
 // "starting", "healthy" or "unhealthy".
 func (m *Manager) SetHealth(ctx context.Context, container, status string) {
-	m.names.mu.Lock()
-	if s := m.names.seats[container]; s != nil {
-		s.sick = status == "unhealthy"
-	}
-	m.names.mu.Unlock()
+	m.names.judge(container, status == "healthy")
 	m.rotate(ctx, container, status == "healthy")
 }
 

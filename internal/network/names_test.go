@@ -55,6 +55,12 @@ func TestNames(t *testing.T) {
 	if got := ask("asks", "web"); got != "10.0.0.2" {
 		t.Errorf("the only one is ill: %q", got)
 	}
+	for status, want := range map[string]string{"starting": "10.0.0.3", "healthy": "10.0.0.2 10.0.0.3"} {
+		m.SetHealth(t.Context(), "web", status)
+		if got := ask("asks", "www"); got != want {
+			t.Errorf("one of two is %s: %q", status, got)
+		}
+	}
 	m.SetHealth(t.Context(), "web", "healthy")
 	m.Rotate(t.Context(), "web2", false)
 	if got := ask("asks", "www"); got != "10.0.0.2" {

@@ -151,3 +151,34 @@ func TestServingFails(t *testing.T) {
 		t.Errorf("%v, %v", info.Containers, err)
 	}
 }
+
+// One that has a health check and is not healthy yet has its name as long as nobody else has.
+func TestNamesOfTheStarting(t *testing.T) {
+	h, _ := newServed(t)
+	start := func(name string, probed bool) *box {
+		r := on(name, "front")
+		r.Networks["front"].Aliases, r.Probed = []string{"svc"}, probed
+		return h.startAs(r)
+	}
+	b := start("b", true)
+	svc := func(want ...string) {
+		t.Helper()
+		addrs, _ := h.m.Names(b.ID).Addrs("svc")
+		var got []string
+		for _, a := range addrs {
+			if a.Is4() {
+				got = append(got, a.String())
+			}
+		}
+		if slices.Sort(got); !slices.Equal(got, want) {
+			t.Errorf("svc is %v, want %v", got, want)
+		}
+	}
+	svc(b.ip())
+	a := start("a", false)
+	svc(a.ip())
+	h.m.SetHealth(t.Context(), b.ID, "healthy")
+	both := []string{a.ip(), b.ip()}
+	slices.Sort(both)
+	svc(both...)
+}

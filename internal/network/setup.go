@@ -104,6 +104,7 @@ func (s *setup) run(ctx context.Context) error {
 		s.box.Held = append(s.box.Held, made...)
 	}
 	s.m.settled(s.req.ContainerID, s.box.Endpoints)
+	s.m.names.judge(s.req.ContainerID, !s.req.Probed)
 	return nil
 }
 
