@@ -65,6 +65,13 @@ test-needs:
 # Not docker.io, whose package starts an engine and its firewall: its tests are run where it is.
 	@scripts/need.sh --optional 'copies of images between Escale and these' skopeo podman
 
+# Where its module lies: it says "exclude", with which go install builds nothing.
+COMPOSE_VERSION ?= v2.40.3
+.PHONY: compose-program
+compose-program: ## Docker Compose's own program, which TestComposePlugin has at apps (minutes)
+	dir=$$(go mod download -json github.com/docker/compose/v2@$(COMPOSE_VERSION) | sed -n 's/.*"Dir": "\(.*\)",/\1/p'); \
+	  cd "$$dir" && CGO_ENABLED=0 go build -o "$${XDG_CACHE_HOME:-$$HOME/.cache}/escale-test/compose-$(COMPOSE_VERSION)/docker-compose" ./cmd
+
 .PHONY: test-short
 test-short: ## quick tests only, no root needed
 	go test -short -timeout 5m $(TESTFLAGS) ./...

@@ -23,28 +23,21 @@ const buildxVersion = "v0.36.0"
 // buildx finds docker's plugin, or builds it once into the user's cache.
 func buildx(t *testing.T) string {
 	t.Helper()
-	return fromModule(t, "buildx", "github.com/docker/buildx/cmd/buildx", buildxVersion)
-}
-
-// fromModule finds a program of another's module, or builds it once into the user's
-// cache. Without a way to its module the test is skipped.
-func fromModule(t *testing.T, name, pkg, version string) string {
-	t.Helper()
 	dir, err := os.UserCacheDir()
 	if err != nil {
 		t.Skip("needs a cache directory: ", err)
 	}
-	dir = filepath.Join(dir, "escale-test", name+"-"+version)
-	bin := filepath.Join(dir, filepath.Base(pkg))
+	dir = filepath.Join(dir, "escale-test", "buildx-"+buildxVersion)
+	bin := filepath.Join(dir, "buildx")
 	if _, err := os.Stat(bin); err == nil {
 		return bin
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 8*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "install", "-trimpath", pkg+"@"+version)
+	cmd := exec.CommandContext(ctx, "go", "install", "-trimpath", "github.com/docker/buildx/cmd/buildx@"+buildxVersion)
 	cmd.Env = append(os.Environ(), "GOBIN="+dir, "CGO_ENABLED=0", "GOFLAGS=")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Skipf("needs %s %s, which cannot be built here: %v\n%s", name, version, err, out[max(0, len(out)-500):])
+		t.Skipf("needs buildx %s, which cannot be built here: %v\n%s", buildxVersion, err, out[max(0, len(out)-500):])
 	}
 	return bin
 }

@@ -23,7 +23,8 @@ func TestCompose(t *testing.T) {
 	noLeaks(t, e)
 }
 
-// composeVersion is the Docker Compose that a test builds from its Go module.
+// composeVersion is the Docker Compose that `make compose-program` builds from its Go
+// module.
 const composeVersion = "v2.40.3"
 
 // TestComposePlugin runs testdata/composeplugin: Docker Compose's own program at apps
@@ -32,7 +33,7 @@ func TestComposePlugin(t *testing.T) {
 	if foreign != "" {
 		t.Skip("another's engine keeps no apps")
 	}
-	plugin := fromModule(t, "compose", "github.com/docker/compose/v2/cmd", composeVersion)
+	plugin := composeProgram(t)
 	e := start(t, harness.Options{})
 	t.Run("scripts", func(t *testing.T) {
 		composeScripts(t, e, "testdata/composeplugin", func(env *testscript.Env) error {
@@ -40,6 +41,20 @@ func TestComposePlugin(t *testing.T) {
 		})
 	})
 	noLeaks(t, e)
+}
+
+// composeProgram is Docker Compose's program, where `make compose-program` puts it.
+func composeProgram(t *testing.T) string {
+	t.Helper()
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		t.Skip("needs a cache directory: ", err)
+	}
+	bin := filepath.Join(dir, "escale-test", "compose-"+composeVersion, "docker-compose")
+	if _, err := os.Stat(bin); err != nil {
+		t.Skipf("needs Docker Compose %s, which 'make compose-program' builds in some minutes: %v", composeVersion, err)
+	}
+	return bin
 }
 
 // composeScripts runs the scripts of a directory against an engine.

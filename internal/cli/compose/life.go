@@ -276,7 +276,7 @@ func waitCommand(s *session) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		list, err := s.containers(ctx, name, pick{services: args})
+		list, err := s.containers(ctx, name, pick{services: args, stopped: true})
 		if err != nil {
 			return err
 		}

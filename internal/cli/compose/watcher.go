@@ -57,6 +57,15 @@ func (w *watcher) run(ctx context.Context, list []container.Summary) error {
 		w.follow(ctx, &list[i], w.logs)
 	}
 	w.poke()
+	w.all.Go(func() {
+		// What the engine does with the app may be the end, too, and no container tells
+		// of it. Where none is kept there is nothing to be told.
+		_ = w.c.AppFollow(ctx, w.project, func(*client.App) error {
+			w.poke()
+			return nil
+		})
+		w.poke()
+	})
 	// When nothing runs any more there may still be news on their way.
 	quiet := time.NewTimer(time.Hour)
 	defer quiet.Stop()
