@@ -37,7 +37,7 @@ func (d *Daemon) leaveNothing(ctx context.Context) error {
 		return nil
 	}
 	d.managed.StopAll(ctx)
-	errs := []error{d.networks.Destroy(ctx)}
+	errs := []error{d.networks.Destroy(ctx), d.taskFiles().leave()}
 	for _, dir := range []string{"containers", "build/mounts"} { // what containers and builds were mounted below
 		errs = append(errs, nobind.Release(filepath.Join(d.cfg.ExecRoot, dir)))
 	}

@@ -252,6 +252,14 @@ func TestSuppliesFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	if _, err := x.Files(t.Context(), "t4", []executor.File{{}}); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // as an engine does that leaves nothing behind
+		if err := x.files.leave(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	if mounted, err := mountinfo.Mounted(dir); mounted || err != nil && !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("mounted: %t, %v", mounted, err)
 	}

@@ -92,6 +92,17 @@ func (f taskFiles) sweep(kept func(task string) bool) error {
 	return errors.Join(append(errs, f.unmount())...)
 }
 
+// leave takes down the tmpfs with all that is in it. The next engine puts there again what
+// is wanted.
+func (f taskFiles) leave() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err := unix.Unmount(f.dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return &os.PathError{Op: "unmount", Path: f.dir, Err: err}
+	}
+	return os.RemoveAll(f.dir)
+}
+
 // mount makes the tmpfs, unless it is there.
 func (f taskFiles) mount() error {
 	if err := os.MkdirAll(f.dir, 0o700); err != nil {

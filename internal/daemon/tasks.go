@@ -36,20 +36,26 @@ func (c taskContainers) Create(ctx context.Context, r executor.Request) (string,
 
 // Start implements executor.Containers.
 func (c taskContainers) Start(ctx context.Context, id string) error {
-	return unlessDone(c.m.Kept().Start(ctx, id))
+	return whileWanted(ctx, func() error { return c.m.Kept().Start(ctx, id) })
 }
 
-// Stop implements executor.Containers. When ctx ends the stop goes on, for nobody.
+// Stop implements executor.Containers.
 func (c taskContainers) Stop(ctx context.Context, id string, grace time.Duration) error {
 	s := container.Stop{Join: true}
 	if grace > 0 {
 		n := int(math.Ceil(grace.Seconds()))
 		s.Timeout = &n
 	}
-	stopped := make(chan error, 1)
-	go func() { stopped <- unlessDone(c.m.Stop(ctx, id, s)) }()
+	return whileWanted(ctx, func() error { return c.m.Stop(ctx, id, s) })
+}
+
+// whileWanted waits for what cannot be called off until it is done or ctx ends; then it
+// goes on, for nobody: an engine that ends does not wait for a program that is deaf.
+func whileWanted(ctx context.Context, f func() error) error {
+	done := make(chan error, 1)
+	go func() { done <- unlessDone(f()) }()
 	select {
-	case err := <-stopped:
+	case err := <-done:
 		return err
 	case <-ctx.Done():
 		return ctx.Err()
@@ -66,7 +72,7 @@ func unlessDone(err error) error {
 
 // Remove implements executor.Containers.
 func (c taskContainers) Remove(ctx context.Context, id string) error {
-	return c.m.Remove(ctx, id, container.Remove{Force: true, Volumes: true})
+	return whileWanted(ctx, func() error { return c.m.Remove(ctx, id, container.Remove{Force: true, Volumes: true}) })
 }
 
 // Rename implements executor.Containers.

@@ -1,6 +1,8 @@
 package daemon
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -8,6 +10,7 @@ import (
 	"testing"
 
 	"escale.dev/escale/internal/cluster/executor"
+	"escale.dev/escale/internal/container"
 )
 
 // A container that is let go keeps its files: they are looked for where they are put.
@@ -26,5 +29,19 @@ func TestTaskFilesAreFound(t *testing.T) {
 	}
 	if _, err := newTaskSupplies(d).Files(t.Context(), "t1", nil); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// An engine that ends does not wait for a container's.
+func TestTaskStopIsLeft(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	deaf := make(chan error)
+	defer close(deaf)
+	cancel()
+	if err := whileWanted(ctx, func() error { return <-deaf }); !errors.Is(err, context.Canceled) {
+		t.Error(err)
+	}
+	if err := whileWanted(t.Context(), func() error { return container.ErrNotModified }); err != nil {
+		t.Error(err)
 	}
 }
