@@ -118,6 +118,10 @@ func (l *life) must(err error) {
 	l.t.Helper()
 	if err != nil {
 		load.KeepLog(l.t, l.e)
+		if a, e := l.c.App(l.ctx, "shop"); e == nil {
+			b, _ := json.MarshalIndent(a, "", " ")
+			l.t.Logf("the app: %s", b)
+		}
 		l.t.Fatal(err)
 	}
 }

@@ -35,7 +35,7 @@ func New(node string, s store.Store, x cluster.Executor, log *slog.Logger) *Agen
 // what needs others would be started beside those that only seem to be well.
 func (a *Agent) Open(ctx context.Context) error {
 	for _, t := range store.List[*cluster.Task](a.s.View(), store.OnNode(a.node)) {
-		if t.Status.State != cluster.TaskRunning || t.Halted || t.Status.Message == haltedMessage {
+		if t.Status.State != cluster.TaskRunning || t.Desired == cluster.TaskOrphaned || t.Halted || t.Status.Message == haltedMessage {
 			continue
 		}
 		c := a.x.Controller(t)
@@ -51,6 +51,10 @@ func (a *Agent) Open(ctx context.Context) error {
 			return ctx.Err()
 		}
 		if _, err := a.report(ctx, t.ID, func(t *cluster.Task) {
+			if t.Desired.Stops() { // an engine was killed while it ended it
+				t.Status.State, t.Status.Message, t.Status.Healthy = cluster.TaskShutdown, "shutdown", false
+				return
+			}
 			t.Status.State, t.Status.Message = e.means()
 			e.note(&t.Status)
 		}); err != nil {

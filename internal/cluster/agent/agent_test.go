@@ -346,12 +346,13 @@ func TestAgentAnew(t *testing.T) {
 // What ended while nobody looked is told before anything rests on it.
 func TestOpen(t *testing.T) {
 	agents(t, func(r *rig) {
-		for _, id := range []string{"runs", "ended", "removed", "halted"} {
+		for _, id := range []string{"runs", "ended", "removed", "halted", "told"} {
 			r.up(id)
 		}
 		r.stop()
+		r.change("told", func(t *cluster.Task) { t.Desired = cluster.TaskShutdown })
 		r.change("halted", func(t *cluster.Task) { t.Halted = true })
-		for _, id := range []string{"ended", "halted"} {
+		for _, id := range []string{"ended", "halted", "told"} {
 			r.m.has[id].running = false
 			r.m.has[id].healthy = make(chan struct{})
 			r.m.has[id].end <- 255
@@ -364,6 +365,7 @@ func TestOpen(t *testing.T) {
 		r.want("ended", "failed: task: non-zero exit (255)", "prepare start")
 		r.want("removed", "failed: not found", "prepare start")
 		r.want("halted", "running healthy", "prepare start")
+		r.want("told", "shutdown", "prepare start")
 		r.begin()
 	})
 }

@@ -127,7 +127,7 @@ func (d *decision) want(t *cluster.Task, s cluster.TaskState) {
 // transit looks at a place that has its new task.
 func (d *decision) transit(slot cluster.Slot) {
 	t := slot.Current()
-	if f := failure(slot, d.service.Spec.Number, cmp.Or(d.rollout.Monitor, monitor)); f != nil {
+	if f := failure(slot, d.service, cmp.Or(d.rollout.Monitor, monitor)); f != nil {
 		d.failed++
 		d.reason = f.ContainerName() + ": " + cmp.Or(f.Status.Err, f.Status.Message, string(f.Status.State))
 		d.message = fmt.Sprintf("task %s: %s", f.ID, cmp.Or(f.Status.Err, f.Status.Message, string(f.Status.State)))
@@ -163,10 +163,15 @@ func (d *decision) transit(slot cluster.Slot) {
 }
 
 // failure is a new task that failed while it was watched: before it was healthy, however
-// long that took, or soon after.
-func failure(slot cluster.Slot, number uint64, monitor time.Duration) *cluster.Task {
+// long that took, or soon after. What failed before the rollout began, of a spec that it
+// goes back to, was no failure of its.
+func failure(slot cluster.Slot, s *cluster.Service, monitor time.Duration) *cluster.Task {
+	var since time.Time
+	if r := s.Status.Rollout; r != nil && r.Number == s.Spec.Number {
+		since = r.StartedAt
+	}
 	for _, t := range slot.Tasks {
-		if t.SpecNumber != number || t.Desired == cluster.TaskRemove {
+		if t.SpecNumber != s.Spec.Number || t.Desired == cluster.TaskRemove || t.Status.At.Before(since) {
 			continue
 		}
 		healthy := t.Status.HealthyAt

@@ -268,3 +268,25 @@ func TestGuarded(t *testing.T) {
 	b := newBench(t, 1, nil)
 	b.Guarded("web")
 }
+
+// What failed before, of the spec that is gone back to, is no failure of the rollback.
+func TestFailedBefore(t *testing.T) {
+	b := looptest.New(t, Loop{})
+	b.Service("web", looptest.Replicated(1), func(s *cluster.ServiceSpec) {
+		s.Update = &cluster.Rollout{Parallelism: 1, OnFailure: cluster.FailureRollback}
+	})
+	b.Task("web", 1, cluster.TaskFailed, func(t *cluster.Task) { t.Desired = cluster.TaskShutdown })
+	b.Pass(time.Hour)
+	b.Task("web", 1, cluster.TaskRunning, func(t *cluster.Task) { t.Number = 2 })
+	b.Roll("web")
+	b.Steps("web: number 2 updating update in progress", "web.1#2: wants shutdown, web.1#3 made wants ready of 2")
+	b.Becomes("web.1#2", cluster.TaskShutdown)
+	b.Steps("web.1#3: wants running")
+	b.Becomes("web.1#3", cluster.TaskFailed, func(t *cluster.Task) { t.Status.Err = "boom" })
+	b.Steps("web: number 1 rollback_started update rolled back due to failure or early termination of task " + b.Find("web.1#3").ID + ": boom")
+	b.Pass(time.Second)
+	b.Steps("web.1#3: wants shutdown, web.1#4 made", "")
+	b.Becomes("web.1#4", cluster.TaskRunning)
+	b.Pass(time.Minute)
+	b.Steps("web: number 1 rollback_completed rollback completed", "")
+}
