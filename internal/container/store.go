@@ -212,10 +212,10 @@ func (s *store) remove(e *entry) error {
 	if err := s.discard(e.id); err != nil {
 		return err
 	}
-	s.disown(e)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.byID, e.id)
+	maps.DeleteFunc(s.tasks, func(_ string, o *entry) bool { return o == e })
 	for name, id := range s.names {
 		if id == e.id {
 			delete(s.names, name)

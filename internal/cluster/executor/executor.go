@@ -17,6 +17,7 @@ import (
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
 	"github.com/containerd/errdefs"
+	"github.com/moby/locker"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
@@ -108,13 +109,14 @@ type Executor struct {
 	c        Containers
 	supplies Supplies
 	node     string
+	names    *locker.Locker // by the name of a container that is being given to one
 }
 
 var _ cluster.Executor = (*Executor)(nil)
 
 // New makes an Executor of a node.
 func New(node string, s store.Store, c Containers, supplies Supplies) *Executor {
-	return &Executor{s: s, c: c, supplies: supplies, node: node}
+	return &Executor{s: s, c: c, supplies: supplies, node: node, names: locker.New()}
 }
 
 // Known implements cluster.Executor.
@@ -168,21 +170,16 @@ func (c *controller) Prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.x.names.Lock(n.Name)
+	defer c.x.names.Unlock(n.Name)
 	_, err = c.x.c.Create(ctx, n)
-	for range nameTries {
-		if !errdefs.IsAlreadyExists(err) && !errdefs.IsConflict(err) {
-			return err
-		}
+	if errdefs.IsAlreadyExists(err) || errdefs.IsConflict(err) {
 		if err = c.yield(ctx, n.Name, err); err == nil {
 			_, err = c.x.c.Create(ctx, n)
 		}
 	}
 	return err
 }
-
-// nameTries is how often a name is asked of the container that has it: that one may get
-// it back in the same instant.
-const nameTries = 3
 
 // made is the container as it is to be made.
 func (c *controller) made(ctx context.Context, v store.View) (Request, error) {

@@ -34,11 +34,13 @@ func (c *controller) yield(ctx context.Context, name string, taken error) error 
 // giveBack gives the container before this one its name again, if it runs still: this
 // one was to take its place, and has ended first.
 func (c *controller) giveBack(ctx context.Context) error {
+	name := c.t.ContainerName()
+	c.x.names.Lock(name)
+	defer c.x.names.Unlock(name)
 	list, err := c.x.c.Kept(ctx)
 	if err != nil {
 		return err
 	}
-	name := c.t.ContainerName()
 	var before, holder *Container
 	for i := range list {
 		switch other := &list[i]; {
