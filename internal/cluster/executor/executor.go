@@ -399,7 +399,7 @@ func (c *controller) Remove(ctx context.Context) error {
 		return err
 	}
 	_, err = c.x.supplies.Files(ctx, c.t.ID, nil)
-	return err
+	return errors.Join(err, c.giveBack(ctx))
 }
 
 // Release implements cluster.Controller.

@@ -421,6 +421,14 @@ func TestNameGivenBack(t *testing.T) {
 			t.Errorf("names %s and %s, %v", first.Name, second.Name, err)
 		}
 	}
+	for _, c := range []*controller{r.task("t4", func(*cluster.Task) {})} { // removed at once, it does so, too
+		if err := c.Prepare(t.Context()); err != nil || first.Name == "shop-web-2" {
+			t.Fatal(err, first.Name)
+		}
+		if err := c.Remove(t.Context()); err != nil || first.Name != "shop-web-2" {
+			t.Errorf("name %s, %v", first.Name, err)
+		}
+	}
 	third := r.task("t3", func(*cluster.Task) {})
 	if err := third.Prepare(t.Context()); err != nil {
 		t.Fatal(err)
