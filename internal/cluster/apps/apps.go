@@ -125,6 +125,9 @@ func (a *Apps) change(ctx context.Context, name string, dryRun bool, next func(*
 		if err := disjoint(v, name, &spec); err != nil {
 			return nil, fmt.Errorf("app %q: %w", name, err)
 		}
+		if err := remade(was, &spec); err != nil {
+			return nil, fmt.Errorf("app %q: %w", name, err)
+		}
 		halted := haltedTasks(v, was, wake)
 		p := plan(name, was, &spec, halted)
 		if dryRun {

@@ -14,6 +14,7 @@ import (
 	"escale.dev/escale/internal/cluster/store/mem"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
 )
 
 func service(image string, replicas uint64) cluster.ServiceSpec {
@@ -85,7 +86,7 @@ func TestPut(t *testing.T) {
 	if got := put(Put{Merge: true}, map[string]cluster.ServiceSpec{"web": web}); got != "keep db; replace web (environment, image: web:1 → web:2, replicas: 2 → 3)" {
 		t.Errorf("a change of one: %s", got)
 	}
-	if got := put(Put{Merge: true, Replace: []string{"web"}}, map[string]cluster.ServiceSpec{"web": web}); got != "keep db; replace web (asked to be made anew)" {
+	if got := put(Put{Merge: true, Replace: []string{"web"}}, map[string]cluster.ServiceSpec{"web": web}); got != "keep db; replace web (made anew)" {
 		t.Errorf("made anew: %s", got)
 	}
 	if got := put(Put{Merge: true}, map[string]cluster.ServiceSpec{"web": web}); got != "keep db; keep web" {
@@ -446,11 +447,58 @@ func TestDependentsRestart(t *testing.T) {
 	}
 	for _, o := range []Put{{}, {Merge: true}} {
 		p, err := a.Put(ctx, "shop", spec(asked("db:2")), Put{Merge: o.Merge, DryRun: true})
-		if err != nil || steps(p) != "replace api (asked to be made anew); replace db (image: db:1 → db:2); keep job; replace web (asked to be made anew)" {
+		if err != nil || steps(p) != "replace api (made anew); replace db (image: db:1 → db:2); keep job; replace web (made anew)" {
 			t.Errorf("merge %t: %v, %s", o.Merge, err, steps(p))
 		}
 	}
 	if p, err := a.Put(ctx, "shop", spec(asked("db:1")), Put{}); err != nil || steps(p) != "keep api; keep db; keep job; keep web" {
 		t.Errorf("the same: %v, %s", err, steps(p))
+	}
+}
+
+// Containers have secrets and configs as they were when they were made: who reads one
+// that has changed is exchanged, nobody else.
+func TestReadersOfFilesRestart(t *testing.T) {
+	a, _ := open(t)
+	ctx := context.Background()
+	asked := func(key, page string) cluster.AppSpec {
+		web, db := service("web:1", 1), service("db:1", 1)
+		web.Task.Secrets = []cluster.FileRef{{Name: "key", Target: "/run/secrets/key"}}
+		db.Task.Configs = []cluster.FileRef{{Name: "page", Target: "/page"}}
+		out := spec(map[string]cluster.ServiceSpec{"web": web, "db": db, "idle": service("idle:1", 1)})
+		out.Secrets = map[string]cluster.SecretSpec{"key": {Data: []byte(key)}}
+		out.Configs = map[string]cluster.ConfigSpec{"page": {Data: []byte(page)}}
+		return out
+	}
+	for _, c := range []struct{ key, page, want string }{
+		{"a", "b", "create db; create idle; create web"},
+		{"a", "b", "keep db; keep idle; keep web"},
+		{"A", "b", "keep db; keep idle; replace web (made anew)"},
+		{"A", "b", "keep db; keep idle; keep web"},
+		{"A", "B", "replace db (made anew); keep idle; keep web"},
+	} {
+		if p, err := a.Put(ctx, "shop", asked(c.key, c.page), Put{Merge: true}); err != nil || steps(p) != c.want {
+			t.Errorf("key %s, page %s: %v, %s, want %s", c.key, c.page, err, steps(p), c.want)
+		}
+	}
+}
+
+// A network that would have to be made anew is refused; its labels say nothing of how it works.
+func TestNetworksAreNotRemade(t *testing.T) {
+	a, _ := open(t)
+	ctx := context.Background()
+	asked := func(internal bool, label string) cluster.AppSpec {
+		out := spec(map[string]cluster.ServiceSpec{"web": service("web:1", 1)})
+		out.Networks["default"] = cluster.NetworkSpec{Name: "shop_default", Create: &network.CreateRequest{Internal: internal, Labels: map[string]string{"l": label}}}
+		return out
+	}
+	if _, err := a.Put(ctx, "shop", asked(false, "a"), Put{}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Put(ctx, "shop", asked(true, "a"), Put{DryRun: true}); !errdefs.IsConflict(err) || !strings.Contains(err.Error(), `network "default" is there with other options`) {
+		t.Errorf("other options: %v", err)
+	}
+	if _, err := a.Put(ctx, "shop", asked(false, "b"), Put{}); err != nil {
+		t.Errorf("another label: %v", err)
 	}
 }

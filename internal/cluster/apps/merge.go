@@ -1,6 +1,7 @@
 package apps
 
 import (
+	"bytes"
 	"maps"
 	"slices"
 
@@ -31,6 +32,7 @@ func merge(name string, was, asked cluster.AppSpec, o Put) (cluster.AppSpec, err
 		next.Services[part] = s
 	}
 	if !o.Merge {
+		restartReaders(&was, &next)
 		restartDependents(was, next.Services, name)
 		return next, nil
 	}
@@ -45,8 +47,29 @@ func merge(name string, was, asked cluster.AppSpec, o Put) (cluster.AppSpec, err
 	}
 	keepUsed(&next, &was, kept)
 	maps.Copy(next.Services, kept)
+	restartReaders(&was, &next)
 	restartDependents(was, next.Services, name)
 	return next, nil
+}
+
+// restartReaders has services exchanged whose secrets or configs have another content:
+// a container has what they were when it was made.
+func restartReaders(was, next *cluster.AppSpec) {
+	for part, s := range next.Services {
+		old, there := was.Services[part]
+		if !there || old.Replaces(&s) {
+			continue
+		}
+		changed := slices.ContainsFunc(s.Task.Secrets, func(f cluster.FileRef) bool {
+			return !bytes.Equal(was.Secrets[f.Name].Data, next.Secrets[f.Name].Data)
+		}) || slices.ContainsFunc(s.Task.Configs, func(f cluster.FileRef) bool {
+			return !bytes.Equal(was.Configs[f.Name].Data, next.Configs[f.Name].Data)
+		})
+		if changed {
+			s.Task.Force++
+			next.Services[part] = s
+		}
+	}
 }
 
 // restartDependents has services exchanged whose dependencies are, where depends_on says

@@ -87,7 +87,10 @@ func compare[S any](p *Plan, kind string, old, next map[string]S, stays bool) {
 		switch {
 		case !there:
 			step.Action = actionCreate
-		case !reflect.DeepEqual(is, next[part]):
+		case same(is, next[part]):
+		case stays:
+			step.Why = []string{"it stays as it was made; options are for a new one"}
+		default:
 			step.Action = actionChange
 		}
 		p.Steps = append(p.Steps, step)
@@ -192,7 +195,7 @@ var words = []struct{ path, word string }{
 	{"/Task/Container/Healthcheck", "healthcheck"}, {"/Task/Container/Labels", "labels"}, {"/Labels", "labels"},
 	{"/Task/Host/Mounts", "volumes"}, {"/Task/Host/Binds", "volumes"}, {"/Ports", "ports"}, {"/Networks", "networks"},
 	{"/Task/Secrets", "secrets"}, {"/Task/Configs", "configs"}, {"/Task/Needs", "depends_on"}, {"/Task/Restart", "restart"},
-	{"/Task/Host/Resources", "resources"}, {"/Update", "update_config"}, {"/Rollback", "rollback_config"}, {"/Task/Force", "asked to be made anew"},
+	{"/Task/Host/Resources", "resources"}, {"/Update", "update_config"}, {"/Rollback", "rollback_config"}, {"/Task/Force", "made anew"},
 	{"/Task/Placement", "placement"}, {"/Task/Reserved", "resources"}, {"/Halted", "not started"},
 }
 
