@@ -6,7 +6,6 @@ import (
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
-	"github.com/containerd/errdefs"
 )
 
 // haltedMessage is what a task says that a client has stopped, as long as it is so. It
@@ -32,13 +31,10 @@ func (l *life) halt(ctx context.Context) {
 		if !l.stopped() {
 			return // it is wanted again by now
 		}
-		if err := l.c.Shutdown(ctx); err != nil && !errdefs.IsNotFound(err) && ctx.Err() == nil {
-			t, _ := l.now()
-			l.a.log.Error("a task that a client has stopped cannot be ended: trying again", "task", t.ID, "error", err)
-			l.sleep(ctx, time.Now().Add(patience), nil)
+		if l.undone(ctx, l.c.Shutdown(ctx), "a task that a client has stopped cannot be ended") {
 			return
 		}
-		l.halted = ctx.Err() == nil
+		l.halted = true
 	}
 	if t, _ := l.now(); l.halted && (t.Status.Message != haltedMessage || t.Status.Healthy) {
 		l.to(ctx, cluster.TaskRunning, haltedMessage, func(s *cluster.TaskStatus) { s.Healthy = false })
@@ -47,36 +43,12 @@ func (l *life) halt(ctx context.Context) {
 	l.sleep(ctx, time.Time{}, nil)
 }
 
-// resume brings a task up again that a client had stopped, with all that somebody has
-// removed meanwhile.
-func (l *life) resume(ctx context.Context) {
-	l.halted = false
-	step, done := l.cut(ctx)
-	var c cluster.ContainerStatus
-	err := l.c.Prepare(step)
-	if err == nil {
-		c, err = l.c.Start(step)
-	}
-	cut := step.Err() != nil
-	done()
-	switch {
-	case cut:
-	case err != nil && l.stopped():
-	case err != nil:
-		l.to(ctx, cluster.TaskFailed, "starting", func(s *cluster.TaskStatus) { s.Err = err.Error() })
-	default:
-		l.to(ctx, cluster.TaskRunning, "started", func(s *cluster.TaskStatus) { s.Container, s.RunningAt = &c, time.Now().UTC() })
-	}
-}
-
 // rest waits until a task that has ended is gone. Before it was written that it has, a
 // client could start its container again, whose place is another's now.
-func (l *life) rest(ctx context.Context, t *cluster.Task) {
+func (l *life) rest(ctx context.Context) {
 	l.stopWaiting()
 	if !l.rested {
-		if err := l.c.Shutdown(ctx); err != nil && !errdefs.IsNotFound(err) && ctx.Err() == nil {
-			l.a.log.Error("the container of a task that has ended runs and cannot be ended: trying again", "task", t.ID, "error", err)
-			l.sleep(ctx, time.Now().Add(patience), nil)
+		if l.undone(ctx, l.c.Shutdown(ctx), "the container of a task that has ended runs and cannot be ended") {
 			return
 		}
 		l.rested = true
@@ -87,13 +59,7 @@ func (l *life) rest(ctx context.Context, t *cluster.Task) {
 // release lets the container go.
 func (l *life) release(ctx context.Context) {
 	l.stopWaiting()
-	if err := l.c.Release(ctx); err != nil && !errdefs.IsNotFound(err) && ctx.Err() == nil {
-		t, _ := l.now()
-		l.a.log.Error("the container of a task cannot be let go: trying again", "task", t.ID, "error", err)
-		l.sleep(ctx, time.Now().Add(patience), nil)
-		return
-	}
-	if ctx.Err() == nil {
+	if !l.undone(ctx, l.c.Release(ctx), "the container of a task cannot be let go") {
 		l.to(ctx, cluster.TaskOrphaned, "let go", func(s *cluster.TaskStatus) { s.Healthy = false })
 	}
 }
@@ -101,7 +67,7 @@ func (l *life) release(ctx context.Context) {
 // vanish removes what is left of a task that is to be removed, and says so.
 func (l *life) vanish(ctx context.Context) {
 	l.stopWaiting()
-	if !l.remove(ctx) || ctx.Err() != nil {
+	if !l.remove(ctx) {
 		return
 	}
 	t, _ := l.now()
@@ -110,12 +76,5 @@ func (l *life) vanish(ctx context.Context) {
 
 // remove removes the container, or waits until it is time to try again.
 func (l *life) remove(ctx context.Context) bool {
-	err := l.c.Remove(ctx)
-	if err == nil || errdefs.IsNotFound(err) {
-		return true
-	}
-	t, _ := l.now()
-	l.a.log.Error("the container of a task that has gone cannot be removed: trying again", "task", t.ID, "error", err)
-	l.sleep(ctx, time.Now().Add(patience), nil)
-	return false
+	return !l.undone(ctx, l.c.Remove(ctx), "the container of a task that has gone cannot be removed")
 }

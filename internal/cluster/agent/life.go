@@ -118,7 +118,7 @@ func (l *life) step(ctx context.Context, t *cluster.Task) {
 	case state.Ended() && t.Desired == cluster.TaskRemove && !t.Status.Gone:
 		l.vanish(ctx)
 	case state.Ended():
-		l.rest(ctx, t)
+		l.rest(ctx)
 	case t.Desired == cluster.TaskOrphaned:
 		l.release(ctx)
 	case t.Desired.Stops():
@@ -138,11 +138,12 @@ func (l *life) step(ctx context.Context, t *cluster.Task) {
 	case state == cluster.TaskStarting && t.Halted:
 		l.to(ctx, cluster.TaskRunning, "", func(s *cluster.TaskStatus) { s.RunningAt = time.Now().UTC() })
 	case state == cluster.TaskStarting:
-		l.start(ctx)
+		l.start(ctx, false)
 	case state == cluster.TaskRunning && t.Halted:
 		l.halt(ctx)
 	case state == cluster.TaskRunning && (l.halted || t.Status.Message == haltedMessage):
-		l.resume(ctx)
+		l.halted = false
+		l.start(ctx, true) // a client had stopped it
 	case state == cluster.TaskRunning:
 		l.attend(ctx, t)
 	default:
@@ -186,10 +187,16 @@ func (l *life) prepare(ctx context.Context) {
 	}
 }
 
-func (l *life) start(ctx context.Context) {
+// start starts the container. What somebody has removed of it or of what it needs is made
+// again: all of it is looked for first when again says so.
+func (l *life) start(ctx context.Context, again bool) {
 	step, done := l.cut(ctx)
-	c, err := l.c.Start(step)
-	if errdefs.IsNotFound(err) { // somebody has removed it
+	var c cluster.ContainerStatus
+	var err error
+	if !again {
+		c, err = l.c.Start(step)
+	}
+	if again || errdefs.IsNotFound(err) {
 		if err = l.c.Prepare(step); err == nil {
 			c, err = l.c.Start(step)
 		}
@@ -206,17 +213,23 @@ func (l *life) start(ctx context.Context) {
 	}
 }
 
+// undone tells whether something could not be done, that is to be tried again once this
+// has waited and returned. What is not there is done.
+func (l *life) undone(ctx context.Context, err error, what string) bool {
+	if err != nil && !errdefs.IsNotFound(err) && ctx.Err() == nil {
+		t, _ := l.now()
+		l.a.log.Error(what+": trying again", "task", t.ID, "error", err)
+		l.sleep(ctx, time.Now().Add(patience), nil)
+		return true
+	}
+	return ctx.Err() != nil
+}
+
 // shutdown ends what there is of the container; one that ended by itself meanwhile
 // has still done what was wanted.
 func (l *life) shutdown(ctx context.Context) {
 	l.stopWaiting()
-	if err := l.c.Shutdown(ctx); err != nil && !errdefs.IsNotFound(err) && ctx.Err() == nil {
-		t, _ := l.now()
-		l.a.log.Error("a task cannot be ended: trying again", "task", t.ID, "error", err)
-		l.sleep(ctx, time.Now().Add(patience), nil)
-		return
-	}
-	if ctx.Err() == nil {
+	if !l.undone(ctx, l.c.Shutdown(ctx), "a task cannot be ended") {
 		l.to(ctx, cluster.TaskShutdown, "shutdown", func(s *cluster.TaskStatus) { s.Healthy = false })
 	}
 }
