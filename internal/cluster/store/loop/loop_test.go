@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -99,19 +100,19 @@ func TestRunTroubles(t *testing.T) {
 		go func() { ended <- Run(t.Context(), s, slog.New(slog.DiscardHandler), counter{1}) }()
 		synctest.Wait()
 		// The watch is behind by more than is kept before it is read again.
-		s.fail = fmt.Errorf("disk: %w", errdefs.ErrUnavailable)
+		s.failing(fmt.Errorf("disk: %w", errdefs.ErrUnavailable))
 		o := service(0)
 		if _, err := s.Store.Commit(t.Context(), store.Create(o)); err != nil {
 			t.Fatal(err)
 		}
 		synctest.Wait()
-		s.fail = nil
+		s.failing(nil)
 		time.Sleep(2 * patience)
 		synctest.Wait()
 		if got, err := store.Find[*cluster.Service](s.View(), o.ID); err != nil || got.Spec.Number != 1 {
 			t.Errorf("after a store that could not be written: %+v, %v", got, err)
 		}
-		s.fail = errdefs.ErrInvalidArgument
+		s.failing(errdefs.ErrInvalidArgument)
 		if _, err := s.Store.Commit(t.Context(), store.Create(service(1))); err != nil {
 			t.Fatal(err)
 		}
@@ -132,12 +133,23 @@ func TestRunTroubles(t *testing.T) {
 // sick is a store that cannot be written.
 type sick struct {
 	store.Store
+
+	mu   sync.Mutex
 	fail error
 }
 
+func (s *sick) failing(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fail = err
+}
+
 func (s *sick) Commit(ctx context.Context, c ...store.Change) (uint64, error) {
-	if s.fail != nil {
-		return 0, s.fail
+	s.mu.Lock()
+	fail := s.fail
+	s.mu.Unlock()
+	if fail != nil {
+		return 0, fail
 	}
 	return s.Store.Commit(ctx, c...)
 }
