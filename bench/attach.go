@@ -92,16 +92,7 @@ func (b *bench) attachAmong(ctx context.Context, j, n int, network, mover string
 		lines[what] = b.line(fmt.Sprintf("%s, among %d", what, n), "ms", false)
 	}
 	for i := -1; i < b.n; i++ {
-		timed := func(what string, f func() error) error {
-			begin := time.Now()
-			if err := f(); err != nil {
-				return fmt.Errorf("%s: %w", what, err)
-			}
-			if m := lines[what]; i >= 0 {
-				m.Samples[j] = append(m.Samples[j], ms(time.Since(begin)))
-			}
-			return nil
-		}
+		timed := timer(lines, j, i >= 0)
 		for _, way := range []string{"connect", "disconnect"} {
 			if err := timed(way, func() error {
 				return e.call(ctx, "POST", "/networks/"+network+"/"+way, map[string]any{"Container": mover}, nil)

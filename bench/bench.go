@@ -111,6 +111,21 @@ func (b *bench) prepared(ctx context.Context, name string, n int, before, f, aft
 	return nil
 }
 
+// timer gives what takes the time of things by the names of their lines, for the end j.
+// Those of a first turn do not count.
+func timer(lines map[string]*measure, j int, counts bool) func(what string, f func() error) error {
+	return func(what string, f func() error) error {
+		begin := time.Now()
+		if err := f(); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		if m := lines[what]; counts {
+			m.Samples[j] = append(m.Samples[j], ms(time.Since(begin)))
+		}
+		return nil
+	}
+}
+
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
 // show prints a measure as soon as it is there.

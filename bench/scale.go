@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // scale measures how the cost of one more container grows with those that are
@@ -99,16 +98,7 @@ func (b *bench) among(ctx context.Context, j int, where, id string) error {
 		lines[what] = b.line(what+", "+where, "ms", false)
 	}
 	for i := -1; i < b.n; i++ {
-		timed := func(what string, f func() error) error {
-			begin := time.Now()
-			if err := f(); err != nil {
-				return fmt.Errorf("%s: %w", what, err)
-			}
-			if m := lines[what]; i >= 0 {
-				m.Samples[j] = append(m.Samples[j], ms(time.Since(begin)))
-			}
-			return nil
-		}
+		timed := timer(lines, j, i >= 0)
 		if err := b.oneMore(ctx, e, timed); err != nil {
 			return err
 		}

@@ -72,15 +72,21 @@ func (s apps) app(ctx context.Context, name string) (*client.App, bool, error) {
 	return app, err == nil, err
 }
 
+// chosen gives the app that a command is for, and the engine.
+func (s apps) chosen(ctx context.Context, args []string) (*client.Client, string, error) {
+	name, err := s.appName(ctx, args)
+	if err != nil {
+		return nil, "", err
+	}
+	c, err := s.client()
+	return c, name, err
+}
+
 func historyCommand(s *session) *cobra.Command {
 	var format string
 	var source uint64
 	cmd := command("history [OPTIONS] [APP]", "Show what an app has been, the newest first", func(ctx context.Context, args []string) error {
-		name, err := apps{s}.appName(ctx, args)
-		if err != nil {
-			return err
-		}
-		c, err := s.client()
+		c, name, err := apps{s}.chosen(ctx, args)
 		if err != nil {
 			return err
 		}
@@ -133,11 +139,7 @@ func rollbackCommand(s *session) *cobra.Command {
 	var to uint64
 	var detach bool
 	cmd := command("rollback [OPTIONS] [APP]", "Bring back what an app was before", func(ctx context.Context, args []string) error {
-		name, err := apps{s}.appName(ctx, args)
-		if err != nil {
-			return err
-		}
-		c, err := s.client()
+		c, name, err := apps{s}.chosen(ctx, args)
 		if err != nil {
 			return err
 		}
@@ -164,11 +166,7 @@ func rollbackCommand(s *session) *cobra.Command {
 
 func releaseCommand(s *session) *cobra.Command {
 	cmd := command("release [APP]", "Leave an app's containers to you: the engine keeps them no more", func(ctx context.Context, args []string) error {
-		name, err := apps{s}.appName(ctx, args)
-		if err != nil {
-			return err
-		}
-		c, err := s.client()
+		c, name, err := apps{s}.chosen(ctx, args)
 		if err != nil {
 			return err
 		}
