@@ -25,6 +25,7 @@ const (
 	KindSecret  Kind = "secret"
 	KindConfig  Kind = "config"
 	KindNode    Kind = "node"
+	KindCluster Kind = "cluster" // one object, named DefaultCluster
 )
 
 // Meta is what all objects have.
@@ -92,13 +93,15 @@ func (k Kind) New() Object {
 		return new(Config)
 	case KindNode:
 		return new(Node)
+	case KindCluster:
+		return new(Cluster)
 	}
 	return nil
 }
 
 // Kinds are all kinds, those that others go with first.
 func Kinds() []Kind {
-	return []Kind{KindNode, KindApp, KindNetwork, KindVolume, KindSecret, KindConfig, KindService, KindTask}
+	return []Kind{KindCluster, KindNode, KindApp, KindNetwork, KindVolume, KindSecret, KindConfig, KindService, KindTask}
 }
 
 // idSize is the length of an id, in digits of base 36: 128 random bits.

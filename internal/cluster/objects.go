@@ -100,7 +100,7 @@ func (*Node) Kind() Kind { return KindNode }
 
 // NodeSpec is what people say of a node.
 type NodeSpec struct {
-	Manager      bool
+	Manager      bool // the role that is wanted
 	Availability Availability
 	Labels       map[string]string `json:",omitempty"`
 }
@@ -126,4 +126,18 @@ type NodeStatus struct {
 	Used         Resources         `json:",omitzero"` // of them, by whatever runs on the node; measured where scheduling asks for it
 	EngineLabels map[string]string `json:",omitempty"`
 	Version      string            `json:",omitempty"`
+	Plugins      []Plugin          `json:",omitempty"` // drivers that its engine has
+	ListenAddr   string            `json:",omitempty"` // host:port where other nodes call it
+	DataPathAddr string            `json:",omitempty"` // where overlay networks' packets go; "": Addr
+	Manager      *ManagerStatus    `json:",omitempty"` // of a manager
+}
+
+// Plugin is a driver that an engine has, its own among them.
+type Plugin struct{ Type, Name string }
+
+// ManagerStatus is what is seen of a manager.
+type ManagerStatus struct {
+	Leader    bool   `json:",omitempty"`
+	Reachable bool   `json:",omitempty"`
+	Addr      string `json:",omitempty"` // host:port where managers and nodes call it
 }
