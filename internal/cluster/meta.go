@@ -6,7 +6,6 @@ package cluster
 
 import (
 	"crypto/rand"
-	"encoding/json"
 	"fmt"
 	"math/big"
 	"time"
@@ -50,19 +49,6 @@ type Object interface {
 	// Kind may be asked of a nil pointer.
 	Kind() Kind
 	Base() *Meta
-}
-
-// Copy is an object that may be changed.
-func Copy[T Object](o T) T {
-	b, err := json.Marshal(o)
-	if err != nil {
-		panic(err) // the types have nothing that cannot be encoded
-	}
-	out := o.Kind().New()
-	if err := json.Unmarshal(b, out); err != nil {
-		panic(err)
-	}
-	return out.(T)
 }
 
 // Named tells whether two objects of the kind cannot have one name.

@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"maps"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -167,6 +168,29 @@ type Resources struct {
 	NanoCPUs int64            `json:",omitempty"`
 	Memory   int64            `json:",omitempty"` // bytes
 	Generic  map[string]int64 `json:",omitempty"`
+}
+
+// Plus is r and so many times other.
+func (r Resources) Plus(other Resources, times int64) Resources {
+	r.NanoCPUs += times * other.NanoCPUs
+	r.Memory += times * other.Memory
+	if len(other.Generic) > 0 {
+		r.Generic = maps.Clone(r.Generic)
+		if r.Generic == nil {
+			r.Generic = map[string]int64{}
+		}
+		for name, n := range other.Generic {
+			if r.Generic[name] += times * n; r.Generic[name] == 0 {
+				delete(r.Generic, name)
+			}
+		}
+	}
+	return r
+}
+
+// Equal tells whether two amounts are the same.
+func (r Resources) Equal(other Resources) bool {
+	return r.NanoCPUs == other.NanoCPUs && r.Memory == other.Memory && maps.Equal(r.Generic, other.Generic)
 }
 
 // Placement is where tasks may be.

@@ -109,6 +109,13 @@ func (t *Task) Held() bool {
 	return t.Halted || t.Desired == TaskReady || len(t.Spec.Needs) > 0 && !t.Released
 }
 
+// Waits tells whether the task has still to be given its node. Of a global service it says
+// already which one that is to be.
+func (t *Task) Waits() bool { return t.Status.State == TaskNew || t.Status.State == TaskPending }
+
+// Needy tells whether the task waits for what it needs of other services.
+func (t *Task) Needy() bool { return len(t.Spec.Needs) > 0 && !t.Released && t.Live() }
+
 // Live tells whether the task runs or is on its way there, and shall.
 func (t *Task) Live() bool { return !t.Desired.Stops() && !t.Status.State.Ended() }
 

@@ -5,7 +5,9 @@ package scheduler
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"math"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -33,7 +35,7 @@ func (Loop) Kinds() []cluster.Kind { return []cluster.Kind{cluster.KindTask, clu
 
 // Keys implements loop.Loop.
 func (Loop) Keys(_ store.View, e store.Event) []string {
-	if t, ok := e.New.(*cluster.Task); ok && !waits(t) && !t.Status.State.Ended() {
+	if t, ok := e.New.(*cluster.Task); ok && !t.Waits() && !t.Status.State.Ended() {
 		return nil // it has its node and takes no room from others but what it took
 	}
 	return []string{all}
@@ -42,57 +44,59 @@ func (Loop) Keys(_ store.View, e store.Event) []string {
 // All implements loop.Loop.
 func (Loop) All(store.View) []string { return []string{all} }
 
-// waits tells whether a task needs a node, or an end because it has none and is not
-// to have one any more.
-func waits(t *cluster.Task) bool {
-	return t.Status.State == cluster.TaskNew || t.Status.State == cluster.TaskPending
-}
-
-// Decide implements loop.Loop.
+// Decide implements loop.Loop. What it costs grows with the nodes and with the tasks that
+// wait, not with those that have their place.
 func (l Loop) Decide(v store.View, _ string, now time.Time) (d loop.Decision) {
-	tasks := store.List[*cluster.Task](v)
-	var waiting []*cluster.Task
-	room := map[string]*Room{}
-	for _, n := range store.List[*cluster.Node](v) {
-		room[n.ID] = &Room{Node: n, Services: map[string]int{}}
-	}
-	for _, t := range tasks {
-		switch r := room[t.Node]; {
-		case waits(t):
-			waiting = append(waiting, t)
-		case r != nil && !t.Status.State.Ended():
-			r.take(t)
-		}
-	}
+	waiting := store.List[*cluster.Task](v, store.Waiting())
 	if len(waiting) == 0 {
 		return d
 	}
-	nodes := make([]*Room, 0, len(room))
-	for _, r := range room {
-		nodes = append(nodes, r)
-	}
-	slices.SortFunc(nodes, func(a, b *Room) int { return cmp.Compare(a.Node.ID, b.Node.ID) })
 	// Those that were asked for first come first.
 	slices.SortFunc(waiting, func(a, b *cluster.Task) int { return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID)) })
+	r := round{score: l.Score, now: now}
+	if r.score == nil {
+		r.score = Spread
+	}
+	for _, n := range store.List[*cluster.Node](v) {
+		load := v.NodeLoad(n.ID)
+		r.nodes = append(r.nodes, &Room{Node: n, Tasks: load.Tasks, Services: load.Services, Reserved: load.Reserved})
+	}
 	for _, t := range waiting {
 		if len(d.Changes) == store.MaxChanges {
 			break
 		}
-		if c := l.place(t, nodes, now); c != nil {
+		if c := r.place(t); c != nil {
 			d.Changes = append(d.Changes, store.Update(c))
 		}
 	}
 	return d
 }
 
+// round gives tasks their nodes, one after the other, each seeing where the ones before went.
+type round struct {
+	score Score
+	now   time.Time
+	nodes []*Room // by id
+	like  *cluster.Task
+	found choice // what was found for that task, and holds for all that are made alike
+}
+
+// choice are the nodes that will do for a task.
+type choice struct {
+	checks  []filter
+	refused []int // nodes, by the check they failed
+	fit     []*Room
+	wrong   string // with what was asked
+}
+
 // place gives a task its node, or says why it has none; nil when that is said already.
-func (l Loop) place(t *cluster.Task, nodes []*Room, now time.Time) *cluster.Task {
+func (r *round) place(t *cluster.Task) *cluster.Task {
 	if t.Desired.Stops() {
 		t = store.Copy(t)
-		t.Status = cluster.TaskStatus{State: cluster.TaskShutdown, At: now, Message: "shutdown before it had a node"}
+		t.Status = cluster.TaskStatus{State: cluster.TaskShutdown, At: r.now, Message: "shutdown before it had a node"}
 		return t
 	}
-	to, why := l.choose(t, nodes)
+	to, why := r.choose(t)
 	state, message := cluster.TaskPending, why
 	if to != nil {
 		state, message = cluster.TaskAssigned, "scheduler assigned task to node"
@@ -101,46 +105,70 @@ func (l Loop) place(t *cluster.Task, nodes []*Room, now time.Time) *cluster.Task
 		return nil
 	}
 	t = store.Copy(t)
-	t.Status = cluster.TaskStatus{State: state, At: now, Message: message, Err: why}
+	t.Status = cluster.TaskStatus{State: state, At: r.now, Message: message, Err: why}
 	if to != nil {
 		t.Node = to.Node.ID
-		to.take(t)
 	} else {
 		t.Status.Message = "pending task scheduling"
 	}
 	return t
 }
 
-// choose picks a node for a task, or says why none will do.
-func (l Loop) choose(t *cluster.Task, nodes []*Room) (*Room, string) {
+// choose picks a node for a task and puts it there, or says why none will do.
+func (r *round) choose(t *cluster.Task) (*Room, string) {
+	if !alike(r.like, t) {
+		r.like, r.found = t, r.look(t)
+	}
+	c := &r.found
+	if c.wrong != "" {
+		return nil, c.wrong
+	}
+	if len(c.fit) == 0 {
+		return nil, explain(c.checks, c.refused)
+	}
+	spread(t, r.nodes)
+	best := 0
+	for i, n := range c.fit {
+		if cmp.Or(r.score(t, n, c.fit[best]), cmp.Compare(n.Node.ID, c.fit[best].Node.ID)) < 0 {
+			best = i
+		}
+	}
+	to := c.fit[best]
+	to.take(t)
+	if i := slices.IndexFunc(c.checks, func(f filter) bool { return !f.fits(to) }); i >= 0 { // it is full now
+		c.refused[i]++
+		c.fit = slices.Delete(c.fit, best, best+1)
+	}
+	return to, ""
+}
+
+// alike tells whether what was found for one task holds for the other: replicas of one spec.
+func alike(a, b *cluster.Task) bool {
+	return a != nil && a.Owner == b.Owner && a.SpecNumber == b.SpecNumber && a.Slot != 0 && b.Slot != 0 && a.Node == b.Node && a.Spec.Force == b.Spec.Force &&
+		reflect.DeepEqual(a.Spec.Placement, b.Spec.Placement) && a.Spec.Reserved.Equal(b.Spec.Reserved)
+}
+
+// look finds the nodes that will do for a task.
+func (r *round) look(t *cluster.Task) choice {
 	checks, err := filters(t)
 	if err != nil {
-		return nil, err.Error()
+		return choice{wrong: err.Error()}
 	}
-	refused := make([]int, len(checks))
-	var fit []*Room
+	c := choice{checks: checks, refused: make([]int, len(checks))}
 next:
-	for _, n := range nodes {
+	for _, n := range r.nodes {
 		if t.Node != "" && n.Node.ID != t.Node {
 			continue // it is for that one
 		}
 		for i, f := range checks {
 			if !f.fits(n) {
-				refused[i]++
+				c.refused[i]++
 				continue next
 			}
 		}
-		fit = append(fit, n)
+		c.fit = append(c.fit, n)
 	}
-	if len(fit) == 0 {
-		return nil, explain(checks, refused)
-	}
-	score := l.Score
-	if score == nil {
-		score = Spread
-	}
-	spread(t, nodes)
-	return slices.MinFunc(fit, func(a, b *Room) int { return cmp.Or(score(t, a, b), cmp.Compare(a.Node.ID, b.Node.ID)) }), ""
+	return c
 }
 
 // explain says why no node will do, in Docker's words.
@@ -161,8 +189,9 @@ func explain(checks []filter, refused []int) string {
 type Room struct {
 	Node     *cluster.Node
 	Tasks    int
-	Services map[string]int // tasks, by service
+	Services map[string]int // tasks, by service; shared with the store until it is touched
 	Reserved cluster.Resources
+	own      bool // Services is
 	// Near are, for the task that is being placed, the tasks of its service on nodes
 	// with the same value of each label that it is spread over.
 	Near []int
@@ -170,6 +199,9 @@ type Room struct {
 
 // spread counts them on all nodes.
 func spread(t *cluster.Task, nodes []*Room) {
+	if len(t.Spec.Placement.Spread) == 0 {
+		return
+	}
 	for _, n := range nodes {
 		n.Near = n.Near[:0]
 	}
@@ -187,16 +219,15 @@ func spread(t *cluster.Task, nodes []*Room) {
 
 // take puts a task on the node.
 func (r *Room) take(t *cluster.Task) {
+	if !r.own {
+		r.Services, r.own = maps.Clone(r.Services), true
+		if r.Services == nil {
+			r.Services = map[string]int{}
+		}
+	}
 	r.Tasks++
 	r.Services[t.Owner]++
-	r.Reserved.NanoCPUs += t.Spec.Reserved.NanoCPUs
-	r.Reserved.Memory += t.Spec.Reserved.Memory
-	for name, n := range t.Spec.Reserved.Generic {
-		if r.Reserved.Generic == nil {
-			r.Reserved.Generic = map[string]int64{}
-		}
-		r.Reserved.Generic[name] += n
-	}
+	r.Reserved = r.Reserved.Plus(t.Spec.Reserved, 1)
 }
 
 // Score orders two nodes that will do for a task, the better one first.
@@ -205,7 +236,14 @@ type Score func(t *cluster.Task, a, b *Room) int
 // Spread prefers nodes with few tasks: of the same service on nodes with the same
 // labels, where it is spread over those; of the same service; and in all.
 func Spread(t *cluster.Task, a, b *Room) int {
-	return cmp.Or(slices.Compare(a.Near, b.Near), cmp.Compare(a.Services[t.Owner], b.Services[t.Owner]), cmp.Compare(a.Tasks, b.Tasks))
+	return cmp.Or(near(t, a, b), cmp.Compare(a.Services[t.Owner], b.Services[t.Owner]), cmp.Compare(a.Tasks, b.Tasks))
+}
+
+func near(t *cluster.Task, a, b *Room) int {
+	if len(t.Spec.Placement.Spread) == 0 {
+		return 0 // what stands there is of another task
+	}
+	return slices.Compare(a.Near, b.Near)
 }
 
 // Pack prefers nodes on which little is left, so that others stay free.

@@ -40,11 +40,16 @@ func newWorld(t *testing.T, seed uint64, nodes int) *world {
 	state := store.NewState()
 	state.Now(func() time.Time { return w.now })
 	w.s = mem.New(state)
-	w.loops = []loop.Loop{replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{In: time.UTC}, restart.Loop{}, depend.Loop{}, app.Loop{}, update.Loop{}, reaper.Loop{}, scheduler.Loop{}}
+	w.loops = all()
 	for i := range nodes {
 		w.commit(store.Create(&cluster.Node{Meta: cluster.Meta{Name: fmt.Sprint("n", i), Labels: map[string]string{"n": fmt.Sprint(i)}}, Status: cluster.NodeStatus{Ready: true}}))
 	}
 	return w
+}
+
+// all are the loops that a manager runs.
+func all() []loop.Loop {
+	return []loop.Loop{replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{In: time.UTC}, restart.Loop{}, depend.Loop{}, app.Loop{}, update.Loop{}, reaper.Loop{}, scheduler.Loop{}}
 }
 
 func (w *world) commit(changes ...store.Change) {

@@ -18,6 +18,7 @@ func schema() *memdb.DBSchema {
 		}
 		s.Tables[string(k)] = &memdb.TableSchema{Name: string(k), Indexes: indexes}
 	}
+	s.Tables[loads] = loadSchema()
 	return s
 }
 
@@ -33,6 +34,23 @@ var indexers = map[string]func(cluster.Object) []string{
 		}
 		return nil
 	},
+	"place": func(o cluster.Object) []string {
+		if t, ok := o.(*cluster.Task); ok && t.Waits() {
+			return []string{waiting}
+		}
+		return nil
+	},
+	"needs": func(o cluster.Object) []string {
+		t, ok := o.(*cluster.Task)
+		if !ok || !t.Needy() {
+			return nil
+		}
+		var out []string
+		for _, n := range t.Spec.Needs {
+			out = append(out, n.Service)
+		}
+		return out
+	},
 	"node": func(o cluster.Object) []string {
 		if t, ok := o.(*cluster.Task); ok {
 			return []string{t.Node}
@@ -40,6 +58,9 @@ var indexers = map[string]func(cluster.Object) []string{
 		return nil
 	},
 }
+
+// waiting is the key of the tasks that have still to be given their nodes.
+const waiting = "waiting"
 
 // labels are what an object is found by: its labels' names, and with their values.
 func labels(o cluster.Object) []string {

@@ -214,6 +214,9 @@ func (g *Staged) do(c Change, at uint64) (Event, error) {
 	}
 	if c.Op == OpDelete {
 		g.writes = append(g.writes, Write{Kind: k, ID: m.ID})
+		if err := weigh(g.txn, e.Old, nil); err != nil {
+			return e, err
+		}
 		return e, g.txn.Delete(string(k), is)
 	}
 	m.Revision, m.UpdatedAt = at, g.s.now().UTC()
@@ -234,6 +237,9 @@ func (g *Staged) do(c Change, at uint64) (Event, error) {
 	}
 	e.New = r.object
 	g.writes = append(g.writes, Write{Kind: k, ID: m.ID, Raw: r.raw})
+	if err := weigh(g.txn, e.Old, e.New); err != nil {
+		return e, err
+	}
 	return e, g.txn.Insert(string(k), r)
 }
 
@@ -283,6 +289,9 @@ func (s *State) loading() loading { return loading{s, s.db.Txn(true)} }
 func (l loading) add(k cluster.Kind, raw json.RawMessage) error {
 	o, err := decode(k, raw)
 	if err != nil {
+		return err
+	}
+	if err := weigh(l.txn, nil, o); err != nil {
 		return err
 	}
 	return l.txn.Insert(string(k), &record{o, raw})

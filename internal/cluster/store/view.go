@@ -78,6 +78,12 @@ func OfApp(id string) By { return By{"app", id} }
 // OnNode picks the tasks of a node.
 func OnNode(id string) By { return By{"node", id} }
 
+// Waiting picks the tasks that have still to be given their nodes.
+func Waiting() By { return By{"place", waiting} }
+
+// Needing picks the tasks that wait for a service, by its name.
+func Needing(service string) By { return By{"needs", service} }
+
 // List gives the objects of a kind, by id: all of them, or what all of by pick.
 func List[T cluster.Object](v View, by ...By) []T {
 	var none T

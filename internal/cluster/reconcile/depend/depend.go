@@ -23,40 +23,46 @@ func (Loop) Name() string { return "depend" }
 // Kinds implements loop.Loop.
 func (Loop) Kinds() []cluster.Kind { return []cluster.Kind{cluster.KindService, cluster.KindTask} }
 
-// Keys implements loop.Loop: a task that waits; all that wait when another one has
-// changed, for theirs may be what they wait for.
+// Keys implements loop.Loop: a task that waits; when a service or a task of one has
+// changed, all that wait for that service.
 func (l Loop) Keys(v store.View, e store.Event) []string {
-	if t, ok := e.New.(*cluster.Task); ok && waits(t) {
-		return []string{t.ID}
+	o := e.New
+	if o == nil {
+		o = e.Old
 	}
-	return l.All(v)
+	name := o.Base().Name
+	if t, ok := o.(*cluster.Task); ok {
+		if e.New != nil && t.Needy() {
+			return []string{t.ID}
+		}
+		s, err := store.Find[*cluster.Service](v, t.Owner)
+		if err != nil {
+			return nil // it goes, and says so itself
+		}
+		name = s.Name
+	}
+	var out []string
+	for _, t := range store.List[*cluster.Task](v, store.Needing(name)) {
+		out = append(out, t.ID)
+	}
+	return out
 }
 
 // All implements loop.Loop.
 func (Loop) All(v store.View) []string {
 	var out []string
-	for _, s := range store.List[*cluster.Service](v) {
-		if len(s.Spec.Task.Needs) == 0 && (s.Previous == nil || len(s.Previous.Task.Needs) == 0) {
-			continue
-		}
-		for _, t := range store.List[*cluster.Task](v, store.Owner(s.ID)) {
-			if waits(t) {
-				out = append(out, t.ID)
-			}
+	for _, t := range store.List[*cluster.Task](v) {
+		if t.Needy() {
+			out = append(out, t.ID)
 		}
 	}
 	return out
 }
 
-// waits tells whether a task waits for what it needs.
-func waits(t *cluster.Task) bool {
-	return len(t.Spec.Needs) > 0 && !t.Released && t.Live()
-}
-
 // Decide implements loop.Loop.
 func (Loop) Decide(v store.View, key string, _ time.Time) (d loop.Decision) {
 	t, err := store.Find[*cluster.Task](v, key)
-	if err != nil || !waits(t) {
+	if err != nil || !t.Needy() {
 		return d
 	}
 	why := ""

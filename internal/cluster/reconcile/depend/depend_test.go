@@ -122,3 +122,27 @@ func TestSilence(t *testing.T) {
 		b.Rest(0)
 	}
 }
+
+// Only those that wait for a service are looked at when something of it changes.
+func TestKeys(t *testing.T) {
+	b := newBench(t, cluster.Need{Condition: cluster.Healthy})
+	b.Service("db", looptest.Replicated(1))
+	b.Service("other", looptest.Replicated(1))
+	b.Task("db", 1, cluster.TaskRunning)
+	b.Task("other", 1, cluster.TaskRunning)
+	v := b.Store.View()
+	for _, o := range store.List[*cluster.Task](v) {
+		want := 1
+		if o.Name == "other.1" {
+			want = 0
+		}
+		if got := (Loop{}).Keys(v, store.Event{New: o}); len(got) != want {
+			t.Errorf("after a change of %s: %d tasks are looked at, want %d", o.Name, len(got), want)
+		}
+	}
+	for _, s := range store.List[*cluster.Service](v) {
+		if got := (Loop{}).Keys(v, store.Event{Old: s}); len(got) != map[string]int{"db": 1}[s.Name] {
+			t.Errorf("after %s has gone: %v", s.Name, got)
+		}
+	}
+}

@@ -1,0 +1,89 @@
+package store
+
+import (
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"testing"
+
+	"escale.dev/escale/internal/cluster"
+)
+
+// What the store says of each node's load is what counting its tasks gives, whatever was
+// written, and after it was read anew.
+func TestNodeLoad(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	states := []cluster.TaskState{cluster.TaskNew, cluster.TaskPending, cluster.TaskAssigned, cluster.TaskRunning, cluster.TaskFailed, cluster.TaskComplete}
+	set := func(task *cluster.Task) {
+		task.Owner, task.Node = fmt.Sprint("s", rng.IntN(3)), []string{"", "a", "b", "c"}[rng.IntN(4)]
+		task.Status.State = states[rng.IntN(len(states))]
+		task.Spec.Reserved = cluster.Resources{NanoCPUs: rng.Int64N(3), Memory: rng.Int64N(3)}
+		if rng.IntN(2) == 0 {
+			task.Spec.Reserved.Generic = map[string]int64{"gpu": 1 + rng.Int64N(2)}
+		}
+	}
+	s := NewState()
+	for range 300 {
+		tasks := List[*cluster.Task](s.View())
+		g := s.Stage()
+		var changes []Change
+		for _, task := range tasks {
+			switch rng.IntN(4) {
+			case 0:
+				changes = append(changes, Delete(task))
+			case 1:
+				task = Copy(task)
+				set(task)
+				changes = append(changes, Update(task))
+			}
+		}
+		for range rng.IntN(4) {
+			task := &cluster.Task{}
+			set(task)
+			changes = append(changes, Create(task))
+		}
+		if _, err := g.Add(changes); err != nil {
+			t.Fatal(err)
+		}
+		if rng.IntN(5) == 0 {
+			g.Abort()
+			continue
+		}
+		g.Apply()
+		recount(t, s.View())
+	}
+	again := NewState()
+	var all []Write
+	for _, r := range s.View().records(cluster.KindTask, "id") {
+		all = append(all, Write{Kind: cluster.KindTask, ID: r.object.Base().ID, Raw: r.raw})
+	}
+	if err := again.Fill(s.Revision(), all); err != nil {
+		t.Fatal(err)
+	}
+	recount(t, again.View())
+}
+
+func recount(t *testing.T, v View) {
+	t.Helper()
+	want := map[string]NodeLoad{}
+	waiting := 0
+	for _, task := range List[*cluster.Task](v) {
+		if task.Waits() {
+			waiting++
+		}
+		if _, in := counts(task); in {
+			l := want[task.Node]
+			l.Node = task.Node
+			want[task.Node] = l.plus(task, 1)
+		}
+	}
+	for _, node := range []string{"a", "b", "c"} {
+		is, want := v.NodeLoad(node), want[node]
+		if is.Tasks != want.Tasks || !is.Reserved.Equal(want.Reserved) || !maps.Equal(is.Services, want.Services) {
+			t.Fatalf("load of %s: %+v, counted %+v", node, is, want)
+		}
+	}
+	if n := len(List[*cluster.Task](v, Waiting())); n != waiting {
+		t.Fatalf("%d tasks wait, counted %d", n, waiting)
+	}
+}
