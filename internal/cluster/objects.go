@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/moby/moby/api/types/network"
@@ -24,10 +25,49 @@ type NetworkSpec struct {
 	Create   *network.CreateRequest `json:",omitempty"` // of what options, its name apart
 }
 
+// Overlay tells whether the network spans the nodes, with addresses that the cluster gives out.
+func (n *Network) Overlay() bool {
+	return !n.Spec.External && n.Spec.Create != nil && n.Spec.Create.Driver == "overlay"
+}
+
+// Ingress tells whether it is the network of published ports.
+func (n *Network) Ingress() bool { return n.Overlay() && n.Spec.Create.Ingress }
+
+// Ready tells whether an overlay network has what nodes need to make it.
+func (n *Network) Ready() bool { return n.Status.VNI != 0 && len(n.Status.Subnets) > 0 }
+
+// NewIngress is the network of published ports that a cluster begins with.
+func NewIngress() *Network {
+	return &Network{Meta: Meta{Name: "ingress"}, Spec: NetworkSpec{
+		Name: "ingress", Create: &network.CreateRequest{Name: "ingress", Driver: "overlay", Scope: "swarm", Ingress: true},
+	}}
+}
+
 // NetworkStatus is what became of it.
 type NetworkStatus struct {
-	EngineID string `json:",omitempty"` // of the engine's network
-	Err      string `json:",omitempty"`
+	EngineID string   `json:",omitempty"` // of the engine's network
+	Err      string   `json:",omitempty"`
+	VNI      uint32   `json:",omitempty"` // of an overlay network, by which nodes tell them apart: 24 bits
+	Subnets  []Subnet `json:",omitempty"` // of an overlay network; of IPv4 first
+	Full     bool     `json:",omitempty"` // somebody waits for an address of it
+	// Attached are those who have addresses of an overlay network beside tasks and services.
+	Attached []Attached `json:",omitempty"`
+}
+
+// Subnet is one of an overlay network's.
+type Subnet struct {
+	Prefix  netip.Prefix
+	Range   netip.Prefix `json:",omitzero"` // from which addresses are given out; zero: all of it
+	Gateway netip.Addr
+	Aux     []netip.Addr `json:",omitempty"` // that are not given out
+	Last    netip.Addr   `json:",omitzero"`  // that was given out last: the next one comes after it
+}
+
+// Attached is a node, or a container of its own that no task has, on an overlay network.
+type Attached struct {
+	Node      string // id
+	Container string `json:",omitempty"` // id; "": the node itself
+	Addrs     []netip.Prefix
 }
 
 // Volume is a volume that the orchestrator keeps.
@@ -126,6 +166,7 @@ type NodeStatus struct {
 	Used         Resources         `json:",omitzero"` // of them, by whatever runs on the node; measured where scheduling asks for it
 	EngineLabels map[string]string `json:",omitempty"`
 	Version      string            `json:",omitempty"`
+	Routes       []netip.Prefix    `json:",omitempty"` // that it has beside those of its networks: no overlay network is to overlap with them
 	Plugins      []Plugin          `json:",omitempty"` // drivers that its engine has
 	ListenAddr   string            `json:",omitempty"` // host:port where other nodes call it
 	DataPathAddr string            `json:",omitempty"` // where overlay networks' packets go; "": Addr

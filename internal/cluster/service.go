@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"maps"
+	"net/netip"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -210,6 +211,15 @@ type ServiceStatus struct {
 	Wanted  *ServiceSpec   `json:",omitempty"` // what was asked last, when a rollout has gone back from it
 	Run     uint64         `json:",omitempty"` // of a schedule: the Number of the spec that was due last
 	Due     time.Time      `json:",omitzero"`  // of a schedule: the next run
+	VIPs    []VIP          `json:",omitempty"` // on overlay networks
+	Ports   []Port         `json:",omitempty"` // as they are published on all nodes
+	Err     string         `json:",omitempty"` // why its tasks wait: an address or a port that is not to be had
+}
+
+// VIP is the address of a service on an overlay network, balanced between its tasks.
+type VIP struct {
+	Network string // id
+	Addr    netip.Prefix
 }
 
 // RolloutStatus is how far a rollout is.

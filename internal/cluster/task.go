@@ -2,6 +2,8 @@ package cluster
 
 import (
 	"fmt"
+	"net"
+	"net/netip"
 	"slices"
 	"time"
 )
@@ -24,6 +26,25 @@ type Task struct {
 	Failures   uint64       `json:",omitempty"` // bad ends in a row that its place has had before it
 	Networks   []Attachment `json:",omitempty"`
 	App        string       `json:",omitempty"` // id of the app that the service is of
+	// Addresses are those on overlay networks; it gets a node once it has all of them.
+	Addresses []TaskAddress `json:",omitempty"`
+}
+
+// TaskAddress is an address of a task on an overlay network.
+type TaskAddress struct {
+	Network string // id
+	Addr    netip.Prefix
+}
+
+// MAC is the hardware address that goes with an address on an overlay network, so that every
+// node knows it: 02:42 and the address of IPv4.
+func MAC(ip netip.Addr) net.HardwareAddr {
+	if ip.Is4() {
+		a := ip.As4()
+		return net.HardwareAddr{0x02, 0x42, a[0], a[1], a[2], a[3]}
+	}
+	a := ip.As16()
+	return net.HardwareAddr{0x02, 0x42, a[12], a[13], a[14], a[15]}
 }
 
 // Kind implements Object.

@@ -13,6 +13,7 @@ import (
 	"escale.dev/escale/internal/cluster/agent"
 	"escale.dev/escale/internal/cluster/apps"
 	"escale.dev/escale/internal/cluster/executor"
+	"escale.dev/escale/internal/cluster/reconcile/allocate"
 	"escale.dev/escale/internal/cluster/reconcile/app"
 	"escale.dev/escale/internal/cluster/reconcile/cron"
 	"escale.dev/escale/internal/cluster/reconcile/depend"
@@ -109,7 +110,7 @@ func (d *Daemon) keepApps(ctx context.Context) (release func()) {
 // loops are all there are.
 func (o *orchestrator) loops() []loop.Loop {
 	return []loop.Loop{
-		app.Loop{}, replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{}, depend.Loop{}, restart.Loop{}, update.Loop{}, reaper.Loop{},
+		app.Loop{}, replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{}, depend.Loop{}, restart.Loop{}, update.Loop{}, reaper.Loop{}, allocate.Loop{},
 		scheduler.Loop{Score: scheduler.Scores()[o.d.cfg.Scheduling]},
 	}
 }

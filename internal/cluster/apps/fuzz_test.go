@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/reconcile/allocate"
 	"escale.dev/escale/internal/cluster/reconcile/app"
 	"escale.dev/escale/internal/cluster/reconcile/cron"
 	"escale.dev/escale/internal/cluster/reconcile/depend"
@@ -24,7 +25,7 @@ import (
 func decideAll(t *testing.T, s store.Store) {
 	t.Helper()
 	for _, l := range []loop.Loop{
-		app.Loop{}, replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{}, depend.Loop{}, restart.Loop{}, update.Loop{}, reaper.Loop{},
+		app.Loop{}, replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{}, depend.Loop{}, restart.Loop{}, update.Loop{}, reaper.Loop{}, allocate.Loop{},
 	} {
 		for _, key := range l.All(s.View()) {
 			d := l.Decide(s.View(), key, time.Unix(1e9, 0))

@@ -14,6 +14,7 @@ import (
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/address"
 	"escale.dev/escale/internal/cluster/store/loop"
 )
 
@@ -48,6 +49,8 @@ func (Loop) All(store.View) []string { return []string{all} }
 // wait, not with those that have their place.
 func (l Loop) Decide(v store.View, _ string, now time.Time) (d loop.Decision) {
 	waiting := store.List[*cluster.Task](v, store.Waiting())
+	// Addresses come before nodes.
+	waiting = slices.DeleteFunc(waiting, func(t *cluster.Task) bool { return !t.Desired.Stops() && len(address.Missing(v, t)) > 0 })
 	if len(waiting) == 0 {
 		return d
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/reconcile/allocate"
 	"escale.dev/escale/internal/cluster/reconcile/app"
 	"escale.dev/escale/internal/cluster/reconcile/cron"
 	"escale.dev/escale/internal/cluster/reconcile/depend"
@@ -49,7 +50,7 @@ func newWorld(t *testing.T, seed uint64, nodes int) *world {
 
 // all are the loops that a manager runs.
 func all() []loop.Loop {
-	return []loop.Loop{replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{In: time.UTC}, restart.Loop{}, depend.Loop{}, app.Loop{}, update.Loop{}, reaper.Loop{}, scheduler.Loop{}}
+	return []loop.Loop{replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{In: time.UTC}, restart.Loop{}, depend.Loop{}, app.Loop{}, update.Loop{}, reaper.Loop{}, allocate.Loop{}, scheduler.Loop{}}
 }
 
 func (w *world) commit(changes ...store.Change) {

@@ -2,6 +2,8 @@ package store
 
 import (
 	"fmt"
+	"net/netip"
+	"slices"
 
 	"escale.dev/escale/internal/cluster"
 	"github.com/hashicorp/go-memdb"
@@ -57,6 +59,56 @@ var indexers = map[string]func(cluster.Object) []string{
 		}
 		return nil
 	},
+	"address": addresses,
+	"on":      on,
+	"ingress": func(o cluster.Object) []string {
+		if n, ok := o.(*cluster.Network); ok && n.Ingress() {
+			return []string{"ingress"}
+		}
+		return nil
+	},
+}
+
+// addresses are those on overlay networks that nobody else may have, each after the id of
+// its network. A task that has ended has none any more.
+func addresses(o cluster.Object) (out []string) {
+	switch o := o.(type) {
+	case *cluster.Task:
+		if !o.Status.State.Ended() {
+			for _, a := range o.Addresses {
+				out = append(out, place(a.Network, a.Addr.Addr()))
+			}
+		}
+	case *cluster.Service:
+		for _, a := range o.Status.VIPs {
+			out = append(out, place(a.Network, a.Addr.Addr()))
+		}
+	case *cluster.Network:
+		for _, who := range o.Status.Attached {
+			for _, a := range who.Addrs {
+				out = append(out, place(o.ID, a.Addr()))
+			}
+		}
+	}
+	return out
+}
+
+func place(network string, a netip.Addr) string { return network + "\x01" + a.String() }
+
+// on are the overlay networks on which an object has addresses.
+func on(o cluster.Object) (out []string) {
+	switch o := o.(type) {
+	case *cluster.Task:
+		for _, a := range o.Addresses {
+			out = append(out, a.Network)
+		}
+	case *cluster.Service:
+		for _, a := range o.Status.VIPs {
+			out = append(out, a.Network)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // waiting is the key of the tasks that have still to be given their nodes.

@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"net/netip"
 
 	"escale.dev/escale/internal/cluster"
 	"github.com/containerd/errdefs"
@@ -74,6 +75,22 @@ func LabelIs(name, value string) By { return By{"label", name + "\x01" + value} 
 
 // OfApp picks the tasks of an app, also those whose service has gone.
 func OfApp(id string) By { return By{"app", id} }
+
+// On picks the tasks and services that have addresses on an overlay network.
+func On(network string) By { return By{"on", network} }
+
+// OfIngress picks the network of published ports.
+func OfIngress() By { return By{"ingress", "ingress"} }
+
+// Taken tells whether somebody has an address on an overlay network.
+func (v View) Taken(network string, a netip.Addr) bool {
+	for _, k := range []cluster.Kind{cluster.KindTask, cluster.KindService, cluster.KindNetwork} {
+		if r, err := first(v.txn, k, "address", place(network, a)); err != nil || r != nil {
+			return true
+		}
+	}
+	return false
+}
 
 // OnNode picks the tasks of a node.
 func OnNode(id string) By { return By{"node", id} }

@@ -1,0 +1,79 @@
+package allocate
+
+import (
+	"fmt"
+	"slices"
+
+	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/address"
+)
+
+// The ports that services get who ask for any, Docker's.
+const (
+	firstPort = 30000
+	lastPort  = 32767
+)
+
+// ports settles which ports of the service are published on all nodes. One that was chosen
+// stays as long as somebody asks for any.
+func (w *work) ports() {
+	st := &w.s.Status
+	if address.Ingress(w.v) == nil {
+		st.Ports = nil
+		return
+	}
+	var out []cluster.Port
+	for _, p := range w.s.Spec.Ports {
+		if address.Meshed(p) {
+			had := slices.IndexFunc(st.Ports, func(o cluster.Port) bool {
+				return o.Proto == p.Proto && o.Target == p.Target && o.Name == p.Name && !o.Host
+			})
+			if p.Published == 0 && had >= 0 {
+				p.Published = st.Ports[had].Published
+			}
+		}
+		out = append(out, p)
+	}
+	if !slices.Equal(out, st.Ports) && !w.claim(out) {
+		out = st.Ports
+	}
+	st.Ports = out
+}
+
+// claim settles ports that are to be published now; false: one is another's.
+func (w *work) claim(ports []cluster.Port) bool {
+	type place struct {
+		proto any
+		port  uint16
+	}
+	used := map[place]*cluster.Service{}
+	for _, s := range store.List[*cluster.Service](w.v) {
+		for _, p := range s.Status.Ports {
+			if address.Meshed(p) && s.ID != w.s.ID {
+				used[place{p.Proto, p.Published}] = s
+			}
+		}
+	}
+	for i := range ports {
+		p := &ports[i]
+		if !address.Meshed(*p) {
+			continue
+		}
+		for free := uint16(firstPort); p.Published == 0 && free <= lastPort; free++ {
+			taken := slices.ContainsFunc(ports, func(o cluster.Port) bool { return address.Meshed(o) && o.Proto == p.Proto && o.Published == free })
+			if used[place{p.Proto, free}] == nil && !taken {
+				p.Published = free
+			}
+		}
+		if p.Published == 0 {
+			w.s.Status.Err = fmt.Sprintf("no port from %d to %d is free", firstPort, lastPort)
+			return false
+		}
+		if s := used[place{p.Proto, p.Published}]; s != nil {
+			w.s.Status.Err = fmt.Sprintf("port '%d' is already in use by service '%s' (%s) as an ingress port", p.Published, s.Name, s.ID)
+			return false
+		}
+	}
+	return true
+}
