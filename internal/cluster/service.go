@@ -128,6 +128,17 @@ type TaskSpec struct {
 	Grace     time.Duration `json:",omitempty"` // to stop; 0 is the container's own, else 10 s
 	Force     uint64        `json:",omitempty"` // a change of it alone needs new tasks
 	Fresh     uint64        `json:",omitempty"` // a task takes over the anonymous volumes of the one before it that has the same
+	PostStart []Hook        `json:",omitempty"` // done one after the other once its process is there, before it counts as running
+	PreStop   []Hook        `json:",omitempty"` // done before its stop signal, within its time of grace
+}
+
+// Hook is a command that is run in a container beside its own process.
+type Hook struct {
+	Command    []string
+	User       string   `json:",omitempty"`
+	Privileged bool     `json:",omitempty"`
+	WorkingDir string   `json:",omitempty"`
+	Env        []string `json:",omitempty"` // NAME=value
 }
 
 // Attachment is a place on a network.

@@ -87,7 +87,7 @@ func TestRefused(t *testing.T) {
 		"secret's file":   {"services: {a: {image: x, secrets: [s]}}\nsecrets: {s: {file: ./nosuch}}", "nosuch: no such file"},
 		"id":              {"services: {a: {image: x, secrets: [{source: s, uid: odd}]}}\nsecrets: {s: {environment: WHO}}", `"odd" is no id`},
 		"provider":        {"services: {a: {provider: {type: x}}}", "provider: not possible"},
-		"hook":            {"services: {a: {image: x, post_start: [{command: x}]}}", "post_start"},
+		"hook":            {"services: {a: {image: x, pre_start: [{command: x}]}}", "pre_start"},
 		"schedule":        {"services: {a: {image: x, x-escale-schedule: 5}}", "x-escale-schedule"},
 	} {
 		t.Run(name, func(t *testing.T) {

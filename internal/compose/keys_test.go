@@ -79,9 +79,9 @@ var serviceKeys = map[string]keyCase{
 	"pids_limit":          {`9`, `"PidsLimit":9`},
 	"platform":            {`linux/amd64`, `"Platform":"linux/amd64"`},
 	"ports":               {`["8000-8001:90-91", {target: 92, published: "9000", host_ip: 127.0.0.1, protocol: udp, mode: host, name: n}]`, `{"Name":"n","Proto":"udp","Target":92,"Published":9000,"Address":"127.0.0.1","Host":true}`},
-	"post_start":          {`[{command: x}]`, `!post_start`},
+	"post_start":          {`[{command: [x, y], user: u, privileged: true, working_dir: /w, environment: {A: b}}]`, `"PostStart":[{"Command":["x","y"],"User":"u","Privileged":true,"WorkingDir":"/w","Env":["A=b"]}]`},
 	"pre_start":           {`[{command: x}]`, `!pre_start`},
-	"pre_stop":            {`[{command: x}]`, `!pre_stop`},
+	"pre_stop":            {`[{command: x y}]`, `"PreStop":[{"Command":["x","y"]}]`},
 	"privileged":          {`true`, `"Privileged":true`},
 	"profiles":            {`[]`, ``}, // see TestLoad
 	"provider":            {`{type: x}`, `!provider`},

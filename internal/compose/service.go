@@ -28,10 +28,6 @@ func service(p *types.Project, s *types.ServiceConfig) (cluster.ServiceSpec, err
 		return out, refused("credential_spec", "it is for Windows")
 	case len(s.PreStart) > 0:
 		return out, refused("pre_start", "not possible: write a service that depends_on awaits with service_completed_successfully")
-	case len(s.PostStart) > 0:
-		return out, refused("post_start", "not possible: have the container's own command do it")
-	case len(s.PreStop) > 0:
-		return out, refused("pre_stop", "not possible: have the container do it at its stop_signal")
 	}
 	labels, err := serviceLabels(p, s)
 	if err != nil {
@@ -55,6 +51,7 @@ func service(p *types.Project, s *types.ServiceConfig) (cluster.ServiceSpec, err
 		out.Labels = maps.Clone(labels)
 		maps.Copy(out.Labels, s.Deploy.Labels)
 	}
+	out.Task.PostStart, out.Task.PreStop = Hooks(s.PostStart), Hooks(s.PreStop)
 	if s.StopGracePeriod != nil {
 		out.Task.Grace = time.Duration(*s.StopGracePeriod)
 	}
@@ -75,6 +72,26 @@ func service(p *types.Project, s *types.ServiceConfig) (cluster.ServiceSpec, err
 		return out, err
 	}
 	return out, deploy(s, &out)
+}
+
+// Hooks are commands that are run in a container.
+func Hooks(list []types.ServiceHook) []cluster.Hook {
+	var out []cluster.Hook
+	for _, h := range list {
+		out = append(out, cluster.Hook{Command: h.Command, User: h.User, Privileged: h.Privileged, WorkingDir: h.WorkingDir, Env: env(h.Environment)})
+	}
+	return out
+}
+
+// env are variables as NAME=value; those without a value are nothing.
+func env(m types.MappingWithEquals) []string {
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		if v := m[name]; v != nil {
+			out = append(out, name+"="+*v)
+		}
+	}
+	return out
 }
 
 // mode is how many tasks the service has.
@@ -284,11 +301,7 @@ func config(p *types.Project, s *types.ServiceConfig, labels map[string]string) 
 		Image: Image(p, s), WorkingDir: s.WorkingDir, Labels: labels, StopSignal: s.StopSignal, Cmd: s.Command, Entrypoint: s.Entrypoint,
 		ExposedPorts: network.PortSet{},
 	}
-	for _, name := range slices.Sorted(maps.Keys(s.Environment)) {
-		if v := s.Environment[name]; v != nil {
-			c.Env = append(c.Env, name+"="+*v)
-		}
-	}
+	c.Env = env(s.Environment)
 	if s.StopGracePeriod != nil {
 		seconds := int((time.Duration(*s.StopGracePeriod) + time.Second - 1) / time.Second)
 		c.StopTimeout = &seconds

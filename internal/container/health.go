@@ -215,10 +215,18 @@ func (m prober) once(ctx context.Context, e *entry, p probe) *container.Healthch
 }
 
 func (m prober) exec(ctx context.Context, e *entry, p probe, out io.Writer) (int, error) {
-	x := newExec(e, ExecConfig{Cmd: p.cmd, AttachStdout: true, AttachStderr: true})
+	return m.collect(ctx, e, ExecConfig{Cmd: p.cmd}, p.timeout, out)
+}
+
+// collect runs an exec to its end, writes all its output to out and gives its code. After
+// timeout, 0 for never, it is killed, and the error is DeadlineExceeded; when ctx ends it
+// is left.
+func (m *execs) collect(ctx context.Context, e *entry, c ExecConfig, patience time.Duration, out io.Writer) (int, error) {
+	c.AttachStdout, c.AttachStderr = true, true
+	x := newExec(e, c)
 	m.add(x)
 	defer m.forget(x)
-	m.publish(e, execAction(apievents.ActionExecCreate, p.cmd), map[string]string{"execID": x.id})
+	m.publish(e, execAction(apievents.ActionExecCreate, c.Cmd), map[string]string{"execID": x.id})
 	stream, err := m.attach(ctx, x)
 	if err != nil {
 		return 0, err
@@ -227,8 +235,12 @@ func (m prober) exec(ctx context.Context, e *entry, p probe, out io.Writer) (int
 	if err := m.run(ctx, x, [2]uint16{}); err != nil {
 		return 0, err
 	}
-	timeout := time.NewTimer(p.timeout)
-	defer timeout.Stop()
+	var timeout <-chan time.Time
+	if patience > 0 {
+		t := time.NewTimer(patience)
+		defer t.Stop()
+		timeout = t.C
+	}
 	copied := make(chan struct{})
 	go func() { demux(out, stream); close(copied) }()
 	select {
@@ -237,7 +249,7 @@ func (m prober) exec(ctx context.Context, e *entry, p probe, out io.Writer) (int
 		return *x.code, nil
 	case <-ctx.Done():
 		err = ctx.Err()
-	case <-timeout.C:
+	case <-timeout:
 		if task := e.live(); task != nil {
 			task.Signal(ctx, x.id, 9)
 		}

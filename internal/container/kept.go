@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"escale.dev/escale/internal/sys/atomicfile"
 	"github.com/moby/moby/api/types/container"
@@ -108,6 +109,22 @@ func (k Kept) Start(ctx context.Context, ref string) error {
 	}
 	defer e.op.unlock()
 	return k.m.startLocked(ctx, e, true)
+}
+
+// Exec runs a command in a container that runs, to its end, and gives its code and the
+// beginning of what it wrote. After timeout, 0 for never, it is killed, and the error is
+// that of a context's deadline. Kinds: NotFound, Conflict when the container does not run.
+func (k Kept) Exec(ctx context.Context, ref string, c ExecConfig, timeout time.Duration) (int, string, error) {
+	e, err := k.m.store.find(ref)
+	if err == nil {
+		err = canExec(e)
+	}
+	if err != nil {
+		return 0, "", err
+	}
+	out := &boundedBuffer{max: maxProbeOutput}
+	code, err := k.m.execs.collect(ctx, e, c, timeout, out)
+	return code, out.String(), err
 }
 
 // ownLabels begins the names of the labels that tell whose a container is.

@@ -53,8 +53,8 @@ func (d *Daemon) openTasks(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("node: %w", err)
 	}
-	x := executor.New(node, o.s, newTaskContainers(d), newTaskSupplies(d))
-	if err := x.Open(ctx, o.log); err != nil {
+	x := executor.New(node, o.s, newTaskContainers(d), newTaskSupplies(d), o.log)
+	if err := x.Open(ctx); err != nil {
 		return err
 	}
 	return agent.New(node, o.s, x, o.log).Open(ctx)
@@ -143,7 +143,7 @@ func (o *orchestrator) work(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	supplies := newTaskSupplies(o.d)
-	x := executor.New(node, o.s, newTaskContainers(o.d), supplies)
+	x := executor.New(node, o.s, newTaskContainers(o.d), supplies, o.log)
 	var parts sync.WaitGroup
 	for what, run := range map[string]func() error{
 		"loops":    func() error { return loop.Run(ctx, o.s, o.log, o.loops()...) },

@@ -6,6 +6,7 @@ import (
 	"math"
 	"time"
 
+	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/executor"
 	"escale.dev/escale/internal/container"
 	apicontainer "github.com/moby/moby/api/types/container"
@@ -68,6 +69,13 @@ func unlessDone(err error) error {
 		return nil
 	}
 	return err
+}
+
+// Exec implements executor.Containers.
+func (c taskContainers) Exec(ctx context.Context, id string, h cluster.Hook, timeout time.Duration) (int, string, error) {
+	return c.m.Kept().Exec(ctx, id, container.ExecConfig{
+		Cmd: h.Command, Env: h.Env, WorkingDir: h.WorkingDir, User: h.User, Privileged: h.Privileged,
+	}, timeout)
 }
 
 // Remove implements executor.Containers.

@@ -213,13 +213,13 @@ func (a *attachment) halt(ctx context.Context, err error, signals chan os.Signal
 			break
 		}
 		done := make(chan error, 1)
-		go func() { done <- s.apply(ctx, b, layers(list), true, stopping(a.stop)) }()
+		go func() { done <- s.apply(ctx, b, layers(list), true, s.stopping(a.ch.project, a.stop)) }()
 		select {
 		case err = <-done:
 		case <-signals:
 			now := 0
 			a.stop = &now
-			err = s.apply(ctx, b, [][]container.Summary{list}, false, stopping(&now))
+			err = s.apply(ctx, b, [][]container.Summary{list}, false, s.stopping(nil, &now))
 		}
 		if err != nil {
 			return err

@@ -63,7 +63,7 @@ func (s apps) down(ctx context.Context, o downOptions, services []string) error 
 	case there && len(services) > 0:
 		err = s.drop(ctx, b, name, services)
 	case there:
-		err = s.removeApp(ctx, b, name, o)
+		err = s.removeApp(ctx, b, p, name, o)
 	}
 	if err != nil {
 		return err
@@ -85,7 +85,7 @@ func (s apps) down(ctx context.Context, o downOptions, services []string) error 
 
 // removeApp has the engine remove an app, and follows it to the end. Its containers are
 // stopped before, when they are to have a time of their own for it.
-func (s apps) removeApp(ctx context.Context, b *progress.Board, name string, o downOptions) error {
+func (s apps) removeApp(ctx context.Context, b *progress.Board, p *types.Project, name string, o downOptions) error {
 	c, err := s.client()
 	if err != nil {
 		return err
@@ -95,7 +95,7 @@ func (s apps) removeApp(ctx context.Context, b *progress.Board, name string, o d
 		if err != nil {
 			return err
 		}
-		if err := s.apply(ctx, b, layers(list), true, stopping(t)); err != nil {
+		if err := s.apply(ctx, b, layers(list), true, s.stopping(p, t)); err != nil {
 			return err
 		}
 	}
@@ -164,7 +164,7 @@ func (s apps) drop(ctx context.Context, b *progress.Board, name string, services
 	}
 	left := slices.DeleteFunc(slices.Clone(app.Services), func(sv client.AppService) bool { return slices.Contains(services, sv.Name) })
 	if len(left) == 0 {
-		return s.removeApp(ctx, b, name, downOptions{})
+		return s.removeApp(ctx, b, nil, name, downOptions{})
 	}
 	plan, err := c.AppPut(ctx, name, []byte(`{}`), client.AppPutOptions{Merge: true, Remove: services, DryRun: s.flags.dry})
 	if err != nil {
@@ -193,7 +193,7 @@ func (s apps) remains(ctx context.Context, b *progress.Board, p *types.Project, 
 	running := slices.DeleteFunc(slices.Clone(list), func(x container.Summary) bool {
 		return x.State != container.StateRunning && x.State != container.StatePaused
 	})
-	if err := s.apply(ctx, b, layers(running), true, stopping(o.stop.value())); err != nil {
+	if err := s.apply(ctx, b, layers(running), true, s.stopping(p, o.stop.value())); err != nil {
 		return false, err
 	}
 	if err := s.apply(ctx, b, layers(list), true, removing(o.volumes, true)); err != nil {

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/compose-spec/compose-go/v2/types"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	moby "github.com/moby/moby/client"
@@ -37,16 +38,6 @@ func (t *timeout) value() *int {
 	return &t.seconds
 }
 
-func stopping(t *int) act {
-	return act{"Stopping", "Stopped", func(ctx context.Context, c *client.Client, x *container.Summary) error {
-		_, err := c.ContainerStop(ctx, x.ID, moby.ContainerStopOptions{Timeout: t})
-		if errdefs.IsNotFound(err) {
-			return nil
-		}
-		return err
-	}}
-}
-
 func removing(volumes, force bool) act {
 	return act{"Removing", "Removed", func(ctx context.Context, c *client.Client, x *container.Summary) error {
 		_, err := c.ContainerRemove(ctx, x.ID, moby.ContainerRemoveOptions{RemoveVolumes: volumes, Force: force})
@@ -60,39 +51,40 @@ func removing(volumes, force bool) act {
 // found lists containers of the services that were named, in the rows in which they
 // depend on each other.
 func (s *session) found(ctx context.Context, o pick) ([][]container.Summary, string, error) {
-	_, name, err := s.named(ctx, o.services...)
+	_, rows, name, err := s.foundOf(ctx, o)
+	return rows, name, err
+}
+
+// foundOf is found, with the project, nil when there is no file of it.
+func (s *session) foundOf(ctx context.Context, o pick) (*types.Project, [][]container.Summary, string, error) {
+	p, name, err := s.named(ctx, o.services...)
 	if err != nil {
-		return nil, "", err
+		return nil, nil, "", err
 	}
 	list, err := s.containers(ctx, name, o)
-	return layers(list), name, err
+	return p, layers(list), name, err
 }
 
 func stopCommand(s *session) *cobra.Command {
 	var t timeout
 	cmd := command("stop [OPTIONS] [SERVICE...]", "Stop services", func(ctx context.Context, args []string) error {
-		rows, _, err := s.found(ctx, pick{services: args})
+		p, rows, _, err := s.foundOf(ctx, pick{services: args})
 		if err != nil {
 			return err
 		}
 		b := s.board("Stopping")
 		defer b.Close()
-		return s.apply(ctx, b, rows, true, stopping(t.value()))
+		return s.apply(ctx, b, rows, true, s.stopping(p, t.value()))
 	})
 	t.add(cmd)
 	return cmd
 }
 
-var starting = act{"Starting", "Started", func(ctx context.Context, c *client.Client, x *container.Summary) error {
-	_, err := c.ContainerStart(ctx, x.ID, moby.ContainerStartOptions{})
-	return err
-}}
-
 func startCommand(s *session) *cobra.Command {
 	var wait bool
 	var seconds int
 	cmd := command("start [OPTIONS] [SERVICE...]", "Start services that were stopped", func(ctx context.Context, args []string) error {
-		rows, name, err := s.found(ctx, pick{services: args, stopped: true})
+		p, rows, name, err := s.foundOf(ctx, pick{services: args, stopped: true})
 		switch {
 		case err != nil:
 			return err
@@ -103,7 +95,7 @@ func startCommand(s *session) *cobra.Command {
 		}
 		b := s.board("Running")
 		defer b.Close()
-		err = s.apply(ctx, b, rows, false, starting)
+		err = s.apply(ctx, b, rows, false, s.starting(p))
 		if err != nil || !wait || s.flags.dry {
 			return err
 		}
@@ -118,7 +110,7 @@ func restartCommand(s *session) *cobra.Command {
 	var t timeout
 	var noDeps bool
 	cmd := command("restart [OPTIONS] [SERVICE...]", "Stop services and start them again", func(ctx context.Context, args []string) error {
-		_, name, err := s.named(ctx, args...)
+		p, name, err := s.named(ctx, args...)
 		if err != nil {
 			return err
 		}
@@ -140,10 +132,7 @@ func restartCommand(s *session) *cobra.Command {
 		}
 		b := s.board("Restarting")
 		defer b.Close()
-		return s.apply(ctx, b, layers(list), false, act{"Restarting", "Started", func(ctx context.Context, c *client.Client, x *container.Summary) error {
-			_, err := c.ContainerRestart(ctx, x.ID, moby.ContainerRestartOptions{Timeout: t.value()})
-			return err
-		}})
+		return s.apply(ctx, b, layers(list), false, s.restarting(p, t.value()))
 	})
 	t.add(cmd)
 	cmd.Flags().BoolVar(&noDeps, "no-deps", false, "Leave services that depend on them alone")
@@ -180,7 +169,7 @@ func killCommand(s *session) *cobra.Command {
 func rmCommand(s *session) *cobra.Command {
 	var force, stop, volumes bool
 	cmd := command("rm [OPTIONS] [SERVICE...]", "Remove the containers of services that have stopped", func(ctx context.Context, args []string) error {
-		_, name, err := s.named(ctx, args...)
+		p, name, err := s.named(ctx, args...)
 		if err != nil {
 			return err
 		}
@@ -191,7 +180,7 @@ func rmCommand(s *session) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := s.apply(ctx, b, layers(running), true, stopping(nil)); err != nil {
+			if err := s.apply(ctx, b, layers(running), true, s.stopping(p, nil)); err != nil {
 				return err
 			}
 		}

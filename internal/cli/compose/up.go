@@ -193,7 +193,7 @@ func (s apps) wake(ctx context.Context, b *progress.Board, ch *change) error {
 	list = slices.DeleteFunc(list, func(c container.Summary) bool {
 		return c.State != container.StateCreated && c.State != container.StateExited
 	})
-	return s.apply(ctx, b, layers(list), false, starting)
+	return s.apply(ctx, b, layers(list), false, s.starting(ch.project))
 }
 
 // prepare reads the project, brings images here, and makes the spec.
@@ -380,7 +380,7 @@ func (s apps) yield(ctx context.Context, ch *change) error {
 	b := s.board("Taking over")
 	defer b.Close()
 	b.Print(fmt.Sprintf("Project %s has containers that were made by hand or by docker compose: the engine makes its own instead", ch.project.Name))
-	if err := s.apply(ctx, b, layers(list), true, stopping(nil)); err != nil {
+	if err := s.apply(ctx, b, layers(list), true, s.stopping(ch.project, nil)); err != nil {
 		return err
 	}
 	return s.apply(ctx, b, [][]container.Summary{list}, false, removing(false, true))

@@ -414,35 +414,5 @@ func pack(w *tar.Writer, path, name string) error {
 	return err
 }
 
-// hook runs a command in a container, and shows what it writes.
-func (s watching) hook(ctx context.Context, c *client.Client, x *container.Summary, h types.ServiceHook) error {
-	var env []string
-	for k, v := range h.Environment {
-		if v != nil {
-			env = append(env, k+"="+*v)
-		}
-	}
-	made, err := c.ExecCreate(ctx, x.ID, moby.ExecCreateOptions{
-		Cmd: h.Command, User: h.User, Privileged: h.Privileged, WorkingDir: h.WorkingDir, Env: env, AttachStdout: true, AttachStderr: true,
-	})
-	if err != nil {
-		return err
-	}
-	r, err := c.ExecAttach(ctx, made.ID, moby.ExecAttachOptions{})
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	p := &printer{out: s.out, err: s.err, prefix: true}
-	if err := p.demux(r.Reader, shortName(x), false); err != nil {
-		return err
-	}
-	res, err := c.ExecInspect(ctx, made.ID, moby.ExecInspectOptions{})
-	if err == nil && res.ExitCode != 0 {
-		err = fmt.Errorf("%s: exit code %d", strings.Join(h.Command, " "), res.ExitCode)
-	}
-	return err
-}
-
 // watching brings changes of sources into containers.
 type watching struct{ *session }

@@ -194,7 +194,7 @@ var words = []struct{ path, word string }{
 	{"/Task/Container/Hostname", "hostname"}, {"/Task/Container/User", "user"}, {"/Task/Container/WorkingDir", "working_dir"},
 	{"/Task/Container/Healthcheck", "healthcheck"}, {"/Task/Container/Labels", "labels"}, {"/Labels", "labels"},
 	{"/Task/Host/Mounts", "volumes"}, {"/Task/Host/Binds", "volumes"}, {"/Ports", "ports"}, {"/Networks", "networks"},
-	{"/Task/Secrets", "secrets"}, {"/Task/Configs", "configs"}, {"/Task/Needs", "depends_on"}, {"/Task/Restart", "restart"},
+	{"/Task/Secrets", "secrets"}, {"/Task/Configs", "configs"}, {"/Task/Needs", "depends_on"}, {"/Task/PostStart", "post_start"}, {"/Task/PreStop", "pre_stop"}, {"/Task/Restart", "restart"},
 	{"/Task/Host/Resources", "resources"}, {"/Update", "update_config"}, {"/Rollback", "rollback_config"}, {"/Task/Force", "made anew"},
 	{"/Task/Placement", "placement"}, {"/Task/Reserved", "resources"}, {"/Halted", "not started"},
 }

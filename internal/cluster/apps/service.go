@@ -84,6 +84,11 @@ func checkTask(t *cluster.TaskSpec) error {
 			return bad("platform %q: %s", t.Platform, strings.TrimSuffix(err.Error(), ": "+errdefs.ErrInvalidArgument.Error()))
 		}
 	}
+	for _, h := range slices.Concat(t.PostStart, t.PreStop) {
+		if len(h.Command) == 0 {
+			return bad("a hook without a command")
+		}
+	}
 	r := t.Restart
 	switch r.Condition {
 	case "", cluster.RestartAny, cluster.RestartOnFailure, cluster.RestartNone:

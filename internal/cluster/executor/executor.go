@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strconv"
@@ -43,6 +44,10 @@ type Containers interface {
 	// Stop ends it, unless it does not run, with its stop signal first; 0 of grace is
 	// what the container says. It waits for a stop that somebody else has under way.
 	Stop(ctx context.Context, id string, grace time.Duration) error
+	// Exec runs a command in one that runs, to its end, and gives its code and the
+	// beginning of what it wrote; one that takes longer than timeout, 0 for never, is
+	// killed, and is an error.
+	Exec(ctx context.Context, id string, h cluster.Hook, timeout time.Duration) (code int, output string, err error)
 	// Remove removes it, running or not, with its anonymous volumes.
 	Remove(ctx context.Context, id string) error
 	Rename(ctx context.Context, id, name string) error
@@ -109,14 +114,15 @@ type Executor struct {
 	c        Containers
 	supplies Supplies
 	node     string
+	log      *slog.Logger
 	names    *locker.Locker // by the name of a container that is being given to one
 }
 
 var _ cluster.Executor = (*Executor)(nil)
 
 // New makes an Executor of a node.
-func New(node string, s store.Store, c Containers, supplies Supplies) *Executor {
-	return &Executor{s: s, c: c, supplies: supplies, node: node, names: locker.New()}
+func New(node string, s store.Store, c Containers, supplies Supplies, log *slog.Logger) *Executor {
+	return &Executor{s: s, c: c, supplies: supplies, node: node, log: log, names: locker.New()}
 }
 
 // Known implements cluster.Executor.
@@ -332,7 +338,7 @@ func endpoints(t *cluster.Task, host *container.HostConfig) map[string]*network.
 func (c *controller) Start(ctx context.Context) (cluster.ContainerStatus, error) {
 	found, err := c.x.c.Of(ctx, c.t.ID)
 	if err == nil {
-		err = c.x.c.Start(ctx, found.ID)
+		err = c.begin(ctx, found)
 	}
 	if err != nil {
 		return cluster.ContainerStatus{}, err
@@ -383,7 +389,11 @@ func (c *controller) Shutdown(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := c.x.c.Stop(ctx, found.ID, c.t.Spec.Grace); err != nil {
+	grace := c.farewell(ctx, found)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	if err := c.x.c.Stop(ctx, found.ID, grace); err != nil {
 		return err
 	}
 	return c.giveBack(ctx)

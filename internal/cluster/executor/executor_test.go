@@ -25,6 +25,8 @@ type engine struct {
 	asked  []string
 	health []container.HealthStatus // that a wait sees, one after the other
 	broken error                    // of the next Create
+	codes  map[string]int           // of hooks, by their commands
+	took   time.Duration            // each hook
 }
 
 // made is a container that is made up.
@@ -79,10 +81,31 @@ func (e *engine) Start(_ context.Context, id string) error {
 func (e *engine) Stop(_ context.Context, id string, grace time.Duration) error {
 	m, err := e.get(id)
 	if err == nil {
-		m.runs = false
+		m.runs, m.PID = false, 0
 		e.note("stop %s in %s", m.Name, grace)
 	}
 	return err
+}
+
+func (e *engine) Exec(ctx context.Context, id string, h cluster.Hook, timeout time.Duration) (int, string, error) {
+	m, err := e.get(id)
+	if err != nil {
+		return 0, "", err
+	}
+	e.note("exec %s in %s within %s", strings.Join(h.Command, " "), m.Name, timeout)
+	if !m.runs {
+		return 0, "", errdefs.ErrConflict
+	}
+	took := e.took
+	if timeout > 0 && took > timeout {
+		took, err = timeout, context.DeadlineExceeded
+	}
+	select {
+	case <-time.After(took):
+	case <-ctx.Done():
+		return 0, "", ctx.Err()
+	}
+	return e.codes[h.Command[0]], "said\n", err
 }
 
 func (e *engine) Remove(_ context.Context, id string) error {
@@ -187,7 +210,7 @@ type rig struct {
 
 func begin(t *testing.T) *rig {
 	r := &rig{t: t, s: mem.New(store.NewState()), e: &engine{}}
-	r.x = New("n1", r.s, r.e, r.e)
+	r.x = New("n1", r.s, r.e, r.e, slog.New(slog.DiscardHandler))
 	app := &cluster.App{Meta: cluster.Meta{ID: "app", Name: "shop"}}
 	web := &cluster.Service{Meta: cluster.Meta{ID: "web", Name: "shop_web", Owner: "app"}, Spec: cluster.ServiceSpec{Ports: []cluster.Port{
 		{Proto: network.TCP, Target: 80, Published: 8080, Address: "127.0.0.1"}, {Proto: network.UDP, Target: 53}}}}
@@ -349,7 +372,7 @@ func TestOpen(t *testing.T) {
 	}
 	r.e.list = append(r.e.list, &made{Container: Container{ID: "old", Name: "theirs", Task: "t0", Node: "n0"}}, &made{Container: Container{ID: "left", Name: "left", Task: "t2", Node: "n1"}})
 	r.e.asked = nil
-	if err := r.x.Open(t.Context(), slog.New(slog.DiscardHandler)); err != nil {
+	if err := r.x.Open(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	r.did("file hush 1:2 400", "file a=1 0:0 444", "release theirs", "sweep t9")

@@ -2,7 +2,6 @@ package executor
 
 import (
 	"context"
-	"log/slog"
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
@@ -13,7 +12,7 @@ import (
 // go, and containers that another orchestrator has made are let go. Such are left when
 // the store was lost and a new one has taken its place: their tasks are known to nobody,
 // and what they hold is not ours to throw away.
-func (x *Executor) Open(ctx context.Context, log *slog.Logger) error {
+func (x *Executor) Open(ctx context.Context) error {
 	list, err := x.c.Kept(ctx)
 	if err != nil {
 		return err
@@ -21,7 +20,7 @@ func (x *Executor) Open(ctx context.Context, log *slog.Logger) error {
 	v := x.s.View()
 	for _, found := range list {
 		if found.Node != x.node {
-			log.Warn("a container was kept by an orchestrator that is no more: it is an ordinary one from now on", "container", found.Name, "task", found.Task)
+			x.log.Warn("a container was kept by an orchestrator that is no more: it is an ordinary one from now on", "container", found.Name, "task", found.Task)
 			if err := x.c.Release(ctx, found.ID); err != nil {
 				return err
 			}
@@ -33,7 +32,7 @@ func (x *Executor) Open(ctx context.Context, log *slog.Logger) error {
 		}
 		c := &controller{x: x, t: t}
 		if _, _, err := c.files(ctx, v); err != nil {
-			log.Warn("files of a task", "task", t.ID, "error", err) // what cannot start for want of them is replaced
+			x.log.Warn("files of a task", "task", t.ID, "error", err) // what cannot start for want of them is replaced
 		}
 	}
 	return x.supplies.Sweep(ctx, func(task string) bool {
