@@ -1,7 +1,9 @@
 package cluster
 
 import (
+	"encoding/json"
 	"net/netip"
+	"reflect"
 	"time"
 
 	"github.com/moby/moby/api/types/network"
@@ -23,6 +25,27 @@ type NetworkSpec struct {
 	External bool                   `json:",omitempty"` // it is somebody else's, and only used
 	Removed  bool                   `json:",omitempty"` // it goes: the engine's first, then the object
 	Create   *network.CreateRequest `json:",omitempty"` // of what options, its name apart
+	Made     uint64                 `json:",omitempty"` // counts changes of what it has to be made anew for; kept by who writes the spec
+}
+
+// Differs tells whether a network of this spec has to be made anew for another: its
+// labels say nothing of how it works, and what is somebody else's is as it is.
+func (s NetworkSpec) Differs(want NetworkSpec) bool {
+	return s.Name == want.Name && !s.External && !want.External && !reflect.DeepEqual(s.works(), want.works())
+}
+
+// works is what a network is made of, its labels apart. What was read from a store is
+// like what is to be written there.
+func (s NetworkSpec) works() (out any) {
+	var c network.CreateRequest
+	if s.Create != nil {
+		c = *s.Create
+		c.Labels = nil
+	}
+	if b, err := json.Marshal(c); err == nil {
+		_ = json.Unmarshal(b, &out) // it was written a line above
+	}
+	return out
 }
 
 // Overlay tells whether the network spans the nodes, with addresses that the cluster gives out.

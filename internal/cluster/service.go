@@ -144,6 +144,7 @@ type Hook struct {
 // Attachment is a place on a network.
 type Attachment struct {
 	Network  string                    // id or name
+	Made     uint64                    `json:",omitempty"` // that of the network's spec, for which the task is made
 	Settings *network.EndpointSettings `json:",omitempty"`
 }
 

@@ -5,6 +5,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -137,7 +140,15 @@ func (s taskSupplies) Network(ctx context.Context, n cluster.NetworkSpec) error 
 	case err == nil && (n.External || n.Create == nil):
 		return nil
 	case err == nil:
-		return isOurs(n, i.Labels)
+		if err := isOurs(n, i.Labels); err != nil || !outdated(n, i.Labels) {
+			return err
+		}
+		if err := s.networks.Remove(ctx, i.ID); err != nil && !errdefs.IsNotFound(err) {
+			if errdefs.IsPermissionDenied(err) { // Docker's kind for one that has endpoints
+				return errdefs.ErrUnavailable.WithMessage(err.Error())
+			}
+			return err
+		}
 	case !errdefs.IsNotFound(err):
 		return err
 	case n.External:
@@ -145,6 +156,15 @@ func (s taskSupplies) Network(ctx context.Context, n cluster.NetworkSpec) error 
 	}
 	_, err = s.networks.Create(ctx, networkRequest(n))
 	return err
+}
+
+// madeLabel is how often a network was made anew, if it was.
+const madeLabel = "escale.made"
+
+// outdated tells whether a network is of options that it is to have no more.
+func outdated(n cluster.NetworkSpec, has map[string]string) bool {
+	made, err := strconv.ParseUint(has[madeLabel], 10, 64)
+	return n.Made > 0 && (err != nil || made < n.Made)
 }
 
 // isOurs refuses a network that another project or person has made, as compose does.
@@ -172,6 +192,13 @@ func networkRequest(n cluster.NetworkSpec) enginenet.Create {
 		Name: n.Name, Driver: r.Driver, Scope: r.Scope, EnableIPv4: r.EnableIPv4, EnableIPv6: r.EnableIPv6,
 		Internal: r.Internal, Attachable: r.Attachable, Ingress: r.Ingress, ConfigOnly: r.ConfigOnly, Options: r.Options, Labels: r.Labels,
 	}
+	if n.Made > 0 {
+		c.Labels = maps.Clone(r.Labels)
+		if c.Labels == nil {
+			c.Labels = map[string]string{}
+		}
+		c.Labels[madeLabel] = strconv.FormatUint(n.Made, 10)
+	}
 	if r.ConfigFrom != nil {
 		c.ConfigFrom = r.ConfigFrom.Network
 	}
@@ -195,6 +222,26 @@ func networkRequest(n cluster.NetworkSpec) enginenet.Create {
 		}
 	}
 	return c
+}
+
+// strangers has who is on networks of the engine.
+type strangers struct{ d *Daemon }
+
+// Strangers implements apps.Networks.
+func (s strangers) Strangers(network, app string) []string {
+	i, err := s.d.networks.Inspect(network)
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for id := range i.Containers {
+		v, err := s.d.containers.Get(id)
+		if err == nil && (v.Owner == nil || v.Config.Labels[projectLabel] != app) {
+			out = append(out, v.Name)
+		}
+	}
+	slices.Sort(out)
+	return out
 }
 
 // RemoveNetwork implements supply.Engine.

@@ -150,6 +150,21 @@ func TestSuppliesNetwork(t *testing.T) {
 			t.Fatalf("%v, %v", err, s.networks)
 		}
 	}
+	// One that is to be made anew is, once, when nobody is on it any more.
+	s.busy, n.Made, n.Create.Driver = true, 2, "macvlan"
+	if err := x.Network(t.Context(), n); !errdefs.IsUnavailable(err) || s.networks["shop_default"].Driver != "bridge" {
+		t.Errorf("made anew while in use: %v", err)
+	}
+	s.busy = false
+	if err := x.Network(t.Context(), n); err != nil || s.networks["shop_default"].Driver != "macvlan" || s.networks["shop_default"].Labels[madeLabel] != "2" || ours[madeLabel] != "" {
+		t.Errorf("made anew: %v, %v", err, s.networks)
+	}
+	for _, made := range []uint64{0, 1, 2} {
+		n.Made, n.Create.Driver = made, "ipvlan"
+		if err := x.Network(t.Context(), n); err != nil || s.networks["shop_default"].Driver != "macvlan" {
+			t.Errorf("again: %v, %v", err, s.networks)
+		}
+	}
 	s.busy = true
 	if err := x.RemoveNetwork(t.Context(), n); !errdefs.IsConflict(err) {
 		t.Errorf("in use: %v", err)

@@ -33,6 +33,8 @@ func (s apps) until(ctx context.Context, b *progress.Board, plan *client.AppPlan
 			actions[st.Name] = st.Action
 		case st.Action == "create":
 			b.Set(strings.ToUpper(st.Kind[:1])+st.Kind[1:]+" "+st.Name, progress.Done, "Created")
+		case st.Kind == "network" && st.Action == "replace":
+			b.Set("Network "+st.Name, progress.Done, "Recreated")
 		}
 	}
 	if seconds > 0 {

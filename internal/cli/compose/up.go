@@ -1,6 +1,7 @@
 package compose
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"github.com/compose-spec/compose-go/v2/types"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
+	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
@@ -236,7 +238,34 @@ func (s apps) prepare(ctx context.Context, o upOptions, args []string) (*change,
 	if ch.spec, err = composefile.App(p); err != nil {
 		return nil, &exit{exitParse, err}
 	}
+	if err := s.unlike(ctx, ch.spec.Volumes); err != nil {
+		return nil, err
+	}
 	return ch, s.arrange(ctx, ch, o, args, images)
+}
+
+// unlike tells of volumes that are there with other options than the file has for them.
+// Their data is nobody's to throw away unasked.
+func (s apps) unlike(ctx context.Context, volumes map[string]cluster.VolumeSpec) error {
+	c, err := s.client()
+	if err != nil {
+		return err
+	}
+	for _, part := range slices.Sorted(maps.Keys(volumes)) {
+		want := volumes[part]
+		if want.External {
+			continue
+		}
+		is, err := c.VolumeInspect(ctx, want.Name, moby.VolumeInspectOptions{})
+		switch {
+		case errdefs.IsNotFound(err):
+		case err != nil:
+			return err
+		case is.Volume.Driver != cmp.Or(want.Driver, "local") || !maps.Equal(is.Volume.Options, want.Options):
+			s.warnf("Volume %q is there with other options than the file has for it. It stays as it is, with its data; to have it made anew, without it: %s down, then %[2]s volume rm %[3]s and %[2]s up", part, s.engine.Name, want.Name)
+		}
+	}
+	return nil
 }
 
 // scaled is the project with the numbers of --scale.

@@ -20,11 +20,21 @@ const historyKept = 10
 // Apps answers for apps. Its methods may be called from several goroutines.
 type Apps struct {
 	s   store.Store
+	n   Networks
 	now func() time.Time
 }
 
+// Networks are those of the engine.
+type Networks interface {
+	// Strangers are the names of the containers on a network that are not an app's; none
+	// when there is no such network.
+	Strangers(network, app string) []string
+}
+
 // New makes Apps of a store.
-func New(s store.Store) *Apps { return &Apps{s, func() time.Time { return time.Now().UTC() }} }
+func New(s store.Store, n Networks) *Apps {
+	return &Apps{s, n, func() time.Time { return time.Now().UTC() }}
+}
 
 // Put says how an app is changed.
 type Put struct {
@@ -125,7 +135,7 @@ func (a *Apps) change(ctx context.Context, name string, dryRun bool, next func(*
 		if err := disjoint(v, name, &spec); err != nil {
 			return nil, fmt.Errorf("app %q: %w", name, err)
 		}
-		if err := remade(was, &spec); err != nil {
+		if err := a.free(was, name, &spec); err != nil {
 			return nil, fmt.Errorf("app %q: %w", name, err)
 		}
 		halted := haltedTasks(v, was, wake)

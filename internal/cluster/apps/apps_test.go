@@ -32,7 +32,7 @@ func open(t *testing.T) (*Apps, store.Store) {
 	t.Helper()
 	s := mem.New(store.NewState())
 	t.Cleanup(func() { _ = s.Close() })
-	return New(s), s
+	return New(s, nil), s
 }
 
 // steps writes a plan as "replace web (image: a → b)".
@@ -483,22 +483,67 @@ func TestReadersOfFilesRestart(t *testing.T) {
 	}
 }
 
-// A network that would have to be made anew is refused; its labels say nothing of how it works.
-func TestNetworksAreNotRemade(t *testing.T) {
+// strangers are on networks that are made up.
+type strangers map[string][]string
+
+func (s strangers) Strangers(network, _ string) []string { return s[network] }
+
+// A network whose options differ is made anew, with the tasks that are on it, and with no
+// others; its labels say nothing of how it works.
+func TestNetworksAreRemade(t *testing.T) {
 	a, _ := open(t)
+	on := strangers{}
+	a.n = on
 	ctx := context.Background()
-	asked := func(internal bool, label string) cluster.AppSpec {
-		out := spec(map[string]cluster.ServiceSpec{"web": service("web:1", 1)})
+	asked := func(internal bool, label string, services ...string) cluster.AppSpec {
+		all := map[string]cluster.ServiceSpec{}
+		for _, name := range services {
+			all[name] = service(name+":1", 1)
+		}
+		if s, ok := all["web"]; ok {
+			s.Networks = []cluster.Attachment{{Network: "shop_default"}}
+			all["web"] = s
+		}
+		out := spec(all)
 		out.Networks["default"] = cluster.NetworkSpec{Name: "shop_default", Create: &network.CreateRequest{Internal: internal, Labels: map[string]string{"l": label}}}
 		return out
 	}
-	if _, err := a.Put(ctx, "shop", asked(false, "a"), Put{}); err != nil {
-		t.Fatal(err)
+	put := func(s cluster.AppSpec, o Put, network, services string) {
+		t.Helper()
+		p, err := a.Put(ctx, "shop", s, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := steps(p); got != services {
+			t.Errorf("services: %s, want %s", got, services)
+		}
+		for _, st := range p.Steps {
+			if got := st.Action + " " + strings.Join(st.Why, ", "); st.Kind == "network" && st.Name == "default" && strings.TrimSpace(got) != network {
+				t.Errorf("network: %s, want %s", got, network)
+			}
+		}
 	}
-	if _, err := a.Put(ctx, "shop", asked(true, "a"), Put{DryRun: true}); !errdefs.IsConflict(err) || !strings.Contains(err.Error(), `network "default" is there with other options`) {
-		t.Errorf("other options: %v", err)
+	put(asked(false, "a", "db", "web"), Put{}, "create", "create db; create web")
+	put(asked(false, "b", "db", "web"), Put{}, "change", "keep db; keep web")
+	on["shop_default"] = []string{"theirs"}
+	if _, err := a.Put(ctx, "shop", asked(true, "b", "db", "web"), Put{DryRun: true}); !errdefs.IsConflict(err) || !strings.Contains(err.Error(), `network "default" has to be made anew, and there are others than the app's containers on it: theirs`) {
+		t.Errorf("others on it: %v", err)
 	}
-	if _, err := a.Put(ctx, "shop", asked(false, "b"), Put{}); err != nil {
-		t.Errorf("another label: %v", err)
+	put(asked(false, "b", "db", "web"), Put{}, "keep", "keep db; keep web")
+	delete(on, "shop_default")
+	put(asked(true, "b", "db"), Put{Merge: true}, "replace internal, what is on it is stopped first", "keep db; replace web (networks)")
+	put(asked(true, "b", "db", "web"), Put{}, "keep", "keep db; keep web")
+	if p, err := a.Rollback(ctx, "shop", 0, false); err != nil || steps(p) != "keep db; replace web (networks)" {
+		t.Errorf("back: %v, %s", err, steps(p))
+	}
+	app, err := store.Named[*cluster.App](a.s.View(), "shop")
+	if err != nil || app.Spec.Networks["default"].Made != 2 || app.Spec.Services["web"].Networks[0].Made != 2 {
+		t.Errorf("it was made %d times anew, %v", app.Spec.Networks["default"].Made, err)
+	}
+	// What is somebody else's is never made, and another name is another network.
+	for _, next := range []cluster.NetworkSpec{{Name: "shop_default", External: true}, {Name: "new"}} {
+		if (cluster.NetworkSpec{Name: "shop_default", Create: &network.CreateRequest{Internal: true}}).Differs(next) {
+			t.Errorf("%+v is made anew", next)
+		}
 	}
 }

@@ -148,29 +148,3 @@ func clash(name, part, other string) string {
 	}
 	return full[len(prefix):]
 }
-
-// remade refuses a network that would have to be made anew, for which all that is on it
-// would have to go at once.
-func remade(was *cluster.App, next *cluster.AppSpec) error {
-	if was == nil {
-		return nil
-	}
-	for _, part := range sortedKeys(next.Networks) {
-		is, there := was.Spec.Networks[part]
-		want := next.Networks[part]
-		if there && is.Name == want.Name && !same(bare(is), bare(want)) {
-			return say(errdefs.ErrConflict, "network %q is there with other options: \"escale down\", then \"escale up\" makes it anew", part)
-		}
-	}
-	return nil
-}
-
-// bare is a network without what says nothing of how it works.
-func bare(n cluster.NetworkSpec) cluster.NetworkSpec {
-	if n.Create != nil {
-		c := *n.Create
-		c.Labels = nil
-		n.Create = &c
-	}
-	return n
-}

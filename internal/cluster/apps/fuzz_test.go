@@ -65,7 +65,7 @@ func FuzzPut(f *testing.F) {
 		}
 		for _, there := range []bool{false, true} {
 			s := mem.New(store.NewState())
-			a := New(s)
+			a := New(s, nil)
 			if there {
 				if _, err := a.Put(t.Context(), "shop", spec(map[string]cluster.ServiceSpec{"web": service("a", 1)}), Put{}); err != nil {
 					t.Fatal(err)

@@ -32,6 +32,7 @@ func merge(name string, was, asked cluster.AppSpec, o Put) (cluster.AppSpec, err
 		next.Services[part] = s
 	}
 	if !o.Merge {
+		remake(&was, &next)
 		restartReaders(&was, &next)
 		restartDependents(was, next.Services, name)
 		return next, nil
@@ -47,6 +48,7 @@ func merge(name string, was, asked cluster.AppSpec, o Put) (cluster.AppSpec, err
 	}
 	keepUsed(&next, &was, kept)
 	maps.Copy(next.Services, kept)
+	remake(&was, &next)
 	restartReaders(&was, &next)
 	restartDependents(was, next.Services, name)
 	return next, nil

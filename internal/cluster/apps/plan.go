@@ -45,6 +45,12 @@ func plan(name string, was *cluster.App, next *cluster.AppSpec, halted []*cluste
 		p.From = old.Number
 	}
 	compare(p, "network", old.Networks, next.Networks, false)
+	for i := range p.Steps {
+		st := &p.Steps[i]
+		if is, want := old.Networks[st.Name], next.Networks[st.Name]; st.Kind == "network" && is.Differs(want) {
+			st.Action, st.Why = actionReplace, append(differences(&is, &want), "what is on it is stopped first")
+		}
+	}
 	compare(p, "volume", old.Volumes, next.Volumes, true)
 	compare(p, "secret", old.Secrets, next.Secrets, false)
 	compare(p, "config", old.Configs, next.Configs, false)
@@ -124,7 +130,7 @@ const most = 8
 
 // differences says in what two specs differ, in the words of compose files where they
 // have some. Values of variables are not told: they may be secrets.
-func differences(is, want *cluster.ServiceSpec) []string {
+func differences[S any](is, want *S) []string {
 	a, b := map[string]string{}, map[string]string{}
 	flatten(*is, a)
 	flatten(*want, b)
@@ -162,7 +168,7 @@ func or(s, other string) string {
 }
 
 // flatten gives a spec's values by their paths.
-func flatten(s cluster.ServiceSpec, out map[string]string) {
+func flatten[S any](s S, out map[string]string) {
 	var tree any
 	if !decode(s, &tree) {
 		return
@@ -196,7 +202,8 @@ var words = []struct{ path, word string }{
 	{"/Task/Host/Mounts", "volumes"}, {"/Task/Host/Binds", "volumes"}, {"/Ports", "ports"}, {"/Networks", "networks"},
 	{"/Task/Secrets", "secrets"}, {"/Task/Configs", "configs"}, {"/Task/Needs", "depends_on"}, {"/Task/PostStart", "post_start"}, {"/Task/PreStop", "pre_stop"}, {"/Task/Restart", "restart"},
 	{"/Task/Host/Resources", "resources"}, {"/Update", "update_config"}, {"/Rollback", "rollback_config"}, {"/Task/Force", "made anew"},
-	{"/Task/Placement", "placement"}, {"/Task/Reserved", "resources"}, {"/Halted", "not started"},
+	{"/Create/IPAM", "ipam"}, {"/Create/Options", "driver_opts"}, {"/Create/EnableIPv4", "enable_ipv4"}, {"/Create/EnableIPv6", "enable_ipv6"},
+	{"/Create/Labels", "labels"}, {"/Made", ""}, {"/Task/Placement", "placement"}, {"/Task/Reserved", "resources"}, {"/Halted", "not started"},
 }
 
 // word is what users call what is at a path; "" is nothing of theirs.

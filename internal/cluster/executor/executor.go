@@ -89,7 +89,8 @@ type Container struct {
 type Supplies interface {
 	// Image sees to it that an image is there, as a policy of pulling has it.
 	Image(ctx context.Context, ref, policy, platform, auth string) error
-	// Network sees to it that a network is there.
+	// Network sees to it that a network is there, and as it was made last. Unavailable
+	// for one that has to be made anew and is in use still.
 	Network(ctx context.Context, n cluster.NetworkSpec) error
 	// Volume sees to it that a volume is there.
 	Volume(ctx context.Context, v cluster.VolumeSpec) error
@@ -244,7 +245,7 @@ func (c *controller) surroundings(ctx context.Context, v store.View) error {
 	}
 	for _, a := range c.t.Networks {
 		if n := networks[a.Network]; n != nil {
-			if err := c.x.supplies.Network(ctx, n.Spec); err != nil {
+			if err := c.network(ctx, n.Spec); err != nil {
 				return fmt.Errorf("network %s: %w", a.Network, err)
 			}
 		}

@@ -27,6 +27,7 @@ type engine struct {
 	broken error                    // of the next Create
 	codes  map[string]int           // of hooks, by their commands
 	took   time.Duration            // each hook
+	inUse  func() bool              // networks that are to be made anew
 }
 
 // made is a container that is made up.
@@ -181,6 +182,9 @@ func (e *engine) Image(_ context.Context, ref, policy, _, _ string) error {
 
 func (e *engine) Network(_ context.Context, n cluster.NetworkSpec) error {
 	e.note("network %s", n.Name)
+	if e.inUse != nil && e.inUse() {
+		return errdefs.ErrUnavailable.WithMessage("it has active endpoints")
+	}
 	return nil
 }
 

@@ -1,7 +1,8 @@
 // Package reaper is the loop that removes what is over: tasks that are to be removed
 // once nothing of them runs, and the older of those that have ended, of which each
-// place keeps a few to look at. Of an app's place that is the last failure: who knows
-// Compose expects one container of it, and sees in the app's history what else there was.
+// place keeps a few to look at. Of an app's place that is the last failure, until one of
+// a later version is well there: who knows Compose expects one container of a place, and
+// sees in the app's history what else there was.
 package reaper
 
 import (
@@ -32,12 +33,18 @@ func (Loop) Name() string { return "reaper" }
 // Kinds implements loop.Loop.
 func (Loop) Kinds() []cluster.Kind { return []cluster.Kind{cluster.KindTask} }
 
-// Keys implements loop.Loop: the owners of tasks that are over.
+// Keys implements loop.Loop: the owners of tasks that are over, or by which others may be.
 func (Loop) Keys(_ store.View, e store.Event) []string {
-	if t, ok := e.New.(*cluster.Task); ok && (t.Status.State.Ended() || t.Desired == cluster.TaskRemove) {
+	t, ok := e.New.(*cluster.Task)
+	if ok && (t.Status.State.Ended() || t.Desired == cluster.TaskRemove || t.Status.State == cluster.TaskReady || well(t)) {
 		return []string{t.Owner}
 	}
 	return nil
+}
+
+// well tells whether a task is as it is to be.
+func well(t *cluster.Task) bool {
+	return t.Status.State == cluster.TaskComplete || t.Status.State == cluster.TaskRunning && t.Status.Healthy
 }
 
 // All implements loop.Loop.
@@ -60,7 +67,10 @@ func (l Loop) Decide(v store.View, key string, _ time.Time) (d loop.Decision) {
 		}
 	}
 	for _, slot := range cluster.Slots(tasks) {
-		over := 0
+		current, over := slot.Current(), 0
+		if current.Status.State.Before(cluster.TaskReady) {
+			continue // its container takes over what the one before it has
+		}
 		for _, t := range slot.Tasks[1:] {
 			if !t.Status.State.Ended() || !t.Desired.Ended() {
 				continue
@@ -69,7 +79,8 @@ func (l Loop) Decide(v store.View, key string, _ time.Time) (d loop.Decision) {
 			if t.App != "" {
 				keep = lastFailure
 			}
-			if over++; over > keep || t.App != "" && t.Status.State == cluster.TaskShutdown {
+			past := t.Status.State == cluster.TaskShutdown || t.SpecNumber < current.SpecNumber && well(current)
+			if over++; over > keep || t.App != "" && past {
 				t = store.Copy(t)
 				t.Desired = cluster.TaskRemove
 				d.Changes = append(d.Changes, store.Update(t))

@@ -82,6 +82,35 @@ func TestApp(t *testing.T) {
 	b.Steps("web.1#2: wants remove, web.1#3: wants remove", "")
 }
 
+// What failed of an earlier version goes once one of a later version is well; what failed
+// of a later one stays, so that who comes back from it sees why.
+func TestPastVersions(t *testing.T) {
+	b := looptest.New(t, Loop{})
+	b.Service("web", looptest.Replicated(1))
+	next := func(n, spec uint64, state cluster.TaskState) {
+		b.Task("web", 1, state, func(t *cluster.Task) {
+			t.Number, t.SpecNumber, t.Node, t.App, t.Status.Healthy = n, spec, "n", "a", false
+			if state.Ended() {
+				t.Desired = cluster.TaskShutdown
+			}
+		})
+	}
+	healthy := func(t *cluster.Task) { t.Status.Healthy = true }
+	next(1, 2, cluster.TaskFailed)
+	next(2, 1, cluster.TaskRunning)
+	b.Becomes("web.1#2", cluster.TaskRunning, healthy) // went back
+	b.Rest(0)
+	b.Becomes("web.1#2", cluster.TaskFailed, func(t *cluster.Task) { t.Desired = cluster.TaskShutdown })
+	next(3, 3, cluster.TaskPreparing)
+	b.Rest(0) // who comes takes over what those before have
+	b.Becomes("web.1#3", cluster.TaskReady)
+	b.Steps("web.1#1: wants remove", "")
+	b.Becomes("web.1#3", cluster.TaskRunning, func(t *cluster.Task) { t.Status.Healthy = false })
+	b.Rest(0)
+	b.Becomes("web.1#3", cluster.TaskRunning, healthy)
+	b.Steps("web.1#2: wants remove", "")
+}
+
 // What runs still, or nobody has dealt with, is no history.
 func TestNoHistory(t *testing.T) {
 	b := looptest.New(t, Loop{Keep: 1})

@@ -205,8 +205,10 @@ func (d *decision) tooMany() bool {
 // exchange puts new tasks into some of the places that have old ones: those first
 // whose task does not run anyway.
 func (d *decision) exchange() {
-	free := len(d.stale)
-	if p := int(min(d.rollout.Parallelism, uint64(len(d.stale)+d.busy))); p > 0 {
+	free, startFirst := len(d.stale), d.rollout.StartFirst
+	if d.remade() { // none of the new ones can be there before all of the old ones have left
+		startFirst = false
+	} else if p := int(min(d.rollout.Parallelism, uint64(len(d.stale)+d.busy))); p > 0 {
 		free = p - d.busy
 	}
 	slices.SortStableFunc(d.stale, func(a, b cluster.Slot) int { return rank(a) - rank(b) })
@@ -224,7 +226,7 @@ func (d *decision) exchange() {
 		}
 		next := t.Successor(d.service.Spec.Task, d.service.Spec.Number)
 		next.Networks, next.Labels = d.service.Spec.Networks, d.service.Spec.Labels
-		if !d.rollout.StartFirst && !t.Status.State.Ended() {
+		if !startFirst && !t.Status.State.Ended() {
 			next.Desired = cluster.TaskReady
 			d.want(t, cluster.TaskShutdown)
 		} else if t.Status.State.Ended() {
@@ -232,6 +234,20 @@ func (d *decision) exchange() {
 		}
 		d.Changes = append(d.Changes, store.Create(next))
 	}
+}
+
+// remade tells whether tasks are on a network that the new ones have made anew.
+func (d *decision) remade() bool {
+	made := map[string]uint64{}
+	for _, a := range d.service.Spec.Networks {
+		made[a.Network] = a.Made
+	}
+	return slices.ContainsFunc(d.stale, func(s cluster.Slot) bool {
+		return slices.ContainsFunc(s.Current().Networks, func(a cluster.Attachment) bool {
+			now, there := made[a.Network]
+			return there && now != a.Made
+		})
+	})
 }
 
 // rank orders places: those whose task does not run come first.

@@ -85,6 +85,22 @@ func TestParallelism(t *testing.T) {
 	}
 }
 
+// Of tasks on a network that is made anew all end before one of the new ones starts,
+// whatever the rollout says.
+func TestNetworkMadeAnew(t *testing.T) {
+	b := looptest.New(t, Loop{})
+	on := func(s *cluster.ServiceSpec) {
+		s.Networks = []cluster.Attachment{{Network: "n", Made: s.Number}, {Network: "other"}}
+		s.Update = &cluster.Rollout{Parallelism: 1, StartFirst: true}
+	}
+	b.Service("web", looptest.Replicated(2), on, func(s *cluster.ServiceSpec) { s.Networks[0].Made = 0 })
+	b.Task("web", 1, cluster.TaskRunning)
+	b.Task("web", 2, cluster.TaskRunning)
+	b.Roll("web", on)
+	b.Steps("web: number 2 updating update in progress",
+		"web.1#1: wants shutdown, web.1#2 made wants ready of 2, web.2#1: wants shutdown, web.2#2 made wants ready of 2")
+}
+
 // A place that is done makes room for the next after the delay.
 func TestDelay(t *testing.T) {
 	b := newBench(t, 2, &cluster.Rollout{Parallelism: 1, Delay: 10 * time.Second})

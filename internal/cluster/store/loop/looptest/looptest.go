@@ -87,13 +87,16 @@ func (b *Bench) Change(name string, f func(*cluster.Service)) {
 }
 
 // Roll asks for other containers of a service, as its next number.
-func (b *Bench) Roll(name string) {
+func (b *Bench) Roll(name string, f ...func(*cluster.ServiceSpec)) {
 	b.Helper()
 	b.Change(name, func(s *cluster.Service) {
 		before := store.Copy(s).Spec
 		s.Numbers++
 		s.Spec.Number, s.Previous = s.Numbers, &before
 		s.Spec.Task.Force++
+		for _, f := range f {
+			f(&s.Spec)
+		}
 	})
 }
 
