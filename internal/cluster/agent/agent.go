@@ -57,7 +57,7 @@ func (a *Agent) Open(ctx context.Context) error {
 			}
 			t.Status.State, t.Status.Message = e.means()
 			e.note(&t.Status)
-		}); err != nil {
+		}); err != nil && !errdefs.IsUnavailable(err) { // cut off from it: Run tells when that is over
 			return err
 		}
 	}

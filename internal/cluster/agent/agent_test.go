@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -367,5 +368,76 @@ func TestOpen(t *testing.T) {
 		r.want("halted", "running healthy", "prepare start")
 		r.want("told", "shutdown", "prepare start")
 		r.begin()
+	})
+}
+
+// cut is a store that cannot be written while nobody is at the other end of it.
+type cut struct {
+	*mem.Store
+	off *atomic.Bool
+}
+
+func (c cut) Commit(ctx context.Context, changes ...store.Change) (uint64, error) {
+	if c.off.Load() {
+		return 0, errdefs.ErrUnavailable
+	}
+	return c.Store.Commit(ctx, changes...)
+}
+
+// A node that is cut off keeps what runs, and says later what became of it, as it was:
+// what has ended is not well for a moment first, and nothing is started twice.
+func TestCutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var off atomic.Bool
+		s := mem.New(store.NewState())
+		r := &rig{t: t, s: s, m: &machine{has: map[string]*box{}}}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		a := New("n1", cut{s, &off}, r.m, slog.New(slog.DiscardHandler))
+		go func() { ended <- a.Run(ctx) }()
+		for _, id := range []string{"well", "dies", "stays", "told"} {
+			r.task(id, "good")
+		}
+		w, err := s.Watch(s.View().Revision())
+		if err != nil {
+			t.Fatal(err)
+		}
+		off.Store(true)
+		close(r.m.has["well"].healthy)
+		close(r.m.has["dies"].healthy)
+		synctest.Wait()
+		r.m.has["dies"].end <- 3
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		for _, id := range []string{"well", "dies", "stays", "told"} {
+			r.want(id, "running", "prepare start")
+		}
+		r.m.has["dies"].end <- 3 // as who asks again is told, too
+		if err := New("n1", cut{s, &off}, r.m, slog.New(slog.DiscardHandler)).Open(t.Context()); err != nil {
+			t.Errorf("an engine that comes up while it is cut off: %v", err)
+		}
+		r.change("told", func(t *cluster.Task) { t.Desired = cluster.TaskShutdown })
+		off.Store(false)
+		time.Sleep(2 * patience)
+		synctest.Wait()
+		r.want("well", "running healthy", "prepare start")
+		r.want("dies", "failed: task: non-zero exit (3)", "prepare start")
+		r.want("stays", "running", "prepare start")
+		r.want("told", "shutdown", "prepare start shutdown")
+		list, err := w.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range list {
+			for _, e := range c.Events {
+				if n, ok := e.New.(*cluster.Task); ok && n.ID == "dies" && n.Status.Healthy {
+					t.Error("it was well for a moment when it had long ended")
+				}
+			}
+		}
+		cancel()
+		if err := errors.Join(<-ended, s.Close()); err != nil {
+			t.Error(err)
+		}
 	})
 }

@@ -24,8 +24,9 @@ type life struct {
 	amid    context.CancelFunc // of the step under way; nil: it is not to be cut short
 	waiting <-chan ended       // of a container that runs
 	unwait  context.CancelFunc
-	halted  bool // its container was ended as a client wishes
-	rested  bool // its container has been looked at since it ended
+	halted  bool   // its container was ended as a client wishes
+	rested  bool   // its container has been looked at since it ended
+	over    *ended // how its container has, from when that is known until it runs anew
 }
 
 // ended is how a container has.
@@ -167,6 +168,8 @@ func (l *life) to(ctx context.Context, s cluster.TaskState, message string, f fu
 		l.set(written, false)
 	case ctx.Err() != nil, errdefs.IsNotFound(err): // the store tells that it has gone
 		l.sleep(ctx, time.Time{}, nil)
+	case errdefs.IsUnavailable(err): // who keeps the store says so
+		l.sleep(ctx, time.Now().Add(patience), nil)
 	default:
 		l.a.log.Error("what became of a task cannot be written: trying again", "task", t.ID, "state", s, "error", err)
 		l.sleep(ctx, time.Now().Add(patience), nil)
@@ -191,6 +194,7 @@ func (l *life) prepare(ctx context.Context) {
 // again: all of it is looked for first when again says so.
 func (l *life) start(ctx context.Context, again bool) {
 	step, done := l.cut(ctx)
+	l.over = nil
 	var c cluster.ContainerStatus
 	var err error
 	if !again {
@@ -234,37 +238,65 @@ func (l *life) shutdown(ctx context.Context) {
 	}
 }
 
-// attend waits for the end of a container that runs.
+// attend waits for the end of a container that runs. What cannot be written of it at once
+// is written later, and then as it was.
 func (l *life) attend(ctx context.Context, t *cluster.Task) {
-	if l.waiting == nil {
-		waiting, cancel := context.WithCancel(ctx)
-		end := make(chan ended, 1)
-		l.waiting, l.unwait = end, cancel
-		go func() {
-			code, err := l.c.Wait(waiting, func() {
-				if _, err := l.a.report(waiting, t.ID, isHealthy); err != nil && waiting.Err() == nil && !errdefs.IsNotFound(err) {
-					l.a.log.Error("the health of a task cannot be written", "task", t.ID, "error", err)
-				}
-			})
-			end <- ended{code, err}
-		}()
+	if l.over == nil {
+		if l.waiting == nil {
+			l.wait(ctx, t.ID)
+		}
+		if l.over = l.sleep(ctx, time.Time{}, l.waiting); l.over == nil || ctx.Err() != nil {
+			return
+		}
+		l.stopWaiting()
 	}
-	e := l.sleep(ctx, time.Time{}, l.waiting)
-	if e == nil || ctx.Err() != nil {
-		return
-	}
-	l.stopWaiting()
 	if l.stopped() {
 		return
 	}
-	if e.err != nil {
+	if l.over.err != nil {
 		// It may run still, and must not beside the one that takes its place.
 		if err := l.c.Shutdown(ctx); err != nil && !errdefs.IsNotFound(err) {
-			e.err = errors.Join(e.err, err)
+			l.over.err = errors.Join(l.over.err, err)
 		}
 	}
-	state, message := e.means()
-	l.to(ctx, state, message, e.note)
+	state, message := l.over.means()
+	l.to(ctx, state, message, l.over.note)
+}
+
+// wait begins to wait for the end of a container.
+func (l *life) wait(ctx context.Context, id string) {
+	waiting, cancel := context.WithCancel(ctx)
+	end := make(chan ended, 1)
+	l.waiting, l.unwait = end, cancel
+	go func() {
+		code, err := l.c.Wait(waiting, func() {
+			if l.healthy(waiting, id) {
+				go func() { // what else happens to the container is not kept waiting
+					for l.healthy(waiting, id) {
+					}
+				}()
+			}
+		})
+		end <- ended{code, err}
+	}()
+}
+
+// healthy reports that a task's container is; again says that it could not be written yet,
+// and that this has waited.
+func (l *life) healthy(ctx context.Context, id string) (again bool) {
+	_, err := l.a.report(ctx, id, isHealthy)
+	switch {
+	case err == nil || ctx.Err() != nil || errdefs.IsNotFound(err):
+		return false
+	case !errdefs.IsUnavailable(err):
+		l.a.log.Error("the health of a task cannot be written", "task", id, "error", err)
+		return false
+	}
+	select {
+	case <-time.After(patience):
+	case <-ctx.Done():
+	}
+	return ctx.Err() == nil
 }
 
 // means is what the end of a container makes of its task.

@@ -297,11 +297,16 @@ func (l loading) add(k cluster.Kind, raw json.RawMessage) error {
 	return l.txn.Insert(string(k), &record{o, raw})
 }
 
+// done lets everybody see what was put in, and nothing of what was before.
 func (l loading) done(revision uint64) {
-	l.txn.Commit()
 	l.s.mu.Lock()
 	defer l.s.mu.Unlock()
-	l.s.revision, l.s.dropped = revision, revision
+	l.txn.Commit()
+	l.s.revision, l.s.dropped, l.s.log = revision, revision, nil
+	if !l.s.closed {
+		close(l.s.more)
+		l.s.more = make(chan struct{})
+	}
 }
 
 // Fill puts objects, as they were written, into an empty State.

@@ -1,0 +1,403 @@
+package dispatch
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/store"
+	"github.com/containerd/errdefs"
+)
+
+// secrets makes a secret and lets a task use it, by name.
+func (w *world) secret(name string) {
+	w.commit(store.Create(&cluster.Secret{Meta: cluster.Meta{ID: "id-" + name, Name: name}, Spec: cluster.SecretSpec{Data: []byte("data-of-" + name)}}))
+}
+
+func uses(names ...string) func(*cluster.Task) {
+	return func(t *cluster.Task) {
+		for _, n := range names {
+			t.Spec.Secrets = append(t.Spec.Secrets, cluster.FileRef{Name: n})
+		}
+	}
+}
+
+// A node gets its tasks and what they need; of others' it gets where they are, when it
+// has to reach them, and of secrets nothing that its tasks do not use.
+func TestView(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.machines("n1", "n2", "n3")
+		for _, s := range []string{"one", "two", "three"} {
+			w.secret(s)
+		}
+		web, db := w.service("web"), w.service("db")
+		w.task("t1", web, "n1", uses("one"))
+		w.task("t2", web, "n2", uses("two"))
+		w.task("t3", db, "n3", uses("three"))
+		w.elect("a:1", 1)
+		r, _ := w.node("n1", "")
+		settle()
+		if !r.Connected() {
+			t.Fatal("not connected")
+		}
+		own, err := store.Find[*cluster.Task](r.View(), "t1")
+		if err != nil || len(own.Spec.Secrets) != 1 || own.Spec.Container.Env[0] != "PASSWORD=of-web" {
+			t.Errorf("its own task: %+v, %v", own, err)
+		}
+		other, err := store.Find[*cluster.Task](r.View(), "t2")
+		if err != nil || other.Node != "n2" || other.Owner != "web" || other.Spec.Container != nil || other.Spec.Secrets != nil || len(other.Networks) != 1 {
+			t.Errorf("a task beside it: %+v, %v", other, err)
+		}
+		for what, c := range map[string]struct{ has, want bool }{
+			"a task of a network that it has not":    {has[*cluster.Task](r, "t3"), false},
+			"a service of such":                      {has[*cluster.Service](r, "db"), false},
+			"the service of its task":                {has[*cluster.Service](r, "web"), true},
+			"itself":                                 {has[*cluster.Node](r, "n1"), true},
+			"the node of the task beside":            {has[*cluster.Node](r, "n2"), true},
+			"another node":                           {has[*cluster.Node](r, "n3"), false},
+			"its task's secret":                      {has[*cluster.Secret](r, "id-one"), true},
+			"the secret of a task that is elsewhere": {has[*cluster.Secret](r, "id-two"), false},
+			"the secret of nobody":                   {has[*cluster.Secret](r, "id-three"), false},
+		} {
+			if c.has != c.want {
+				t.Errorf("%s: %t", what, c.has)
+			}
+		}
+		if n := store.List[*cluster.Network](r.View()); len(n) != 1 || n[0].Spec.Name != "net-web" {
+			t.Errorf("%d networks", len(n))
+		}
+		// A task of the other service comes, and one goes.
+		w.task("t4", db, "n1", uses("three"))
+		settle()
+		if !has[*cluster.Secret](r, "id-three") || !has[*cluster.Task](r, "t3") || !has[*cluster.Node](r, "n3") {
+			t.Error("what a new task needs is missing")
+		}
+		change(w, "t4", func(t *cluster.Task) { t.Desired = cluster.TaskShutdown })
+		settle()
+		if has[*cluster.Secret](r, "id-three") || !has[*cluster.Task](r, "t4") || !has[*cluster.Task](r, "t3") {
+			t.Error("a task that is to end keeps its secret, or loses more")
+		}
+		change(w, "t4", func(t *cluster.Task) { t.Status.State = cluster.TaskShutdown })
+		settle()
+		if has[*cluster.Task](r, "t3") || has[*cluster.Node](r, "n3") || !has[*cluster.Task](r, "t4") {
+			t.Error("a task that has ended still asks for what is beside it")
+		}
+		t4, _ := store.Find[*cluster.Task](w.s.View(), "t4")
+		w.commit(store.Delete(t4))
+		settle()
+		if has[*cluster.Task](r, "t4") || has[*cluster.Service](r, "db") || !has[*cluster.Service](r, "web") {
+			t.Error("what nobody needs any more is still there")
+		}
+	})
+}
+
+// No byte of what belongs to others reaches a node, whatever happens to tasks.
+func TestNoStrangersSecrets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.machines("n1", "n2")
+		w.secret("one")
+		w.secret("two")
+		a := &cluster.App{Meta: cluster.Meta{ID: "app", Name: "shop"}, Spec: cluster.AppSpec{Secrets: map[string]cluster.SecretSpec{"two": {Data: []byte("data-of-two")}}}}
+		w.commit(store.Create(a))
+		// Its name is another's as well: the app's own comes first.
+		w.commit(store.Create(&cluster.Secret{Meta: cluster.Meta{ID: "id-app", Name: "shop_one"}, Spec: cluster.SecretSpec{Data: []byte("data-of-the-app")}}))
+		web := w.service("web", func(s *cluster.Service) {
+			s.Owner = "app"
+			s.Spec.Ports = []cluster.Port{{Target: 80, Published: 80}}
+		})
+		other := w.service("other", func(s *cluster.Service) { s.Spec.Networks = web.Spec.Networks })
+		w.task("t1", web, "n1", uses("one"))
+		w.task("t2", other, "n2", uses("two"), func(t *cluster.Task) { t.Spec.Auth = "of-the-registry" })
+		w.elect("a:1", 1)
+		r, _ := w.node("n1", "")
+		settle()
+		text := func() string {
+			var b strings.Builder
+			if err := store.Save(&b, r.View()); err != nil {
+				t.Fatal(err)
+			}
+			return b.String()
+		}
+		data := func(s string) string { b, _ := json.Marshal([]byte(s)); return strings.Trim(string(b), `"`) }
+		for range 3 {
+			all := text()
+			for _, no := range []string{data("data-of-two"), data("data-of-one"), "of-the-registry", "PASSWORD=of-other"} {
+				if strings.Contains(all, no) {
+					t.Errorf("%q is there:\n%s", no, all)
+				}
+			}
+			for _, yes := range []string{data("data-of-the-app"), "PASSWORD=of-web", `"t2"`, `"other"`} {
+				if !strings.Contains(all, yes) {
+					t.Errorf("%q is not there:\n%s", yes, all)
+				}
+			}
+			change(w, "t2", func(t *cluster.Task) { t.Status.State = cluster.TaskRunning })
+			change(w, "other", func(s *cluster.Service) { s.Spec.Number++; s.Previous = &s.Spec })
+			settle()
+		}
+	})
+}
+
+// What becomes of a task is written once the manager has it, and seen before that is said.
+// Nothing else may be written.
+func TestCommit(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.machines("n1", "n2")
+		web := w.service("web")
+		w.task("t1", web, "n1")
+		w.task("t2", web, "n2")
+		w.elect("a:1", 1)
+		r, _ := w.node("n1", "")
+		settle()
+		mine := func() *cluster.Task {
+			x, err := store.Find[*cluster.Task](r.View(), "t1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return store.Copy(x)
+		}
+		x := mine()
+		x.Status.State, x.Status.Message = cluster.TaskAccepted, "accepted"
+		if _, err := r.Commit(t.Context(), store.Update(x)); err != nil {
+			t.Fatal(err)
+		}
+		is, _ := store.Find[*cluster.Task](w.s.View(), "t1")
+		if is.Status.Message != "accepted" || mine().Status.Message != "accepted" || x.Revision != is.Revision {
+			t.Errorf("the cluster has %+v, the node %+v, its writer %d", is.Status, mine().Status, x.Revision)
+		}
+		desired, moved, back, lost := mine(), mine(), mine(), mine()
+		desired.Desired, moved.Node, back.Status.State, lost.ID = cluster.TaskShutdown, "n2", cluster.TaskAssigned, "t9"
+		theirs, _ := store.Find[*cluster.Task](r.View(), "t2")
+		theirs = store.Copy(theirs)
+		theirs.Status.State = cluster.TaskFailed
+		service, _ := store.Find[*cluster.Service](r.View(), "web")
+		stale := mine()
+		stale.Revision--
+		for what, c := range map[string]struct {
+			change store.Change
+			is     func(error) bool
+		}{
+			"what is wanted of a task": {store.Update(desired), errdefs.IsPermissionDenied},
+			"its node":                 {store.Update(moved), errdefs.IsPermissionDenied},
+			"an earlier state":         {store.Update(back), errdefs.IsFailedPrecondition},
+			"one that there is not":    {store.Update(lost), errdefs.IsNotFound},
+			"another's":                {store.Update(theirs), errdefs.IsPermissionDenied},
+			"a service":                {store.Update(service), errdefs.IsPermissionDenied},
+			"a task that is made":      {store.Create(&cluster.Task{}), errdefs.IsPermissionDenied},
+			"a task that is removed":   {store.Delete(mine()), errdefs.IsPermissionDenied},
+			"what is not so any more":  {store.Update(stale), errdefs.IsConflict},
+			"a service, unchanged":     {store.Unchanged(service), func(err error) bool { return err == nil }},
+		} {
+			if _, err := r.Commit(t.Context(), c.change); !c.is(err) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		// The manager trusts no node to keep to that.
+		w.mu.Lock()
+		d := w.d
+		w.mu.Unlock()
+		status, _ := json.Marshal(cluster.TaskStatus{State: cluster.TaskFailed})
+		for what, reports := range map[string][]Report{
+			"another's":   {{"t2", status}},
+			"with others": {{"t1", status}, {"t2", status}},
+			"twice":       {{"t1", status}, {"t1", status}},
+			"no JSON":     {{"t1", json.RawMessage("x")}},
+			"no state":    {{"t1", json.RawMessage("{}")}},
+			"a new one":   {{"t1", json.RawMessage(`{"State":"new"}`)}},
+		} {
+			if err := d.do(t.Context(), job{node: "n1", reports: reports}); err == nil {
+				t.Errorf("%s: written", what)
+			}
+		}
+		if is, _ := store.Find[*cluster.Task](w.s.View(), "t1"); is.Status.State != cluster.TaskAccepted {
+			t.Errorf("what was refused was written: %+v", is.Status)
+		}
+		w.silence("n1", true)
+		settle()
+		x = mine()
+		x.Status.State = cluster.TaskPreparing
+		if _, err := r.Commit(t.Context(), store.Update(x)); !errdefs.IsUnavailable(err) {
+			t.Errorf("cut off: %v", err)
+		}
+		if mine().Status.State != cluster.TaskAccepted {
+			t.Error("what nobody has is shown")
+		}
+	})
+}
+
+// A node that is not heard of for three seconds is down; when it comes back it is not, and
+// one that is only cut off for a moment never is.
+func TestHealth(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.machines("n1", "n2")
+		w.elect("a:1", 1)
+		w.node("n1", "")
+		_, end := w.node("n2", "")
+		settle()
+		is := func(id string) cluster.NodeStatus {
+			n, err := store.Find[*cluster.Node](w.s.View(), id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return n.Status
+		}
+		if !is("n1").Ready || !is("n2").Ready || is("n1").Addr != "10.0.0.1" {
+			t.Fatalf("%+v, %+v", is("n1"), is("n2"))
+		}
+		w.cut("n1")
+		end()
+		time.Sleep(Dead - time.Second)
+		if !is("n2").Ready {
+			t.Error("down before its time")
+		}
+		time.Sleep(time.Second + 2*watched)
+		synctest.Wait()
+		if n := is("n2"); n.Ready || n.Message != heartbeat || time.Since(n.Since) > time.Second {
+			t.Errorf("silent for long: %+v", n)
+		}
+		if n := is("n1"); !n.Ready || time.Since(n.Since) < Dead {
+			t.Errorf("it has come back before anybody missed it: %+v", n)
+		}
+		w.node("n2", "")
+		settle()
+		if n := is("n2"); !n.Ready || n.Message != "" {
+			t.Errorf("back: %+v", n)
+		}
+		// After a change of leaders all have time to come.
+		w.silence("n1", true)
+		w.elect("b:1", 2)
+		time.Sleep(Grace - time.Second)
+		if !is("n1").Ready {
+			t.Error("a new leader gives no grace")
+		}
+		time.Sleep(time.Second + 2*watched)
+		synctest.Wait()
+		if is("n1").Ready || !is("n2").Ready {
+			t.Errorf("after the grace: %+v, %+v", is("n1"), is("n2"))
+		}
+	})
+}
+
+// A node that was away gets what has changed, and no more; from any manager.
+func TestReturn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.machines("n1")
+		web := w.service("web")
+		for _, id := range []string{"t1", "t2", "t3", "t4"} {
+			w.task(id, web, "n1")
+		}
+		w.elect("a:1", 1)
+		r, _ := w.node("n1", "")
+		settle()
+		w.silence("n1", true)
+		time.Sleep(10 * time.Second)
+		change(w, "t1", func(t *cluster.Task) { t.Desired = cluster.TaskShutdown })
+		t2, _ := store.Find[*cluster.Task](w.s.View(), "t2")
+		w.commit(store.Delete(t2))
+		w.elect("b:1", 2)
+		w.mu.Lock()
+		w.sent["n1"] = 0
+		w.mu.Unlock()
+		w.silence("n1", false)
+		time.Sleep(2 * lastPause)
+		settle()
+		t1, err := store.Find[*cluster.Task](r.View(), "t1")
+		if err != nil || t1.Desired != cluster.TaskShutdown || has[*cluster.Task](r, "t2") || !has[*cluster.Task](r, "t3") {
+			t.Errorf("%+v, %v", t1, err)
+		}
+		if n := w.sent["n1"]; n > 3 { // the task, and the node itself: down, and back
+			t.Errorf("%d objects were sent", n)
+		}
+	})
+}
+
+// A node that starts while it is cut off knows what it knew, but for secrets.
+func TestKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.machines("n1")
+		w.secret("one")
+		w.task("t1", w.service("web"), "n1", uses("one"))
+		w.elect("a:1", 7)
+		path := filepath.Join(t.TempDir(), "view.json")
+		r, stop := w.node("n1", path)
+		settle()
+		if !has[*cluster.Secret](r, "id-one") {
+			t.Fatal("no secret")
+		}
+		stop()
+		if b, err := os.ReadFile(path); err != nil || strings.Contains(string(b), `"secret"`) {
+			t.Errorf("%s, %v", b, err)
+		}
+		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
+			t.Errorf("%v, %v", st, err)
+		}
+		w.silence("n1", true)
+		r, stop = w.node("n1", path)
+		if err := r.Ready(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if !has[*cluster.Task](r, "t1") || !has[*cluster.Service](r, "web") || has[*cluster.Secret](r, "id-one") || r.Managers()[0].Addr != "a:1" {
+			t.Error("what was kept is not what it is to be")
+		}
+		w.silence("n1", false)
+		time.Sleep(2 * lastPause)
+		settle()
+		if !has[*cluster.Secret](r, "id-one") {
+			t.Error("the secret has not come back")
+		}
+		// A leader of before has nothing to say.
+		w.elect("a:1", 6)
+		time.Sleep(2 * lastPause)
+		settle()
+		if r.Connected() {
+			t.Error("a leader whose term is over is listened to")
+		}
+		w.elect("a:1", 8)
+		time.Sleep(2 * lastPause)
+		settle()
+		if !r.Connected() {
+			t.Error("the new leader is not listened to")
+		}
+		stop()
+		for text, ok := range map[string]bool{"x": true, "": true, `{"Format":2}`: false} {
+			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := Open(Config{Node: "n1", Path: path, Log: quiet}); (err == nil) != ok {
+				t.Errorf("%q: %v", text, err)
+			}
+		}
+	})
+}
+
+// A node that is removed is told so, and not let in again.
+func TestRemovedNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.machines("n1")
+		w.elect("a:1", 1)
+		r, _ := w.node("n1", "")
+		settle()
+		n, _ := store.Find[*cluster.Node](w.s.View(), "n1")
+		w.commit(store.Delete(n))
+		time.Sleep(10 * time.Second)
+		synctest.Wait()
+		if r.Connected() {
+			t.Error("it is still connected")
+		}
+		if _, err := store.Find[*cluster.Node](w.s.View(), "n1"); !errdefs.IsNotFound(err) {
+			t.Errorf("it has made itself anew: %v", err)
+		}
+	})
+}

@@ -1,0 +1,307 @@
+package dispatch
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/store"
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+)
+
+// keeper is a store in memory, as the cluster's: every store answers from a State.
+type keeper struct {
+	state *store.State
+	mu    sync.Mutex
+}
+
+func (k *keeper) View() store.View { return k.state.View() }
+
+func (k *keeper) Commit(_ context.Context, changes ...store.Change) (uint64, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	g := k.state.Stage()
+	at, err := g.Add(changes)
+	if err != nil {
+		g.Abort()
+		return 0, err
+	}
+	g.Apply()
+	return at, nil
+}
+
+func (k *keeper) Watch(after uint64, kinds ...cluster.Kind) (*store.Watch, error) {
+	return k.state.Watch(after, kinds...)
+}
+
+func (k *keeper) Close() error {
+	k.state.Close()
+	return nil
+}
+
+// world is a cluster's store with managers beside it, and nodes.
+type world struct {
+	*testing.T
+	s *keeper
+
+	mu    sync.Mutex
+	lead  string // address of who leads
+	d     *Dispatcher
+	stop  context.CancelFunc
+	wires map[string]*wire // by node: the connection that it has
+	deaf  map[string]bool  // nodes that reach nobody
+	sent  map[string]int   // objects, by node
+	bytes int
+	msgs  int
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{T: t, s: &keeper{state: store.NewState()}, wires: map[string]*wire{}, deaf: map[string]bool{}, sent: map[string]int{}}
+	t.Cleanup(func() { w.elect("", 0); _ = w.s.Close() })
+	return w
+}
+
+var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+
+// elect lets a manager lead, from then on; "" nobody.
+func (w *world) elect(addr string, term uint64) {
+	w.mu.Lock()
+	if w.stop != nil {
+		w.stop()
+	}
+	w.lead, w.d, w.stop = addr, nil, nil
+	if addr == "" {
+		w.mu.Unlock()
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	d := New(w.s, term, quiet)
+	d.Tell(w.managers())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := d.Run(ctx); err != nil {
+			w.Error(err)
+		}
+	}()
+	w.d, w.stop = d, func() { cancel(); <-done }
+	w.mu.Unlock()
+	synctest.Wait() // until it serves
+}
+
+func (w *world) managers() Cluster {
+	var c Cluster
+	for _, a := range []string{"a:1", "b:1"} {
+		c.Managers = append(c.Managers, Manager{Node: a, Addr: a, Leader: a == w.lead})
+	}
+	return c
+}
+
+var errWire = errors.New("the wire is cut")
+
+// wire connects a node with a manager.
+type wire struct {
+	up   chan []byte
+	down chan []byte
+	ctx  context.Context
+	cut  context.CancelFunc
+	w    *world
+	node string
+}
+
+func put[T any](l *wire, to chan []byte, v T) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	l.w.mu.Lock()
+	l.w.bytes += len(b)
+	l.w.msgs++
+	l.w.mu.Unlock()
+	select {
+	case to <- b:
+		return nil
+	case <-l.ctx.Done():
+		return errWire
+	}
+}
+
+func get[T any](l *wire, from chan []byte) (v T, err error) {
+	select {
+	case b := <-from:
+		return v, json.Unmarshal(b, &v)
+	case <-l.ctx.Done():
+		return v, errWire
+	}
+}
+
+type nodeEnd struct{ *wire }
+
+func (l nodeEnd) Send(u Up) error        { return put(l.wire, l.up, u) }
+func (l nodeEnd) Receive() (Down, error) { return get[Down](l.wire, l.down) }
+func (l nodeEnd) Close() error           { l.cut(); return nil }
+
+type managerEnd struct{ *wire }
+
+func (l managerEnd) Receive() (Up, error) { return get[Up](l.wire, l.up) }
+func (l managerEnd) Send(d Down) error {
+	l.w.mu.Lock()
+	l.w.sent[l.node] += len(d.Objects)
+	l.w.mu.Unlock()
+	return put(l.wire, l.down, d)
+}
+
+// dial connects a node with a manager.
+func (w *world) dial(node, addr string) (Client, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.deaf[node] {
+		return nil, errWire
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	l := &wire{up: make(chan []byte, 16), down: make(chan []byte, 16), ctx: ctx, cut: cancel, w: w, node: node}
+	w.wires[node] = l
+	d, lead := w.d, w.lead
+	go func() {
+		if d == nil || addr != lead {
+			c := w.managers()
+			_ = managerEnd{l}.Send(Down{Cluster: &c, Refused: true})
+			return
+		}
+		_ = d.Serve(ctx, node, managerEnd{l}) // why it ended concerns the node
+		cancel()
+	}()
+	return nodeEnd{l}, nil
+}
+
+// cut ends a node's connection; it may come back.
+func (w *world) cut(node string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if l := w.wires[node]; l != nil {
+		l.cut()
+	}
+}
+
+// silence keeps a node from reaching anybody, or lets it.
+func (w *world) silence(node string, deaf bool) {
+	w.mu.Lock()
+	w.deaf[node] = deaf
+	w.mu.Unlock()
+	if deaf {
+		w.cut(node)
+	}
+}
+
+// node starts a node's Remote. It ends with stop, or with the test.
+func (w *world) node(id, path string) (r *Remote, stop func()) {
+	w.Helper()
+	r, err := Open(Config{
+		Node: id, Path: path, Log: quiet, Managers: []Manager{{Addr: "b:1"}, {Addr: "a:1"}},
+		Dial:     func(_ context.Context, addr string) (Client, error) { return w.dial(id, addr) },
+		Describe: func() (string, cluster.NodeStatus) { return "host-" + id, cluster.NodeStatus{Addr: "10.0.0." + id[1:]} },
+	})
+	if err != nil {
+		w.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		if err := r.Run(ctx); err != nil {
+			w.Error(err)
+		}
+	}()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		<-done
+		if err := r.Close(); err != nil {
+			w.Error(err)
+		}
+	})
+	w.Cleanup(stop)
+	return r, stop
+}
+
+// commit writes what somebody else has changed.
+func (w *world) commit(changes ...store.Change) {
+	w.Helper()
+	if _, err := w.s.Commit(w.Context(), changes...); err != nil {
+		w.Fatal(err)
+	}
+}
+
+// machines makes node objects.
+func (w *world) machines(ids ...string) {
+	w.Helper()
+	for _, id := range ids {
+		w.commit(store.Create(&cluster.Node{Meta: cluster.Meta{ID: id, Name: id}}))
+	}
+}
+
+// service makes one on a network of its own.
+func (w *world) service(name string, f ...func(*cluster.Service)) *cluster.Service {
+	w.Helper()
+	s := &cluster.Service{Meta: cluster.Meta{ID: name, Name: name}, Spec: cluster.ServiceSpec{
+		Networks: []cluster.Attachment{{Network: "net-" + name}}, Task: cluster.TaskSpec{Container: &container.Config{Env: []string{"PASSWORD=of-" + name}}},
+	}}
+	for _, f := range f {
+		f(s)
+	}
+	w.commit(store.Create(s))
+	if _, err := store.Named[*cluster.Network](w.s.View(), "net-"+name); err != nil {
+		w.commit(store.Create(&cluster.Network{Meta: cluster.Meta{Name: "net-" + name}, Spec: cluster.NetworkSpec{
+			Name: "net-" + name, Create: &network.CreateRequest{Driver: "overlay"},
+		}}))
+	}
+	return s
+}
+
+// task makes one of a service on a node.
+func (w *world) task(id string, s *cluster.Service, node string, f ...func(*cluster.Task)) {
+	w.Helper()
+	t := s.First(1, "")
+	t.ID, t.Node, t.Status.State = id, node, cluster.TaskAssigned
+	for _, f := range f {
+		f(t)
+	}
+	w.commit(store.Create(t))
+}
+
+// change changes an object of the cluster's store.
+func change[T cluster.Object](w *world, id string, f func(T)) {
+	w.Helper()
+	for {
+		o, err := store.Find[T](w.s.View(), id)
+		if err != nil {
+			w.Fatal(err)
+		}
+		o = store.Copy(o)
+		f(o)
+		if _, err := w.s.Commit(context.Background(), store.Update(o)); err == nil {
+			return
+		} else if !errdefs.IsConflict(err) {
+			w.Fatal(err)
+		}
+	}
+}
+
+// settle lets all that is under way come to its end.
+func settle() {
+	time.Sleep(50 * time.Millisecond)
+	synctest.Wait()
+}
+
+func has[T cluster.Object](r *Remote, id string) bool {
+	_, err := store.Find[T](r.View(), id)
+	return err == nil
+}
