@@ -48,7 +48,7 @@ type wirer struct{ *core }
 
 // connectStopped notes a network for the next start.
 func (m wirer) connectStopped(e *entry, v *View, name string, settings *apinetwork.EndpointSettings) error {
-	info, err := m.cfg.Networks.Inspect(name)
+	info, err := m.cfg.Networks.Find(name)
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ var errRunEnded = errors.New("the container has ended meanwhile")
 
 // connectLive connects a container that runs.
 func (m wirer) connectLive(ctx context.Context, e *entry, v *View, name string, settings *apinetwork.EndpointSettings) error {
-	info, err := m.cfg.Networks.Inspect(name)
+	info, err := m.cfg.Networks.Find(name)
 	if err != nil {
 		return err
 	}
@@ -149,7 +149,7 @@ func (m *Manager) Disconnect(ctx context.Context, ref, name string, force bool) 
 	if v.State.Status == Removing || v.State.Status == Dead {
 		return errBeingRemoved(v.ID)
 	}
-	info, err := m.cfg.Networks.Inspect(name)
+	info, err := m.cfg.Networks.Find(name)
 	if err == nil {
 		name = info.Name
 	} else if v.State.Running() && !force || !errdefs.IsNotFound(err) {
@@ -226,7 +226,7 @@ func (m creator) nameNetworks(rec *Record) error {
 	}
 	named := make(map[string]*apinetwork.EndpointSettings, len(asked))
 	for ref, settings := range asked {
-		info, err := m.cfg.Networks.Inspect(ref)
+		info, err := m.cfg.Networks.Find(ref)
 		if err != nil {
 			return err
 		}
@@ -237,7 +237,7 @@ func (m creator) nameNetworks(rec *Record) error {
 	}
 	rec.Networking = named
 	if mode.IsUserDefined() {
-		info, err := m.cfg.Networks.Inspect(string(mode))
+		info, err := m.cfg.Networks.Find(string(mode))
 		if err != nil {
 			return err
 		}

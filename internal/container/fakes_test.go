@@ -370,7 +370,7 @@ func (n fakeNetworks) Restore(_ context.Context, live map[string][]network.Endpo
 	}
 	return nil
 }
-func (fakeNetworks) Inspect(name string) (network.Info, error) {
+func (fakeNetworks) Find(name string) (network.Info, error) {
 	return network.Info{Name: name, ID: name + "-id", Driver: name}, nil
 }
 

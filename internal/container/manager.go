@@ -68,8 +68,8 @@ type Networks interface {
 	Rotate(ctx context.Context, id string, in bool)
 	// Validate tells what is wrong with the networks asked for, before Setup.
 	Validate(r network.Request) error
-	// Inspect describes a network by its name.
-	Inspect(name string) (network.Info, error)
+	// Find describes a network by its name, without the containers on it.
+	Find(name string) (network.Info, error)
 	// HostGateway is the host's address on the default network.
 	HostGateway() string
 }

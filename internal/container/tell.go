@@ -20,7 +20,7 @@ func (m *core) tellNetworks(action apievents.Action, rec *Record, eps []network.
 		names = append(names, apinetwork.NetworkHost)
 	}
 	for _, name := range names {
-		n, err := m.cfg.Networks.Inspect(name)
+		n, err := m.cfg.Networks.Find(name)
 		if err != nil {
 			m.log.Debug("event of a network", "network", name, "error", err) // removed meanwhile
 			continue

@@ -135,7 +135,7 @@ const (
 func (s taskSupplies) Network(ctx context.Context, n cluster.NetworkSpec) error {
 	s.making.Lock()
 	defer s.making.Unlock()
-	i, err := s.networks.Inspect(n.Name)
+	i, err := s.networks.Find(n.Name)
 	switch {
 	case err == nil && (n.External || n.Create == nil):
 		return nil
@@ -246,7 +246,7 @@ func (s strangers) Strangers(network, app string) []string {
 
 // RemoveNetwork implements supply.Engine.
 func (s taskSupplies) RemoveNetwork(ctx context.Context, n cluster.NetworkSpec) error {
-	i, err := s.networks.Inspect(n.Name)
+	i, err := s.networks.Find(n.Name)
 	if err == nil {
 		if theirs := isOurs(n, i.Labels); theirs != nil {
 			return theirs

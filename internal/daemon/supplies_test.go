@@ -56,7 +56,8 @@ type stockNetworks struct{ *stock }
 
 func (s stockNetworks) List() []enginenet.Info { return nil }
 
-func (s stockNetworks) Inspect(ref string) (enginenet.Info, error) {
+func (s stockNetworks) Inspect(ref string) (enginenet.Info, error) { return s.Find(ref) }
+func (s stockNetworks) Find(ref string) (enginenet.Info, error) {
 	i, ok := s.networks[ref]
 	if !ok {
 		return i, errdefs.ErrNotFound.WithMessage("network " + ref + " not found")

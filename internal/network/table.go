@@ -189,6 +189,13 @@ func (t *table) withLink(link string) (id string, eps []Endpoint) {
 	return id, eps
 }
 
+// infoOf is the network's Info without its containers.
+func (t *table) infoOf(a *attached) Info {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return a.info
+}
+
 // snapshot is the network's Info with its containers. Called with the lock held.
 func (a *attached) snapshot() Info {
 	info := a.info

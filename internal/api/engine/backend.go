@@ -130,6 +130,7 @@ type VolumeCopies interface {
 type Networks interface {
 	List() []network.Info // by name
 	Inspect(ref string) (network.Info, error)
+	Find(ref string) (network.Info, error) // Inspect without the containers
 	Create(ctx context.Context, c network.Create) (network.Info, error)
 	Remove(ctx context.Context, ref string) error
 }

@@ -62,7 +62,7 @@ func (s *Server) remembering() func(v *container.View, name string, ep *endpoint
 		}
 		id, ok := seen[name]
 		if !ok {
-			info, _ := s.cfg.Networks.Inspect(name) // one that is gone has none
+			info, _ := s.cfg.Networks.Find(name) // one that is gone has none
 			id = info.ID
 			seen[name] = id
 		}

@@ -245,6 +245,7 @@ func (f fakeNetworks) Remove(_ context.Context, ref string) error {
 	_, err := f.Inspect(ref)
 	return err
 }
+func (f fakeNetworks) Find(ref string) (network.Info, error) { return f.Inspect(ref) }
 func (f fakeNetworks) Inspect(ref string) (network.Info, error) {
 	for _, n := range f {
 		if n.Name == ref {
