@@ -8,10 +8,8 @@ import (
 	"fmt"
 	"slices"
 
+	"escale.dev/escale/internal/network/inside"
 	"escale.dev/escale/internal/sys/netns"
-	"escale.dev/escale/internal/sys/rtnl"
-	"github.com/vishvananda/netlink/nl"
-	"golang.org/x/sys/unix"
 )
 
 // Setup makes the network of a container that is about to start: a namespace, an
@@ -57,8 +55,8 @@ func (s *setup) run(ctx context.Context) error {
 		return err
 	}
 	defer ns.Close()
-	if err := ns.Do(loopbackUp); err != nil {
-		return fmt.Errorf("container %s: loopback link: %w", s.req.ContainerID, err)
+	if err := ns.Do(inside.Prepare); err != nil {
+		return fmt.Errorf("container %s: %w", s.req.ContainerID, err)
 	}
 	v4, v6 := choose(s.plan.ways())
 	late := slices.ContainsFunc(s.plan.parts, func(p part) bool { return foreign(p.net.driver) })
@@ -181,18 +179,4 @@ func newID() string {
 	var b [32]byte
 	_, _ = rand.Read(b[:]) // never fails: see crypto/rand
 	return hex.EncodeToString(b[:])
-}
-
-// loopbackUp brings up the loopback link of the namespace it runs in.
-func loopbackUp() error {
-	c, err := rtnl.Dial()
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, 0)
-	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
-	msg.Index, msg.Flags, msg.Change = 1, unix.IFF_UP, unix.IFF_UP // lo always is the first link
-	req.AddData(msg)
-	return c.Do(req)
 }

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/network/inside"
 	"escale.dev/escale/internal/sys/netns"
 	"github.com/containerd/errdefs"
 	apinetwork "github.com/moby/moby/api/types/network"
@@ -67,6 +68,12 @@ func TestEndpoint(t *testing.T) {
 	if _, err := h.m.Inspect("nothing"); !errdefs.IsNotFound(err) || err.Error() != "network nothing not found" {
 		t.Errorf("Inspect of nothing: %v", err)
 	}
+	if found, err := h.m.Find(info.ID[:12]); err != nil || found.ID != info.ID || found.Containers != nil {
+		t.Errorf("Find: %+v, %v", found, err)
+	}
+	if _, err := h.m.Find("nothing"); !errdefs.IsNotFound(err) {
+		t.Errorf("Find of nothing: %v", err)
+	}
 	if l := h.m.List(); len(l) != 3 || l[0].Name != "bridge" || l[1].Driver != "host" || l[2].Name != "none" || l[2].Driver != "null" {
 		t.Errorf("List: %+v", l)
 	}
@@ -80,6 +87,38 @@ func TestEndpoint(t *testing.T) {
 	}
 	if h.m.Path(a.ID, a.Endpoints) != a.Path {
 		t.Error("Path is not that of the sandbox")
+	}
+}
+
+// A container has IPv6 on those links only that have an address of it, and so has what it
+// makes itself; the host's ends have none at all.
+func TestNoIPv6(t *testing.T) {
+	h := newHost(t)
+	if _, err := inside.Read("net/ipv6/conf/all/disable_ipv6"); err != nil {
+		t.Skip("the kernel has no IPv6")
+	}
+	h.six("six", "fd00:77::/64", nil)
+	b := h.start("web")
+	h.connect(b, "six", nil)
+	off := func(link string) string {
+		v, err := inside.Read("net/ipv6/conf/" + link + "/disable_ipv6")
+		if err != nil {
+			t.Error(err)
+		}
+		return v
+	}
+	b.must(func() error {
+		for link, want := range map[string]string{"lo": "0", "default": "1", "eth0": "1", "eth1": "0"} {
+			if got := off(link); got != want {
+				t.Errorf("disable_ipv6 of %s is %s, want %s", link, got, want)
+			}
+		}
+		return nil
+	})
+	for _, ep := range b.Endpoints {
+		if off(ep.HostLink) != "1" {
+			t.Errorf("%s of network %s has IPv6", ep.HostLink, ep.Network)
+		}
 	}
 }
 

@@ -29,6 +29,7 @@ type Driver struct {
 	fw *firewall.Firewall
 
 	remover remover
+	host6   host6
 
 	mu       sync.Mutex
 	networks map[string]*bridged // by id
@@ -231,7 +232,10 @@ func (d *Driver) Delete(_ context.Context, id string) error {
 }
 
 // Close implements network.Driver.
-func (d *Driver) Close() error { return d.fw.Close() }
+func (d *Driver) Close() error {
+	d.host6.close()
+	return d.fw.Close()
+}
 
 // Join implements network.Driver. Blocks for about a millisecond.
 func (d *Driver) Join(_ context.Context, id string, ns *netns.Handle, j network.Join) (ep network.Endpoint, err error) {
@@ -246,7 +250,7 @@ func (d *Driver) Join(_ context.Context, id string, ns *netns.Handle, j network.
 	ep = network.Endpoint{NetworkID: id, EndpointID: j.EndpointID, Interface: j.Interface, MAC: mac.String()}
 	v := veth{ns: ns, mac: mac, hairpin: j.Published, Link: j.Inside()}
 	ep.HostLink, err = d.connect(b, v, j.EndpointID)
-	if l, e := netlink.LinkByIndex(b.index); err != nil && (errors.As(e, new(netlink.LinkNotFoundError)) || e == nil && l.Type() != "bridge") {
+	if err != nil && !isThere(b) {
 		// Somebody has removed the bridge: it is there anew after this.
 		if err = (healer{d}).healOne(b); err == nil {
 			if b, err = d.network(id); err == nil {
@@ -262,6 +266,12 @@ func (d *Driver) Join(_ context.Context, id string, ns *netns.Handle, j network.
 	}
 	d.note(ep.HostLink, id, j.Published)
 	return ep, nil
+}
+
+// isThere tells whether a network's bridge is there, as far as the kernel tells.
+func isThere(b *bridged) bool {
+	l, err := netlink.LinkByIndex(b.index)
+	return err == nil && l.Type() == "bridge" || err != nil && !errors.As(err, new(netlink.LinkNotFoundError))
 }
 
 // hardware is the MAC address that goes with an IPv4 address, as Docker makes it:

@@ -3,6 +3,7 @@ package bridge
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"strings"
@@ -50,22 +51,19 @@ func (d *Driver) connect(b *bridged, v veth, endpoint string) (host string, err 
 			return "", fmt.Errorf("no free name for a link of endpoint %q", endpoint)
 		}
 		host = d.cfg.LinkPrefix() + endpoint[try*digits:(try+1)*digits]
-		err = c.Do(hostRequests(b, v, host)...)
+		err = c.Do(pairRequest(b, v, host))
 		if !errors.Is(err, unix.EEXIST) || try == 2 {
 			break
 		}
 	}
-	if err == nil {
-		err = v.ns.Do(v.Up)
+	if errors.Is(err, unix.EEXIST) {
+		return "", fmt.Errorf("link %q: %w", host, err) // another's
 	}
 	if err == nil {
-		err = awaitCarrier(c, host, b.opts.link)
+		err = d.host6.plug(c, b, v, host)
 	}
 	if err == nil {
 		return host, nil
-	}
-	if errors.Is(err, unix.EEXIST) {
-		return "", fmt.Errorf("link %q: %w", host, err) // another's
 	}
 	return "", errors.Join(fmt.Errorf("link %q: %w", host, err), deleteLink(host))
 }
@@ -85,17 +83,72 @@ func awaitCarrier(c *rtnl.Conn, links ...string) error {
 	return nil
 }
 
-// hostRequests make the pair, the host's end up and on the bridge, the inside in
-// its namespace with its name and MAC, and set the options of the host's end.
-func hostRequests(b *bridged, v veth, host string) []*nl.NetlinkRequest {
-	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+// plug brings both ends of a pair up and the host's onto the bridge, last: whenever a port
+// of a bridge comes up or goes down, the kernel goes through all of them, so it comes when
+// it is up for good.
+func (h *host6) plug(c *rtnl.Conn, b *bridged, v veth, host string) error {
+	if hasIPv6() {
+		h.off(host)
+	}
+	if err := c.Do(linkRequest(host)); err != nil {
+		return err
+	}
+	if err := v.ns.Do(v.Up); err != nil {
+		return err
+	}
+	if err := awaitCarrier(c, host); err != nil {
+		return err
+	}
+	master := linkRequest(host)
+	master.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(b.index))))
+	if err := c.Do(master, portRequest(b, host, v.hairpin)); err != nil {
+		return err
+	}
+	return awaitCarrier(c, b.opts.link)
+}
+
+// linkRequest brings a link up. More can be added to it.
+func linkRequest(name string) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, 0)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	msg.Flags, msg.Change = unix.IFF_UP, unix.IFF_UP
 	req.AddData(msg)
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	return req
+}
+
+// host6 is IPv6 of the host's links.
+type host6 struct {
+	once sync.Once
+	conf inside.Folder
+	err  error
+}
+
+// off turns IPv6 off on a port of a bridge, which is to be done while it is down: it needs
+// none for what the bridge passes on. Each port that has it has a route of its own for
+// multicast, and the kernel goes through all of them whenever a link goes down. Where it
+// cannot be turned off it stays on.
+func (h *host6) off(link string) {
+	h.once.Do(func() { h.conf, h.err = inside.OpenFolder("net/ipv6/conf") })
+	if h.err == nil {
+		_ = h.conf.Set(link+"/disable_ipv6", "1")
+	}
+}
+
+func (h *host6) close() {
+	h.once.Do(func() { h.err = fs.ErrClosed })
+	if h.err == nil {
+		h.conf.Close()
+	}
+}
+
+// pairRequest makes the pair, the inside in its namespace with its name and MAC.
+func pairRequest(b *bridged, v veth, host string) *nl.NetlinkRequest {
+	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, unix.NLM_F_CREATE|unix.NLM_F_EXCL)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	mtu := nl.Uint32Attr(uint32(b.opts.mtu))
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(host)))
 	req.AddData(nl.NewRtAttr(unix.IFLA_MTU, mtu))
-	req.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(uint32(b.index))))
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_KIND, []byte("veth"))
 	peer := info.AddRtAttr(nl.IFLA_INFO_DATA, nil).AddRtAttr(vethPeer, nl.NewIfInfomsg(unix.AF_UNSPEC).Serialize())
@@ -104,7 +157,7 @@ func hostRequests(b *bridged, v veth, host string) []*nl.NetlinkRequest {
 	peer.AddRtAttr(unix.IFLA_MTU, mtu)
 	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(v.ns.Fd())))
 	req.AddData(info)
-	return []*nl.NetlinkRequest{req, portRequest(b, host, v.hairpin)}
+	return req
 }
 
 // portRequest sets the options of a port of the bridge. With br_netfilter a
@@ -113,9 +166,7 @@ func hostRequests(b *bridged, v veth, host string) []*nl.NetlinkRequest {
 // other, but not from the host. IPv6 gives the host's end no address: it needs
 // none, and a thousand routes to link-local neighbours make each new link slower.
 func portRequest(b *bridged, host string, hairpin bool) *nl.NetlinkRequest {
-	req := nl.NewNetlinkRequest(unix.RTM_NEWLINK, 0)
-	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(host)))
+	req := linkRequest(host)
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
 	info.AddRtAttr(nl.IFLA_INFO_SLAVE_KIND, nl.ZeroTerminated("bridge"))
 	data := info.AddRtAttr(nl.IFLA_INFO_SLAVE_DATA, nil)

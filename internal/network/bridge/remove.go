@@ -108,10 +108,15 @@ func deleteLink(name string) error {
 		return err
 	}
 	defer c.Close()
+	// Off its bridge first: there it would go down before it is gone.
+	off := nl.NewNetlinkRequest(unix.RTM_NEWLINK, 0)
+	off.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	off.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
+	off.AddData(nl.NewRtAttr(unix.IFLA_MASTER, nl.Uint32Attr(0)))
 	req := nl.NewNetlinkRequest(unix.RTM_DELLINK, 0)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
-	if err := c.Do(req); err != nil && !errors.Is(err, unix.ENODEV) {
+	if err := c.Do(off, req); err != nil && !errors.Is(err, unix.ENODEV) {
 		return fmt.Errorf("delete link %q: %w", name, err)
 	}
 	return nil

@@ -139,8 +139,8 @@ func (d *Driver) reconnect(b *bridged, l network.Live, published bool) error {
 		return err
 	}
 	defer c.Close()
-	if err := c.Do(hostRequests(b, v, ep.HostLink)...); err != nil {
+	if err := c.Do(pairRequest(b, v, ep.HostLink)); err != nil {
 		return err
 	}
-	return ns.Do(v.Up)
+	return d.host6.plug(c, b, v, ep.HostLink)
 }

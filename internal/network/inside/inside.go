@@ -26,19 +26,42 @@ type Link struct {
 	Sysctls           []string     // "net.ipv4.conf.IFNAME.forwarding=1"
 }
 
-// Up sets the link up. Blocks for a fraction of a millisecond.
-func (l Link) Up() error {
-	if err := l.six(); err != nil {
-		return err
-	}
+// Prepare sets up a namespace that was just made: the loopback link, and no IPv6 on links
+// that come but where Link asks for it.
+func Prepare() error {
 	c, err := rtnl.Dial()
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	index, err := c.Index(l.Name)
+	if err := c.Do(upRequest(1)); err != nil { // lo always is the first link
+		return fmt.Errorf("loopback link: %w", err)
+	}
+	conf, err := OpenFolder("net/ipv6/conf/default")
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // the kernel has no IPv6
+	}
+	if err != nil {
+		return err
+	}
+	defer conf.Close()
+	return conf.Set("disable_ipv6", "1")
+}
+
+// Up sets the link up. Blocks for a fraction of a millisecond.
+func (l Link) Up() error {
+	c, err := rtnl.Dial()
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	there, err := c.Link(l.Name)
 	if err != nil {
 		return fmt.Errorf("link %q inside: %w", l.Name, err)
+	}
+	index := there.Index
+	if err := l.six(there); err != nil {
+		return err
 	}
 	for _, s := range l.Sysctls {
 		if err := l.sysctl(s); err != nil {
@@ -65,22 +88,28 @@ func (l Link) Up() error {
 // neighbour discovery, and believes no router advertisement. With it addresses
 // are not asked for on the link, which would take a second or two: they are given
 // out here, once.
-func (l Link) six() error {
-	conf := "net/ipv6/conf/" + l.Name + "/"
+func (l Link) six(there rtnl.Link) error {
 	on := l.IP6.IsValid()
 	for _, a := range l.LinkLocal {
 		on = on || a.Is6()
 	}
-	if !on {
-		if err := Sysctl(conf+"disable_ipv6", "1"); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+	if there.NoIPv6 && !on {
 		return nil
 	}
-	for _, s := range []string{"disable_ipv6", "accept_ra", "accept_dad"} {
-		if err := Sysctl(conf+s, "0"); err != nil {
-			return fmt.Errorf("IPv6 of link %q inside: %w", l.Name, err)
+	conf, err := OpenFolder("net/ipv6/conf/" + l.Name)
+	if errors.Is(err, fs.ErrNotExist) && !on {
+		return nil // the kernel has no IPv6
+	}
+	if err == nil {
+		defer conf.Close()
+		if !on {
+			err = conf.Set("disable_ipv6", "1")
+		} else {
+			err = errors.Join(conf.Set("disable_ipv6", "0"), conf.Set("accept_ra", "0"), conf.Set("accept_dad", "0"))
 		}
+	}
+	if err != nil {
+		return fmt.Errorf("IPv6 of link %q inside: %w", l.Name, err)
 	}
 	return nil
 }

@@ -81,8 +81,20 @@ func first(errs []error, err error) error {
 	return nil
 }
 
+// Link is what is known of a link.
+type Link struct {
+	Index  int
+	NoIPv6 bool // IPv6 is turned off on it, by net.ipv6.conf.NAME.disable_ipv6
+}
+
 // Index returns the index of the link called name; ENODEV when there is none.
 func (c *Conn) Index(name string) (int, error) {
+	l, err := c.Link(name)
+	return l.Index, err
+}
+
+// Link returns the link called name; ENODEV when there is none.
+func (c *Conn) Link(name string) (Link, error) {
 	req := nl.NewNetlinkRequest(unix.RTM_GETLINK, 0)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
@@ -90,14 +102,38 @@ func (c *Conn) Index(name string) (int, error) {
 	req.AddData(nl.NewRtAttr(unix.IFLA_EXT_MASK, nl.Uint32Attr(skipStats)))
 	answers, errs, err := c.exchange([]*nl.NetlinkRequest{req})
 	if err := first(errs, err); err != nil {
-		return 0, err
+		return Link{}, err
 	}
 	for _, m := range answers {
 		if m.Header.Type == unix.RTM_NEWLINK && len(m.Data) >= unix.SizeofIfInfomsg {
-			return int(nl.DeserializeIfInfomsg(m.Data).Index), nil
+			return Link{int(nl.DeserializeIfInfomsg(m.Data).Index), noIPv6(m.Data[unix.SizeofIfInfomsg:])}, nil
 		}
 	}
-	return 0, &Error{Errno: unix.ENODEV}
+	return Link{}, &Error{Errno: unix.ENODEV}
+}
+
+// Numbers of linux/if_link.h and linux/ipv6.h.
+const (
+	inet6Conf   = 2  // IFLA_INET6_CONF
+	disableIPv6 = 26 // DEVCONF_DISABLE_IPV6
+)
+
+// noIPv6 reads in the attributes of a link whether it has no IPv6. False also when they do
+// not tell.
+func noIPv6(attrs []byte) bool {
+	for _, typ := range []uint16{unix.IFLA_AF_SPEC, unix.AF_INET6, inet6Conf} {
+		all, err := nl.ParseRouteAttrAsMap(attrs)
+		if err != nil {
+			return false
+		}
+		a, ok := all[typ]
+		if !ok {
+			a = all[typ|unix.NLA_F_NESTED]
+		}
+		attrs = a.Value
+	}
+	const at = disableIPv6 * 4 // numbers of 32 bits
+	return len(attrs) >= at+4 && nl.NativeEndian().Uint32(attrs[at:]) != 0
 }
 
 // exchange sends requests and collects what the kernel says until each has its

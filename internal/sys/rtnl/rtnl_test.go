@@ -2,6 +2,7 @@ package rtnl
 
 import (
 	"errors"
+	"os"
 	"testing"
 
 	"escale.dev/escale/internal/sys/netns/netnstest"
@@ -30,6 +31,35 @@ func TestIndex(t *testing.T) {
 	if _, err := c.Index("nothing7"); !errors.Is(err, unix.ENODEV) {
 		t.Errorf("no such link: %v", err)
 	}
+}
+
+// What a link's answer tells of IPv6 is what its sysctl says.
+func TestNoIPv6(t *testing.T) {
+	netnstest.Root(t)
+	const file = "/proc/sys/net/ipv6/conf/lo/disable_ipv6"
+	if _, err := os.Stat(file); err != nil {
+		t.Skip("the kernel has no IPv6")
+	}
+	c := dial(t)
+	for _, want := range []string{"1", "0"} {
+		if err := os.WriteFile(file, []byte(want), 0); err != nil {
+			t.Fatal(err)
+		}
+		if l, err := c.Link("lo"); err != nil || l.Index != 1 || l.NoIPv6 != (want == "1") {
+			t.Errorf("disable_ipv6=%s: %+v, %v", want, l, err)
+		}
+	}
+}
+
+func FuzzNoIPv6(f *testing.F) {
+	whole := nl.NewRtAttr(unix.IFLA_AF_SPEC|unix.NLA_F_NESTED, nil)
+	whole.AddRtAttr(unix.AF_INET6, nil).AddRtAttr(inet6Conf, append(make([]byte, disableIPv6*4), 1, 0, 0, 0))
+	good := whole.Serialize()
+	if !noIPv6(good) || noIPv6(good[:len(good)-4]) || noIPv6(nil) {
+		f.Error("attributes are misread")
+	}
+	f.Add(good)
+	f.Fuzz(func(t *testing.T, b []byte) { noIPv6(b) })
 }
 
 func create(name string) *nl.NetlinkRequest {
