@@ -25,11 +25,11 @@ export CGO_ENABLED = 0
 
 ##@ Build
 .PHONY: build
-build: bin/escale bin/escaled bin/escale-shim bin/runc bin/docker-init ## all programs, into bin/
+build: bin/escale bin/escaled bin/escale-shim bin/escale-store bin/runc bin/docker-init ## all programs, into bin/
 
 # Go knows best what has changed, so these always ask it.
-.PHONY: bin/escale bin/escaled bin/escale-shim
-bin/escale bin/escaled bin/escale-shim:
+.PHONY: bin/escale bin/escaled bin/escale-shim bin/escale-store
+bin/escale bin/escaled bin/escale-shim bin/escale-store:
 	go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$(@F)
 
 # The OCI runtime, from the module that go.mod pins; static, with seccomp.

@@ -41,9 +41,9 @@ var wired = []string{
 	"internal/cluster/store/mem", "internal/cluster/store/bolt", "internal/cluster/store/etcd",
 }
 
-// mayWire are those that wire: the engine, the main of the monitor, which is one, and the
-// bench on which loops are tested.
-var mayWire = []string{"internal/daemon", "cmd/escale-shim", "internal/cluster/store/loop/looptest"}
+// mayWire are those that wire: the engine, the mains of the monitor and of the cluster's
+// store, which are one each, and the bench on which loops are tested.
+var mayWire = []string{"internal/daemon", "cmd/escale-shim", "cmd/escale-store", "internal/cluster/store/loop/looptest"}
 
 // place finds a package's tree and rank.
 func place(path string) (tree string, rank int, ok bool) {
