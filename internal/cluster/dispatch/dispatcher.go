@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -47,6 +48,9 @@ func New(s store.Store, term uint64, log *slog.Logger) *Dispatcher {
 func (d *Dispatcher) Tell(c Cluster) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.cluster != nil && reflect.DeepEqual(*d.cluster, c) {
+		return
+	}
 	d.cluster = &c
 	for _, s := range d.sessions {
 		s.rouse()

@@ -53,7 +53,6 @@ type Remote struct {
 	whole    bool // the view is all that the node is to have, or was once
 	ready    chan struct{}
 	link     *link // nil while cut off
-	said     json.RawMessage
 }
 
 var _ store.Store = (*Remote)(nil)
