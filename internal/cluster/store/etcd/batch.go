@@ -28,7 +28,7 @@ type member struct {
 // stage decides on the commits that wait, as many as go together, and gives the others.
 // Called with mu held.
 func (s *Store) stage(waiting []request) (*batch, []request) {
-	b := &batch{staged: s.state.Stage(), fence: waiting[0].fence, head: head{Format: store.Format, Batch: cluster.NewID()}}
+	b := &batch{staged: s.state.Stage(), fence: waiting[0].fence, head: head{Format: store.Format, Batch: cluster.NewID(), Carried: s.at.from}}
 	touched := map[string]bool{}
 	var rest []request
 	for i, r := range waiting {

@@ -71,6 +71,9 @@ func (s *Store) commit(ctx context.Context, f *fence, changes []store.Change) (u
 	if len(changes) == 0 {
 		return s.state.Revision(), nil
 	}
+	if makes(changes) && !s.roomy(ctx) {
+		return 0, fmt.Errorf("the cluster's store is nearly full: remove something, or give it a larger quota: %w", errdefs.ErrUnavailable)
+	}
 	r := request{fence: f, changes: changes, deadline: time.Now().Add(s.cfg.Patience), done: make(chan answer, 1)}
 	for _, c := range changes {
 		r.given = append(r.given, *c.Object.Base())
@@ -88,6 +91,20 @@ func (s *Store) commit(ctx context.Context, f *fence, changes []store.Change) (u
 	case <-s.closing:
 		return 0, errClosed()
 	}
+}
+
+// makes tells whether changes make something and remove nothing.
+func makes(changes []store.Change) bool {
+	made := false
+	for _, c := range changes {
+		switch c.Op {
+		case store.OpCreate:
+			made = true
+		case store.OpDelete:
+			return false
+		}
+	}
+	return made
 }
 
 // write does the commits that wait, together, until the store is closed.
@@ -133,7 +150,10 @@ func (s *Store) round(ctx context.Context, waiting []request) []request {
 		out := s.send(ctx, b, deadline)
 		if out.err == nil && out.rev > 0 {
 			b.staged.Apply()
-			s.move(position{seen: out.rev, head: out.rev}, "")
+			if s.room.Add(-int64(b.bytes)) < 0 {
+				s.wantRoom()
+			}
+			s.move(position{seen: out.rev, head: out.rev, from: s.at.from}, "")
 		} else {
 			b.staged.Abort()
 		}
@@ -267,12 +287,10 @@ func (s *Store) send(ctx context.Context, b *batch, deadline time.Time) (out out
 		case definite(err):
 			out.err = fmt.Errorf("cluster's store: %w", kindOf(err))
 			return out
-		case errors.Is(err, rpctypes.ErrNoSpace) && out.err == nil:
-			// It may have been done all the same; another attempt tells.
-			out.err = kindOf(err)
 		case errors.Is(err, rpctypes.ErrNoSpace):
-			out.err = fmt.Errorf("cluster's store: %w", out.err)
-			return out
+			if out, ok := s.noSpace(ctx, b, out, deadline); ok {
+				return out
+			}
 		}
 		out.doubt = true
 		if time.Until(deadline) <= 0 || ctx.Err() != nil {
@@ -283,9 +301,36 @@ func (s *Store) send(ctx context.Context, b *batch, deadline time.Time) (out out
 	}
 }
 
+// noSpace finds out whether a batch was written of which was said that there is no place: that
+// is also said of the last one for which there was. ok is false when there is no answer.
+func (s *Store) noSpace(ctx context.Context, b *batch, out outcome, deadline time.Time) (_ outcome, ok bool) {
+	s.wantRoom()
+	ctx, cancel := context.WithDeadline(ctx, earlier(deadline, time.Now().Add(attempt)))
+	defer cancel()
+	r, err := s.client.Get(ctx, s.keys.head())
+	if err != nil {
+		return out, false
+	}
+	if len(r.Kvs) > 0 {
+		h, err := parseHead(r.Kvs[0].Value)
+		switch {
+		case err != nil:
+			out.err = fmt.Errorf("cluster's store: %w", err)
+			return out, true
+		case h.Batch == b.head.Batch:
+			out.rev = r.Kvs[0].ModRevision
+			return out, true
+		case r.Kvs[0].ModRevision != s.at.head:
+			out.moved, out.doubt = r.Kvs[0].ModRevision, true
+			return out, true
+		}
+	}
+	out.err = fmt.Errorf("cluster's store: %w", kindOf(rpctypes.ErrNoSpace))
+	return out, true
+}
+
 // refused tells why a batch was not written: from what the head and the leader are.
 func (s *Store) refused(b *batch, answers []*etcdserverpb.ResponseOp, out outcome) outcome {
-	out.err = nil
 	if kvs := answers[0].GetResponseRange().Kvs; len(kvs) > 0 {
 		h, err := parseHead(kvs[0].Value)
 		switch {

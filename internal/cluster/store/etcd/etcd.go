@@ -6,10 +6,13 @@ package etcd
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"escale.dev/escale/internal/cluster"
@@ -38,7 +41,9 @@ type Config struct {
 	// through which all writes go), and what is closed when that may have changed. Nil:
 	// whoever comes first leads.
 	Prefer func() (bool, <-chan struct{})
-	Log    *slog.Logger
+	// TLS is how other members are asked whether they are there; nil: without TLS.
+	TLS *tls.Config
+	Log *slog.Logger
 }
 
 // Defaults of a Config.
@@ -67,8 +72,12 @@ type Store struct {
 	followed sync.WaitGroup
 	cancel   context.CancelFunc // of what follows
 	err      error              // of closing
+	full     chan struct{}      // a write was refused for want of place
+	letGo    int64              // etcd's revision up to which what was overwritten was let go; of keep only
+	looked   chan struct{}      // closed when the database was looked at
+	room     atomic.Int64       // bytes that may be written until nothing new is made
 
-	mu      sync.Mutex // who stages, applies or resets
+	mu      sync.Mutex // who stages, applies or resets; and of looked
 	at      position
 	moved   chan struct{} // closed when at has changed
 	lists   int           // how often all was read
@@ -79,8 +88,9 @@ type Store struct {
 
 // position is how far a Store has followed the cluster.
 type position struct {
-	seen int64 // etcd's revision
-	head int64 // etcd's revision of the head
+	seen int64  // etcd's revision
+	head int64  // etcd's revision of the head
+	from string // whose objects were carried over
 }
 
 var _ store.Store = (*Store)(nil)
@@ -106,16 +116,36 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx)) // detached: it lives until Close
 	s := &Store{
 		cfg: cfg, log: cfg.Log, keys: keys{prefix: cfg.Prefix, seal: cfg.Seal}, client: client, state: store.NewState(), cancel: cancel,
-		requests: make(chan request), closing: make(chan struct{}), written: make(chan struct{}), moved: make(chan struct{}),
+		requests: make(chan request), closing: make(chan struct{}), written: make(chan struct{}), moved: make(chan struct{}), full: make(chan struct{}, 1), looked: make(chan struct{}),
 	}
-	if err := s.list(ctx, true); err != nil {
+	s.room.Store(math.MaxInt64) // until it is known
+	if err := s.begin(ctx); err != nil {
 		cancel()
 		return nil, errors.Join(fmt.Errorf("cluster's store: %w", kindOf(err)), client.Close())
 	}
 	s.followed.Go(func() { s.follow(life) })
+	s.followed.Go(func() { s.keep(life) })
 	go s.write(life)
 	return s, nil
 }
+
+// begin reads all that there is, once this manager has a vote.
+func (s *Store) begin(ctx context.Context) error {
+	for {
+		err := s.list(ctx, true)
+		if !errors.Is(err, errLearner) {
+			return err
+		}
+		select {
+		case <-time.After(again):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// errLearner is said of a member that answers only few questions.
+var errLearner = fmt.Errorf("this manager has not learnt all yet: %w", errdefs.ErrUnavailable)
 
 // connect makes a client of the server on this machine. It does not wait for it.
 func connect(cfg Config) (*clientv3.Client, error) {

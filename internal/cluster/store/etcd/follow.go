@@ -32,6 +32,9 @@ func (s *Store) list(ctx context.Context, strictly bool) error {
 	}
 	first, err := s.client.Get(strict, s.keys.head(), options...)
 	if err != nil {
+		if status, err := s.client.Status(ctx, s.client.Endpoints()[0]); err == nil && status.IsLearner {
+			return errLearner
+		}
 		if strictly && ctx.Err() == nil {
 			s.log.Warn("the cluster's store does not answer for the cluster: what this manager knows is used", "error", err)
 			return s.list(ctx, false)
@@ -46,6 +49,7 @@ func (s *Store) list(ctx context.Context, strictly bool) error {
 		if h, err = parseHead(first.Kvs[0].Value); err != nil {
 			return err
 		}
+		at.from = h.Carried
 	}
 	if h.Carrying != "" {
 		return fmt.Errorf("objects are being carried over: %w", errdefs.ErrUnavailable)
@@ -175,7 +179,7 @@ func (s *Store) apply(events []*clientv3.Event) error {
 		if len(objects) > 0 {
 			return fmt.Errorf("objects were written without their head: %w", errdefs.ErrDataLoss)
 		}
-		s.move(position{seen: rev, head: s.at.head}, "")
+		s.move(position{seen: rev, head: s.at.head, from: s.at.from}, "")
 		return nil
 	}
 	h, err := parseHead(raw)
@@ -199,7 +203,7 @@ func (s *Store) apply(events []*clientv3.Event) error {
 	}
 	g.Apply()
 	s.yields = time.Time{}
-	s.move(position{seen: rev, head: rev}, h.Batch)
+	s.move(position{seen: rev, head: rev, from: h.Carried}, h.Batch)
 	return nil
 }
 

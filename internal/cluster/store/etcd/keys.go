@@ -29,6 +29,7 @@ func (k keys) turn() string    { return k.prefix + "/s/turn" }
 func (k keys) objects() string { return k.prefix + "/s/o/" }
 func (k keys) leader() string  { return k.prefix + "/e/leader" }
 func (k keys) term() string    { return k.prefix + "/e/term" }
+func (k keys) shrink() string  { return k.prefix + "/e/shrink" }
 
 // object is the key of an object.
 func (k keys) object(name string) string { return k.objects() + name }
