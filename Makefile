@@ -45,6 +45,15 @@ bin/docker-init:
 	@scripts/need.sh --optional "bin/docker-init, and with it 'run --init'" tini
 	@if [ -x /usr/bin/tini-static ]; then install -D -m 755 /usr/bin/tini-static $@; fi
 
+# What protoc makes is checked in: only who changes a .proto needs it.
+.PHONY: proto
+proto: ## the protocol between nodes, made anew from its .proto
+	scripts/need.sh protobuf-compiler
+	@mkdir -p build/tools
+	go build -o build/tools google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
+	PATH="$(CURDIR)/build/tools:$$PATH" protoc -I internal/api/node/wire --go_out=paths=source_relative:internal/api/node/wire \
+	  --go-grpc_out=paths=source_relative:internal/api/node/wire node.proto
+
 ##@ Try
 .PHONY: run
 run: ## build, and show an app that is killed, updated under load and rolled back (needs root; KEEP=1 stays)

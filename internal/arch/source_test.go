@@ -59,6 +59,9 @@ var load = sync.OnceValues(func() ([]*pkg, error) {
 			if err != nil {
 				return nil, err
 			}
+			if ast.IsGenerated(f) {
+				continue // nobody has written it
+			}
 			p.files = append(p.files, &source{filepath.Join(p.path, name), p.fset.File(f.FileStart).LineCount(), f})
 		}
 	}

@@ -29,4 +29,14 @@ type ClusterStatus struct {
 	AddressPools  []netip.Prefix `json:",omitempty"` // that overlay networks get their subnets from
 	SubnetSize    int            `json:",omitempty"` // bits of such a subnet's prefix
 	DataPathPort  uint16         `json:",omitempty"` // UDP, of VXLAN
+	RootRotation  *RootRotation  `json:",omitempty"` // while the root is exchanged
+}
+
+// RootRotation is a root on its way in: it signs from now on, and the one before is trusted
+// until every node has a certificate of it.
+type RootRotation struct {
+	Cert   []byte // PEM
+	Key    []byte // PEM; encrypted when there is a key to do it with
+	Cross  []byte // certificate by which the root before vouches for it, PEM
+	Issuer string // names its key, as NodeStatus.CertIssuer does
 }

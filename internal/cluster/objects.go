@@ -193,6 +193,7 @@ type NodeStatus struct {
 	Plugins      []Plugin          `json:",omitempty"` // drivers that its engine has
 	ListenAddr   string            `json:",omitempty"` // host:port where other nodes call it
 	DataPathAddr string            `json:",omitempty"` // where overlay networks' packets go; "": Addr
+	CertIssuer   string            `json:",omitempty"` // names the key that has signed the node's certificate
 	Manager      *ManagerStatus    `json:",omitempty"` // of a manager
 }
 
