@@ -28,6 +28,7 @@ type version struct {
 	number   int // tells it from others in what runs
 	replicas int
 	bad      bool // its containers end at once: it is gone back from
+	internal bool // its network is: another than that of a version that is not so
 }
 
 // spec is the app: a database that the web front needs.
@@ -38,7 +39,7 @@ func (v version) spec() harness.App {
 		web.Cmd = []string{"sh", "-c", "exit 3"}
 	}
 	db := harness.AppService{Image: appsImage, Cmd: []string{"sh", "-c", run}, Health: "true", Volumes: map[string]string{"data": "/data"}, Secrets: []harness.AppSecret{{Name: "key"}}, Env: []string{"V=0"}}
-	return harness.App{Name: "shop", Services: map[string]harness.AppService{"web": web, "db": db}, Volumes: []string{"data"}, Secrets: map[string]string{"key": "hush"}}
+	return harness.App{Name: "shop", Internal: v.internal, Services: map[string]harness.AppService{"web": web, "db": db}, Volumes: []string{"data"}, Secrets: map[string]string{"key": "hush"}}
 }
 
 // life is an app on an engine that is killed.
@@ -55,6 +56,7 @@ type life struct {
 	good version            // what ran then
 	next int
 
+	usual     map[string]time.Duration // how long requests take, by what they are
 	cut, done int
 }
 
@@ -73,7 +75,7 @@ func TestKillApps(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute+time.Duration(rounds)*harness.Patience(40*time.Second))
 	defer cancel()
 	e := load.StartEngine(t, ctx, harness.Options{})
-	l := &life{t: t, ctx: ctx, e: e, api: e.API(), rng: rand.New(rand.NewPCG(chosen, 0)), had: map[uint64]version{}}
+	l := &life{t: t, ctx: ctx, e: e, api: e.API(), rng: rand.New(rand.NewPCG(chosen, 0)), had: map[uint64]version{}, usual: map[string]time.Duration{}}
 	defer l.api.Close()
 	c, err := client.New(client.Options{Host: e.Host()})
 	if err != nil {
@@ -145,13 +147,32 @@ func (l *life) put(v version) error {
 func (l *life) round(i int) {
 	what, ask := l.choose()
 	answered := make(chan error, 1)
-	go func() { answered <- ask() }()
-	time.Sleep(time.Duration(l.rng.IntN(1200)) * time.Millisecond)
+	var took time.Duration
+	sort, _, _ := strings.Cut(what, " ")
+	// Amid the request, mostly; else amid what comes of it.
+	usual, ok := l.usual[sort]
+	if !ok {
+		usual = 10 * time.Millisecond
+	}
+	until := time.Duration(l.rng.Int64N(int64(usual) + 1))
+	if l.rng.IntN(3) == 0 {
+		until = time.Duration(l.rng.IntN(1200)) * time.Millisecond
+	}
+	begun := time.Now()
+	go func() {
+		err := ask()
+		took = time.Since(begun)
+		answered <- err
+	}()
+	time.Sleep(until)
 	l.must(l.e.Kill())
 	err := <-answered
 	switch {
 	case err == nil:
 		l.done++
+		if l.usual[sort] = took; ok {
+			l.usual[sort] = (usual + took) / 2
+		}
 	case harness.Status(err) >= 400 && harness.Status(err) < 500:
 		l.must(fmt.Errorf("round %d: %s: %w", i, what, err))
 	default:
@@ -195,7 +216,7 @@ func (l *life) round(i int) {
 // choose picks what to do.
 func (l *life) choose() (string, func() error) {
 	l.next++
-	v := version{number: l.next, replicas: 1 + l.rng.IntN(3)}
+	v := version{number: l.next, replicas: 1 + l.rng.IntN(3), internal: l.rng.IntN(3) == 0}
 	if l.last == 0 {
 		return fmt.Sprintf("up %+v", v), func() error { return l.put(v) }
 	}
@@ -312,6 +333,13 @@ func (l *life) rest() {
 		}
 		if fmt.Sprint(is) != fmt.Sprint(want) {
 			return fmt.Errorf("%+v: %v run, want %v", known, is, want)
+		}
+		var net struct{ Internal bool }
+		if err := l.api.Do(l.ctx, "GET", "/networks/shop_default", nil, &net); err != nil {
+			return err
+		}
+		if net.Internal != known.internal {
+			return fmt.Errorf("%+v: its network is internal: %v", known, net.Internal)
 		}
 		l.last, l.good = a.Asked, v
 		return nil
