@@ -76,7 +76,7 @@ func (d *Daemon) openStore(context.Context) error {
 	default:
 		o.s = s
 	}
-	o.apps = apps.New(o.s, strangers{d})
+	o.apps = apps.New(o.s, whoIsOn{d})
 	d.orchestrator = o
 	d.onClose(o.s.Close)
 	return nil

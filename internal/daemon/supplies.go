@@ -224,11 +224,11 @@ func networkRequest(n cluster.NetworkSpec) enginenet.Create {
 	return c
 }
 
-// strangers has who is on networks of the engine.
-type strangers struct{ d *Daemon }
+// whoIsOn knows who is on networks of the engine.
+type whoIsOn struct{ d *Daemon }
 
 // Strangers implements apps.Networks.
-func (s strangers) Strangers(network, app string) []string {
+func (s whoIsOn) Strangers(network, app string) []string {
 	i, err := s.d.networks.Inspect(network)
 	if err != nil {
 		return nil
@@ -241,6 +241,22 @@ func (s strangers) Strangers(network, app string) []string {
 		}
 	}
 	slices.Sort(out)
+	return out
+}
+
+// Missing implements apps.Networks.
+func (s whoIsOn) Missing(task string, networks []string) (out []string) {
+	v, err := s.d.containers.Kept().Of(task)
+	if err != nil || !v.State.Running() {
+		return nil
+	}
+	for _, name := range networks {
+		if i, err := s.d.networks.Inspect(name); err == nil {
+			if _, on := i.Containers[string(v.ID)]; !on {
+				out = append(out, name)
+			}
+		}
+	}
 	return out
 }
 

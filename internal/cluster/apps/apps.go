@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"escale.dev/escale/internal/cluster"
@@ -29,6 +30,10 @@ type Networks interface {
 	// Strangers are the names of the containers on a network that are not an app's; none
 	// when there is no such network.
 	Strangers(network, app string) []string
+
+	// Missing are those of some networks on which the container of a task is not though it
+	// runs: somebody has disconnected it.
+	Missing(task string, networks []string) []string
 }
 
 // New makes Apps of a store.
@@ -53,13 +58,15 @@ type Put struct {
 // returns what will be done. Kinds: InvalidArgument for a bad spec, Conflict for an app
 // that is being removed, or whose name others have.
 func (a *Apps) Put(ctx context.Context, name string, spec cluster.AppSpec, o Put) (*Plan, error) {
-	return a.change(ctx, name, o.DryRun, func(was *cluster.App) (cluster.AppSpec, []string, error) {
+	var away map[string][]string
+	p, err := a.change(ctx, name, o.DryRun, func(was *cluster.App) (cluster.AppSpec, []string, error) {
 		var old cluster.AppSpec
 		if was != nil {
 			old = cluster.Copy(was).Spec
 		}
 		next, err := merge(name, old, spec, o)
 		if err == nil {
+			away = a.bringBack(name, &old, &next, sortedKeys(spec.Services))
 			err = check(name, &next)
 		}
 		if err != nil {
@@ -67,6 +74,15 @@ func (a *Apps) Put(ctx context.Context, name string, spec cluster.AppSpec, o Put
 		}
 		return next, sortedKeys(spec.Services), nil
 	})
+	if err != nil {
+		return nil, err
+	}
+	for i := range p.Steps {
+		if st := &p.Steps[i]; st.Kind == "service" && len(away[st.Name]) > 0 {
+			st.Why = []string{"disconnected from " + strings.Join(away[st.Name], ", ")}
+		}
+	}
+	return p, nil
 }
 
 // Scale changes how many replicas services of an app have. NotFound; InvalidArgument for

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -483,10 +484,51 @@ func TestReadersOfFilesRestart(t *testing.T) {
 	}
 }
 
-// strangers are on networks that are made up.
+// strangers are on networks that are made up, by their names; by the ids of tasks, what
+// these are not on.
 type strangers map[string][]string
 
 func (s strangers) Strangers(network, _ string) []string { return s[network] }
+
+func (s strangers) Missing(task string, networks []string) []string {
+	return slices.DeleteFunc(slices.Clone(s[task]), func(n string) bool { return !slices.Contains(networks, n) })
+}
+
+// A service of which a container was disconnected by hand is exchanged at the next up.
+func TestDisconnected(t *testing.T) {
+	a, s := open(t)
+	on := strangers{"t1": {"shop_back", "theirs"}, "t2": {"shop_default"}}
+	a.n = on
+	web := service("web:1", 2)
+	web.Networks = []cluster.Attachment{{Network: "shop_default"}, {Network: "shop_back"}}
+	put := func(want string) {
+		t.Helper()
+		p, err := a.Put(context.Background(), "shop", spec(map[string]cluster.ServiceSpec{"web": web}), Put{})
+		if err != nil || steps(p) != want {
+			t.Errorf("%v, %s, want %s", err, steps(p), want)
+		}
+	}
+	put("create web")
+	made := &cluster.Service{Meta: cluster.Meta{Name: "shop_web"}, Spec: web}
+	made.Spec.Number = 1
+	if _, err := s.Commit(t.Context(), store.Create(made)); err != nil {
+		t.Fatal(err)
+	}
+	svc, err := store.Named[*cluster.Service](s.View(), "shop_web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for id, halted := range map[string]bool{"t1": false, "t2": true} {
+		task := svc.First(1, "")
+		task.ID, task.Status.State, task.Halted = id, cluster.TaskRunning, halted
+		if _, err := s.Commit(t.Context(), store.Create(task)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("replace web (disconnected from shop_back)")
+	clear(on)
+	put("keep web")
+}
 
 // A network whose options differ is made anew, with the tasks that are on it, and with no
 // others; its labels say nothing of how it works.

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/store"
 	"github.com/containerd/errdefs"
 )
 
@@ -51,4 +52,33 @@ func (a *Apps) free(was *cluster.App, name string, next *cluster.AppSpec) error 
 		}
 	}
 	return nil
+}
+
+// bringBack has those of the services exchanged whose containers somebody has
+// disconnected from networks, unless they are anyway, and gives what from, by service.
+func (a *Apps) bringBack(name string, was, next *cluster.AppSpec, services []string) map[string][]string {
+	out := map[string][]string{}
+	v := a.s.View()
+	for _, part := range services {
+		s, err := store.Named[*cluster.Service](v, cluster.Full(name, part))
+		old, want := was.Services[part], next.Services[part]
+		if a.n == nil || err != nil || old.Replaces(&want) {
+			continue
+		}
+		var networks []string
+		for _, n := range want.Networks {
+			networks = append(networks, n.Network)
+		}
+		for _, t := range store.List[*cluster.Task](v, store.Owner(s.ID)) {
+			if t.Status.State == cluster.TaskRunning && !t.Halted && t.SpecNumber == s.Spec.Number {
+				out[part] = append(out[part], a.n.Missing(t.ID, networks)...)
+			}
+		}
+		slices.Sort(out[part])
+		if out[part] = slices.Compact(out[part]); len(out[part]) > 0 {
+			want.Task.Force++
+			next.Services[part] = want
+		}
+	}
+	return out
 }
