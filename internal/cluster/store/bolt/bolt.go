@@ -60,7 +60,7 @@ func Open(path string) (*Store, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, err
 	}
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType, NoFreelistSync: true})
+	db, err := bbolt.Open(path, 0o600, options())
 	switch {
 	case errors.Is(err, bolterrors.ErrTimeout):
 		return nil, fmt.Errorf("store %s: somebody else has it open: %w", path, errdefs.ErrUnavailable)
@@ -68,16 +68,40 @@ func Open(path string) (*Store, error) {
 		return nil, fmt.Errorf("store %s: %w: %w", path, err, errdefs.ErrDataLoss)
 	}
 	s := &Store{db: db, state: store.NewState(), requests: make(chan request), closing: make(chan struct{}), ended: make(chan struct{})}
-	if err := s.read(); err != nil {
-		return nil, errors.Join(fmt.Errorf("store %s: %w", path, err), db.Close())
+	content, err := s.read()
+	if err = errors.Join(tidy(path), err); err == nil {
+		err = s.shrink(content)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("store %s: %w", path, err), s.db.Close())
 	}
 	go s.write()
 	return s, nil
 }
 
-// read makes the buckets of a new file, or reads those of an old one.
-func (s *Store) read() error {
-	return s.db.Update(func(tx *bbolt.Tx) error {
+func options() *bbolt.Options {
+	return &bbolt.Options{Timeout: time.Second, FreelistType: bbolt.FreelistMapType, NoFreelistSync: true}
+}
+
+// shrink has the store in a smaller file when most of the present one is not in use. One
+// that cannot be made smaller serves as it is.
+func (s *Store) shrink(content int64) error {
+	big, err := bloated(s.db.Path(), content)
+	if err != nil || !big {
+		return err
+	}
+	before := s.db
+	s.db, err = compact(before)
+	if s.db == before {
+		return nil
+	}
+	return err
+}
+
+// read makes the buckets of a new file, or reads those of an old one, and counts the
+// bytes of what is in them.
+func (s *Store) read() (content int64, err error) {
+	err = s.db.Update(func(tx *bbolt.Tx) error {
 		b, err := tx.CreateBucketIfNotExists(about)
 		if err != nil {
 			return err
@@ -97,6 +121,7 @@ func (s *Store) read() error {
 			}
 			err = b.ForEach(func(id, raw []byte) error {
 				all = append(all, store.Write{Kind: k, ID: string(id), Raw: append([]byte(nil), raw...)})
+				content += int64(len(id) + len(raw))
 				return nil
 			})
 			if err != nil {
@@ -108,6 +133,7 @@ func (s *Store) read() error {
 		}
 		return nil
 	})
+	return content, err
 }
 
 func number(b []byte) uint64 {

@@ -20,9 +20,29 @@ import (
 // writerEnv names the file in which the test binary, run anew, writes until it is killed.
 const writerEnv = "ESCALE_TEST_STORE"
 
+// openerEnv has it opened only.
+const openerEnv = "ESCALE_TEST_STORE_OPEN"
+
+func openOnce(path string) error {
+	fmt.Println("opening")
+	s, err := Open(path)
+	if err != nil {
+		return err
+	}
+	if err := s.Close(); err != nil {
+		return err
+	}
+	os.Exit(0)
+	return nil
+}
+
 func TestMain(m *testing.M) {
 	if path := os.Getenv(writerEnv); path != "" {
-		if err := writeForEver(path); err != nil {
+		do := writeForEver
+		if os.Getenv(openerEnv) != "" {
+			do = openOnce
+		}
+		if err := do(path); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
