@@ -11,6 +11,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 
 	engine "escale.dev/escale/client"
 	"escale.dev/escale/internal/builder/plan"
@@ -32,9 +33,7 @@ type Streams struct {
 func Run(ctx context.Context, r io.Reader, s Streams) int {
 	p, err := plan.Read(r)
 	if err == nil {
-		if p.ConfigDir != "" {
-			config.SetDir(p.ConfigDir)
-		}
+		setDir(p.ConfigDir)
 		logrus.SetOutput(io.Discard) // BuildKit's client has its say by errors
 		b := &build{plan: p, streams: s}
 		defer b.close()
@@ -48,6 +47,19 @@ func Run(ctx context.Context, r io.Reader, s Streams) int {
 		explain(s.Err, err)
 	}
 	return 1
+}
+
+// settling guards what is everybody's of the library that reads logins.
+var settling sync.Mutex
+
+// setDir has logins read from a directory, unless it is "". Builds that run at once have
+// the same.
+func setDir(dir string) {
+	settling.Lock()
+	defer settling.Unlock()
+	if dir != "" && config.Dir() != dir {
+		config.SetDir(dir)
+	}
 }
 
 // build is one build.

@@ -116,3 +116,28 @@ func TestBuildOrder(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What is printed for buildx is what Docker Compose 2.40 prints of the same file, but for
+// the order of tags, how secrets are spelled, and the label of its version.
+func TestBuildPrint(t *testing.T) {
+	t.Chdir("testdata")
+	s, out := paper(t, http.NotFoundHandler())
+	p, err := composefile.Load(t.Context(), composefile.Options{Files: []string{"bake.yaml"}, Name: "p"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := (supply{s}).printBake(p, p.ServiceNames(), building{}); err != nil {
+		t.Fatal(err)
+	}
+	want, err := os.ReadFile("bake.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.ReplaceAll(out.String(), dir, "DIR"); got != string(want) {
+		t.Errorf("printed\n%s\nwant\n%s", got, want)
+	}
+}

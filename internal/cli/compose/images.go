@@ -1,7 +1,6 @@
 package compose
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -24,7 +23,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
-	buildclient "escale.dev/escale/internal/builder/client"
 	"escale.dev/escale/internal/builder/plan"
 	"escale.dev/escale/internal/cli"
 	"escale.dev/escale/internal/cli/compose/progress"
@@ -43,19 +41,31 @@ func buildCommand(s *session) *cobra.Command {
 	var b building
 	var deps, print bool
 	cmd := command("build [OPTIONS] [SERVICE...]", "Build the images of services", func(ctx context.Context, args []string) error {
-		o := s.options(args...)
-		o.NoDeps = !deps
+		o := s.options()
+		o.Enabled = args
 		p, err := load(ctx, o)
 		if err != nil {
 			return err
 		}
+		names := p.ServiceNames()
+		if len(args) > 0 { // of what they are built from the project must know, too
+			needed := types.IgnoreDependencies
+			if deps {
+				needed = types.IncludeDependencies
+			}
+			meant, err := p.WithSelectedServices(args, needed)
+			if err != nil {
+				return err
+			}
+			names = meant.ServiceNames()
+		}
 		if print {
-			return errors.New("--print is not possible: bake files are buildx's; escale builds without them")
+			return supply{s}.printBake(p, names, b)
 		}
 		if b.memory != "" {
 			s.warnf("--memory means nothing: BuildKit has no limit for steps")
 		}
-		return supply{s}.build(ctx, p, p.ServiceNames(), b)
+		return supply{s}.build(ctx, p, names, b)
 	})
 	f := cmd.Flags()
 	f.BoolVar(&b.push, "push", false, "Send the images to their registries")
@@ -69,101 +79,17 @@ func buildCommand(s *session) *cobra.Command {
 	f.BoolVar(&b.noCache, "no-cache", false, "Use nothing from the cache")
 	f.BoolVar(&b.check, "check", false, "Check Dockerfiles, and build nothing")
 	f.StringVarP(&b.memory, "memory", "m", "", "Means nothing: BuildKit has no limit for steps")
-	f.BoolVar(&print, "print", false, "Refused: bake files are buildx's")
+	f.BoolVar(&print, "print", false, "Print what would be built, as a bake file of buildx")
 	f.String("builder", "", "Means nothing: the engine builds")
 	for _, name := range []string{"parallel", "compress", "force-rm"} {
 		f.Bool(name, true, "Means nothing")
 		f.Lookup(name).Hidden = true
 	}
 	f.Bool("no-rm", false, "Means nothing")
-	for _, name := range []string{"no-rm", "memory", "builder", "print"} {
+	for _, name := range []string{"no-rm", "memory", "builder"} {
 		f.Lookup(name).Hidden = true
 	}
 	return cmd
-}
-
-// build builds the images of services that are to be built, what others are built
-// from first.
-func (s supply) build(ctx context.Context, p *types.Project, names []string, o building) error {
-	names, err := buildOrder(p, names)
-	if err != nil {
-		return err
-	}
-	if len(names) == 0 {
-		fmt.Fprintln(s.err, "No services to build")
-		return nil
-	}
-	for _, name := range names {
-		sv := p.Services[name]
-		if s.flags.dry {
-			fmt.Fprintf(s.err, " DRY-RUN MODE -  build service %s as %s\n", name, composefile.Image(p, &sv))
-			continue
-		}
-		if err := s.buildOne(ctx, p, &sv, o); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// buildOrder puts services after those that their builds take as a context
-// (service:NAME), and adds those.
-func buildOrder(p *types.Project, names []string) ([]string, error) {
-	var out []string
-	state := map[string]int{}
-	var visit func(name string) error
-	visit = func(name string) error {
-		sv, ok := p.Services[name]
-		switch {
-		case !ok || sv.Build == nil || state[name] == 2:
-			return nil
-		case state[name] == 1:
-			return fmt.Errorf("service %q: its build needs itself", name)
-		}
-		state[name] = 1
-		for _, value := range sv.Build.AdditionalContexts {
-			if other, ok := strings.CutPrefix(value, types.ServicePrefix); ok {
-				if err := visit(other); err != nil {
-					return err
-				}
-			}
-		}
-		state[name] = 2
-		out = append(out, name)
-		return nil
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		if err := visit(name); err != nil {
-			return nil, err
-		}
-	}
-	return out, nil
-}
-
-// buildOne builds one service's image.
-func (s supply) buildOne(ctx context.Context, p *types.Project, sv *types.ServiceConfig, o building) error {
-	b, done, err := s.plan(p, sv, o)
-	if err != nil {
-		return fmt.Errorf("service %q: build: %w", sv.Name, err)
-	}
-	defer done()
-	text, err := json.Marshal(b)
-	if err != nil {
-		return err
-	}
-	out := s.out
-	if b.Quiet {
-		out = &bytes.Buffer{} // the id
-	}
-	if code := buildclient.Run(ctx, bytes.NewReader(text), buildclient.Streams{In: s.in, Out: out, Err: s.err}); code != 0 {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		return &exit{17, fmt.Errorf("service %q: the image %s was not built", sv.Name, composefile.Image(p, sv))}
-	}
-	fmt.Fprintf(s.err, " %s  Built\n", composefile.Image(p, sv))
-	return nil
 }
 
 // plan is a service's build in the words of `escale build`.
