@@ -245,16 +245,28 @@ func (s whoIsOn) Strangers(network, app string) []string {
 }
 
 // Missing implements apps.Networks.
-func (s whoIsOn) Missing(task string, networks []string) (out []string) {
-	v, err := s.d.containers.Kept().Of(task)
-	if err != nil || !v.State.Running() {
-		return nil
+func (s whoIsOn) Missing(tasks, networks []string) (out []string) {
+	process := func(task string) (id string, pid int) {
+		v, err := s.d.containers.Kept().Of(task)
+		if err != nil || !v.State.Running() {
+			return "", 0
+		}
+		return string(v.ID), v.State.Pid
 	}
 	for _, name := range networks {
-		if i, err := s.d.networks.Inspect(name); err == nil {
-			if _, on := i.Containers[string(v.ID)]; !on {
-				out = append(out, name)
+		ids, pids := map[string]string{}, map[string]int{}
+		for _, task := range tasks {
+			ids[task], pids[task] = process(task)
+		}
+		i, err := s.d.networks.Inspect(name)
+		if err == nil && slices.ContainsFunc(tasks, func(task string) bool {
+			if _, on := i.Containers[ids[task]]; on || pids[task] == 0 {
+				return false
 			}
+			_, pid := process(task)
+			return pid == pids[task] // else it has left because it ended
+		}) {
+			out = append(out, name)
 		}
 	}
 	return out

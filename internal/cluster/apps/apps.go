@@ -31,9 +31,9 @@ type Networks interface {
 	// when there is no such network.
 	Strangers(network, app string) []string
 
-	// Missing are those of some networks on which the container of a task is not though it
-	// runs: somebody has disconnected it.
-	Missing(task string, networks []string) []string
+	// Missing are those of some networks on which a container of some tasks is not though
+	// it runs: somebody has disconnected it.
+	Missing(tasks, networks []string) []string
 }
 
 // New makes Apps of a store.

@@ -490,8 +490,11 @@ type strangers map[string][]string
 
 func (s strangers) Strangers(network, _ string) []string { return s[network] }
 
-func (s strangers) Missing(task string, networks []string) []string {
-	return slices.DeleteFunc(slices.Clone(s[task]), func(n string) bool { return !slices.Contains(networks, n) })
+func (s strangers) Missing(tasks, networks []string) (out []string) {
+	for _, task := range tasks {
+		out = append(out, slices.DeleteFunc(slices.Clone(s[task]), func(n string) bool { return !slices.Contains(networks, n) })...)
+	}
+	return out
 }
 
 // A service of which a container was disconnected by hand is exchanged at the next up.

@@ -69,13 +69,13 @@ func (a *Apps) bringBack(name string, was, next *cluster.AppSpec, services []str
 		for _, n := range want.Networks {
 			networks = append(networks, n.Network)
 		}
+		var running []string
 		for _, t := range store.List[*cluster.Task](v, store.Owner(s.ID)) {
 			if t.Status.State == cluster.TaskRunning && !t.Halted && t.SpecNumber == s.Spec.Number {
-				out[part] = append(out[part], a.n.Missing(t.ID, networks)...)
+				running = append(running, t.ID)
 			}
 		}
-		slices.Sort(out[part])
-		if out[part] = slices.Compact(out[part]); len(out[part]) > 0 {
+		if out[part] = a.n.Missing(running, networks); len(out[part]) > 0 {
 			want.Task.Force++
 			next.Services[part] = want
 		}
