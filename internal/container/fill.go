@@ -73,12 +73,58 @@ func fill(dir string, src func() (string, error), first bool) error {
 		err = likeIt(dir, part)
 	}
 	if err == nil {
+		err = syncTree(part)
+	}
+	if err == nil {
 		err = os.Rename(part, filepath.Join(dir, fillWhole))
 	}
 	if err != nil {
 		return errors.Join(err, os.RemoveAll(part))
 	}
 	return settleFill(dir, fillWhole)
+}
+
+// syncedEach is up to how many files and directories are synced one by one. Each is a wait
+// for the disk; to sync the whole file system is one, but for all that others have
+// written, too.
+const syncedEach = 32
+
+// syncTree returns when a directory and all that is in it outlives a power cut: names and
+// owners, too, which come after the copy of a file was synced. Before the rename that calls a
+// copy whole nothing else needs to: what is moved afterwards is found again under one
+// name or the other.
+func syncTree(dir string) error {
+	paths := []string{filepath.Dir(dir)}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case len(paths) > syncedEach:
+			return fs.SkipAll
+		case d.IsDir() || d.Type().IsRegular():
+			paths = append(paths, path)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	do := unix.Fsync
+	if len(paths) > syncedEach {
+		paths, do = paths[:1], unix.Syncfs
+	}
+	for _, path := range paths {
+		fd, err := unix.Open(path, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return &fs.PathError{Op: "open", Path: path, Err: err}
+		}
+		err = do(fd)
+		unix.Close(fd)
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOTSUP) { // some file systems sync no directories
+			return &fs.PathError{Op: "sync", Path: path, Err: err}
+		}
+	}
+	return nil
 }
 
 // settleFill moves what is in a whole copy to its place. What is there by now stays.

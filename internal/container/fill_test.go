@@ -1,12 +1,71 @@
 package container
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
+
+// TestSyncTree: what is in a directory is on the disk, few files or many, whatever lies
+// between them.
+func TestSyncTree(t *testing.T) {
+	for _, n := range []int{1, 3, 2 * syncedEach} {
+		dir := filepath.Join(t.TempDir(), "dir")
+		var files []string
+		for i := range n {
+			sub := filepath.Join(dir, strconv.Itoa(i%2))
+			if err := os.MkdirAll(sub, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			files = append(files, filepath.Join(sub, strconv.Itoa(i)))
+			if err := os.WriteFile(files[i], make([]byte, 100<<10), 0); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Symlink("/nosuch", filepath.Join(dir, "link")); err != nil {
+			t.Fatal(err)
+		}
+		if dirty(t, files[n-1]) == 0 {
+			t.Skip("this file system does not tell what is on the disk, or was quick")
+		}
+		if err := syncTree(dir); err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range files {
+			if left := dirty(t, f); left != 0 {
+				t.Errorf("%d files: %d pages of %s are not on the disk", n, left, f)
+			}
+		}
+	}
+}
+
+// dirty counts the pages of a file that are to be written to the disk yet.
+func dirty(t *testing.T, path string) uint64 {
+	t.Helper()
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrPermission) {
+		t.Skip("needs root: files that nobody may read")
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var s unix.Cachestat_t
+	if err := unix.Cachestat(uint(f.Fd()), &unix.CachestatRange{}, &s, 0); err != nil {
+		t.Skipf("the kernel does not tell what is on the disk: %v", err)
+	}
+	return s.Dirty + s.Writeback
+}
 
 // TestFill: an empty volume gets what the image has, once; a copy that was cut off is
 // begun anew or finished, whoever comes next, and what others wrote stays.
