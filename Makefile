@@ -123,6 +123,7 @@ fuzz: ## every fuzz test for FUZZTIME=10s
 
 .PHONY: bench
 bench: build ## figures beside another engine: make bench PEER=unix:///var/run/docker.sock [BENCHFLAGS=...]
+	@scripts/need.sh --optional 'what these measure of networks' iperf3 wrk
 	@scripts/bench.sh $(if $(PEER),'$(PEER)')
 
 ##@ Install

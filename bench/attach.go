@@ -15,15 +15,15 @@ var attached = []string{"connect", "disconnect", "start with a port, until it an
 
 // attaching measures how the cost of connecting a running container to a network, and of
 // publishing a port of one, grows with the containers that are on the network with
-// ports of their own. Sizes and ends are those of -scale and -scale-ends.
+// ports of their own. Sizes and ends are those of -scale, -scale-a and -scale-ends.
 func attaching(ctx context.Context, b *bench) error {
-	sizes, err := b.sizes()
-	if err != nil {
-		return err
-	}
 	for j, e := range b.ends {
 		if !strings.Contains(b.scaleEnds, strings.ToLower(e.name)) {
 			continue
+		}
+		sizes, err := b.sizes(j)
+		if err != nil {
+			return err
 		}
 		if err := b.attachingAt(ctx, j, e, sizes); err != nil {
 			return fmt.Errorf("attaching at %s: %w", e.name, err)
@@ -84,6 +84,9 @@ func (b *bench) publishing(network string) spec {
 	return s
 }
 
+// behind is how long the link of a container that was removed may take to be gone.
+const behind = 300 * time.Millisecond
+
 // attachAmong measures the pieces at one end, among n containers.
 func (b *bench) attachAmong(ctx context.Context, j, n int, network, mover string) error {
 	e := b.ends[j]
@@ -93,6 +96,12 @@ func (b *bench) attachAmong(ctx context.Context, j, n int, network, mover string
 	}
 	for i := -1; i < b.n; i++ {
 		timed := timer(lines, j, i >= 0)
+		// Engines give links back behind their answer, and nobody can make one meanwhile.
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(behind):
+		}
 		for _, way := range []string{"connect", "disconnect"} {
 			if err := timed(way, func() error {
 				return e.call(ctx, "POST", "/networks/"+network+"/"+way, map[string]any{"Container": mover}, nil)

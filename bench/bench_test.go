@@ -37,6 +37,8 @@ func TestParse(t *testing.T) {
 		{"-scale-ends x", "a, b or ab"},
 		{"-scale 1000,x", "numbers of containers"},
 		{"-scale 0", "numbers of containers"},
+		{"-scale-a 10,300 -scale 10,300,1000", ""},
+		{"-scale-a 10,0", `-scale-a "10,0": numbers of containers`},
 		{"stray", `unknown argument "stray"`},
 	} {
 		_, err := parse(strings.Fields(c.args))

@@ -50,6 +50,7 @@ type options struct {
 	list      int
 	lines     int
 	scale     string
+	scaleA    string
 	scaleEnds string
 	registry  string
 	restart   string
@@ -75,6 +76,7 @@ func parse(args []string) (options, error) {
 	f.IntVar(&o.list, "list", 100, "containers that are listed")
 	f.IntVar(&o.lines, "lines", 1_000_000, "log lines")
 	f.StringVar(&o.scale, "scale", "10,100,1000", "`numbers` of running containers among which one more is measured")
+	f.StringVar(&o.scaleA, "scale-a", "", "the same at A, when it is not to carry as many")
 	f.StringVar(&o.scaleEnds, "scale-ends", "b", "`ends` that have to carry so many: a, b or ab")
 	f.StringVar(&o.registry, "registry", "bin/escaled", "`program` of Escale's registry; Debian's docker-registry is taken where it is installed")
 	f.StringVar(&o.restart, "restart", "", "which engines may be killed and started again: `a`, b or ab; no supervisor may stand over them")
@@ -93,8 +95,10 @@ func parse(args []string) (options, error) {
 	if o.n < 1 || o.storm < 1 || o.list < 1 || o.lines < 1 || o.size < 1 || o.restartN < 1 {
 		return o, errors.New("counts must be positive")
 	}
-	if _, err := o.sizes(); err != nil {
-		return o, err
+	for j := range 2 {
+		if _, err := o.sizes(j); err != nil {
+			return o, err
+		}
 	}
 	if strings.Trim(o.scaleEnds, "ab") != "" {
 		return o, fmt.Errorf("-scale-ends %q: a, b or ab", o.scaleEnds)

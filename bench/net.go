@@ -47,10 +47,12 @@ func published(ctx context.Context, b *bench) error {
 			ways[e] = append(ways[e], w)
 		}
 	}
-	measures := []struct {
-		what, unit string
-		rate       func(ctx context.Context, w way) (float64, error)
-	}{{"small HTTP, connections kept", "/s", requests(true)}, {"small HTTP, each on a new connection", "/s", requests(false)}, {"one stream", "MB/s", stream}}
+	measures := []rated{{"small HTTP, connections kept", "/s", requests(true)}, {"small HTTP, each on a new connection", "/s", requests(false)}, {"one stream", "MB/s", stream}}
+	known, err := b.knownTools(ctx, ways, dir, own)
+	if err != nil {
+		return err
+	}
+	measures = append(measures, known...)
 	for i := range ways[b.ends[0]] {
 		for _, m := range measures {
 			line := b.line(ways[b.ends[0]][i].name+", "+m.what, m.unit, true)
@@ -69,6 +71,12 @@ func published(ctx context.Context, b *bench) error {
 		}
 	}
 	return nil
+}
+
+// rated is a measure of one way.
+type rated struct {
+	what, unit string
+	rate       func(ctx context.Context, w way) (float64, error)
 }
 
 // buildServer builds netserver, static, into dir.
@@ -95,8 +103,9 @@ func ownAddress() (string, error) {
 	return "", errors.New("this host has no address but the loopback's")
 }
 
-// way is how a server is reached: its small HTTP and its stream.
-type way struct{ name, web, stream string }
+// way is how a server is reached: its small HTTP, its stream, and those for wrk and of iperf3
+// where these are installed.
+type way struct{ name, web, stream, wrk, iperf string }
 
 // The ways to a server. Each has a container of its own: the kernel remembers tens of
 // thousands of connections for two minutes, and those of one way would leave few ports
@@ -120,6 +129,19 @@ func (b *bench) serve(ctx context.Context, e *end, dir, own, name string) (way, 
 	if err := e.start(ctx, id); err != nil {
 		return way{}, err
 	}
+	w := way{name: name}
+	if w.web, err = e.reach(ctx, id, "80", own, name); err != nil {
+		return way{}, err
+	}
+	if w.stream, err = e.reach(ctx, id, "81", own, name); err != nil {
+		return way{}, err
+	}
+	return w, reachable(ctx, w.web)
+}
+
+// reach tells how a TCP port of a container on the default network is reached in one of
+// the ways.
+func (e *end) reach(ctx context.Context, id, port, own, name string) (string, error) {
 	var view struct {
 		NetworkSettings struct {
 			Ports    map[string][]struct{ HostPort string }
@@ -127,23 +149,20 @@ func (b *bench) serve(ctx context.Context, e *end, dir, own, name string) (way, 
 		}
 	}
 	if err := e.call(ctx, "GET", "/containers/"+id+"/json", nil, &view); err != nil {
-		return way{}, err
+		return "", err
 	}
-	web, bytes := view.NetworkSettings.Ports["80/tcp"], view.NetworkSettings.Ports["81/tcp"]
-	if len(web) == 0 || len(bytes) == 0 {
-		return way{}, errors.New("its ports are not published")
+	at := view.NetworkSettings.Ports[port+"/tcp"]
+	if len(at) == 0 {
+		return "", fmt.Errorf("port %s is not published", port)
 	}
-	ip := view.NetworkSettings.Networks["bridge"].IPAddress
-	w := way{name: name}
 	switch name {
 	case ownIP:
-		w.web, w.stream = ip+":80", ip+":81"
+		return net.JoinHostPort(view.NetworkSettings.Networks["bridge"].IPAddress, port), nil
 	case byHost:
-		w.web, w.stream = own+":"+web[0].HostPort, own+":"+bytes[0].HostPort
+		return net.JoinHostPort(own, at[0].HostPort), nil
 	default:
-		w.web, w.stream = "127.0.0.1:"+web[0].HostPort, "127.0.0.1:"+bytes[0].HostPort
+		return net.JoinHostPort("127.0.0.1", at[0].HostPort), nil
 	}
-	return w, reachable(ctx, w.web)
 }
 
 // reachable waits, for at most 10 s, until something answers.

@@ -17,13 +17,13 @@ import (
 // ends of -scale-ends are measured: a thousand containers of an engine with a
 // monitor of 13 MB each do not fit everywhere.
 func scale(ctx context.Context, b *bench) error {
-	sizes, err := b.sizes()
-	if err != nil {
-		return err
-	}
 	for j, e := range b.ends {
 		if !strings.Contains(b.scaleEnds, strings.ToLower(e.name)) {
 			continue
+		}
+		sizes, err := b.sizes(j)
+		if err != nil {
+			return err
 		}
 		var ids []string
 		for _, n := range sizes {
@@ -36,7 +36,7 @@ func scale(ctx context.Context, b *bench) error {
 				return fmt.Errorf("among %d running at %s: %w", n, e.name, err)
 			}
 		}
-		err := parallel(8, len(ids)-1, func(i int) error {
+		err = parallel(8, len(ids)-1, func(i int) error {
 			return e.call(ctx, "POST", "/containers/"+ids[i+1]+"/kill", nil, nil)
 		})
 		if err != nil {
@@ -53,18 +53,22 @@ func scale(ctx context.Context, b *bench) error {
 	return nil
 }
 
-// sizes are those of -scale, in rising order.
-func (o options) sizes() ([]int, error) {
+// sizes are those of -scale at one end, in rising order.
+func (o options) sizes(j int) ([]int, error) {
+	flag, numbers := "-scale", o.scale
+	if j == 0 && o.scaleA != "" {
+		flag, numbers = "-scale-a", o.scaleA
+	}
 	var out []int
-	for _, s := range split(o.scale) {
+	for _, s := range split(numbers) {
 		n, err := strconv.Atoi(s)
 		if err != nil || n < 1 {
-			return nil, fmt.Errorf("-scale %q: numbers of containers", o.scale)
+			return nil, fmt.Errorf("%s %q: numbers of containers", flag, numbers)
 		}
 		out = append(out, n)
 	}
 	if len(out) == 0 {
-		return nil, fmt.Errorf("-scale %q: numbers of containers", o.scale)
+		return nil, fmt.Errorf("%s %q: numbers of containers", flag, numbers)
 	}
 	slices.Sort(out)
 	return out, nil
