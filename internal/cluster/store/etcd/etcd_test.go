@@ -19,19 +19,16 @@ import (
 	"escale.dev/escale/internal/cluster/store/storetest"
 )
 
-// serverEnv makes the test binary, run anew, a server.
-const serverEnv = "ESCALE_TEST_STORE_SERVER"
+// serverWord makes the test binary, run anew, a server.
+const serverWord = "store-server"
 
 func TestMain(m *testing.M) {
 	if socket := os.Getenv(leaderEnv); socket != "" {
 		fmt.Fprintln(os.Stderr, leadForEver(socket))
 		os.Exit(0)
 	}
-	if os.Getenv(serverEnv) != "" {
+	if len(os.Args) == 2 && os.Args[1] == serverWord {
 		os.Exit(server.Main(os.Stdin, os.Stdout, os.Stderr))
-	}
-	if err := os.Setenv(serverEnv, "1"); err != nil { // of all that it starts
-		panic(err)
 	}
 	os.Exit(m.Run())
 }
@@ -71,7 +68,7 @@ type running struct {
 func start(t testing.TB, cfg child.Config) *running {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	r := &running{Child: child.New(cfg, []string{os.Args[0]}, logged(t)), cfg: cfg}
+	r := &running{Child: child.New(cfg, []string{os.Args[0], serverWord}, logged(t)), cfg: cfg}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)

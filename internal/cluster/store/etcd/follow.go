@@ -52,7 +52,7 @@ func (s *Store) list(ctx context.Context, strictly bool) error {
 		at.from = h.Carried
 	}
 	if h.Carrying != "" {
-		return fmt.Errorf("objects are being carried over: %w", errdefs.ErrUnavailable)
+		return errCarrying
 	}
 	writes, err := s.objects(ctx, rev)
 	if err != nil {
@@ -67,6 +67,9 @@ func (s *Store) list(ctx context.Context, strictly bool) error {
 	s.move(at, h.Batch)
 	return nil
 }
+
+// errCarrying is said while there is no store yet.
+var errCarrying = fmt.Errorf("objects are being carried over: %w", errdefs.ErrUnavailable)
 
 // objects reads all objects as they were at one of etcd's revisions.
 func (s *Store) objects(ctx context.Context, rev int64) ([]store.Write, error) {
@@ -185,6 +188,9 @@ func (s *Store) apply(events []*clientv3.Event) error {
 	h, err := parseHead(raw)
 	if err != nil {
 		return err
+	}
+	if h.Carrying != "" {
+		return errCarrying
 	}
 	g := s.state.Stage()
 	for _, c := range h.Commits {

@@ -170,15 +170,21 @@ const settling = 8 * time.Second
 func settled(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, settling)
 	defer cancel()
+	var last error
 	for {
 		err := f(ctx)
-		if !errors.Is(err, rpctypes.ErrUnhealthy) {
+		switch {
+		case errors.Is(err, rpctypes.ErrUnhealthy):
+			last = err
+		case last != nil && ctx.Err() != nil:
+			return last // which says more
+		default:
 			return err
 		}
 		select {
 		case <-time.After(again):
 		case <-ctx.Done():
-			return err
+			return last
 		}
 	}
 }

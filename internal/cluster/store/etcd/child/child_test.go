@@ -24,8 +24,8 @@ import (
 // What the test binary is when it is run anew: a server; or an engine that has one, below a
 // directory.
 const (
-	serverEnv = "ESCALE_TEST_STORE_SERVER"
-	engineEnv = "ESCALE_TEST_STORE_ENGINE"
+	serverWord = "store-server"
+	engineEnv  = "ESCALE_TEST_STORE_ENGINE"
 )
 
 func TestMain(m *testing.M) {
@@ -34,11 +34,8 @@ func TestMain(m *testing.M) {
 	switch {
 	case dir != "":
 		os.Exit(engine(dir))
-	case os.Getenv(serverEnv) != "":
+	case len(os.Args) == 2 && os.Args[1] == serverWord:
 		os.Exit(server.Main(os.Stdin, os.Stdout, os.Stderr))
-	}
-	if err := os.Setenv(serverEnv, "1"); err != nil {
-		panic(err)
 	}
 	os.Exit(m.Run())
 }
@@ -46,7 +43,7 @@ func TestMain(m *testing.M) {
 // engine runs a server, prints its process id once it is ready, and waits to be killed.
 func engine(dir string) int {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	c := child.New(config(dir), []string{os.Args[0]}, log)
+	c := child.New(config(dir), []string{os.Args[0], serverWord}, log)
 	go func() {
 		if c.Ready(context.Background()) == nil {
 			s, _ := c.State()
@@ -79,7 +76,7 @@ func tempDir(t *testing.T) string {
 // run runs a Child until stop is called, which waits for it.
 func run(t *testing.T, cfg child.Config) (c *child.Child, stop func() error) {
 	t.Helper()
-	c = child.New(cfg, []string{os.Args[0]}, slog.New(slog.NewTextHandler(t.Output(), nil)))
+	c = child.New(cfg, []string{os.Args[0], serverWord}, slog.New(slog.NewTextHandler(t.Output(), nil)))
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- c.Run(ctx) }()
