@@ -114,15 +114,18 @@ func (d *decision) objects() {
 // sync makes the app's objects of a kind what is wanted. Volumes that are not wanted
 // stay: their data is nobody's to throw away unasked.
 func sync[T cluster.Object, S any](d *decision, want map[string]S, make func(cluster.Meta, S) cluster.Object, spec func(T) *S) {
-	has := map[string]bool{}
-	for _, o := range store.List[T](d.v, store.Owner(d.app.ID)) {
+	has, list := map[string]bool{}, store.List[T](d.v, store.Owner(d.app.ID))
+	for _, o := range list {
+		has[d.part(o)] = true
+	}
+	for _, o := range list {
 		part := d.part(o)
-		has[part] = true
 		w, ok := want[part]
 		switch {
 		case ok && !reflect.DeepEqual(*spec(o), w):
 			c := store.Copy(o)
 			*spec(c) = w
+			d.leave(o, c, has)
 			d.Changes = append(d.Changes, store.Update(c))
 		case !ok && o.Kind() != cluster.KindVolume && d.settled():
 			d.drop(o)
@@ -132,6 +135,18 @@ func sync[T cluster.Object, S any](d *decision, want map[string]S, make func(clu
 		if !has[part] {
 			d.Changes = append(d.Changes, store.Create(make(d.meta(part), want[part])))
 		}
+	}
+}
+
+// leave keeps in mind a network whose part of the app has another name from now on: it is
+// not wanted any more, and goes when nobody is on it.
+func (d *decision) leave(was, is cluster.Object, has map[string]bool) {
+	old, ok := was.(*cluster.Network)
+	if !ok || old.Spec.External || old.Spec.Name == is.(*cluster.Network).Spec.Name {
+		return
+	}
+	if part := d.part(old) + "@" + old.Spec.Name; !has[part] { // no part that is asked for has such a name
+		d.Changes = append(d.Changes, store.Create(&cluster.Network{Meta: d.meta(part), Spec: old.Spec}))
 	}
 }
 

@@ -170,6 +170,30 @@ func TestDrops(t *testing.T) {
 	}
 }
 
+// A network that has another name from now on is another one: the old one goes when
+// nobody is on it any more.
+func TestNetworkRenamed(t *testing.T) {
+	b := newBench(t, spec())
+	b.steps(made)
+	web := b.task("web", 1, 1, cluster.TaskRunning, nil)
+	b.ask(func(s *cluster.AppSpec) {
+		s.Networks["default"] = cluster.NetworkSpec{Name: "other"}
+		front := s.Services["web"]
+		front.Networks = []cluster.Attachment{{Network: "other"}}
+		s.Services["web"] = front
+	})
+	b.steps("create network shop_default@shop_default, update network shop_default, update service shop_web", "update app shop", "")
+	web = store.Copy(b.find(web))
+	web.Status.State = cluster.TaskShutdown
+	b.commit(store.Update(web))
+	b.steps("update network shop_default@shop_default")
+	b.clear()
+	list := store.List[*cluster.Network](b.s.View())
+	if len(list) != 2 || !slices.ContainsFunc(list, func(n *cluster.Network) bool { return n.Name == "shop_default" && n.Spec.Name == "other" }) {
+		t.Errorf("there are %+v", list)
+	}
+}
+
 // Whoever needs others ends before they do; then go networks, volumes if they are to, and the app.
 func TestRemovesInOrder(t *testing.T) {
 	for _, volumes := range []bool{false, true} {
