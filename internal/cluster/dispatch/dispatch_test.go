@@ -287,6 +287,48 @@ func TestHealth(t *testing.T) {
 	})
 }
 
+// A node whose connection does not last is there all the same.
+func TestUnsteady(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.machines("n1")
+		w.elect("a:1", 1)
+		w.node("n1", "")
+		settle()
+		n, _ := store.Find[*cluster.Node](w.s.View(), "n1")
+		for range 100 {
+			w.cut("n1")
+			time.Sleep(200 * time.Millisecond)
+		}
+		settle()
+		if now, _ := store.Find[*cluster.Node](w.s.View(), "n1"); !now.Status.Ready || !now.Status.Since.Equal(n.Status.Since) {
+			t.Errorf("it was taken for dead: %+v", now.Status)
+		}
+	})
+}
+
+// What a node and a manager say when there is nothing to say.
+func TestIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.machines("n1")
+		w.task("t1", w.service("web"), "n1")
+		w.elect("a:1", 1)
+		w.node("n1", "")
+		time.Sleep(10 * time.Second)
+		w.mu.Lock()
+		w.msgs, w.bytes = 0, 0
+		w.mu.Unlock()
+		time.Sleep(100 * time.Second)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		t.Logf("%d messages and %d bytes of JSON in 100 s", w.msgs, w.bytes)
+		if w.msgs > 202 || w.bytes > 3000 {
+			t.Errorf("%d messages, %d bytes", w.msgs, w.bytes)
+		}
+	})
+}
+
 // A node that was away gets what has changed, and no more; from any manager.
 func TestReturn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

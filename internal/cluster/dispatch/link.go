@@ -67,7 +67,7 @@ func (l *link) answer(list []Ack) {
 // Pauses between attempts to reach a manager.
 const (
 	firstPause = 100 * time.Millisecond
-	lastPause  = 2 * time.Second
+	lastPause  = time.Second
 )
 
 // Run keeps up the connection with the manager who leads until ctx ends, and blocks.
@@ -79,12 +79,11 @@ func (r *Remote) Run(ctx context.Context) error {
 	defer stop()
 	pause, cut := firstPause, false
 	for ctx.Err() == nil {
-		began := time.Now()
-		err := r.round(ctx)
+		led, err := r.round(ctx)
 		if ctx.Err() != nil {
 			return nil
 		}
-		if time.Since(began) > Dead {
+		if led { // it is missed before long
 			pause, cut = firstPause, false
 		}
 		if !cut {
@@ -101,20 +100,19 @@ func (r *Remote) Run(ctx context.Context) error {
 }
 
 // round asks the managers that are known, one after the other, until one of them leads;
-// then it lasts as long as the connection does.
-func (r *Remote) round(ctx context.Context) error {
+// then it lasts as long as the connection does. led tells whether one did.
+func (r *Remote) round(ctx context.Context) (led bool, err error) {
 	asked := map[string]bool{}
-	err := error(errCut)
+	err = errCut
 	for {
 		list := r.Managers()
 		i := slices.IndexFunc(list, func(m Manager) bool { return m.Addr != "" && !asked[m.Addr] })
 		if i < 0 {
-			return err
+			return false, err
 		}
 		asked[list[i].Addr] = true
-		var led bool
 		if led, err = r.serve(ctx, list[i].Addr); led || ctx.Err() != nil {
-			return err
+			return led, err
 		}
 	}
 }
