@@ -133,6 +133,7 @@ type SecretSpec struct {
 	Name     string `json:",omitempty"`
 	External bool   `json:",omitempty"`
 	Data     []byte `json:",omitempty"`
+	Template bool   `json:",omitempty"` // Data is a template: see Place.Expand
 }
 
 // Config is a file for tasks.
@@ -149,6 +150,7 @@ type ConfigSpec struct {
 	Name     string `json:",omitempty"`
 	External bool   `json:",omitempty"`
 	Data     []byte `json:",omitempty"`
+	Template bool   `json:",omitempty"` // Data is a template: see Place.Expand
 }
 
 // Node is a machine.

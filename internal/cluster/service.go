@@ -7,6 +7,7 @@ import (
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
+	"github.com/moby/moby/api/types/swarm"
 )
 
 // Service is a task that is kept running, in so many replicas.
@@ -33,6 +34,10 @@ type ServiceSpec struct {
 	Number   uint64       // counts changes of Task that need new tasks; kept by who writes the spec
 	Networks []Attachment `json:",omitempty"`
 	Halted   bool         `json:",omitempty"` // its tasks are made, but not started
+
+	// Swarm is what Docker's API was asked for, word for word; nil: it was not asked. All
+	// of it that matters is in the other fields, too.
+	Swarm *swarm.ServiceSpec `json:",omitempty"`
 }
 
 // Mode is how many tasks a service has; exactly one field is set.

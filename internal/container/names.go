@@ -44,14 +44,17 @@ var (
 // inventName makes up a free name and reserves it.
 func (m creator) inventName(id ID) (string, error) {
 	for range 8 {
-		name := pick(nameLeft) + "_" + pick(nameRight)
+		name := NewName()
 		if m.store.reserve(name, id) == nil {
 			return name, nil
 		}
 	}
-	name := pick(nameLeft) + "_" + pick(nameRight) + "_" + string(id[:6])
+	name := NewName() + "_" + string(id[:6])
 	return name, m.store.reserve(name, id)
 }
+
+// NewName makes up a name, which others may have.
+func NewName() string { return pick(nameLeft) + "_" + pick(nameRight) }
 
 func pick(words []string) string {
 	n, _ := rand.Int(rand.Reader, big.NewInt(int64(len(words))))

@@ -311,6 +311,13 @@ func TestHalt(t *testing.T) {
 	if err := a.Resume(ctx, labels); err != nil || now(one.ID).Halted {
 		t.Fatalf("resumed: %v", err)
 	}
+	swarms := &cluster.Task{Meta: cluster.Meta{ID: "swarms"}, Status: cluster.TaskStatus{State: cluster.TaskRunning}}
+	if _, err := s.Commit(ctx, store.Create(swarms)); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Halt(ctx, map[string]string{labelTask: "swarms"}); err != nil || now("swarms").Halted {
+		t.Fatalf("what no app has is not to be left stopped: %v", err)
+	}
 	for _, nobodys := range []map[string]string{nil, {labelTask: "none"}} {
 		if err := errors.Join(a.Halt(ctx, nobodys), a.Resume(ctx, nobodys)); err != nil {
 			t.Errorf("nobody's container: %v", err)

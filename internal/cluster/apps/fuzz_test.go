@@ -10,6 +10,7 @@ import (
 	"escale.dev/escale/internal/cluster/reconcile/app"
 	"escale.dev/escale/internal/cluster/reconcile/cron"
 	"escale.dev/escale/internal/cluster/reconcile/depend"
+	"escale.dev/escale/internal/cluster/reconcile/enforce"
 	"escale.dev/escale/internal/cluster/reconcile/global"
 	"escale.dev/escale/internal/cluster/reconcile/job"
 	"escale.dev/escale/internal/cluster/reconcile/reaper"
@@ -25,7 +26,7 @@ import (
 func decideAll(t *testing.T, s store.Store) {
 	t.Helper()
 	for _, l := range []loop.Loop{
-		app.Loop{}, replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{}, depend.Loop{}, restart.Loop{}, update.Loop{}, reaper.Loop{}, allocate.Loop{},
+		app.Loop{}, replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{}, depend.Loop{}, restart.Loop{}, update.Loop{}, enforce.Loop{}, reaper.Loop{}, allocate.Loop{},
 	} {
 		for _, key := range l.All(s.View()) {
 			d := l.Decide(s.View(), key, time.Unix(1e9, 0))

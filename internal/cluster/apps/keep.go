@@ -33,6 +33,9 @@ func (a *Apps) Creating(labels map[string]string) error {
 func (a *Apps) Halt(ctx context.Context, labels map[string]string) error {
 	task := labels[labelTask]
 	return a.mark(ctx, task, func(v store.View, t *cluster.Task) (*cluster.Task, error) {
+		if t.App == "" {
+			return nil, nil // a service of the swarm is kept whatever happens to its containers
+		}
 		// One that has ended may get a successor, and that is meant, until it has a
 		// container of its own: the one that has ended can be thrown away then.
 		for _, slot := range cluster.Slots(store.List[*cluster.Task](v, store.Owner(t.Owner))) {

@@ -12,7 +12,6 @@ import (
 	"maps"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"escale.dev/escale/internal/cluster"
@@ -29,6 +28,7 @@ const (
 	LabelTask     = "com.docker.swarm.task.id"
 	LabelTaskName = "com.docker.swarm.task.name"
 	LabelService  = "com.docker.swarm.service.id"
+	LabelOfName   = "com.docker.swarm.service.name" // of services that no app has
 	LabelNode     = "com.docker.swarm.node.id"
 	LabelNumber   = "com.docker.compose.container-number"
 	LabelBalance  = "escale.balance" // containers with one value share published ports
@@ -206,8 +206,8 @@ func (c *controller) made(ctx context.Context, v store.View) (Request, error) {
 	for i, path := range paths {
 		host.Mounts = append(host.Mounts, mount.Mount{Type: mount.TypeBind, Source: path, Target: targets[i], ReadOnly: true})
 	}
-	if cfg.Hostname != "" {
-		cfg.Hostname = c.fill(cfg.Hostname)
+	if err := c.expand(v, &cfg, &host); err != nil {
+		return Request{}, err
 	}
 	return Request{
 		Name: t.ContainerName(), Platform: t.Spec.Platform, Config: &cfg, Host: &host, Networks: endpoints(t, &host),
@@ -271,6 +271,9 @@ func (c *controller) labels() map[string]string {
 		out = map[string]string{}
 	}
 	out[LabelTask], out[LabelTaskName], out[LabelService], out[LabelNode] = c.t.ID, c.t.Name+"."+c.t.ID, c.t.Owner, c.x.node
+	if c.t.App == "" {
+		out[LabelOfName] = c.t.ServiceName()
+	}
 	if out[labelCompose] != "" {
 		out[LabelNumber] = strconv.FormatUint(max(c.t.Slot, 1), 10)
 	}
@@ -311,13 +314,6 @@ func (c *controller) publish(v store.View, cfg *container.Config, host *containe
 		}
 	}
 	return nil
-}
-
-// fill puts the task's own values into a text that asks for them, as Docker does for
-// host names.
-func (c *controller) fill(text string) string {
-	return strings.NewReplacer("{{.Node.ID}}", c.x.node, "{{.Service.ID}}", c.t.Owner, "{{.Task.ID}}", c.t.ID,
-		"{{.Task.Name}}", c.t.Name, "{{.Task.Slot}}", strconv.FormatUint(c.t.Slot, 10)).Replace(text)
 }
 
 // endpoints are the container's places on networks.

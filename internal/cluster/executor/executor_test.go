@@ -464,3 +464,62 @@ func TestNameGivenBack(t *testing.T) {
 		t.Errorf("the next one's name is %s, %v", r.e.list[2].Name, err)
 	}
 }
+
+// Of a service of the swarm the task's own values are filled in wherever they may be asked
+// for, and its container says which service it is of; an app's variables are left alone.
+func TestTemplates(t *testing.T) {
+	r := begin(t)
+	ctx := t.Context()
+	for _, o := range []cluster.Object{
+		&cluster.Node{Meta: cluster.Meta{ID: "n1", Name: "host1"}},
+		&cluster.Secret{Meta: cluster.Meta{ID: "s1", Name: "pass"}, Spec: cluster.SecretSpec{Data: []byte("hush")}},
+		&cluster.Config{Meta: cluster.Meta{ID: "c1", Name: "conf1"}, Spec: cluster.ConfigSpec{Template: true, Data: []byte(`{{.Task.Slot}} {{env "N"}} {{secret "pass"}} {{config "plain"}}`)}},
+		&cluster.Config{Meta: cluster.Meta{ID: "c2", Name: "plain"}, Spec: cluster.ConfigSpec{Data: []byte("{{.Not}}")}},
+	} {
+		if _, err := r.s.Commit(ctx, store.Create(o)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	spec := func(task *cluster.Task) {
+		task.Name, task.Owner, task.Networks = "web.2", "service", nil
+		task.Spec.Container = &container.Config{Image: "web", Hostname: "h{{.Task.Slot}}", Env: []string{"N={{.Node.Hostname}}"}}
+		task.Spec.Host.Mounts = []mount.Mount{{Type: mount.TypeVolume, Source: "v{{.Task.Slot}}", Target: "/d", VolumeOptions: &mount.VolumeOptions{
+			Labels: map[string]string{"of": "{{.Service.Name}}"}, DriverConfig: &mount.Driver{Options: map[string]string{"o": "{{.Task.Slot}}"}}}}}
+		task.Spec.Secrets = []cluster.FileRef{{ID: "s1", Name: "pass", Target: "/run/secrets/pass"}}
+		task.Spec.Configs = []cluster.FileRef{{ID: "c1", Name: "conf1", Target: "/conf"}, {ID: "c2", Name: "plain", Target: "/plain"}}
+	}
+	c := r.task("t9", spec)
+	if err := c.Prepare(ctx); err != nil {
+		t.Fatal(err)
+	}
+	m := r.e.list[0]
+	v := m.host.Mounts[0]
+	if m.Name != "web.2.t9" || m.config.Hostname != "h2" || m.config.Env[0] != "N=host1" || v.Source != "v2" || v.VolumeOptions.Labels["of"] != "web" || v.VolumeOptions.DriverConfig.Options["o"] != "2" || m.Labels[LabelOfName] != "web" {
+		t.Errorf("%s %+v %+v %+v", m.Name, m.config, v, v.VolumeOptions)
+	}
+	if !slices.Contains(r.e.asked, "file 2 host1 hush {{.Not}} 0:0 0") || c.t.Spec.Host.Mounts[0].VolumeOptions.Labels["of"] != "{{.Service.Name}}" {
+		t.Errorf("%q", r.e.asked)
+	}
+	of := r.task("t8", func(task *cluster.Task) {
+		spec(task)
+		task.App, task.Spec.Configs, task.Name = "app", nil, "shop_web.1"
+	})
+	if err := of.Prepare(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if m := r.e.list[1]; m.config.Env[0] != "N={{.Node.Hostname}}" || m.config.Hostname != "h2" || m.Labels[LabelOfName] != "" {
+		t.Errorf("%+v", m.config)
+	}
+	for _, text := range []string{`{{secret "other"}}`, `{{config "conf1"}}`, `{{env "X"}}`} {
+		bad := r.task("t7", func(task *cluster.Task) { spec(task); task.Spec.Configs = task.Spec.Configs[:1] })
+		o, _ := store.Find[*cluster.Config](r.s.View(), "c1")
+		o = store.Copy(o)
+		o.Spec.Data = []byte(strings.Replace(text, "conf1", "/conf", 1))
+		if _, err := r.s.Commit(ctx, store.Update(o)); err != nil {
+			t.Fatal(err)
+		}
+		if err := bad.Prepare(ctx); !errdefs.IsInvalidArgument(err) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}

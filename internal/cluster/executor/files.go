@@ -23,8 +23,14 @@ func (c *controller) files(ctx context.Context, v store.View) (paths, targets []
 
 // content is what secrets and configs hold.
 func (c *controller) content(v store.View) (list []File, targets []string, err error) {
-	add := func(what string, ref cluster.FileRef, data []byte) error {
+	add := func(what string, ref cluster.FileRef, data []byte, template bool) error {
 		f := File{Data: data, Mode: ref.Mode}
+		if template {
+			var err error
+			if f.Data, err = c.render(v, data); err != nil {
+				return fmt.Errorf("%s %s: %w: %w", what, ref.Name, err, errdefs.ErrInvalidArgument)
+			}
+		}
 		for to, id := range map[*int]string{&f.UID: ref.UID, &f.GID: ref.GID} {
 			if id == "" {
 				continue
@@ -41,7 +47,7 @@ func (c *controller) content(v store.View) (list []File, targets []string, err e
 	for _, ref := range c.t.Spec.Secrets {
 		o, err := lookup[*cluster.Secret](v, ref, c.app(v))
 		if err == nil {
-			err = add("secret", ref, o.Spec.Data)
+			err = add("secret", ref, o.Spec.Data, o.Spec.Template)
 		}
 		if err != nil {
 			return nil, nil, err
@@ -50,7 +56,7 @@ func (c *controller) content(v store.View) (list []File, targets []string, err e
 	for _, ref := range c.t.Spec.Configs {
 		o, err := lookup[*cluster.Config](v, ref, c.app(v))
 		if err == nil {
-			err = add("config", ref, o.Spec.Data)
+			err = add("config", ref, o.Spec.Data, o.Spec.Template)
 		}
 		if err != nil {
 			return nil, nil, err
