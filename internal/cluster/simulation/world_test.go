@@ -11,6 +11,7 @@ import (
 	"escale.dev/escale/internal/cluster/reconcile/app"
 	"escale.dev/escale/internal/cluster/reconcile/cron"
 	"escale.dev/escale/internal/cluster/reconcile/depend"
+	"escale.dev/escale/internal/cluster/reconcile/enforce"
 	"escale.dev/escale/internal/cluster/reconcile/global"
 	"escale.dev/escale/internal/cluster/reconcile/job"
 	"escale.dev/escale/internal/cluster/reconcile/reaper"
@@ -50,7 +51,7 @@ func newWorld(t *testing.T, seed uint64, nodes int) *world {
 
 // all are the loops that a manager runs.
 func all() []loop.Loop {
-	return []loop.Loop{replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{In: time.UTC}, restart.Loop{}, depend.Loop{}, app.Loop{}, update.Loop{}, reaper.Loop{}, allocate.Loop{}, scheduler.Loop{}}
+	return []loop.Loop{replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{In: time.UTC}, restart.Loop{}, depend.Loop{}, app.Loop{}, update.Loop{}, enforce.Loop{}, reaper.Loop{}, allocate.Loop{}, scheduler.Loop{}}
 }
 
 func (w *world) commit(changes ...store.Change) {

@@ -7,6 +7,7 @@ package reaper
 
 import (
 	"cmp"
+	"math"
 	"time"
 
 	"escale.dev/escale/internal/cluster"
@@ -76,6 +77,9 @@ func (l Loop) Decide(v store.View, key string, _ time.Time) (d loop.Decision) {
 				continue
 			}
 			keep := cmp.Or(l.Keep, History)
+			if n, said := kept(v); said {
+				keep = n
+			}
 			if t.App != "" {
 				keep = lastFailure
 			}
@@ -88,4 +92,18 @@ func (l Loop) Decide(v store.View, key string, _ time.Time) (d loop.Decision) {
 		}
 	}
 	return d
+}
+
+// kept is how many tasks that have ended a place keeps as the swarm has it, whose number
+// counts the present task, too.
+func kept(v store.View) (n int, said bool) {
+	c, err := store.Named[*cluster.Cluster](v, cluster.DefaultCluster)
+	if err != nil || c.Spec.Orchestration.TaskHistoryRetentionLimit == nil {
+		return 0, false
+	}
+	limit := *c.Spec.Orchestration.TaskHistoryRetentionLimit
+	if limit < 0 {
+		return math.MaxInt, true
+	}
+	return int(max(limit, 1) - 1), true
 }

@@ -5,6 +5,7 @@ import (
 	"testing"
 
 	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/store"
 	"escale.dev/escale/internal/cluster/store/loop/looptest"
 )
 
@@ -125,4 +126,30 @@ func TestNoHistory(t *testing.T) {
 	b.Steps("web.1#1: wants remove", "")
 	b.Becomes("web.1#1", cluster.TaskShutdown, func(t *cluster.Task) { t.Status.Gone = true })
 	b.Steps("web.1#1 deleted", "")
+}
+
+// The swarm's limit counts the present task, too.
+func TestLimitOfTheSwarm(t *testing.T) {
+	for limit, left := range map[int64]int{-1: 10, 0: 1, 1: 1, 3: 3} {
+		b := looptest.New(t, Loop{})
+		c := &cluster.Cluster{Meta: cluster.Meta{Name: cluster.DefaultCluster}}
+		c.Spec.Orchestration.TaskHistoryRetentionLimit = &limit
+		b.Commit(store.Create(c))
+		b.Service("web", looptest.Replicated(1))
+		for n := range uint64(10) {
+			b.Task("web", 1, cluster.TaskFailed, func(t *cluster.Task) { t.Number, t.Desired, t.Node = n+1, cluster.TaskShutdown, "n" })
+		}
+		for b.Look() != "" {
+			continue
+		}
+		is := 0
+		for _, t := range store.List[*cluster.Task](b.Store.View()) {
+			if t.Desired != cluster.TaskRemove {
+				is++
+			}
+		}
+		if is != left {
+			t.Errorf("limit %d: %d are left", limit, is)
+		}
+	}
 }
