@@ -9,7 +9,6 @@ import (
 	"escale.dev/escale/internal/api/engine"
 	"escale.dev/escale/internal/container"
 	"escale.dev/escale/internal/sys/cgroup"
-	"github.com/moby/moby/api/types/swarm"
 	"github.com/moby/moby/api/types/system"
 	"golang.org/x/sys/unix"
 )
@@ -56,7 +55,7 @@ func (s systemInfo) Info(ctx context.Context) (*system.Info, error) {
 		ServerVersion:      Version,
 		Runtimes:           map[string]system.RuntimeWithStatus{},
 		DefaultRuntime:     now.cfg.Runtime,
-		Swarm:              swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive},
+		Swarm:              d.orchestrator.swarm.Info(),
 		LiveRestoreEnabled: true,
 		InitBinary:         "docker-init",
 		SecurityOptions:    s.security(),
@@ -177,7 +176,7 @@ func (s systemInfo) Version(context.Context) system.VersionResponse {
 // Ping feeds the headers of /_ping.
 func (s systemInfo) Ping() engine.PingInfo {
 	safe, _ := s.d.safe.SafeMode()
-	return engine.PingInfo{OSType: "linux", BuilderVersion: "2", SwarmState: "inactive", SafeMode: safe}
+	return engine.PingInfo{OSType: "linux", BuilderVersion: "2", SwarmState: s.d.orchestrator.swarm.State(), SafeMode: safe}
 }
 
 // filesystem names what a directory lies on, as `docker info` shows it.

@@ -1,12 +1,14 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"escale.dev/escale/internal/cluster"
@@ -17,6 +19,7 @@ import (
 	"escale.dev/escale/internal/cluster/reconcile/app"
 	"escale.dev/escale/internal/cluster/reconcile/cron"
 	"escale.dev/escale/internal/cluster/reconcile/depend"
+	"escale.dev/escale/internal/cluster/reconcile/enforce"
 	"escale.dev/escale/internal/cluster/reconcile/global"
 	"escale.dev/escale/internal/cluster/reconcile/job"
 	"escale.dev/escale/internal/cluster/reconcile/reaper"
@@ -29,6 +32,7 @@ import (
 	"escale.dev/escale/internal/cluster/store/loop"
 	"escale.dev/escale/internal/cluster/store/mem"
 	"escale.dev/escale/internal/cluster/supply"
+	"escale.dev/escale/internal/cluster/swarm"
 	"escale.dev/escale/internal/sys/host"
 	"github.com/containerd/errdefs"
 )
@@ -40,6 +44,9 @@ type orchestrator struct {
 	s    store.Store
 	apps *apps.Apps
 	lost error // why there is no store; nothing is kept then
+
+	swarm *swarm.Swarm
+	node  atomic.Pointer[string] // id of this one
 }
 
 // openTasks makes containers and files of tasks fit what the orchestrator knows, before a
@@ -77,6 +84,7 @@ func (d *Daemon) openStore(context.Context) error {
 		o.s = s
 	}
 	o.apps = apps.New(o.s, whoIsOn{d})
+	o.swarm = o.newSwarm()
 	d.orchestrator = o
 	d.onClose(o.s.Close)
 	return nil
@@ -110,7 +118,7 @@ func (d *Daemon) keepApps(ctx context.Context) (release func()) {
 // loops are all there are.
 func (o *orchestrator) loops() []loop.Loop {
 	return []loop.Loop{
-		app.Loop{}, replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{}, depend.Loop{}, restart.Loop{}, update.Loop{}, reaper.Loop{}, allocate.Loop{},
+		app.Loop{}, replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{}, depend.Loop{}, restart.Loop{}, update.Loop{}, enforce.Loop{}, reaper.Loop{}, allocate.Loop{},
 		scheduler.Loop{Score: scheduler.Scores()[o.d.cfg.Scheduling]},
 	}
 }
@@ -149,6 +157,7 @@ func (o *orchestrator) work(ctx context.Context) error {
 		"loops":    func() error { return loop.Run(ctx, o.s, o.log, o.loops()...) },
 		"agent":    func() error { return agent.New(node, o.s, x, o.log).Run(ctx) },
 		"supplies": func() error { return supply.New(o.s, supplies, o.log).Run(ctx) },
+		"events":   func() error { return o.swarm.Events(ctx, o.d.events.Publish) },
 	} {
 		parts.Go(func() {
 			err := run()
@@ -176,10 +185,12 @@ func (o *orchestrator) join(ctx context.Context) (string, error) {
 	f := o.d.host
 	n.Name = f.Hostname
 	n.Status = cluster.NodeStatus{
-		Ready: true, Since: time.Now().UTC(), Addr: "127.0.0.1", Version: Version, Platform: cluster.Platform{OS: "linux", Architecture: runtime.GOARCH},
-		Resources: cluster.Resources{NanoCPUs: int64(f.CPUs) * 1e9, Memory: f.Memory},
+		Ready: true, Since: time.Now().UTC(), Addr: cmp.Or(n.Status.Addr, "127.0.0.1"), Version: Version, Platform: cluster.Platform{OS: "linux", Architecture: runtime.GOARCH},
+		Resources: cluster.Resources{NanoCPUs: int64(f.CPUs) * 1e9, Memory: f.Memory}, EngineLabels: o.labels(), Plugins: o.plugins(),
+		ListenAddr: n.Status.ListenAddr, DataPathAddr: n.Status.DataPathAddr, Manager: n.Status.Manager,
 	}
 	_, err := o.s.Commit(ctx, change(n))
+	o.node.Store(&n.ID)
 	return n.ID, err
 }
 

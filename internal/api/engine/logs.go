@@ -7,39 +7,31 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strconv"
 	"sync"
-	"time"
 
 	"escale.dev/escale/internal/logs"
 )
 
 func (c containerRoutes) logs(w *response, r *request) error {
-	q := r.query
-	o := logs.ReadOptions{
-		Stdout: q.bool("stdout"), Stderr: q.bool("stderr"),
-		Tail: -1, Follow: q.bool("follow"), Details: q.bool("details"),
-	}
-	if !o.Stdout && !o.Stderr {
-		return invalidf("Bad parameters: you must choose at least one stream")
-	}
-	if n, err := strconv.Atoi(q.get("tail")); err == nil && n >= 0 {
-		o.Tail = n
-	}
-	now := time.Now()
-	var err error
-	if o.Since, err = q.time("since", now); err != nil {
+	o, err := logOptions(r)
+	if err != nil {
 		return err
-	}
-	if q.get("until") != "0" {
-		if o.Until, err = q.time("until", now); err != nil {
-			return err
-		}
 	}
 	reader, terminal, err := c.cfg.Containers.Logs(r.Context(), r.name, o)
 	if err != nil {
 		return err
 	}
+	return sendLines(w, r, reader, terminal, o)
+}
+
+// logLines are what is sent of a log, or of several.
+type logLines interface {
+	Next() (logs.Line, error)
+	Close() error
+}
+
+// sendLines answers with the lines of a log, which it closes.
+func sendLines(w *response, r *request, reader logLines, terminal bool, o logs.ReadOptions) error {
 	closeReader := sync.OnceFunc(func() { reader.Close() })
 	defer closeReader()
 	// A follower sleeps in Next: closing the log wakes it.
@@ -50,7 +42,7 @@ func (c containerRoutes) logs(w *response, r *request) error {
 	if err := w.flush(); err != nil {
 		return err
 	}
-	format := &lineFormat{raw: terminal, times: q.bool("timestamps"), details: o.Details}
+	format := &lineFormat{raw: terminal, times: r.query.bool("timestamps"), details: o.Details}
 	return copyLines(w, reader, format)
 }
 
@@ -127,7 +119,7 @@ type batch struct {
 
 // copyLines copies a log to a client. It returns when the log has ended or the
 // client is gone; then reader's next Next must fail.
-func copyLines(w *response, reader logs.Reader, format *lineFormat) error {
+func copyLines(w *response, reader logLines, format *lineFormat) error {
 	q := &batch{}
 	q.cond.L = &q.mu
 	read := make(chan struct{})
@@ -144,7 +136,7 @@ func copyLines(w *response, reader logs.Reader, format *lineFormat) error {
 }
 
 // fill reads until the log ends or the writer has stopped.
-func (q *batch) fill(reader logs.Reader, format *lineFormat) {
+func (q *batch) fill(reader logLines, format *lineFormat) {
 	for {
 		line, err := reader.Next()
 		q.mu.Lock()

@@ -21,7 +21,7 @@ const (
 )
 
 // Config is what a Server needs. Containers, Archives, Watching, Updates, Images,
-// Volumes, VolumeCopies, Plugins, Networks, Registries, Builder, System, SafeMode, Apps, Events and Logger must be set.
+// Volumes, VolumeCopies, Plugins, Networks, Registries, Builder, System, SafeMode, Apps, Swarm, Events and Logger must be set.
 type Config struct {
 	Containers   Containers
 	Archives     Archives
@@ -37,6 +37,7 @@ type Config struct {
 	System       System
 	SafeMode     SafeMode
 	Apps         Apps
+	Swarm        Swarm
 	Keeper       Keeper // nil: nobody keeps containers
 	Events       Events
 	Logger       *slog.Logger
@@ -110,6 +111,10 @@ func (s *Server) table() []route {
 	all = append(all, copyRoutes{archiveRoutes{s}}.routes()...)
 	all = append(all, pluginRoutes{s}.routes()...)
 	all = append(all, appRoutes{s}.routes()...)
+	all = append(all, swarmRoutes{s}.routes()...)
+	all = append(all, nodeRoutes{s}.routes()...)
+	all = append(all, serviceRoutes{s}.routes()...)
+	all = append(all, secretRoutes{s}.routes()...)
 	return all
 }
 

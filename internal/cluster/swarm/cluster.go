@@ -1,0 +1,453 @@
+package swarm
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+
+	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/store"
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/swarm"
+)
+
+// What a swarm is when nobody says otherwise; Docker's.
+const (
+	defaultSubnet   = 24
+	defaultDataPort = 4789
+	minExpiry       = time.Hour
+	maxSubnet       = 29 // of a smaller one too little is left for nodes' own addresses
+)
+
+var defaultPool = netip.MustParsePrefix("10.0.0.0/8")
+
+// defaults fills in what a spec leaves out.
+func defaults(s swarm.Spec) swarm.Spec {
+	s.Name = cluster.DefaultCluster
+	if s.Labels == nil {
+		s.Labels = map[string]string{}
+	}
+	if s.Orchestration.TaskHistoryRetentionLimit == nil {
+		n := int64(5)
+		s.Orchestration.TaskHistoryRetentionLimit = &n
+	}
+	if s.Dispatcher.HeartbeatPeriod == 0 {
+		s.Dispatcher.HeartbeatPeriod = 5 * time.Second
+	}
+	if s.CAConfig.NodeCertExpiry == 0 {
+		s.CAConfig.NodeCertExpiry = 90 * 24 * time.Hour
+	}
+	raft := swarm.RaftConfig{SnapshotInterval: 10000, KeepOldSnapshots: new(uint64), LogEntriesForSlowFollowers: 500, ElectionTick: 10, HeartbeatTick: 1}
+	if s.Raft.SnapshotInterval == 0 {
+		s.Raft.SnapshotInterval = raft.SnapshotInterval
+	}
+	if s.Raft.KeepOldSnapshots == nil {
+		s.Raft.KeepOldSnapshots = raft.KeepOldSnapshots
+	}
+	if s.Raft.LogEntriesForSlowFollowers == 0 {
+		s.Raft.LogEntriesForSlowFollowers = raft.LogEntriesForSlowFollowers
+	}
+	if s.Raft.ElectionTick == 0 {
+		s.Raft.ElectionTick = raft.ElectionTick
+	}
+	if s.Raft.HeartbeatTick == 0 {
+		s.Raft.HeartbeatTick = raft.HeartbeatTick
+	}
+	return s
+}
+
+// check refuses what a swarm cannot be, or cannot be yet.
+func check(s *swarm.Spec) error {
+	ca := s.CAConfig
+	standard := defaults(swarm.Spec{}).Raft
+	switch {
+	case s.Name != "" && s.Name != cluster.DefaultCluster:
+		return invalid("modification of cluster name is not allowed")
+	case ca.NodeCertExpiry < minExpiry:
+		return invalid("minimum certificate expiry time is: %s", minExpiry)
+	case s.Dispatcher.HeartbeatPeriod < 0:
+		return invalid("heartbeat time period cannot be a negative duration")
+	case s.EncryptionConfig.AutoLockManagers:
+		return say(errdefs.ErrNotImplemented, "autolock is not there: a manager's keys are not encrypted at rest")
+	case len(ca.ExternalCAs) > 0:
+		return say(errdefs.ErrNotImplemented, "external certificate authorities are not supported")
+	case ca.SigningCACert != "" || ca.SigningCAKey != "":
+		return say(errdefs.ErrNotImplemented, "a certificate authority of one's own is not supported: the swarm makes its own")
+	case s.TaskDefaults.LogDriver != nil:
+		return say(errdefs.ErrNotImplemented, "a log driver for all tasks is set by the engines (--log-driver), or by each service")
+	case !reflect.DeepEqual(s.Raft, standard):
+		return say(errdefs.ErrNotImplemented, "raft settings are those of the store, and cannot be changed")
+	}
+	return nil
+}
+
+// pools looks at where overlay networks are to get their subnets from.
+func pools(asked []netip.Prefix, size uint32) ([]netip.Prefix, int, error) {
+	if size == 0 {
+		size = defaultSubnet
+	}
+	if len(asked) == 0 {
+		return []netip.Prefix{defaultPool}, int(size), subnetFits(defaultPool, size)
+	}
+	if size > maxSubnet {
+		return nil, 0, say(errdefs.ErrInvalidArgument, "subnet size is out of range: %d", size)
+	}
+	for i, p := range asked {
+		switch {
+		case !p.IsValid() || !p.Addr().Is4() || p != p.Masked():
+			return nil, 0, say(errdefs.ErrInvalidArgument, "invalid base pool %s: IPv4 network with prefix length wanted", p)
+		case subnetFits(p, size) != nil:
+			return nil, 0, subnetFits(p, size)
+		}
+		for _, other := range asked[:i] {
+			if other.Overlaps(p) {
+				return nil, 0, say(errdefs.ErrInvalidArgument, "invalid base pool %s: it overlaps %s", p, other)
+			}
+		}
+	}
+	return asked, int(size), nil
+}
+
+func subnetFits(p netip.Prefix, size uint32) error {
+	if size > maxSubnet || int(size) < p.Bits() {
+		return say(errdefs.ErrInvalidArgument, "invalid CIDR: %q. Subnet size is too small or too large: %d", p, size)
+	}
+	return nil
+}
+
+// Init makes a swarm of this host, and gives the id of this node.
+func (s *Swarm) Init(ctx context.Context, r swarm.InitRequest) (string, error) {
+	v := s.Store.View()
+	if _, err := the(v); err == nil && !r.ForceNewCluster {
+		return "", errInSwarm
+	}
+	if r.ForceNewCluster {
+		return "", say(errdefs.ErrNotImplemented, "--force-new-cluster is not there yet: the last manager has its swarm anyway")
+	}
+	if r.AutoLockManagers {
+		r.Spec.EncryptionConfig.AutoLockManagers = true
+	}
+	spec := defaults(r.Spec)
+	if err := check(&spec); err != nil {
+		return "", err
+	}
+	list, size, err := pools(r.DefaultAddrPool, r.SubnetSize)
+	if err != nil {
+		return "", err
+	}
+	dataPort := r.DataPathPort
+	if dataPort == 0 {
+		dataPort = defaultDataPort
+	}
+	if dataPort < 1024 || dataPort > 49151 {
+		return "", say(errdefs.ErrInvalidArgument, "invalid Data path port number (%d): valid range is 1024 to 49151", dataPort)
+	}
+	availability, err := availabilityOf(r.Availability)
+	if err != nil {
+		return "", err
+	}
+	node, err := s.placed(v, r)
+	if err != nil {
+		return "", err
+	}
+	node.Spec.Availability, node.Spec.Manager = availability, true
+
+	c := &cluster.Cluster{Meta: cluster.Meta{ID: cluster.NewID(), Name: cluster.DefaultCluster, Labels: spec.Labels}, Spec: spec}
+	root, err := s.Authority.NewRoot(c.ID, s.Now())
+	if err != nil {
+		return "", fmt.Errorf("root certificate: %w", err)
+	}
+	c.Status = cluster.ClusterStatus{
+		RootCA: root.Cert, Key: root.Key, WorkerSecret: s.Authority.NewSecret(), ManagerSecret: s.Authority.NewSecret(),
+		AddressPools: list, SubnetSize: size, DataPathPort: uint16(dataPort),
+	}
+	_, err = s.Store.Commit(ctx, store.Create(c), store.Update(node))
+	if errdefs.IsAlreadyExists(err) {
+		return "", errInSwarm
+	}
+	return node.ID, err
+}
+
+// placed is this node with the addresses that a request gives it.
+func (s *Swarm) placed(v store.View, r swarm.InitRequest) (*cluster.Node, error) {
+	node, err := store.Find[*cluster.Node](v, s.Node())
+	if err != nil {
+		return nil, say(errdefs.ErrUnavailable, "the engine is not ready for a swarm yet: its own node is not known")
+	}
+	node = store.Copy(node)
+	h := host(s.Addrs)
+	addr, at, err := h.listen(r.ListenAddr)
+	if err != nil {
+		return nil, err
+	}
+	advertised, err := h.advertise(r.AdvertiseAddr, addr, at)
+	if err != nil {
+		return nil, err
+	}
+	node.Status.Addr, node.Status.ListenAddr = advertised.Addr().String(), netAddr(addr, at)
+	node.Status.Manager = &cluster.ManagerStatus{Leader: true, Reachable: true, Addr: advertised.String()}
+	if r.DataPathAddr != "" {
+		a, err := h.addr(r.DataPathAddr, say(errdefs.ErrInvalidArgument, "data path address must be a non-zero IP address or network interface (without a port number)"))
+		if err != nil {
+			return nil, err
+		}
+		node.Status.DataPathAddr = a.String()
+	}
+	return node, nil
+}
+
+func netAddr(addr, at string) string {
+	if a, err := netip.ParseAddr(addr); err == nil && a.Is6() {
+		return "[" + addr + "]:" + at
+	}
+	return addr + ":" + at
+}
+
+// Leave ends this node's part in the swarm. The last manager's takes all services,
+// tasks, secrets and configs of the swarm along; apps stay. It blocks until the tasks
+// have gone.
+func (s *Swarm) Leave(ctx context.Context, force bool) error {
+	if _, err := the(s.Store.View()); err != nil {
+		return errNoSwarm
+	}
+	if !force {
+		return say(errdefs.ErrUnavailable, "You are attempting to leave the swarm on a node that is participating as a manager. Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. ")
+	}
+	for {
+		w, err := s.Store.Watch(s.Store.View().Revision())
+		if err != nil {
+			return err
+		}
+		v := s.Store.View()
+		last := leftovers(v)
+		if len(last) == 0 {
+			return nil
+		}
+		if changes := leaving(v, last); len(changes) > 0 {
+			if _, err := s.Store.Commit(ctx, changes...); err != nil && !errdefs.IsConflict(err) && !errdefs.IsNotFound(err) {
+				return err
+			}
+			continue
+		}
+		if _, err := w.Next(ctx); err != nil && !errdefs.IsOutOfRange(err) {
+			return err
+		}
+	}
+}
+
+// leftovers is what is left of a swarm, in the order in which it goes: services, their
+// tasks, what they used, and the swarm itself.
+func leftovers(v store.View) (out []cluster.Object) {
+	out = mine(out, store.List[*cluster.Service](v))
+	for _, t := range store.List[*cluster.Task](v) {
+		if t.App == "" {
+			out = append(out, t)
+		}
+	}
+	if len(out) > 0 {
+		return out
+	}
+	out = mine(out, store.List[*cluster.Network](v))
+	out = mine(out, store.List[*cluster.Secret](v))
+	out = mine(out, store.List[*cluster.Config](v))
+	if len(out) > 0 {
+		return out
+	}
+	return mine(out, store.List[*cluster.Cluster](v))
+}
+
+// mine appends what no app has.
+func mine[T cluster.Object](out []cluster.Object, list []T) []cluster.Object {
+	for _, o := range list {
+		if o.Base().Owner == "" {
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
+// leaving are the changes by which it goes; tasks go by themselves.
+func leaving(v store.View, list []cluster.Object) (out []store.Change) {
+	for _, o := range list {
+		if len(out) >= store.MaxChanges-2 {
+			break
+		}
+		switch o := o.(type) {
+		case *cluster.Task:
+		case *cluster.Network: // the engine's goes first
+			if !o.Spec.Removed {
+				o = store.Copy(o)
+				o.Spec.Removed = true
+				out = append(out, store.Update(o))
+			}
+		case *cluster.Cluster:
+			out = append(out, store.Delete(o))
+			for _, n := range store.List[*cluster.Node](v) {
+				n = store.Copy(n)
+				n.Spec = cluster.NodeSpec{Manager: true, Availability: cluster.Active}
+				n.Status.Manager, n.Status.ListenAddr, n.Status.DataPathAddr = nil, "", ""
+				out = append(out, store.Update(n))
+			}
+		default:
+			out = append(out, store.Delete(o))
+		}
+	}
+	return out
+}
+
+// Inspect tells of the swarm, and the tokens by which nodes join.
+func (s *Swarm) Inspect() (swarm.Swarm, error) {
+	c, err := the(s.Store.View())
+	if err != nil {
+		return swarm.Swarm{}, err
+	}
+	out := swarm.Swarm{ClusterInfo: info(c)}
+	if out.JoinTokens.Worker, err = s.Authority.Token(c.Status.RootCA, c.Status.WorkerSecret); err == nil {
+		out.JoinTokens.Manager, err = s.Authority.Token(c.Status.RootCA, c.Status.ManagerSecret)
+	}
+	return out, err
+}
+
+// info is what everybody may know of the swarm.
+func info(c *cluster.Cluster) swarm.ClusterInfo {
+	out := swarm.ClusterInfo{
+		ID: c.ID, Meta: meta(&c.Meta), Spec: c.Spec, TLSInfo: tlsInfo(c.Status.RootCA), DefaultAddrPool: c.Status.AddressPools,
+		SubnetSize: uint32(c.Status.SubnetSize), DataPathPort: uint32(c.Status.DataPathPort),
+	}
+	return out
+}
+
+// tlsInfo is how certificates of a root are recognized.
+func tlsInfo(root []byte) swarm.TLSInfo {
+	out := swarm.TLSInfo{TrustRoot: string(root)}
+	if block, _ := pem.Decode(root); block != nil {
+		if c, err := x509.ParseCertificate(block.Bytes); err == nil {
+			out.CertIssuerSubject, out.CertIssuerPublicKey = c.RawSubject, c.RawSubjectPublicKeyInfo
+		}
+	}
+	return out
+}
+
+// Rotate says which of a swarm's secrets are made anew.
+type Rotate struct{ WorkerToken, ManagerToken, UnlockKey bool }
+
+// Update changes what the swarm is, as it was at a version.
+func (s *Swarm) Update(ctx context.Context, version uint64, asked swarm.Spec, rotate Rotate) error {
+	v := s.Store.View()
+	c, err := the(v)
+	if err != nil {
+		return err
+	}
+	spec := defaults(asked)
+	if err := check(&spec); err != nil {
+		return err
+	}
+	if version != c.Revision {
+		return errOutOfOrder
+	}
+	c = store.Copy(c)
+	if spec.CAConfig.ForceRotate != c.Spec.CAConfig.ForceRotate {
+		root, err := s.Authority.NewRoot(c.ID, s.Now())
+		if err != nil {
+			return fmt.Errorf("root certificate: %w", err)
+		}
+		if n := len(store.List[*cluster.Node](v)); n > 1 {
+			return say(errdefs.ErrNotImplemented, "the root certificate of a swarm of %d nodes cannot be rotated yet", n)
+		}
+		c.Status.RootCA, c.Status.Key = root.Cert, root.Key
+	}
+	c.Spec, c.Labels = spec, spec.Labels
+	if rotate.WorkerToken {
+		c.Status.WorkerSecret = s.Authority.NewSecret()
+	}
+	if rotate.ManagerToken {
+		c.Status.ManagerSecret = s.Authority.NewSecret()
+	}
+	if rotate.UnlockKey {
+		return say(errdefs.ErrNotImplemented, "autolock is not there: there is no unlock key")
+	}
+	_, err = s.Store.Commit(ctx, store.Update(c))
+	return written(err)
+}
+
+// UnlockKey is what a manager that was locked is unlocked with; "": they are not locked.
+func (s *Swarm) UnlockKey() (string, error) {
+	c, err := the(s.Store.View())
+	if err != nil {
+		return "", err
+	}
+	return c.Status.UnlockKey, nil
+}
+
+// Unlock opens the store of a manager that is locked. Conflict: none is.
+func (s *Swarm) Unlock(context.Context, swarm.UnlockRequest) error {
+	if _, err := the(s.Store.View()); err != nil {
+		return errNoSwarm
+	}
+	return say(errdefs.ErrConflict, "swarm is not locked")
+}
+
+// Join makes this host a node of a swarm that is there.
+func (s *Swarm) Join(context.Context, swarm.JoinRequest) error {
+	if _, err := the(s.Store.View()); err == nil {
+		return errInSwarm
+	}
+	return say(errdefs.ErrNotImplemented, "joining the swarm of other hosts is not there yet")
+}
+
+// Info is what this node tells of itself to whoever asks.
+func (s *Swarm) Info() swarm.Info {
+	v := s.Store.View()
+	c, err := the(v)
+	if err != nil {
+		return swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive}
+	}
+	out := swarm.Info{NodeID: s.Node(), LocalNodeState: swarm.LocalNodeStateActive, ControlAvailable: true}
+	for _, n := range store.List[*cluster.Node](v) {
+		out.Nodes++
+		if n.ID == out.NodeID {
+			out.NodeAddr = n.Status.Addr
+		}
+		if n.Spec.Manager {
+			out.Managers++
+		}
+		if m := n.Status.Manager; m != nil {
+			out.RemoteManagers = append(out.RemoteManagers, swarm.Peer{NodeID: n.ID, Addr: m.Addr})
+		}
+	}
+	slices.SortFunc(out.RemoteManagers, func(a, b swarm.Peer) int {
+		if a.NodeID == out.NodeID {
+			return -1
+		}
+		return 0
+	})
+	i := info(c)
+	out.Cluster = &i
+	return out
+}
+
+// State is the word for this node's part in a swarm, as /_ping gives it.
+func (s *Swarm) State() string {
+	if _, err := the(s.Store.View()); err != nil {
+		return "inactive"
+	}
+	return "active/manager"
+}
+
+// availabilityOf reads an availability; "" is active.
+func availabilityOf(a swarm.NodeAvailability) (cluster.Availability, error) {
+	switch a {
+	case "", swarm.NodeAvailabilityActive:
+		return cluster.Active, nil
+	case swarm.NodeAvailabilityPause:
+		return cluster.Paused, nil
+	case swarm.NodeAvailabilityDrain:
+		return cluster.Drain, nil
+	}
+	return "", say(errdefs.ErrInvalidArgument, "invalid Availability: %q", a)
+}

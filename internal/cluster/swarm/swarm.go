@@ -1,0 +1,167 @@
+// Package swarm is what Docker's swarm API asks of the orchestrator: a view of the
+// objects in the store in Docker's form, and changes of them in Docker's words. It
+// writes what is wanted; the loops see to it. Before swarm init, and on a node that does
+// not manage, everything is refused as Docker does.
+package swarm
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"time"
+
+	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/store"
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/swarm"
+)
+
+// Root is the certificate authority of a swarm, both PEM.
+type Root struct{ Cert, Key []byte }
+
+// Authority makes what nodes know each other by.
+type Authority interface {
+	// NewRoot makes a root for the cluster of an id.
+	NewRoot(cluster string, now time.Time) (Root, error)
+	// Token is what a node shows to join: it names the root and has a secret.
+	Token(cert []byte, secret string) (string, error)
+	// NewSecret is the secret part of a token that nobody has.
+	NewSecret() string
+}
+
+// Image is what the name of an image stands for.
+type Image struct {
+	Ref       string             // the name with its digest, when a registry has told it
+	ID        string             // of the image that is here; "": none is
+	Platforms []cluster.Platform // that it is for, when a registry has told
+	Warning   string             // why neither is known
+}
+
+// Images tells what names of images stand for.
+type Images interface {
+	// Resolve looks in the registry, when ask says so, and here. It blocks.
+	Resolve(ctx context.Context, ref, auth string, ask bool) Image
+}
+
+// Networks are those of the engine that no cluster has.
+type Networks interface {
+	// Local tells whether a node has a network of a name or id of its own, and whether
+	// every node has one of that name from the start: host, bridge, none.
+	Local(ref string) (name string, there, predefined bool)
+}
+
+// Config is what a Swarm needs; all of it must be set.
+type Config struct {
+	Store     store.Store
+	Authority Authority
+	Images    Images
+	Networks  Networks
+	// Node is the id of this node; "" as long as it has none.
+	Node func() string
+	// Addrs are the addresses of the host, by interface.
+	Addrs func() ([]Interface, error)
+	Now   func() time.Time
+	// NewName makes a name for a service that got none.
+	NewName func() string
+	Logs    Logs
+}
+
+// Interface is a network interface of the host.
+type Interface struct {
+	Name  string
+	Flags net.Flags
+	Addrs []netip.Addr
+}
+
+// Swarm answers for the swarm. Its methods may be called from several goroutines.
+type Swarm struct{ Config }
+
+// New makes a Swarm.
+func New(c Config) *Swarm { return &Swarm{c} }
+
+// The errors of a node that is not, or is already, in a swarm.
+var (
+	errNoSwarm    = errdefs.ErrUnavailable.WithMessage("This node is not part of a swarm")
+	errNoManager  = errdefs.ErrUnavailable.WithMessage(`This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`)
+	errInSwarm    = errdefs.ErrUnavailable.WithMessage(`This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.`)
+	errOutOfOrder = fmt.Errorf("rpc error: code = Unknown desc = update out of sequence")
+)
+
+// kind is one of errdefs' that can be given words of its own.
+type kind interface{ WithMessage(string) error }
+
+// say is an error of a kind, which its words do not name: clients are shown them.
+func say(k kind, format string, args ...any) error {
+	return k.WithMessage(fmt.Sprintf(format, args...))
+}
+
+// rpc is an error as managers of Docker tell it, whose clients know the words.
+func rpc(k kind, format string, args ...any) error {
+	codes := map[kind]string{
+		errdefs.ErrInvalidArgument: "InvalidArgument", errdefs.ErrNotFound: "NotFound", errdefs.ErrAlreadyExists: "AlreadyExists",
+		errdefs.ErrFailedPrecondition: "FailedPrecondition", errdefs.ErrNotImplemented: "Unimplemented",
+	}
+	return k.WithMessage("rpc error: code = " + codes[k] + " desc = " + fmt.Sprintf(format, args...))
+}
+
+// invalid is what a client has asked that cannot be.
+func invalid(format string, args ...any) error {
+	return rpc(errdefs.ErrInvalidArgument, format, args...)
+}
+
+// the gives the swarm of a view. Unavailable when there is none.
+func the(v store.View) (*cluster.Cluster, error) {
+	c, err := store.Named[*cluster.Cluster](v, cluster.DefaultCluster)
+	if err != nil {
+		return nil, errNoManager
+	}
+	return c, nil
+}
+
+// find gives the object that people mean; what is its kind's name in messages.
+func find[T cluster.Object](v store.View, what, ref string) (T, error) {
+	var none T
+	if _, err := the(v); err != nil {
+		return none, err
+	}
+	o, err := store.Resolve[T](v, ref)
+	switch {
+	case errdefs.IsNotFound(err):
+		return none, say(errdefs.ErrNotFound, "%s %s not found", what, ref)
+	case errdefs.IsInvalidArgument(err):
+		n := 0
+		for _, other := range store.List[T](v) {
+			if len(ref) > 0 && (other.Base().Name == ref || len(other.Base().ID) >= len(ref) && other.Base().ID[:len(ref)] == ref) {
+				n++
+			}
+		}
+		return none, say(errdefs.ErrInvalidArgument, "%s %s is ambiguous (%d matches found)", what, ref, n)
+	}
+	return o, err
+}
+
+// meta is an object's in Docker's form.
+func meta(m *cluster.Meta) swarm.Meta {
+	return swarm.Meta{Version: swarm.Version{Index: m.Revision}, CreatedAt: m.CreatedAt, UpdatedAt: m.UpdatedAt}
+}
+
+// owned refuses to change what an app has.
+func owned(v store.View, what string, m *cluster.Meta) error {
+	if m.Owner == "" {
+		return nil
+	}
+	app := m.Owner
+	if a, err := store.Find[*cluster.App](v, m.Owner); err == nil {
+		app = a.Name
+	}
+	return say(errdefs.ErrConflict, "%s %s is of app %s, which the engine keeps: change it with \"escale up\"", what, m.Name, app)
+}
+
+// written says why a change of an object that a client has seen could not be written.
+func written(err error) error {
+	if errdefs.IsConflict(err) {
+		return errOutOfOrder
+	}
+	return err
+}

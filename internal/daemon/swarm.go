@@ -1,0 +1,186 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/ca"
+	"escale.dev/escale/internal/cluster/swarm"
+	"escale.dev/escale/internal/container"
+	"escale.dev/escale/internal/logs"
+	"escale.dev/escale/internal/network"
+	"github.com/distribution/reference"
+	"github.com/moby/moby/api/pkg/authconfig"
+	"github.com/moby/moby/api/types/registry"
+)
+
+// newSwarm makes the swarm's part of the orchestrator.
+func (o *orchestrator) newSwarm() *swarm.Swarm {
+	d := o.d
+	return swarm.New(swarm.Config{
+		Store: o.s, Authority: authority{}, Images: serviceImages{registries{d.registry, d.images, d.events}, newTaskSupplies(d)},
+		Networks: localNetworks{d.networks}, Logs: taskLogs{d.containers},
+		Node: func() string {
+			if id := o.node.Load(); id != nil {
+				return *id
+			}
+			return ""
+		},
+		Addrs: o.hostAddrs, Now: func() time.Time { return time.Now().UTC() },
+		NewName: func() string { return strings.ReplaceAll(container.NewName(), ".", "-") },
+	})
+}
+
+// authority is the certificate authority of a swarm.
+type authority struct{}
+
+// NewRoot implements swarm.Authority.
+func (authority) NewRoot(id string, now time.Time) (swarm.Root, error) {
+	r, err := ca.NewRoot(id, now)
+	if err != nil {
+		return swarm.Root{}, err
+	}
+	key, err := r.KeyPEM()
+	return swarm.Root{Cert: r.PEM(), Key: key}, err
+}
+
+// Token implements swarm.Authority.
+func (authority) Token(cert []byte, secret string) (string, error) {
+	r, err := ca.LoadRoot(cert, nil)
+	if err != nil {
+		return "", err
+	}
+	return ca.Token(r.Digest(), secret), nil
+}
+
+// NewSecret implements swarm.Authority.
+func (authority) NewSecret() string { return ca.NewSecret() }
+
+// asking is how long a registry has to tell what a name stands for.
+const asking = 10 * time.Second
+
+// serviceImages tells what the images of services are.
+type serviceImages struct {
+	registries registries
+	supplies   taskSupplies
+}
+
+// Resolve implements swarm.Images.
+func (s serviceImages) Resolve(ctx context.Context, ref, auth string, ask bool) swarm.Image {
+	var out swarm.Image
+	if named, err := reference.ParseDockerRef(ref); ask && err == nil {
+		if out, err = s.ask(ctx, named, auth); err == nil {
+			return out
+		}
+		out.Warning = fmt.Sprintf("image %s could not be accessed on a registry to record\nits digest. Each node will access %s independently,\npossibly leading to different nodes running different\nversions of the image.\n", ref, ref)
+	}
+	if img, err := s.supplies.images.Get(ctx, ref); err == nil {
+		out.ID, out.Warning = img.ID, ""
+	}
+	return out
+}
+
+// ask has the registry say what a name stands for.
+func (s serviceImages) ask(ctx context.Context, named reference.Named, auth string) (out swarm.Image, err error) {
+	ctx, cancel := context.WithTimeout(ctx, asking)
+	defer cancel()
+	var login registry.AuthConfig
+	if auth != "" {
+		given, err := authconfig.Decode(auth)
+		if err != nil {
+			return out, err
+		}
+		login = *given
+	}
+	has, err := s.registries.Distribution(ctx, named, login)
+	if err != nil {
+		return out, err
+	}
+	digested, err := reference.WithDigest(named, has.Descriptor.Digest)
+	if err != nil {
+		return out, err
+	}
+	out.Ref = reference.FamiliarString(digested)
+	for _, p := range has.Platforms {
+		out.Platforms = append(out.Platforms, cluster.Platform{OS: p.OS, Architecture: p.Architecture})
+	}
+	return out, nil
+}
+
+// localNetworks are the engine's networks, for services.
+type localNetworks struct{ m *network.Manager }
+
+// Local implements swarm.Networks.
+func (l localNetworks) Local(ref string) (name string, there, predefined bool) {
+	i, err := l.m.Inspect(ref)
+	if err != nil {
+		return "", false, false
+	}
+	return i.Name, true, i.Predefined()
+}
+
+// taskLogs opens logs of tasks' containers.
+type taskLogs struct{ m *container.Manager }
+
+// Open implements swarm.Logs.
+func (l taskLogs) Open(ctx context.Context, id string, o logs.ReadOptions) (logs.Reader, error) {
+	r, _, err := l.m.Logs(ctx, id, o)
+	return r, err
+}
+
+// hostAddrs are the addresses that this host has, by interface, but for those of the
+// engine's own networks.
+func (o *orchestrator) hostAddrs() ([]swarm.Interface, error) {
+	own := map[netip.Addr]bool{}
+	for _, i := range o.d.networks.List() {
+		for _, s := range i.IPAM.Subnets {
+			own[s.Gateway] = true
+		}
+	}
+	list, err := net.Interfaces()
+	var out []swarm.Interface
+	for _, i := range list {
+		addrs, failed := i.Addrs()
+		err = errors.Join(err, failed)
+		next := swarm.Interface{Name: i.Name, Flags: i.Flags}
+		for _, a := range addrs {
+			if p, bad := netip.ParsePrefix(a.String()); bad == nil && !own[p.Addr()] {
+				next.Addrs = append(next.Addrs, p.Addr())
+			}
+		}
+		out = append(out, next)
+	}
+	return out, err
+}
+
+// labels are the engine's labels, by name.
+func (o *orchestrator) labels() map[string]string {
+	var out map[string]string
+	for _, l := range o.d.now().cfg.Labels {
+		if out == nil {
+			out = map[string]string{}
+		}
+		name, value, _ := strings.Cut(l, "=")
+		out[name] = value
+	}
+	return out
+}
+
+// plugins are the drivers that containers of tasks can use here.
+func (o *orchestrator) plugins() (out []cluster.Plugin) {
+	for _, k := range []struct {
+		kind  string
+		names []string
+	}{{"Log", logKinds().Names()}, {"Network", o.d.networkDrivers()}, {"Volume", o.d.volumeDrivers()}} {
+		for _, n := range k.names {
+			out = append(out, cluster.Plugin{Type: k.kind, Name: n})
+		}
+	}
+	return out
+}
