@@ -122,18 +122,27 @@ const (
 // not tell.
 func noIPv6(attrs []byte) bool {
 	for _, typ := range []uint16{unix.IFLA_AF_SPEC, unix.AF_INET6, inet6Conf} {
-		all, err := nl.ParseRouteAttrAsMap(attrs)
-		if err != nil {
-			return false
-		}
-		a, ok := all[typ]
-		if !ok {
-			a = all[typ|unix.NLA_F_NESTED]
-		}
-		attrs = a.Value
+		attrs = attribute(attrs, typ)
 	}
 	const at = disableIPv6 * 4 // numbers of 32 bits
 	return len(attrs) >= at+4 && nl.NativeEndian().Uint32(attrs[at:]) != 0
+}
+
+// attribute is the value of the first attribute of a type, nil when there is none
+// (netlink(7)).
+func attribute(attrs []byte, typ uint16) []byte {
+	for len(attrs) >= unix.SizeofRtAttr {
+		size := int(nl.NativeEndian().Uint16(attrs))
+		if size < unix.SizeofRtAttr || size > len(attrs) {
+			return nil
+		}
+		if nl.NativeEndian().Uint16(attrs[2:])&^unix.NLA_F_NESTED == typ {
+			return attrs[unix.SizeofRtAttr:size]
+		}
+		const align = unix.NLA_ALIGNTO
+		attrs = attrs[min(len(attrs), (size+align-1)/align*align):]
+	}
+	return nil
 }
 
 // exchange sends requests and collects what the kernel says until each has its
