@@ -47,6 +47,7 @@ type Config struct {
 	Resolver   Resolver // answers names in containers; nil: nobody does
 	ResolvConf string   // the host's file; empty: /etc/resolv.conf
 	Others     Others   // drivers of other makers; nil: none
+	Spanning   Spanning // networks of a cluster; nil: none
 }
 
 // DefaultConfig is what an engine without options has; NetnsDir and Logger are

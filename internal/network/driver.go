@@ -110,6 +110,12 @@ type Sweeper interface {
 	Sweep(ns *netns.Handle, live map[string]bool) error
 }
 
+// Guest is a Driver whose endpoints are another's, too: they are given to both to restore,
+// to the guest first.
+type Guest interface {
+	Host() Driver
+}
+
 // Spec is a network as it is asked for.
 type Spec struct {
 	Name       string

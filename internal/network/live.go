@@ -26,6 +26,9 @@ type Change struct {
 // all is as it was. Blocks for a millisecond or two. Kinds and words of errors are
 // Docker's.
 func (m *Manager) Connect(ctx context.Context, req Request, eps []Endpoint) (*Change, error) {
+	if err := m.spanAll(ctx, req); err != nil {
+		return nil, err
+	}
 	plan, err := m.plan(req)
 	if err != nil {
 		return nil, err
@@ -79,6 +82,11 @@ func (m *Manager) Connect(ctx context.Context, req Request, eps []Endpoint) (*Ch
 			m.log.Error("names are not answered in a container", "container", req.ContainerID, "error", err)
 		}
 		c.Held = append(c.Held, made...)
+	}
+	if len(m.balance.of([]Endpoint{ep})) > 0 {
+		if err := m.balanceIn(req.ContainerID); err != nil {
+			m.log.Error("addresses of services lead nowhere in a container", "container", req.ContainerID, "error", err)
+		}
 	}
 	return c, nil
 }

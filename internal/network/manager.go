@@ -39,6 +39,7 @@ type Manager struct {
 	folder   *netns.Folder // of the namespace handles; set by Open
 	served   sync.Map      // handles of namespaces in which our name server answers
 	host     *resolvconf.Live
+	balance  *balance
 }
 
 // base is what every part of the Manager works with.
@@ -65,7 +66,7 @@ func NewManager(cfg Config, drivers ...Driver) *Manager {
 			mender.Mends(b.whose)
 		}
 	}
-	return &Manager{base: b, maker: maker{base: b, records: records(cfg.Dir), making: new(sync.Mutex)}, handles: map[string]bool{}, host: resolvconf.NewLive(cfg.ResolvConf)}
+	return &Manager{base: b, maker: maker{base: b, records: records(cfg.Dir), making: new(sync.Mutex)}, handles: map[string]bool{}, host: resolvconf.NewLive(cfg.ResolvConf), balance: newBalance()}
 }
 
 // Open makes the predefined networks and those in the records, or takes up and

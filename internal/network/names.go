@@ -14,6 +14,9 @@ type index struct {
 	mu    sync.RWMutex
 	nets  map[string]*named
 	seats map[string]*seat // by container id
+	// services are names on networks that no container of this host gives, or that come
+	// before theirs; by network and name in lower case.
+	services map[string]map[string][]netip.Addr
 }
 
 // named are the names on one network.
@@ -36,7 +39,9 @@ type seat struct {
 	links    map[string]map[string]string // by network: alias in lower case → whom it means
 }
 
-func newIndex() *index { return &index{nets: map[string]*named{}, seats: map[string]*seat{}} }
+func newIndex() *index {
+	return &index{nets: map[string]*named{}, seats: map[string]*seat{}, services: map[string]map[string][]netip.Addr{}}
+}
 
 // seatable are the endpoints on networks that have names.
 func seatable(eps []Endpoint) []Endpoint {
@@ -226,6 +231,9 @@ func (n Names) Addrs(name string) (addrs []netip.Addr, known bool) {
 }
 
 func (x *index) lookup(network, name string) (addrs []netip.Addr) {
+	if addrs := x.services[network][name]; len(addrs) > 0 {
+		return slices.Clone(addrs)
+	}
 	n := x.nets[network]
 	if n == nil {
 		return nil

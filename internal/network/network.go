@@ -91,6 +91,7 @@ type Info struct {
 	Name, ID, Driver, Scope string
 	EnableIPv4, EnableIPv6  bool
 	Internal, Attachable    bool
+	Ingress                 bool   // it is a cluster's, of published ports
 	ConfigOnly              bool   // it only lends others its configuration
 	ConfigFrom              string // name of the network whose configuration it has
 	IPAM                    IPAM

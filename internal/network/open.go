@@ -116,6 +116,9 @@ func (m maker) openRecord(ctx context.Context, r *record) error {
 	if with.addresses, _, err = m.addresses(ctx, r.IPAM.Driver, true); err != nil {
 		return err
 	}
+	if spanning(r.Driver) && m.cfg.Spanning != nil {
+		with.addresses = m.cfg.Spanning
+	}
 	switch {
 	case ok:
 		if err = m.openOne(ctx, with, r.spec(), info); err == nil {

@@ -4,7 +4,9 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"time"
 
+	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/network"
 )
 
@@ -97,4 +99,79 @@ func (b *base) addresses(ctx context.Context, name string, known bool) (Addresse
 		return nil, "", missingPlugin(name)
 	}
 	return b.cfg.Others.Addresses(ctx, name, known)
+}
+
+// Spanning are the networks that a cluster has beyond this host. Its methods block.
+type Spanning interface {
+	// Addresses are given out by the cluster.
+	Addresses
+	// Find finds a network that a container is to be on, by its name or id. NotFound.
+	Find(ctx context.Context, ref string) (Spanned, error)
+}
+
+// Spanned is a network of the cluster's.
+type Spanned struct {
+	ID, Name, Driver     string
+	Created              time.Time
+	IPv4, IPv6           bool
+	Internal, Attachable bool
+	Subnets              []Subnet
+	Options, Labels      map[string]string
+}
+
+// spanning tells whether the cluster keeps the networks of a driver.
+func spanning(driver string) bool { return driver == "overlay" }
+
+// Span makes a network of the cluster's on this host, unless it is there. Kinds: Conflict when
+// the name is another network's, Unavailable when its driver is not there, and the driver's.
+func (m maker) Span(ctx context.Context, s Spanned) error {
+	d, ok := m.drivers[s.Driver]
+	if !ok || m.cfg.Spanning == nil {
+		return worded(errdefs.ErrUnavailable, "network %s: no driver %q of networks that span nodes", s.Name, s.Driver)
+	}
+	if a, err := m.networks.find(s.ID); err == nil {
+		return m.whole(ctx, a)
+	}
+	if err := m.networks.claim(s.Name); err != nil {
+		if a, e := m.networks.find(s.ID); e == nil { // another has made it just now
+			return m.whole(ctx, a)
+		}
+		return err
+	}
+	defer m.networks.unclaim(s.Name)
+	r := &record{
+		Format: recordFormat, ID: s.ID, Name: s.Name, Driver: s.Driver, Created: s.Created, EnableIPv4: s.IPv4, EnableIPv6: s.IPv6,
+		Internal: s.Internal, Attachable: s.Attachable, Scope: "swarm", IPAM: IPAM{Driver: defaultIPAM, Subnets: s.Subnets},
+		Options: s.Options, Labels: s.Labels,
+	}
+	for i := range r.IPAM.Subnets {
+		r.IPAM.Subnets[i].Asked = true
+	}
+	if err := d.Check(r.spec()); err != nil {
+		return err
+	}
+	return m.make(ctx, makers{driver: d, addresses: m.cfg.Spanning}, r)
+}
+
+// spanAll makes those networks of the cluster's that a request is for.
+func (m maker) spanAll(ctx context.Context, req Request) error {
+	if m.cfg.Spanning == nil {
+		return nil
+	}
+	for ref := range req.Networks {
+		if _, err := m.networks.find(canonical(ref)); !errdefs.IsNotFound(err) {
+			continue
+		}
+		s, err := m.cfg.Spanning.Find(ctx, ref)
+		if errdefs.IsNotFound(err) {
+			continue // the plan tells of it
+		}
+		if err == nil {
+			err = m.Span(ctx, s)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -56,7 +56,8 @@ func (r *record) spec() Spec {
 // records keeps the records of networks in a directory; "" for none.
 type records string
 
-var networkID = regexp.MustCompile(`^[0-9a-f]{64}$`)
+// networkID is an id of the engine's own, or of a cluster.
+var networkID = regexp.MustCompile(`^([0-9a-f]{64}|[0-9a-z]{25})$`)
 
 func (d records) path(id string) string { return filepath.Join(string(d), id+".json") }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path/filepath"
 
 	"escale.dev/escale/internal/sys/netns"
@@ -66,7 +67,7 @@ func (m *Manager) Restore(ctx context.Context, live map[string][]Endpoint) error
 			if i == v6 {
 				l.Gateway6 = ways[i].v6
 			}
-			if foreign(a.driver) || a.addresses != nil {
+			if foreign(a.driver) || a.addresses != nil && !spanning(a.info.Driver) {
 				others[ep.NetworkID] = append(others[ep.NetworkID], l)
 			}
 			if of, ok := byDriver[a.driver]; ok {
@@ -74,16 +75,35 @@ func (m *Manager) Restore(ctx context.Context, live map[string][]Endpoint) error
 			}
 		}
 	}
-	for d, live := range byDriver {
-		if err := d.Restore(ctx, live); err != nil {
-			errs = append(errs, fmt.Errorf("networks of driver %q: %w", d.Type(), err))
-		}
-	}
+	errs = append(errs, restoreAll(ctx, byDriver))
 	m.sweepInside(live)
 	if m.cfg.Others != nil {
 		m.cfg.Others.Settle(m.networks.made(), others)
 	}
 	errs = append(errs, m.dropUnused(func(string) bool { return true }))
+	return errors.Join(errs...)
+}
+
+// restoreAll restores by each driver what is its, by guests first.
+func restoreAll(ctx context.Context, byDriver map[Driver]map[string][]Live) error {
+	var errs []error
+	restore := func(d Driver) {
+		if err := d.Restore(ctx, byDriver[d]); err != nil {
+			errs = append(errs, fmt.Errorf("networks of driver %q: %w", d.Type(), err))
+		}
+	}
+	for d := range byDriver {
+		if g, ok := d.(Guest); ok {
+			restore(d)
+			if hosts := byDriver[g.Host()]; hosts != nil {
+				maps.Copy(hosts, byDriver[d])
+			}
+			delete(byDriver, d)
+		}
+	}
+	for d := range byDriver {
+		restore(d)
+	}
 	return errors.Join(errs...)
 }
 

@@ -17,6 +17,9 @@ import (
 // undone. Blocks for some 2 ms. The error's words and kinds are Docker's; one
 // about ports has no kind.
 func (m *Manager) Setup(ctx context.Context, req Request) (*Sandbox, error) {
+	if err := m.spanAll(ctx, req); err != nil {
+		return nil, err
+	}
 	plan, err := m.plan(req)
 	if err != nil {
 		return nil, err
@@ -103,6 +106,9 @@ func (s *setup) run(ctx context.Context) error {
 	}
 	s.m.settled(s.req.ContainerID, s.box.Endpoints)
 	s.m.names.judge(s.req.ContainerID, !s.req.Probed)
+	if len(s.m.balance.of(s.box.Endpoints)) > 0 {
+		return s.m.balanceIn(s.req.ContainerID)
+	}
 	return nil
 }
 

@@ -8,6 +8,15 @@ import (
 	"github.com/containerd/errdefs"
 )
 
+// ReadSubnets reads the subnets that a client asks for of a network that the cluster will
+// make. InvalidArgument, in Docker's words.
+func ReadSubnets(c Create) ([]Subnet, error) {
+	if c.IPAM == nil {
+		return nil, nil
+	}
+	return readSubnets(c.IPAM.Config, c.EnableIPv6 != nil && *c.EnableIPv6)
+}
+
 // readSubnets reads the subnets a client asks for, and tells all that is wrong
 // with them at once, in Docker's words. Subnets of IPv6 are not looked at unless
 // the network has it.

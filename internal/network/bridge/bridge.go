@@ -37,7 +37,8 @@ type Driver struct {
 	batching bool                // the firewall waits for the end of a Batch
 	plugs    map[string]plug     // links on the host, by name
 
-	healing sync.Mutex // held by who makes a bridge or a link anew
+	healed  func(id string) // is told of a bridge that was made anew
+	healing sync.Mutex      // held by who makes a bridge or a link anew
 	whose   func(hostLink string) (network.Live, bool)
 	mended  map[string][]time.Time // links on the host, and when they were made anew; guarded by healing
 }
@@ -73,6 +74,7 @@ func New(cfg network.Config) *Driver {
 		house: house{cfg: cfg, log: log}, fw: firewall.New(firewall.Config{Instance: cfg.Instance, Links: cfg.LinkPrefix(), Strict: cfg.Strict, Logger: log}),
 		remover: remover{group: cfg.LinkGroup()}, networks: map[string]*bridged{}, known: map[string]bool{}, plugs: map[string]plug{},
 		whose: func(string) (network.Live, bool) { return network.Live{}, false }, mended: map[string][]time.Time{},
+		healed: func(string) {},
 	}
 }
 
@@ -229,6 +231,19 @@ func (d *Driver) Delete(_ context.Context, id string) error {
 		errs = append(errs, deleteLink(b.opts.link))
 	}
 	return errors.Join(errs...)
+}
+
+// Healed sets what is called after the bridge of a network was made anew. It is called
+// before Watch.
+func (d *Driver) Healed(f func(id string)) { d.healed = f }
+
+// Link is the name of the bridge of a network; NotFound.
+func (d *Driver) Link(id string) (string, error) {
+	b, err := d.network(id)
+	if err != nil {
+		return "", err
+	}
+	return b.opts.link, nil
 }
 
 // Close implements network.Driver.

@@ -37,11 +37,11 @@ func (d *Driver) ensure(b *bridged) error {
 
 // mark is the alias of the bridge of a network: what bears it is this instance's,
 // and goes with the network.
-func (d *Driver) mark(id string) string { return d.cfg.Instance + ":" + id }
+func (d house) mark(id string) string { return d.cfg.Instance + ":" + id }
 
 // marked is the id of the network whose mark a bridge bears; empty: it is none of
 // this instance's.
-func (d *Driver) marked(link string) string {
+func (d house) marked(link string) string {
 	l, err := netlink.LinkByName(link)
 	if err != nil || l.Type() != "bridge" {
 		return ""

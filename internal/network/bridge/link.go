@@ -33,7 +33,7 @@ type veth struct {
 }
 
 // ours tells whether a link bears the name of one of this instance's.
-func (d *Driver) ours(link string) bool {
+func (d house) ours(link string) bool {
 	return strings.HasPrefix(link, d.cfg.LinkPrefix())
 }
 

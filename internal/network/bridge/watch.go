@@ -143,6 +143,7 @@ func (d healer) healOne(old *bridged) error {
 			errs = append(errs, fmt.Errorf("link %q: %w", name, err))
 		}
 	}
+	d.healed(old.spec.ID)
 	return errors.Join(errs...)
 }
 

@@ -2,6 +2,7 @@
 package networktest
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
@@ -31,6 +32,8 @@ type Subject struct {
 	SameMAC bool
 	// HostLinks tells whether each endpoint has a link on the host, too.
 	HostLinks bool
+	// Scope is that of the networks; empty: local.
+	Scope string
 	// Options are those of the network that is made.
 	Options map[string]string
 }
@@ -179,7 +182,7 @@ func testCreate(t *testing.T, s Subject) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if first.Name != "test" || first.ID != id || first.Driver != d.Type() || first.Scope != "local" || (len(first.IPAM.Subnets) == 2) != s.Links {
+	if first.Name != "test" || first.ID != id || first.Driver != d.Type() || first.Scope != cmp.Or(s.Scope, "local") || (len(first.IPAM.Subnets) == 2) != s.Links {
 		t.Errorf("Info %+v", first)
 	}
 	again := s.New(t)

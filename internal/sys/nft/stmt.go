@@ -308,6 +308,30 @@ func translation(m Map, look expr.Lookup) Stmt {
 	return Stmt{text: h.word, proto: h.proto, exprs: []expr.Any{&look, nat}}
 }
 
+// SpreadTo sends each new connection to the next of these addresses, which are of one family
+// and not none. Ports stay, and so do protocols that have none.
+func SpreadTo(to []netip.Addr) Stmt {
+	h := headerOf(to[0])
+	m := Map{Key: []Type{Mark}, Value: []Type{Addr4}}
+	if !to[0].Is4() {
+		m.Value[0] = Addr6
+	}
+	words := make([]string, len(to))
+	for i, a := range to {
+		e := Element{Key: Bytes(uint32(i)), Value: Bytes(a)}
+		m.Fixed = append(m.Fixed, e)
+		words[i] = fmt.Sprintf("0x%x : %s", e.Key, row(e.Value, m.Value)) // as Spread has it
+	}
+	return Stmt{
+		text: fmt.Sprintf("dnat %s to numgen inc mod %d map { %s }", h.word, len(to), strings.Join(words, ", ")), proto: h.proto, anonymous: &m,
+		exprs: []expr.Any{
+			&expr.Numgen{Register: reg1, Modulus: uint32(len(to)), Type: unix.NFT_NG_INCREMENTAL},
+			&expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true},
+			&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(h.proto), RegAddrMin: reg1},
+		},
+	}
+}
+
 // Spread sends each new connection to the next of these places, which are of one
 // family and not none.
 func Spread(to []netip.AddrPort) Stmt {
