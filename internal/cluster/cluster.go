@@ -28,6 +28,7 @@ type ClusterStatus struct {
 	UnlockKey     string         `json:",omitempty"`
 	AddressPools  []netip.Prefix `json:",omitempty"` // that overlay networks get their subnets from
 	SubnetSize    int            `json:",omitempty"` // bits of such a subnet's prefix
+	Ingress       bool           `json:",omitempty"` // the network of published ports was made; who removes it has it gone
 	DataPathPort  uint16         `json:",omitempty"` // UDP, of VXLAN
 	RootRotation  *RootRotation  `json:",omitempty"` // while the root is exchanged
 }

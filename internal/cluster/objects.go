@@ -90,6 +90,7 @@ type Subnet struct {
 type Attached struct {
 	Node      string // id
 	Container string `json:",omitempty"` // id; "": the node itself
+	Endpoint  string `json:",omitempty"` // of the container
 	Addrs     []netip.Prefix
 }
 

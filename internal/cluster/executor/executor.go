@@ -210,7 +210,7 @@ func (c *controller) made(ctx context.Context, v store.View) (Request, error) {
 		return Request{}, err
 	}
 	return Request{
-		Name: t.ContainerName(), Platform: t.Spec.Platform, Config: &cfg, Host: &host, Networks: endpoints(t, &host),
+		Name: t.ContainerName(), Platform: t.Spec.Platform, Config: &cfg, Host: &host, Networks: c.endpoints(v, &host),
 		Task: t.ID, Node: c.x.node, Restart: t.Spec.Host.RestartPolicy, TakesOver: c.before(ctx, v),
 	}, nil
 }
@@ -241,9 +241,9 @@ func (c *controller) before(ctx context.Context, v store.View) map[string]string
 func (c *controller) surroundings(ctx context.Context, v store.View) error {
 	networks := map[string]*cluster.Network{}
 	for _, n := range store.List[*cluster.Network](v) {
-		networks[n.Spec.Name] = n
+		networks[n.Spec.Name], networks[n.ID] = n, n
 	}
-	for _, a := range c.t.Networks {
+	for _, a := range c.attachments(v) {
 		if n := networks[a.Network]; n != nil {
 			if err := c.network(ctx, n.Spec); err != nil {
 				return fmt.Errorf("network %s: %w", a.Network, err)
@@ -294,7 +294,11 @@ func (c *controller) publish(v store.View, cfg *container.Config, host *containe
 	if host.PortBindings == nil {
 		host.PortBindings = network.PortMap{}
 	}
-	for _, p := range s.Spec.Ports {
+	ports := s.Spec.Ports
+	if len(s.Status.Ports) > 0 {
+		ports = s.Status.Ports
+	}
+	for _, p := range ports {
 		port, ok := network.PortFrom(p.Target, p.Proto)
 		if !ok {
 			return fmt.Errorf("port %d/%s: %w", p.Target, p.Proto, errdefs.ErrInvalidArgument)
@@ -314,21 +318,6 @@ func (c *controller) publish(v store.View, cfg *container.Config, host *containe
 		}
 	}
 	return nil
-}
-
-// endpoints are the container's places on networks.
-func endpoints(t *cluster.Task, host *container.HostConfig) map[string]*network.EndpointSettings {
-	if len(t.Networks) == 0 {
-		return nil
-	}
-	out := map[string]*network.EndpointSettings{}
-	for i, a := range t.Networks {
-		if i == 0 && host.NetworkMode == "" {
-			host.NetworkMode = container.NetworkMode(a.Network)
-		}
-		out[a.Network] = a.Settings
-	}
-	return out
 }
 
 // Start implements cluster.Controller.

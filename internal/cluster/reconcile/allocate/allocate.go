@@ -23,6 +23,7 @@ var _ loop.Loop = Loop{}
 const (
 	ofNetwork = "network:"
 	ofService = "service:"
+	ofCluster = "cluster:"
 )
 
 // Name implements loop.Loop.
@@ -30,12 +31,16 @@ func (Loop) Name() string { return "allocate" }
 
 // Kinds implements loop.Loop.
 func (Loop) Kinds() []cluster.Kind {
-	return []cluster.Kind{cluster.KindNetwork, cluster.KindService, cluster.KindTask, cluster.KindNode}
+	return []cluster.Kind{cluster.KindCluster, cluster.KindNetwork, cluster.KindService, cluster.KindTask, cluster.KindNode}
 }
 
 // Keys implements loop.Loop.
 func (l Loop) Keys(v store.View, e store.Event) []string {
 	switch e.Kind() {
+	case cluster.KindCluster:
+		if e.New != nil {
+			return []string{ofCluster + e.New.Base().ID}
+		}
 	case cluster.KindNetwork:
 		return l.network(v, e)
 	case cluster.KindService:
@@ -113,6 +118,9 @@ func waiting(v store.View) (out []string) {
 
 // All implements loop.Loop.
 func (Loop) All(v store.View) (out []string) {
+	for _, c := range store.List[*cluster.Cluster](v) {
+		out = append(out, ofCluster+c.ID)
+	}
 	for _, n := range store.List[*cluster.Network](v) {
 		if n.Overlay() {
 			out = append(out, ofNetwork+n.ID)
@@ -134,6 +142,18 @@ func (Loop) Decide(v store.View, key string, _ time.Time) (d loop.Decision) {
 	if id, ok := strings.CutPrefix(key, ofNetwork); ok {
 		if n, err := store.Find[*cluster.Network](v, id); err == nil && n.Overlay() && !n.Spec.Removed {
 			d.Changes = overlay(v, n)
+		}
+		return d
+	}
+	if id, ok := strings.CutPrefix(key, ofCluster); ok {
+		if c, err := store.Find[*cluster.Cluster](v, id); err == nil && !c.Status.Ingress {
+			c = store.Copy(c)
+			c.Status.Ingress = true
+			d.Changes = append(d.Changes, store.Update(c))
+			in := cluster.NewIngress()
+			if _, err := store.Named[*cluster.Network](v, in.Name); err != nil && address.Ingress(v) == nil {
+				d.Changes = append(d.Changes, store.Create(in))
+			}
 		}
 		return d
 	}

@@ -156,10 +156,18 @@ func TestPools(t *testing.T) {
 	b.Commit(store.Create(&cluster.Cluster{Meta: cluster.Meta{Name: cluster.DefaultCluster}, Status: cluster.ClusterStatus{
 		AddressPools: []netip.Prefix{netip.MustParsePrefix("172.40.0.0/26"), netip.MustParsePrefix("172.41.0.0/27")}, SubnetSize: 27,
 	}}))
+	b.settle()
+	if in := b.net("ingress"); !in.Ingress() || !in.Ready() {
+		t.Errorf("a cluster begins with the network of published ports: %+v", in)
+	}
+	b.Commit(store.Delete(b.net("ingress")))
 	for i := range 4 {
 		b.network(fmt.Sprint("n", i))
 	}
 	b.settle()
+	if address.Ingress(b.Store.View()) != nil {
+		t.Error("it was removed, and is there again")
+	}
 	seen := map[netip.Prefix]bool{}
 	failed := 0
 	for i := range 4 {

@@ -121,6 +121,20 @@ func (b *Book) Take() (out []netip.Prefix, err error) {
 	return out, nil
 }
 
+// TakeOf gives out an address of one subnet. Unavailable when there is no free one.
+func (b *Book) TakeOf(subnet netip.Prefix) (netip.Prefix, error) {
+	for i := range b.n.Status.Subnets {
+		s := &b.n.Status.Subnets[i]
+		if s.Prefix != subnet {
+			continue
+		}
+		if a, ok := b.next(s); ok {
+			return netip.PrefixFrom(a, s.Prefix.Bits()), nil
+		}
+	}
+	return netip.Prefix{}, Exhausted(b.n, subnet.Addr().Is6())
+}
+
 // Exhausted says that a network has no free address, as the engine says it of its own.
 func Exhausted(n *cluster.Network, v6 bool) error {
 	family := "IPv4"
