@@ -25,6 +25,7 @@ import (
 	"escale.dev/escale/internal/image"
 	"escale.dev/escale/internal/logs/ship"
 	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/network/overlay"
 	netplugin "escale.dev/escale/internal/network/plugin"
 	"escale.dev/escale/internal/plugin"
 	"escale.dev/escale/internal/plugin/managed"
@@ -55,6 +56,8 @@ type Daemon struct {
 	events        *events.Journal
 	images        *image.Store
 	networks      *network.Manager
+	overlay       *overlay.Driver
+	spans         *spans
 	plugins       *plugin.Registry
 	managed       *managed.Manager
 	volumes       *volume.Set

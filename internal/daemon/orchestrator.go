@@ -15,6 +15,7 @@ import (
 	"escale.dev/escale/internal/cluster/agent"
 	"escale.dev/escale/internal/cluster/apps"
 	"escale.dev/escale/internal/cluster/executor"
+	"escale.dev/escale/internal/cluster/mesh"
 	"escale.dev/escale/internal/cluster/reconcile/allocate"
 	"escale.dev/escale/internal/cluster/reconcile/app"
 	"escale.dev/escale/internal/cluster/reconcile/cron"
@@ -64,6 +65,7 @@ func (d *Daemon) openTasks(ctx context.Context) error {
 	if err := x.Open(ctx); err != nil {
 		return err
 	}
+	d.spans.settle(ctx)
 	return agent.New(node, o.s, x, o.log).Open(ctx)
 }
 
@@ -86,6 +88,9 @@ func (d *Daemon) openStore(context.Context) error {
 	o.apps = apps.New(o.s, whoIsOn{d})
 	o.swarm = o.newSwarm()
 	d.orchestrator = o
+	if d.spans != nil {
+		d.spans.open(o.s)
+	}
 	d.onClose(o.s.Close)
 	return nil
 }
@@ -154,8 +159,11 @@ func (o *orchestrator) work(ctx context.Context) error {
 	x := executor.New(node, o.s, newTaskContainers(o.d), supplies, o.log)
 	var parts sync.WaitGroup
 	for what, run := range map[string]func() error{
-		"loops":    func() error { return loop.Run(ctx, o.s, o.log, o.loops()...) },
-		"agent":    func() error { return agent.New(node, o.s, x, o.log).Run(ctx) },
+		"loops": func() error { return loop.Run(ctx, o.s, o.log, o.loops()...) },
+		"agent": func() error { return agent.New(node, o.s, x, o.log).Run(ctx) },
+		"mesh": func() error {
+			return mesh.New(node, o.s, &meshEngine{node: node, s: o.s, networks: o.d.networks, overlay: o.d.overlay}, o.log).Run(ctx)
+		},
 		"supplies": func() error { return supply.New(o.s, supplies, o.log).Run(ctx) },
 		"events":   func() error { return o.swarm.Events(ctx, o.d.events.Publish) },
 	} {

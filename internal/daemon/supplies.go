@@ -37,10 +37,14 @@ type taskSupplies struct {
 		Pull(ctx context.Context, ref reference.Named, o engine.PullOptions) error
 	}
 	networks engine.Networks
-	volumes  engine.Volumes
-	files    taskFiles
-	making   *sync.Mutex // of a network: tasks of one app want theirs all at once
-	log      *slog.Logger
+	spans    interface {
+		Find(ctx context.Context, ref string) (enginenet.Spanned, error)
+		Span(ctx context.Context, n enginenet.Spanned) error
+	} // nil: there are none
+	volumes engine.Volumes
+	files   taskFiles
+	making  *sync.Mutex // of a network: tasks of one app want theirs all at once
+	log     *slog.Logger
 }
 
 var (
@@ -50,10 +54,19 @@ var (
 
 func newTaskSupplies(d *Daemon) taskSupplies {
 	return taskSupplies{
-		images: d.images, registries: registries{d.registry, d.images, d.events}, networks: d.networks, volumes: d.volumes,
+		images: d.images, registries: registries{d.registry, d.images, d.events}, networks: d.networks, volumes: d.volumes, spans: ownSpans{d.spans, d.networks},
 		files: d.taskFiles(), making: new(sync.Mutex), log: d.log.With("component", "tasks"),
 	}
 }
+
+// ownSpans are the cluster's networks, and who makes them here.
+type ownSpans struct {
+	*spans
+	made *enginenet.Manager
+}
+
+// Span makes one, unless it is there.
+func (s ownSpans) Span(ctx context.Context, n enginenet.Spanned) error { return s.made.Span(ctx, n) }
 
 // Image implements executor.Supplies. The policies are compose's: "" and
 // if_not_present are missing; build is of images that were built before, and never
@@ -151,6 +164,10 @@ func (s taskSupplies) Network(ctx context.Context, n cluster.NetworkSpec) error 
 		}
 	case !errdefs.IsNotFound(err):
 		return err
+	}
+	switch err := s.span(ctx, n.Name); {
+	case !errdefs.IsNotFound(err):
+		return err
 	case n.External:
 		return errdefs.ErrNotFound.WithMessage(fmt.Sprintf("network %s declared as external, but could not be found", n.Name))
 	}
@@ -165,6 +182,18 @@ const madeLabel = "escale.made"
 func outdated(n cluster.NetworkSpec, has map[string]string) bool {
 	made, err := strconv.ParseUint(has[madeLabel], 10, 64)
 	return n.Made > 0 && (err != nil || made < n.Made)
+}
+
+// span makes a network of the cluster's here. NotFound when it is none.
+func (s taskSupplies) span(ctx context.Context, name string) error {
+	if s.spans == nil {
+		return errdefs.ErrNotFound
+	}
+	n, err := s.spans.Find(ctx, name)
+	if err != nil {
+		return err
+	}
+	return s.spans.Span(ctx, n)
 }
 
 // isOurs refuses a network that another project or person has made, as compose does.

@@ -21,6 +21,7 @@ import (
 	"escale.dev/escale/internal/network/dns"
 	"escale.dev/escale/internal/network/macvlan"
 	"escale.dev/escale/internal/network/none"
+	"escale.dev/escale/internal/network/overlay"
 	netplugin "escale.dev/escale/internal/network/plugin"
 	"escale.dev/escale/internal/runtime/oci"
 	"escale.dev/escale/internal/stats"
@@ -75,7 +76,11 @@ func (d *Daemon) openNetwork(ctx context.Context) error {
 	}
 	d.onClose(d.pluginNets.Close)
 	cfg.Others = d.pluginNets
-	d.networks = network.NewManager(cfg, bridge.New(cfg), none.New(), none.Host(), macvlan.New(cfg), macvlan.IPVLAN(cfg))
+	d.spans = newSpans(d)
+	cfg.Spanning = d.spans
+	bridges := bridge.New(cfg)
+	d.overlay = overlay.New(cfg, bridges)
+	d.networks = network.NewManager(cfg, bridges, d.overlay, none.New(), none.Host(), macvlan.New(cfg), macvlan.IPVLAN(cfg))
 	d.onClose(d.networks.Close)
 	return d.networks.Open(ctx)
 }
@@ -106,7 +111,7 @@ func (d *Daemon) openContainers(ctx context.Context) error {
 	}
 	d.containers = container.New(container.Config{
 		Dir: filepath.Join(d.cfg.DataRoot, "containers"), RunDir: runs, RestoreDir: filepath.Join(d.cfg.DataRoot, "restores"),
-		Runtime: monitors, Images: images{Store: d.images, events: d.events}, Rootfs: d.images.Roots(), Networks: d.networks,
+		Runtime: monitors, Images: images{Store: d.images, events: d.events}, Rootfs: d.images.Roots(), Networks: ownNetworks{d.networks, d.spans},
 		Volumes: d.volumes, Specs: specs, Freezer: freezer.Freezer{Root: cgroupRoot},
 		Figures: stats.New(d.facts.Cgroup), Processes: d.facts.Cgroup,
 		Events: d.events, Logs: d.shipping, Defaults: defaults, Logger: d.log.With("component", "container"),
@@ -153,7 +158,7 @@ func (d *Daemon) openAPI(context.Context) error {
 	d.server = engine.New(engine.Config{
 		Containers: d.containers, Archives: d.containers.Files(), Watching: d.containers, Updates: d.containers, Volumes: d.volumes, VolumeCopies: d.containers.Copies(), Plugins: d.managed,
 		Registries: registries{d.registry, d.images, d.events}, Builder: d.builder,
-		Networks: d.networks,
+		Networks: allNetworks{ownNetworks{d.networks, d.spans}},
 		Images:   images{Store: d.images, users: d.containers.Users, events: d.events},
 		System:   systemInfo{d}, SafeMode: d.safe, Apps: d.orchestrator.apps, Swarm: d.orchestrator.swarm, Keeper: d.orchestrator.apps, Events: d.events, Logger: d.log, Version: Version,
 		ContainerDir: filepath.Join(d.cfg.DataRoot, "containers"), StorageDriver: storageDriver, Debug: d.cfg.Debug,

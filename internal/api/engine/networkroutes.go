@@ -35,7 +35,7 @@ func (n networkRoutes) network(i *enginenet.Info) network.Network {
 	out := network.Network{
 		Name: i.Name, ID: i.ID, Created: i.Created, Scope: i.Scope, Driver: i.Driver, EnableIPv4: i.EnableIPv4, EnableIPv6: i.EnableIPv6,
 		IPAM:     network.IPAM{Driver: i.IPAM.Driver, Options: i.IPAM.Options, Config: []network.IPAMConfig{}},
-		Internal: i.Internal, Attachable: i.Attachable, ConfigOnly: i.ConfigOnly, ConfigFrom: network.ConfigReference{Network: i.ConfigFrom},
+		Internal: i.Internal, Attachable: i.Attachable, Ingress: i.Ingress, ConfigOnly: i.ConfigOnly, ConfigFrom: network.ConfigReference{Network: i.ConfigFrom},
 		Labels: i.Labels, Options: i.Options,
 	}
 	if out.IPAM.Driver == "" {
@@ -95,12 +95,12 @@ func (n networkRoutes) inspect(w *response, r *request) error {
 			return invalidf("invalid value for verbose: %s: %s", s, err)
 		}
 	}
-	if scope := r.query.get("scope"); scope != "" && scope != "local" {
-		return errdefs.ErrNotFound.WithMessage(fmt.Sprintf("network %s not found", r.name))
-	}
 	i, err := n.cfg.Networks.Inspect(r.name)
 	if err != nil {
 		return err
+	}
+	if scope := r.query.get("scope"); scope != "" && scope != i.Scope {
+		return errdefs.ErrNotFound.WithMessage(fmt.Sprintf("network %s not found", r.name))
 	}
 	answer := network.Inspect{Network: n.network(&i), Containers: map[string]network.EndpointResource{}}
 	for id, ep := range i.Containers {

@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"time"
@@ -14,6 +15,7 @@ type App struct {
 	Secrets  map[string]string // contents, by their names in the app
 	Networks []string          // beside "default"
 	Internal bool              // "default" is: a network of other options than one that is not
+	Driver   string            // of its networks; "": bridge
 }
 
 // AppService is a service of an App.
@@ -49,7 +51,7 @@ func (a App) JSON() json.RawMessage {
 	}
 	networks, volumes, secrets, services := object{}, object{}, object{}, object{}
 	for _, n := range append([]string{"default"}, a.Networks...) {
-		networks[n] = object{"Name": a.Name + "_" + n, "Create": object{"Driver": "bridge", "Internal": a.Internal && n == "default", "Labels": label("network", n)}}
+		networks[n] = object{"Name": a.Name + "_" + n, "Create": object{"Driver": cmp.Or(a.Driver, "bridge"), "Internal": a.Internal && n == "default", "Labels": label("network", n)}}
 	}
 	for _, v := range a.Volumes {
 		volumes[v] = object{"Name": a.Name + "_" + v, "Labels": label("volume", v)}
