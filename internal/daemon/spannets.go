@@ -208,8 +208,11 @@ func (n allNetworks) Remove(ctx context.Context, ref string) error {
 		if o == nil {
 			return n.Manager.Remove(ctx, ref)
 		}
-		if err := n.used(o); err != nil {
+		if err := n.empty(ctx, o); err != nil {
 			return err
+		}
+		if o, err = store.Find[*cluster.Network](n.spans.store().View(), o.ID); err != nil {
+			continue // somebody else has removed it
 		}
 		c := store.Copy(o)
 		c.Spec.Removed = true
@@ -242,26 +245,62 @@ func (n allNetworks) awaitGone(ctx context.Context, id string) error {
 	}
 }
 
-// used tells who is on a network.
-func (n allNetworks) used(o *cluster.Network) error {
-	v := n.spans.store().View()
-	inUse := func(by, id string) error {
-		return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("rpc error: code = FailedPrecondition desc = network %s is in use by %s %s", o.ID, by, id))
-	}
-	for _, s := range store.List[*cluster.Service](v) {
-		if slices.ContainsFunc(address.Wanted(v, s, s.Spec.Networks), func(w *cluster.Network) bool { return w.ID == o.ID }) {
-			return inUse("service", s.ID)
+// empty waits until the tasks that are about to end have left a network: a stack's network is
+// removed right after its services. FailedPrecondition, in Docker's words, when somebody stays.
+func (n allNetworks) empty(ctx context.Context, o *cluster.Network) error {
+	ctx, cancel := context.WithTimeout(ctx, gone)
+	defer cancel()
+	for {
+		v := n.spans.store().View()
+		leaves, err := n.spans.used(v, o.ID)
+		if err != nil && !leaves || err == nil {
+			return err
+		}
+		w, failed := n.spans.store().Watch(v.Revision(), cluster.KindTask, cluster.KindNetwork)
+		if failed == nil {
+			_, failed = w.Next(ctx)
+		}
+		switch {
+		case errors.Is(failed, context.DeadlineExceeded):
+			return err // who it is that does not leave
+		case failed != nil && !errdefs.IsOutOfRange(failed):
+			return failed
 		}
 	}
-	for _, t := range store.List[*cluster.Task](v, store.On(o.ID)) {
-		if !t.Status.State.Ended() {
-			return inUse("task", t.ID)
+}
+
+// used tells who is on a network, and whether that is only such as are about to leave it.
+func (s *spans) used(v store.View, id string) (leaves bool, err error) {
+	inUse := func(by, who string) error {
+		return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf("rpc error: code = FailedPrecondition desc = network %s is in use by %s %s", id, by, who))
+	}
+	o, missing := store.Find[*cluster.Network](v, id)
+	if missing != nil {
+		return false, nil
+	}
+	for _, service := range store.List[*cluster.Service](v) {
+		if slices.ContainsFunc(address.Wanted(v, service, service.Spec.Networks), func(w *cluster.Network) bool { return w.ID == id }) {
+			return false, inUse("service", service.ID)
 		}
 	}
+	live, node := s.endpoints(), s.node()
 	for _, a := range o.Status.Attached {
-		if a.Container != "" {
-			return inUse("task", a.Container)
+		if a.Container == "" {
+			continue
+		}
+		// A container that was removed gives its address back a moment later.
+		if leaves, err = a.Node == node && !live[a.Endpoint], inUse("task", a.Container); !leaves {
+			return false, err
 		}
 	}
-	return nil
+	for _, t := range store.List[*cluster.Task](v, store.On(id)) {
+		if t.Status.State.Ended() {
+			continue
+		}
+		_, missing := store.Find[*cluster.Service](v, t.Owner)
+		if leaves, err = t.Desired.Stops() || missing != nil, inUse("task", t.ID); !leaves {
+			return false, err
+		}
+	}
+	return leaves, err
 }

@@ -249,11 +249,17 @@ func (*spans) Drop(context.Context, string) {}
 
 // settle gives back what containers had that an engine was killed beside.
 func (s *spans) settle(ctx context.Context) {
+	live := s.endpoints()
+	s.giveBack(ctx, func(a cluster.Attached) bool { return !live[a.Endpoint] })
+}
+
+// endpoints are those of the containers that there are.
+func (s *spans) endpoints() map[string]bool {
 	live := map[string]bool{}
 	for _, v := range s.d.containers.List() {
 		for _, ep := range v.Endpoints {
 			live[ep.EndpointID] = true
 		}
 	}
-	s.giveBack(ctx, func(a cluster.Attached) bool { return !live[a.Endpoint] })
+	return live
 }
