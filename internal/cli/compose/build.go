@@ -42,7 +42,10 @@ func (s supply) build(ctx context.Context, p *types.Project, names []string, o b
 			return fmt.Errorf("service %q: build: %w", name, err)
 		}
 		defer done()
-		if len(names) > 1 && (b.Progress == "auto" || b.Progress == "tty") {
+		switch {
+		case o.quiet:
+			b.Progress = "quiet"
+		case len(names) > 1 && (b.Progress == "auto" || b.Progress == "tty"):
 			b.Progress = "plain" // they have one terminal
 		}
 		if plans[name], err = json.Marshal(b); err != nil {
