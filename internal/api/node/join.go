@@ -98,6 +98,23 @@ func (s *Server) renew(ctx context.Context, r *wire.RenewRequest) (*wire.Certifi
 	return s.certificate(a, r.GetCsr(), role, who.Node)
 }
 
+// Sign signs a certificate for the manager itself, and gives its chain and the roots that
+// are to be trusted, PEM: one whose own has expired can ask nobody else. Kinds are those of
+// Cluster.Authority and ca.Authority.Issue.
+func (s *Server) Sign(csr []byte) (chain, roots []byte, err error) {
+	node := s.keeper.Identity().Node
+	role, err := s.c.Role(node)
+	if err != nil {
+		return nil, nil, err
+	}
+	a, err := s.c.Authority()
+	if err != nil {
+		return nil, nil, err
+	}
+	got, err := s.certificate(a, csr, role, node)
+	return got.GetChain(), got.GetRoots(), err
+}
+
 func (s *Server) certificate(a *ca.Authority, csr []byte, role ca.Role, node string) (*wire.Certificate, error) {
 	chain, err := a.Issue(csr, role, node, s.keeper.Identity().Cluster, s.c.Expiry())
 	if err != nil {

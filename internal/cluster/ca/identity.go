@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -179,6 +180,33 @@ func (k *Keeper) keep(id *Identity) error {
 	}
 	k.id = id
 	return nil
+}
+
+// The names of what WriteFiles writes.
+const (
+	pairFile  = "node.pem"
+	rootsFile = "roots.pem"
+)
+
+// WriteFiles writes the identity of now as PEM to files in dir, 0600, for programs that read
+// such: pair has the key and the certificate in one file, so that they always fit together;
+// roots has what is trusted. Each is replaced in one step, and left alone when it is what it
+// is to be.
+func (k *Keeper) WriteFiles(dir string) (pair, roots string, err error) {
+	id := k.Identity().kept
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", "", err
+	}
+	pair, roots = filepath.Join(dir, pairFile), filepath.Join(dir, rootsFile)
+	for _, f := range []struct{ path, text string }{{roots, id.Roots}, {pair, id.Chain + id.Key}} {
+		if is, err := os.ReadFile(f.path); err == nil && string(is) == f.text {
+			continue
+		}
+		if err := atomicfile.Write(f.path, []byte(f.text), 0o600, atomicfile.Options{Sync: true}); err != nil {
+			return "", "", err
+		}
+	}
+	return pair, roots, nil
 }
 
 // Identity is the node's now.

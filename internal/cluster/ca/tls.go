@@ -51,6 +51,33 @@ func (k *Keeper) Client(role Role) *tls.Config {
 	return c
 }
 
+// Lasting is the TLS of who calls nodes of a role, in the same cluster, and keeps one
+// configuration for long: each connection is made with the identity of that moment. It
+// names no protocol (ALPN), unlike Client.
+func (k *Keeper) Lasting(role Role) *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, ServerName: string(role),
+		InsecureSkipVerify: true, // VerifyConnection does it, by the roots of that moment
+		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return &k.Identity().cert, nil
+		},
+		VerifyConnection: func(s tls.ConnectionState) error {
+			between := x509.NewCertPool()
+			for i, c := range s.PeerCertificates {
+				if i > 0 {
+					between.AddCert(c)
+				}
+			}
+			_, err := k.PeerOf(s)
+			if err != nil {
+				return err
+			}
+			_, err = s.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: k.Identity().pool, Intermediates: between, DNSName: string(role)})
+			return err
+		},
+	}
+}
+
 // Joining is the TLS of who has no certificate yet, and calls a manager whose root it knows
 // (PEM). InvalidArgument.
 func Joining(root []byte) (*tls.Config, error) {

@@ -83,6 +83,7 @@ func (r *Remote) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
+		r.failed(err)
 		if led { // it is missed before long
 			pause, cut = firstPause, false
 		}
@@ -204,7 +205,7 @@ func (r *Remote) listen(c Client, l *link, silence *time.Timer, led *bool) error
 		if list[len(list)-1].Synced {
 			*led = true
 			r.mu.Lock()
-			r.link = l
+			r.link, r.err = l, nil
 			r.mu.Unlock()
 			r.log.Info("connected with the leader", "term", d.Term)
 		}

@@ -53,6 +53,7 @@ type Remote struct {
 	whole    bool // the view is all that the node is to have, or was once
 	ready    chan struct{}
 	link     *link // nil while cut off
+	err      error // why
 }
 
 var _ store.Store = (*Remote)(nil)
@@ -97,6 +98,25 @@ func (r *Remote) Connected() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.link != nil
+}
+
+// Err is why no leader is connected: what was tried last came to. It is nil while one is,
+// and before anything was tried; PermissionDenied when a leader has said that the node was
+// removed from the cluster.
+func (r *Remote) Err() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.err
+}
+
+// failed notes why no leader is connected. That the node was removed is not forgotten for
+// a reason that says less.
+func (r *Remote) failed(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !errdefs.IsPermissionDenied(r.err) || errdefs.IsPermissionDenied(err) {
+		r.err = err
+	}
 }
 
 // Managers are those that are known, the leader first.

@@ -30,8 +30,9 @@ type Config struct {
 	Socket string // of the server on this machine
 	Name   string // of this manager, one of a kind: the node's id
 	Prefix string // of all keys; "" is "escale"
-	// Seal seals what is written; nil leaves it as it is.
-	Seal *seal.Ring
+	// Seal gives what seals what is written, asked each time: it may get new keys. Nil, or
+	// one that gives nil, leaves it as it is.
+	Seal func() *seal.Ring
 	// Patience is how long a commit may wait for the cluster; 0 is 5 s, longer than it takes
 	// managers to choose a leader.
 	Patience time.Duration
@@ -41,8 +42,9 @@ type Config struct {
 	// through which all writes go), and what is closed when that may have changed. Nil:
 	// whoever comes first leads.
 	Prefer func() (bool, <-chan struct{})
-	// TLS is how other members are asked whether they are there; nil: without TLS.
-	TLS *tls.Config
+	// TLS is how other members are asked whether they are there, asked each time: certificates
+	// are renewed. Nil, or one that gives nil: without TLS.
+	TLS func() *tls.Config
 	Log *slog.Logger
 }
 

@@ -114,18 +114,25 @@ func (r *running) open(t testing.TB, change ...func(*Config)) *Store {
 // sealed.
 func TestStore(t *testing.T) {
 	r := start(t, config(t, "m1")).ready(t)
-	for name, ring := range map[string]*seal.Ring{"open": nil, "sealed": ring(t)} {
+	for name, ring := range map[string]*seal.Ring{"open": nil, "sealed": oneRing(t)} {
 		t.Run(name, func(t *testing.T) {
 			storetest.Run(t, true, func(t *testing.T, dir string) store.Store {
 				h := fnv.New64a()
 				fmt.Fprint(h, name, dir)
-				return r.open(t, func(c *Config) { c.Prefix, c.Seal = fmt.Sprintf("%x", h.Sum64()), ring })
+				return r.open(t, func(c *Config) { c.Prefix, c.Seal = fmt.Sprintf("%x", h.Sum64()), func() *seal.Ring { return ring } })
 			})
 		})
 	}
 }
 
-func ring(t testing.TB) *seal.Ring {
+// ring gives one with a key of its own, always the same.
+func ring(t testing.TB) func() *seal.Ring {
+	t.Helper()
+	r := oneRing(t)
+	return func() *seal.Ring { return r }
+}
+
+func oneRing(t testing.TB) *seal.Ring {
 	t.Helper()
 	r, err := seal.NewRing(seal.NewKey())
 	if err != nil {

@@ -20,7 +20,7 @@ import (
 // and PREFIX/s/o/KIND/ID of each object; below PREFIX/e/ what the election is about.
 type keys struct {
 	prefix string
-	seal   *seal.Ring
+	seal   func() *seal.Ring // nil: none
 }
 
 func (k keys) all() string     { return k.prefix + "/s/" }
@@ -31,6 +31,14 @@ func (k keys) leader() string  { return k.prefix + "/e/leader" }
 func (k keys) term() string    { return k.prefix + "/e/term" }
 func (k keys) shrink() string  { return k.prefix + "/e/shrink" }
 
+// ring is what seals now, nil for nothing.
+func (k keys) ring() *seal.Ring {
+	if k.seal == nil {
+		return nil
+	}
+	return k.seal()
+}
+
 // object is the key of an object.
 func (k keys) object(name string) string { return k.objects() + name }
 
@@ -39,10 +47,10 @@ func name(w store.Write) string { return string(w.Kind) + "/" + w.ID }
 
 // value is what is written for an object.
 func (k keys) value(w store.Write) string {
-	if k.seal == nil {
-		return string(w.Raw)
+	if r := k.ring(); r != nil {
+		return string(r.Seal(name(w), w.Raw))
 	}
-	return string(k.seal.Seal(name(w), w.Raw))
+	return string(w.Raw)
 }
 
 // read gives the object of a key. What a later version calls a kind is none here: ok is
@@ -56,8 +64,8 @@ func (k keys) read(kv *mvccpb.KeyValue) (w store.Write, ok bool, err error) {
 		return w, false, nil
 	}
 	w.Raw = kv.Value
-	if k.seal != nil {
-		if w.Raw, err = k.seal.Open(n, kv.Value); err != nil {
+	if r := k.ring(); r != nil {
+		if w.Raw, err = r.Open(n, kv.Value); err != nil {
 			return w, false, err
 		}
 	}

@@ -43,7 +43,11 @@ func (s *Store) Members(ctx context.Context) ([]Member, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cluster's store: %w", kindOf(err))
 	}
-	client := &http.Client{Timeout: probing, Transport: &http.Transport{TLSClientConfig: s.cfg.TLS, DisableKeepAlives: true}}
+	probe := &http.Transport{DisableKeepAlives: true}
+	if s.cfg.TLS != nil {
+		probe.TLSClientConfig = s.cfg.TLS()
+	}
+	client := &http.Client{Timeout: probing, Transport: probe}
 	out := make([]Member, len(list.Members))
 	var probes sync.WaitGroup
 	for i, m := range list.Members {

@@ -447,7 +447,7 @@ func TestTLS(t *testing.T) {
 	cfg := config(t, "m1")
 	good := files(&cfg, "m1", "swarm-manager")
 	r := start(t, cfg).ready(t)
-	s := r.open(t, func(c *Config) { c.TLS = good })
+	s := r.open(t, func(c *Config) { c.TLS = func() *tls.Config { return good } })
 	must(t, s, store.Create(&cluster.Task{}))
 	cfg = config(t, "m2")
 	files(&cfg, "m2", "swarm-manager")

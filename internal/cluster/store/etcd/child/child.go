@@ -29,7 +29,11 @@ type Config struct {
 	// alone. Of a member that has been in a cluster it is not read.
 	Cluster string `json:",omitempty"`
 	Join    bool   `json:",omitempty"`
-	Token   string `json:",omitempty"` // one of a kind: clusters that do not know each other never mix
+	// Fresh says that there need not be data yet: the member has just been made, or added. It
+	// holds until the server was ready once; who keeps the configuration keeps that, too.
+	// Without it a server whose data is gone does not begin anew with nothing.
+	Fresh bool   `json:",omitempty"`
+	Token string `json:",omitempty"` // one of a kind: clusters that do not know each other never mix
 	// Force makes a cluster of this member alone of what it has, once: for a cluster of which
 	// most members are lost.
 	Force bool `json:",omitempty"`
