@@ -3,12 +3,14 @@ package node
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/ca"
 	"escale.dev/escale/internal/cluster/dispatch"
 	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/address"
 	"github.com/containerd/errdefs"
 )
 
@@ -17,6 +19,8 @@ type Members struct {
 	Store store.Store
 	// Unseal reads the key of the root as it is kept; nil: it is kept as it is.
 	Unseal func([]byte) ([]byte, error)
+	// Seat makes place for a manager; nil: this one cannot.
+	Seat func(ctx context.Context, node, addr, store string) (Seat, error)
 }
 
 var _ Cluster = (*Members)(nil)
@@ -109,6 +113,24 @@ func (m *Members) Managers() []dispatch.Manager {
 		}
 	}
 	return out
+}
+
+// Enlist implements Cluster.
+func (m *Members) Enlist(ctx context.Context, node, addr, store string) (Seat, error) {
+	if m.Seat == nil {
+		return Seat{}, fmt.Errorf("this manager's store takes no others: %w", errdefs.ErrUnavailable)
+	}
+	return m.Seat(ctx, node, addr, store)
+}
+
+// Attach implements Cluster.
+func (m *Members) Attach(ctx context.Context, g address.Guest) (netip.Prefix, error) {
+	return address.Attach(ctx, m.Store, g)
+}
+
+// Detach implements Cluster.
+func (m *Members) Detach(ctx context.Context, node string, gone func(string) bool) error {
+	return address.Detach(ctx, m.Store, node, gone)
 }
 
 // Changed implements Cluster. Unavailable once the store is closed.

@@ -12,12 +12,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
 	"time"
 
 	"escale.dev/escale/internal/api/node/wire"
 	"escale.dev/escale/internal/cluster/ca"
 	"escale.dev/escale/internal/cluster/dispatch"
+	"escale.dev/escale/internal/cluster/store/address"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"golang.org/x/time/rate"
@@ -27,7 +29,8 @@ import (
 	"google.golang.org/grpc/peer"
 )
 
-// Cluster is what a Server asks of the cluster. Its methods do not block, but for Admit.
+// Cluster is what a Server asks of the cluster. Its methods do not block, but for those
+// that say so.
 type Cluster interface {
 	// Authority is what signs. Unavailable when its key is not here.
 	Authority() (*ca.Authority, error)
@@ -41,6 +44,11 @@ type Cluster interface {
 	Admit(ctx context.Context, role ca.Role, availability string) (string, error)
 	// Managers are those that nodes may call.
 	Managers() []dispatch.Manager
+	// Enlist makes place for a manager among those that keep the store, durably. It blocks.
+	Enlist(ctx context.Context, node, addr, store string) (Seat, error)
+	// Attach and Detach are address.Attach and address.Detach. They block.
+	Attach(ctx context.Context, g address.Guest) (netip.Prefix, error)
+	Detach(ctx context.Context, node string, gone func(endpoint string) bool) error
 	// Changed is closed when something of the above has changed, or ctx has ended.
 	Changed(ctx context.Context) (<-chan struct{}, error)
 }

@@ -372,6 +372,344 @@ func (x *LeaderReply) GetCluster() []byte {
 	return nil
 }
 
+type EnlistRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Protocol      uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Addr          string                 `protobuf:"bytes,2,opt,name=addr,proto3" json:"addr,omitempty"`   // host:port where nodes are to call it
+	Store         string                 `protobuf:"bytes,3,opt,name=store,proto3" json:"store,omitempty"` // URL at which other managers reach its store
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnlistRequest) Reset() {
+	*x = EnlistRequest{}
+	mi := &file_node_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnlistRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnlistRequest) ProtoMessage() {}
+
+func (x *EnlistRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnlistRequest.ProtoReflect.Descriptor instead.
+func (*EnlistRequest) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *EnlistRequest) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *EnlistRequest) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
+func (x *EnlistRequest) GetStore() string {
+	if x != nil {
+		return x.Store
+	}
+	return ""
+}
+
+// Seat is what a new manager's store is begun with.
+type Seat struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Members       string                 `protobuf:"bytes,1,opt,name=members,proto3" json:"members,omitempty"` // NAME=URL of each, itself included, comma-separated
+	Keys          [][]byte               `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`       // that the store's values are sealed with, the newest first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Seat) Reset() {
+	*x = Seat{}
+	mi := &file_node_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Seat) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Seat) ProtoMessage() {}
+
+func (x *Seat) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Seat.ProtoReflect.Descriptor instead.
+func (*Seat) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Seat) GetMembers() string {
+	if x != nil {
+		return x.Members
+	}
+	return ""
+}
+
+func (x *Seat) GetKeys() [][]byte {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+type AttachRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Protocol      uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Network       string                 `protobuf:"bytes,2,opt,name=network,proto3" json:"network,omitempty"`     // id
+	Subnet        string                 `protobuf:"bytes,3,opt,name=subnet,proto3" json:"subnet,omitempty"`       // of the network, from which the address is to be
+	Want          string                 `protobuf:"bytes,4,opt,name=want,proto3" json:"want,omitempty"`           // address; "": any
+	Container     string                 `protobuf:"bytes,5,opt,name=container,proto3" json:"container,omitempty"` // id
+	Endpoint      string                 `protobuf:"bytes,6,opt,name=endpoint,proto3" json:"endpoint,omitempty"`   // id
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachRequest) Reset() {
+	*x = AttachRequest{}
+	mi := &file_node_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachRequest) ProtoMessage() {}
+
+func (x *AttachRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
+func (*AttachRequest) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *AttachRequest) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *AttachRequest) GetNetwork() string {
+	if x != nil {
+		return x.Network
+	}
+	return ""
+}
+
+func (x *AttachRequest) GetSubnet() string {
+	if x != nil {
+		return x.Subnet
+	}
+	return ""
+}
+
+func (x *AttachRequest) GetWant() string {
+	if x != nil {
+		return x.Want
+	}
+	return ""
+}
+
+func (x *AttachRequest) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *AttachRequest) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+type AttachReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Addr          string                 `protobuf:"bytes,1,opt,name=addr,proto3" json:"addr,omitempty"` // with the length of its subnet's prefix
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachReply) Reset() {
+	*x = AttachReply{}
+	mi := &file_node_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachReply) ProtoMessage() {}
+
+func (x *AttachReply) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachReply.ProtoReflect.Descriptor instead.
+func (*AttachReply) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *AttachReply) GetAddr() string {
+	if x != nil {
+		return x.Addr
+	}
+	return ""
+}
+
+// DetachRequest names the endpoint that has gone, or, as a node begins, those that are left.
+type DetachRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Protocol      uint32                 `protobuf:"varint,1,opt,name=protocol,proto3" json:"protocol,omitempty"`
+	Endpoint      string                 `protobuf:"bytes,2,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	Left          []string               `protobuf:"bytes,3,rep,name=left,proto3" json:"left,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetachRequest) Reset() {
+	*x = DetachRequest{}
+	mi := &file_node_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetachRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetachRequest) ProtoMessage() {}
+
+func (x *DetachRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetachRequest.ProtoReflect.Descriptor instead.
+func (*DetachRequest) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *DetachRequest) GetProtocol() uint32 {
+	if x != nil {
+		return x.Protocol
+	}
+	return 0
+}
+
+func (x *DetachRequest) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *DetachRequest) GetLeft() []string {
+	if x != nil {
+		return x.Left
+	}
+	return nil
+}
+
+type DetachReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DetachReply) Reset() {
+	*x = DetachReply{}
+	mi := &file_node_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DetachReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DetachReply) ProtoMessage() {}
+
+func (x *DetachReply) ProtoReflect() protoreflect.Message {
+	mi := &file_node_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DetachReply.ProtoReflect.Descriptor instead.
+func (*DetachReply) Descriptor() ([]byte, []int) {
+	return file_node_proto_rawDescGZIP(), []int{12}
+}
+
 // Message is JSON of dispatch.Up or dispatch.Down.
 type Message struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -382,7 +720,7 @@ type Message struct {
 
 func (x *Message) Reset() {
 	*x = Message{}
-	mi := &file_node_proto_msgTypes[7]
+	mi := &file_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -394,7 +732,7 @@ func (x *Message) String() string {
 func (*Message) ProtoMessage() {}
 
 func (x *Message) ProtoReflect() protoreflect.Message {
-	mi := &file_node_proto_msgTypes[7]
+	mi := &file_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -407,7 +745,7 @@ func (x *Message) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Message.ProtoReflect.Descriptor instead.
 func (*Message) Descriptor() ([]byte, []int) {
-	return file_node_proto_rawDescGZIP(), []int{7}
+	return file_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Message) GetJson() []byte {
@@ -441,15 +779,39 @@ const file_node_proto_rawDesc = "" +
 	"\acluster\x18\x04 \x01(\fR\acluster\"\x0f\n" +
 	"\rLeaderRequest\"'\n" +
 	"\vLeaderReply\x12\x18\n" +
-	"\acluster\x18\x01 \x01(\fR\acluster\"\x1d\n" +
+	"\acluster\x18\x01 \x01(\fR\acluster\"U\n" +
+	"\rEnlistRequest\x12\x1a\n" +
+	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x12\n" +
+	"\x04addr\x18\x02 \x01(\tR\x04addr\x12\x14\n" +
+	"\x05store\x18\x03 \x01(\tR\x05store\"4\n" +
+	"\x04Seat\x12\x18\n" +
+	"\amembers\x18\x01 \x01(\tR\amembers\x12\x12\n" +
+	"\x04keys\x18\x02 \x03(\fR\x04keys\"\xab\x01\n" +
+	"\rAttachRequest\x12\x1a\n" +
+	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x18\n" +
+	"\anetwork\x18\x02 \x01(\tR\anetwork\x12\x16\n" +
+	"\x06subnet\x18\x03 \x01(\tR\x06subnet\x12\x12\n" +
+	"\x04want\x18\x04 \x01(\tR\x04want\x12\x1c\n" +
+	"\tcontainer\x18\x05 \x01(\tR\tcontainer\x12\x1a\n" +
+	"\bendpoint\x18\x06 \x01(\tR\bendpoint\"!\n" +
+	"\vAttachReply\x12\x12\n" +
+	"\x04addr\x18\x01 \x01(\tR\x04addr\"[\n" +
+	"\rDetachRequest\x12\x1a\n" +
+	"\bprotocol\x18\x01 \x01(\rR\bprotocol\x12\x1a\n" +
+	"\bendpoint\x18\x02 \x01(\tR\bendpoint\x12\x12\n" +
+	"\x04left\x18\x03 \x03(\tR\x04left\"\r\n" +
+	"\vDetachReply\"\x1d\n" +
 	"\aMessage\x12\x12\n" +
 	"\x04json\x18\x01 \x01(\fR\x04json2\x88\x01\n" +
 	"\x04Join\x12>\n" +
 	"\x04Root\x12\x1b.escale.node.v1.RootRequest\x1a\x19.escale.node.v1.RootReply\x12@\n" +
-	"\x04Join\x12\x1b.escale.node.v1.JoinRequest\x1a\x1b.escale.node.v1.Certificate2\xd2\x01\n" +
+	"\x04Join\x12\x1b.escale.node.v1.JoinRequest\x1a\x1b.escale.node.v1.Certificate2\x9d\x03\n" +
 	"\x04Node\x12B\n" +
 	"\x05Renew\x12\x1c.escale.node.v1.RenewRequest\x1a\x1b.escale.node.v1.Certificate\x12D\n" +
-	"\x06Leader\x12\x1d.escale.node.v1.LeaderRequest\x1a\x1b.escale.node.v1.LeaderReply\x12@\n" +
+	"\x06Leader\x12\x1d.escale.node.v1.LeaderRequest\x1a\x1b.escale.node.v1.LeaderReply\x12=\n" +
+	"\x06Enlist\x12\x1d.escale.node.v1.EnlistRequest\x1a\x14.escale.node.v1.Seat\x12D\n" +
+	"\x06Attach\x12\x1d.escale.node.v1.AttachRequest\x1a\x1b.escale.node.v1.AttachReply\x12D\n" +
+	"\x06Detach\x12\x1d.escale.node.v1.DetachRequest\x1a\x1b.escale.node.v1.DetachReply\x12@\n" +
 	"\bDispatch\x12\x17.escale.node.v1.Message\x1a\x17.escale.node.v1.Message(\x010\x01B*Z(escale.dev/escale/internal/api/node/wireb\x06proto3"
 
 var (
@@ -464,7 +826,7 @@ func file_node_proto_rawDescGZIP() []byte {
 	return file_node_proto_rawDescData
 }
 
-var file_node_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_node_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_node_proto_goTypes = []any{
 	(*RootRequest)(nil),   // 0: escale.node.v1.RootRequest
 	(*RootReply)(nil),     // 1: escale.node.v1.RootReply
@@ -473,24 +835,36 @@ var file_node_proto_goTypes = []any{
 	(*Certificate)(nil),   // 4: escale.node.v1.Certificate
 	(*LeaderRequest)(nil), // 5: escale.node.v1.LeaderRequest
 	(*LeaderReply)(nil),   // 6: escale.node.v1.LeaderReply
-	(*Message)(nil),       // 7: escale.node.v1.Message
+	(*EnlistRequest)(nil), // 7: escale.node.v1.EnlistRequest
+	(*Seat)(nil),          // 8: escale.node.v1.Seat
+	(*AttachRequest)(nil), // 9: escale.node.v1.AttachRequest
+	(*AttachReply)(nil),   // 10: escale.node.v1.AttachReply
+	(*DetachRequest)(nil), // 11: escale.node.v1.DetachRequest
+	(*DetachReply)(nil),   // 12: escale.node.v1.DetachReply
+	(*Message)(nil),       // 13: escale.node.v1.Message
 }
 var file_node_proto_depIdxs = []int32{
-	0, // 0: escale.node.v1.Join.Root:input_type -> escale.node.v1.RootRequest
-	2, // 1: escale.node.v1.Join.Join:input_type -> escale.node.v1.JoinRequest
-	3, // 2: escale.node.v1.Node.Renew:input_type -> escale.node.v1.RenewRequest
-	5, // 3: escale.node.v1.Node.Leader:input_type -> escale.node.v1.LeaderRequest
-	7, // 4: escale.node.v1.Node.Dispatch:input_type -> escale.node.v1.Message
-	1, // 5: escale.node.v1.Join.Root:output_type -> escale.node.v1.RootReply
-	4, // 6: escale.node.v1.Join.Join:output_type -> escale.node.v1.Certificate
-	4, // 7: escale.node.v1.Node.Renew:output_type -> escale.node.v1.Certificate
-	6, // 8: escale.node.v1.Node.Leader:output_type -> escale.node.v1.LeaderReply
-	7, // 9: escale.node.v1.Node.Dispatch:output_type -> escale.node.v1.Message
-	5, // [5:10] is the sub-list for method output_type
-	0, // [0:5] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	0,  // 0: escale.node.v1.Join.Root:input_type -> escale.node.v1.RootRequest
+	2,  // 1: escale.node.v1.Join.Join:input_type -> escale.node.v1.JoinRequest
+	3,  // 2: escale.node.v1.Node.Renew:input_type -> escale.node.v1.RenewRequest
+	5,  // 3: escale.node.v1.Node.Leader:input_type -> escale.node.v1.LeaderRequest
+	7,  // 4: escale.node.v1.Node.Enlist:input_type -> escale.node.v1.EnlistRequest
+	9,  // 5: escale.node.v1.Node.Attach:input_type -> escale.node.v1.AttachRequest
+	11, // 6: escale.node.v1.Node.Detach:input_type -> escale.node.v1.DetachRequest
+	13, // 7: escale.node.v1.Node.Dispatch:input_type -> escale.node.v1.Message
+	1,  // 8: escale.node.v1.Join.Root:output_type -> escale.node.v1.RootReply
+	4,  // 9: escale.node.v1.Join.Join:output_type -> escale.node.v1.Certificate
+	4,  // 10: escale.node.v1.Node.Renew:output_type -> escale.node.v1.Certificate
+	6,  // 11: escale.node.v1.Node.Leader:output_type -> escale.node.v1.LeaderReply
+	8,  // 12: escale.node.v1.Node.Enlist:output_type -> escale.node.v1.Seat
+	10, // 13: escale.node.v1.Node.Attach:output_type -> escale.node.v1.AttachReply
+	12, // 14: escale.node.v1.Node.Detach:output_type -> escale.node.v1.DetachReply
+	13, // 15: escale.node.v1.Node.Dispatch:output_type -> escale.node.v1.Message
+	8,  // [8:16] is the sub-list for method output_type
+	0,  // [0:8] is the sub-list for method input_type
+	0,  // [0:0] is the sub-list for extension type_name
+	0,  // [0:0] is the sub-list for extension extendee
+	0,  // [0:0] is the sub-list for field type_name
 }
 
 func init() { file_node_proto_init() }
@@ -504,7 +878,7 @@ func file_node_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_node_proto_rawDesc), len(file_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   8,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   2,
 		},

@@ -172,6 +172,9 @@ var Join_ServiceDesc = grpc.ServiceDesc{
 const (
 	Node_Renew_FullMethodName    = "/escale.node.v1.Node/Renew"
 	Node_Leader_FullMethodName   = "/escale.node.v1.Node/Leader"
+	Node_Enlist_FullMethodName   = "/escale.node.v1.Node/Enlist"
+	Node_Attach_FullMethodName   = "/escale.node.v1.Node/Attach"
+	Node_Detach_FullMethodName   = "/escale.node.v1.Node/Detach"
 	Node_Dispatch_FullMethodName = "/escale.node.v1.Node/Dispatch"
 )
 
@@ -185,6 +188,12 @@ type NodeClient interface {
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*Certificate, error)
 	// Leader tells who leads, and which managers there are.
 	Leader(ctx context.Context, in *LeaderRequest, opts ...grpc.CallOption) (*LeaderReply, error)
+	// Enlist makes place for a node, which is to be a manager, among those that keep the store.
+	Enlist(ctx context.Context, in *EnlistRequest, opts ...grpc.CallOption) (*Seat, error)
+	// Attach gives a container that no task has its address on a network of the cluster.
+	Attach(ctx context.Context, in *AttachRequest, opts ...grpc.CallOption) (*AttachReply, error)
+	// Detach takes back addresses of the node's containers.
+	Detach(ctx context.Context, in *DetachRequest, opts ...grpc.CallOption) (*DetachReply, error)
 	// Dispatch is the node's session with the leader.
 	Dispatch(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[Message, Message], error)
 }
@@ -217,6 +226,36 @@ func (c *nodeClient) Leader(ctx context.Context, in *LeaderRequest, opts ...grpc
 	return out, nil
 }
 
+func (c *nodeClient) Enlist(ctx context.Context, in *EnlistRequest, opts ...grpc.CallOption) (*Seat, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(Seat)
+	err := c.cc.Invoke(ctx, Node_Enlist_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) Attach(ctx context.Context, in *AttachRequest, opts ...grpc.CallOption) (*AttachReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AttachReply)
+	err := c.cc.Invoke(ctx, Node_Attach_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *nodeClient) Detach(ctx context.Context, in *DetachRequest, opts ...grpc.CallOption) (*DetachReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DetachReply)
+	err := c.cc.Invoke(ctx, Node_Detach_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *nodeClient) Dispatch(ctx context.Context, opts ...grpc.CallOption) (grpc.BidiStreamingClient[Message, Message], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &Node_ServiceDesc.Streams[0], Node_Dispatch_FullMethodName, cOpts...)
@@ -240,6 +279,12 @@ type NodeServer interface {
 	Renew(context.Context, *RenewRequest) (*Certificate, error)
 	// Leader tells who leads, and which managers there are.
 	Leader(context.Context, *LeaderRequest) (*LeaderReply, error)
+	// Enlist makes place for a node, which is to be a manager, among those that keep the store.
+	Enlist(context.Context, *EnlistRequest) (*Seat, error)
+	// Attach gives a container that no task has its address on a network of the cluster.
+	Attach(context.Context, *AttachRequest) (*AttachReply, error)
+	// Detach takes back addresses of the node's containers.
+	Detach(context.Context, *DetachRequest) (*DetachReply, error)
 	// Dispatch is the node's session with the leader.
 	Dispatch(grpc.BidiStreamingServer[Message, Message]) error
 	mustEmbedUnimplementedNodeServer()
@@ -257,6 +302,15 @@ func (UnimplementedNodeServer) Renew(context.Context, *RenewRequest) (*Certifica
 }
 func (UnimplementedNodeServer) Leader(context.Context, *LeaderRequest) (*LeaderReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Leader not implemented")
+}
+func (UnimplementedNodeServer) Enlist(context.Context, *EnlistRequest) (*Seat, error) {
+	return nil, status.Error(codes.Unimplemented, "method Enlist not implemented")
+}
+func (UnimplementedNodeServer) Attach(context.Context, *AttachRequest) (*AttachReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Attach not implemented")
+}
+func (UnimplementedNodeServer) Detach(context.Context, *DetachRequest) (*DetachReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Detach not implemented")
 }
 func (UnimplementedNodeServer) Dispatch(grpc.BidiStreamingServer[Message, Message]) error {
 	return status.Error(codes.Unimplemented, "method Dispatch not implemented")
@@ -318,6 +372,60 @@ func _Node_Leader_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Node_Enlist_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EnlistRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).Enlist(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_Enlist_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).Enlist(ctx, req.(*EnlistRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_Attach_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AttachRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).Attach(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_Attach_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).Attach(ctx, req.(*AttachRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Node_Detach_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DetachRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NodeServer).Detach(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Node_Detach_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NodeServer).Detach(ctx, req.(*DetachRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Node_Dispatch_Handler(srv interface{}, stream grpc.ServerStream) error {
 	return srv.(NodeServer).Dispatch(&grpc.GenericServerStream[Message, Message]{ServerStream: stream})
 }
@@ -339,6 +447,18 @@ var Node_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Leader",
 			Handler:    _Node_Leader_Handler,
+		},
+		{
+			MethodName: "Enlist",
+			Handler:    _Node_Enlist_Handler,
+		},
+		{
+			MethodName: "Attach",
+			Handler:    _Node_Attach_Handler,
+		},
+		{
+			MethodName: "Detach",
+			Handler:    _Node_Detach_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -1,0 +1,198 @@
+package membership
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"time"
+
+	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/ca"
+	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/etcd"
+	"escale.dev/escale/internal/cluster/store/seal"
+	"github.com/containerd/errdefs"
+)
+
+// Found makes a cluster of this host: c is the cluster, n this node with its addresses, as
+// they are to be written. All that the host has goes over into the cluster's store. It blocks
+// until that is open; on an error all is as it was. AlreadyExists when the host is in a cluster.
+func (m *Membership) Found(ctx context.Context, c *cluster.Cluster, n *cluster.Node) error {
+	return m.turn(ctx, func(ctx context.Context) error { return m.found(ctx, c, n) })
+}
+
+// begun is how long the store's server may take to answer for the first time, and to take over
+// what there is.
+const begun = time.Minute
+
+func (m *Membership) found(ctx context.Context, c *cluster.Cluster, n *cluster.Node) (err error) {
+	m.mu.Lock()
+	phase, own := m.rec.Phase, m.own
+	m.mu.Unlock()
+	if phase != alone {
+		return errInCluster
+	}
+	r := record{Phase: founding, Node: n.ID, Listen: n.Status.ListenAddr, Addr: n.Status.Manager.Addr, DataPath: n.Status.DataPathAddr, Fresh: true}
+	if err := free(r.Listen, r.peers()); err != nil {
+		return err
+	}
+	if err := r.write(m.cfg.Dir); err != nil {
+		return err
+	}
+	objects, part := m.objects.shut(), m.part.shut()
+	var s *server
+	defer func() {
+		if err == nil {
+			return
+		}
+		if s != nil {
+			s.stop()
+		}
+		undo := context.WithoutCancel(ctx) // detached: it is an undo
+		err = errors.Join(err, takeBack(undo, own), m.drop(everything...))
+		m.mu.Lock()
+		m.keeper, m.ring = nil, nil
+		m.mu.Unlock()
+		objects(nil)
+		part(nil)
+	}()
+	if _, err := own.Commit(ctx, store.Create(c), store.Update(n)); err != nil {
+		return err
+	}
+	if err := m.identify(c, n.ID); err != nil {
+		return err
+	}
+	if s, err = m.carry(ctx, r, own); err != nil {
+		return err
+	}
+	return m.enthrone(r, s, objects, part)
+}
+
+// identify makes the first node's identity, which signs for itself.
+func (m *Membership) identify(c *cluster.Cluster, id string) error {
+	root, err := ca.LoadRoot(c.Status.RootCA, c.Status.Key)
+	if err != nil {
+		return err
+	}
+	a, err := ca.NewAuthority(root, nil)
+	if err != nil {
+		return err
+	}
+	key, csr, err := ca.NewRequest()
+	if err != nil {
+		return err
+	}
+	chain, err := a.Issue(csr, ca.Manager, id, c.ID, c.Spec.CAConfig.NodeCertExpiry)
+	if err != nil {
+		return err
+	}
+	k, err := ca.Keep(filepath.Join(m.cfg.Dir, identityFile), key, chain, a.Trusted())
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.keeper = k
+	return nil
+}
+
+// carry starts the store's server and has it take over what the host has.
+func (m *Membership) carry(ctx context.Context, r record, own store.Store) (*server, error) {
+	ctx, cancel := context.WithTimeout(ctx, begun)
+	defer cancel()
+	ring, err := seal.NewRing(seal.NewKey())
+	if err != nil {
+		return nil, err
+	}
+	c, err := store.Named[*cluster.Cluster](own.View(), cluster.DefaultCluster)
+	if err != nil {
+		return nil, err
+	}
+	lock := ""
+	if c.Spec.EncryptionConfig.AutoLockManagers {
+		lock = c.Status.UnlockKey
+	}
+	if err := m.keepKeys(ring, lock); err != nil {
+		return nil, err
+	}
+	s, err := m.begin(r, ring)
+	if err != nil {
+		return nil, err
+	}
+	if err = s.child.Ready(ctx); err == nil {
+		err = etcd.Carry(ctx, s.config(), r.Node, own.View())
+	}
+	if err == nil {
+		var st *etcd.Store
+		if st, err = etcd.Open(ctx, s.config()); err == nil {
+			s.store.Store(st)
+		}
+	}
+	if err != nil {
+		s.stop()
+		return nil, err
+	}
+	m.mu.Lock()
+	m.ring = ring
+	m.mu.Unlock()
+	return s, nil
+}
+
+// enthrone makes a manager of a host whose store has been carried over. From the record on
+// there is no way back.
+func (m *Membership) enthrone(r record, s *server, objects, part func(store.Store)) error {
+	r.Phase, r.Fresh = manager, false
+	if err := r.write(m.cfg.Dir); err != nil {
+		return err
+	}
+	s.rec = r
+	m.mu.Lock()
+	own := m.own
+	m.server, m.own, m.rec = s, nil, r
+	m.mu.Unlock()
+	objects(s.store.Load())
+	part(nil)
+	if err := errors.Join(own.Close(), m.cfg.Forget()); err != nil {
+		m.log.Warn("what the host has carried over stays on disk until the engine starts again", "error", err)
+	}
+	return m.enter(r)
+}
+
+// takeBack has a host that was to be a cluster be none.
+func takeBack(ctx context.Context, s store.Store) error {
+	v := s.View()
+	c, err := store.Named[*cluster.Cluster](v, cluster.DefaultCluster)
+	if err != nil {
+		return nil
+	}
+	changes := []store.Change{store.Delete(c)}
+	for _, n := range store.List[*cluster.Node](v) {
+		changes = append(changes, store.Update(plain(n)))
+	}
+	_, err = s.Commit(ctx, changes...)
+	return err
+}
+
+// plain is a node as that of a host that is alone.
+func plain(n *cluster.Node) *cluster.Node {
+	n = store.Copy(n)
+	n.Spec = cluster.NodeSpec{Manager: true, Availability: cluster.Active}
+	n.Status.Manager, n.Status.ListenAddr, n.Status.DataPathAddr, n.Status.CertIssuer, n.Status.Message = nil, "", "", "", ""
+	return n
+}
+
+// free tells whether addresses can be listened on: before anything is begun that rests on it.
+func free(addrs ...string) error {
+	for _, a := range addrs {
+		l, err := net.Listen("tcp", a)
+		if err != nil {
+			return errdefs.ErrUnavailable.WithMessage(fmt.Sprintf("failed to listen on remote API address: %s", err))
+		}
+		if err := l.Close(); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,254 @@
+package membership
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+	"time"
+
+	"escale.dev/escale/internal/api/node"
+	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/ca"
+	"escale.dev/escale/internal/cluster/dispatch"
+	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/etcd"
+	"escale.dev/escale/internal/cluster/store/seal"
+	"github.com/containerd/errdefs"
+)
+
+// manage is what a manager does beside what all nodes do.
+func (m *Membership) manage(ctx context.Context) error {
+	m.mu.Lock()
+	r, s := m.rec, m.server
+	m.mu.Unlock()
+	l, err := net.Listen("tcp", r.Listen)
+	if err != nil {
+		return fmt.Errorf("where nodes call the manager: %w", err)
+	}
+	if s == nil {
+		ring, err := m.ringWanted(ctx)
+		if err == nil {
+			s, err = m.begin(r, ring)
+		}
+		if err != nil {
+			return errors.Join(err, l.Close())
+		}
+		m.mu.Lock()
+		m.server = s
+		m.mu.Unlock()
+	}
+	defer m.stopServer()
+	return all(ctx, map[string]func(context.Context) error{
+		"store": func(ctx context.Context) error {
+			select {
+			case <-s.ended:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+			if s.removed() {
+				m.later(m.sink)
+				<-ctx.Done()
+			}
+			return s.err
+		},
+		"manager": func(ctx context.Context) error {
+			defer l.Close()
+			st, err := s.openStore(ctx)
+			if err != nil {
+				return err
+			}
+			return m.rule(ctx, s, st, l)
+		},
+	})
+}
+
+// rule is what a manager does whose store is open.
+func (m *Membership) rule(ctx context.Context, s *server, st *etcd.Store, l net.Listener) error {
+	m.mu.Lock()
+	keeper, member := m.keeper, m.member
+	m.mu.Unlock()
+	api := node.New(keeper, &node.Members{Store: st, Seat: s.seat}, m.log)
+	member.SetSigner(api.SignOwn)
+	defer member.SetSigner(nil)
+	return all(ctx, map[string]func(context.Context) error{
+		"nodes":  func(ctx context.Context) error { return api.Serve(ctx, l) },
+		"files":  func(ctx context.Context) error { return s.attendFiles(ctx, st) },
+		"events": func(ctx context.Context) error { return m.cfg.Parts.Manage(ctx, st) },
+		"leader": func(ctx context.Context) error { return m.campaign(ctx, st, api) },
+	})
+}
+
+// wanted tells whether the cluster wants this node as a manager.
+func wanted(v store.View, id string) bool {
+	n, err := store.Find[*cluster.Node](v, id)
+	return err == nil && n.Spec.Manager
+}
+
+// campaign leads whenever this manager is to.
+func (m *Membership) campaign(ctx context.Context, st *etcd.Store, api *node.Server) error {
+	id := m.Node()
+	for ctx.Err() == nil {
+		if !wanted(st.View(), id) { // it is about to be none
+			select {
+			case <-time.After(tended):
+			case <-ctx.Done():
+			}
+			continue
+		}
+		l, err := st.Lead(ctx)
+		if err != nil {
+			return err
+		}
+		m.log.Info("this manager leads", "term", l.Term())
+		err = m.lead(ctx, l, st, api)
+		if ctx.Err() == nil {
+			m.log.Warn("this manager does not lead any more", "term", l.Term(), "error", err)
+		}
+	}
+	return context.Cause(ctx)
+}
+
+// resigning is how long a leader that ends tries to say so.
+const resigning = 2 * time.Second
+
+// lead does what the leader does, until ctx or the leadership ends.
+func (m *Membership) lead(ctx context.Context, l *etcd.Leader, st *etcd.Store, api *node.Server) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		select {
+		case <-l.Done():
+			cancel(errors.New("another manager leads"))
+		case <-ctx.Done():
+		}
+	}()
+	d := dispatch.New(l.Store(), l.Term(), m.log)
+	err := all(ctx, map[string]func(context.Context) error{
+		"dispatcher": func(ctx context.Context) error {
+			api.Lead(d)
+			defer api.Lead(nil)
+			return d.Run(ctx)
+		},
+		"loops":    func(ctx context.Context) error { return m.cfg.Parts.Lead(ctx, l.Store()) },
+		"managers": func(ctx context.Context) error { return newTender(m, st, l.Store()).run(ctx) },
+	})
+	end, stop := context.WithTimeout(context.WithoutCancel(ctx), resigning) // detached: others begin the sooner
+	defer stop()
+	if failed := l.Resign(end); failed != nil {
+		m.log.Debug("resigning", "error", failed)
+	}
+	return err
+}
+
+// later has a step taken by and by, for one who is part of what it ends.
+func (m *Membership) later(do func(ctx context.Context) error) {
+	m.mu.Lock()
+	life := m.life
+	m.mu.Unlock()
+	go func() {
+		if err := m.turn(life, do); err != nil && life.Err() == nil {
+			m.log.Error("the node's part in the cluster stays what it is for now", "error", err)
+		}
+	}()
+}
+
+// sink makes a worker of a manager whose store is a member no more. What it is wanted as it
+// finds out as one.
+func (m *Membership) sink(context.Context) error {
+	m.mu.Lock()
+	r := m.rec
+	m.mu.Unlock()
+	if r.Phase != manager {
+		return nil
+	}
+	m.log.Warn("this node is no manager any more")
+	r.Phase, r.Members, r.Fresh, r.Force = worker, "", false, false
+	return m.change(r, serverDir, keysFile)
+}
+
+// change takes another part, and removes what the former one has kept.
+func (m *Membership) change(r record, files ...string) error {
+	if err := r.write(m.cfg.Dir); err != nil {
+		return err
+	}
+	if err := m.drop(files...); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	m.ring = nil
+	m.mu.Unlock()
+	return m.enter(r)
+}
+
+// raised is how often a worker looks whether it is to be a manager.
+const raised = 200 * time.Millisecond
+
+// rise makes a manager of a worker that has the certificate of one.
+func (m *Membership) rise(ctx context.Context) {
+	m.mu.Lock()
+	keeper, member, remote, r := m.keeper, m.member, m.remote, m.rec
+	m.mu.Unlock()
+	said := ""
+	for ctx.Err() == nil {
+		wait := raised
+		if keeper.Identity().Role == ca.Manager && wanted(remote.View(), r.Node) {
+			seat, err := member.Enlist(ctx, remote.Managers(), r.Addr, r.storeURL())
+			if err == nil {
+				m.later(func(context.Context) error { return m.ascend(seat) })
+				<-ctx.Done()
+				return
+			}
+			if said != err.Error() && ctx.Err() == nil {
+				said = err.Error()
+				m.log.Warn("this node is to be a manager and has no place yet: trying again", "error", err)
+			}
+			wait = pause
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// ascend makes a manager of a worker that has got a place.
+func (m *Membership) ascend(seat node.Seat) error {
+	m.mu.Lock()
+	r := m.rec
+	m.mu.Unlock()
+	if r.Phase != worker {
+		return nil
+	}
+	var keys []seal.Key
+	for _, k := range seat.Keys {
+		if len(k) != len(seal.Key{}) {
+			return fmt.Errorf("a key of %d bytes: %w", len(k), errdefs.ErrInvalidArgument)
+		}
+		keys = append(keys, seal.Key(k))
+	}
+	ring, err := seal.NewRing(keys...)
+	if err != nil {
+		return err
+	}
+	if err := m.drop(serverDir); err != nil {
+		return err
+	}
+	if err := m.keepKeys(ring, ""); err != nil {
+		return err
+	}
+	r.Phase, r.Members, r.Fresh = manager, seat.Members, true
+	if err := r.write(m.cfg.Dir); err != nil {
+		return err
+	}
+	return m.enter(r)
+}
+
+// managersOf are those of a list, with one more if it is not in it.
+func managersOf(list []dispatch.Manager, more dispatch.Manager) []dispatch.Manager {
+	if slices.ContainsFunc(list, func(o dispatch.Manager) bool { return o.Addr == more.Addr }) {
+		return list
+	}
+	return append(slices.Clone(list), more)
+}

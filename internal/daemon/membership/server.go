@@ -1,0 +1,336 @@
+package membership
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"sync/atomic"
+	"time"
+
+	"escale.dev/escale/internal/api/node"
+	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/ca"
+	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/etcd"
+	"escale.dev/escale/internal/cluster/store/etcd/child"
+	"escale.dev/escale/internal/cluster/store/seal"
+	"github.com/containerd/errdefs"
+)
+
+// server is the cluster's store on a manager: the server, as a process, and our end of it.
+type server struct {
+	m     *Membership
+	rec   record
+	child *child.Child
+	roots []byte // that the process trusts: it reads them once
+	ring  atomic.Pointer[seal.Ring]
+	store atomic.Pointer[etcd.Store]
+
+	cancel context.CancelFunc
+	ended  chan struct{}
+	err    error // why; once ended
+}
+
+// begin starts the server of a record. Its store is to be opened yet. FailedPrecondition when
+// the keys are locked.
+func (m *Membership) begin(r record, ring *seal.Ring) (*server, error) {
+	m.mu.Lock()
+	keeper := m.keeper
+	m.mu.Unlock()
+	if err := os.MkdirAll(m.cfg.RunDir, 0o700); err != nil {
+		return nil, err
+	}
+	pair, roots, err := keeper.WriteFiles(m.cfg.RunDir)
+	if err != nil {
+		return nil, fmt.Errorf("certificate for the store: %w", err)
+	}
+	id := keeper.Identity()
+	s := &server{m: m, rec: r, roots: id.Roots, ended: make(chan struct{})}
+	s.ring.Store(ring)
+	s.child = child.New(child.Config{
+		Name: r.Node, Dir: filepath.Join(m.cfg.Dir, serverDir), Socket: filepath.Join(m.cfg.RunDir, "store.sock"),
+		Listen: "unixs://" + m.peerSocket(), Advertise: r.storeURL(), Cluster: r.Members, Join: r.Members != "", Token: id.Cluster, Fresh: r.Fresh, Force: r.Force,
+		Cert: pair, Key: pair, CA: roots, Role: string(ca.Manager),
+	}, m.cfg.Program, m.log.With("component", "store"))
+	ctx, cancel := context.WithCancel(context.Background()) // detached: it goes on while the part is exchanged
+	s.cancel = cancel
+	go func() {
+		defer close(s.ended)
+		s.err = s.child.Run(ctx)
+	}()
+	return s, nil
+}
+
+// peerSocket is where the server answers other managers: hear leads them there.
+func (m *Membership) peerSocket() string { return filepath.Join(m.cfg.RunDir, "peers.sock") }
+
+// storeURL is where other managers reach the store.
+func (r record) storeURL() string { return "https://" + joinHost(r.host(), peerPort) }
+
+// config is that of our end.
+func (s *server) config() etcd.Config {
+	m := s.m
+	m.mu.Lock()
+	keeper := m.keeper
+	m.mu.Unlock()
+	return etcd.Config{
+		Socket: filepath.Join(m.cfg.RunDir, "store.sock"), Name: s.rec.Node, Prefer: s.child.Leads, Log: m.log.With("component", "store"),
+		Seal: s.ring.Load, TLS: func() *tls.Config { return keeper.Lasting(ca.Manager) },
+	}
+}
+
+// ready waits until the server answers.
+func (s *server) ready(ctx context.Context) error {
+	if err := s.child.Ready(ctx); err != nil {
+		return err
+	}
+	return s.m.settled(s.rec)
+}
+
+// settled notes that the server of a record has been ready: from then on its data is expected.
+func (m *Membership) settled(r record) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.rec.Phase != manager || m.rec.Node != r.Node || !m.rec.Fresh && !m.rec.Force {
+		return nil
+	}
+	m.rec.Fresh, m.rec.Force = false, false
+	return m.rec.write(m.cfg.Dir)
+}
+
+// openStore opens our end, unless it is open, and has clients' requests answered by it. It
+// blocks until most managers answer.
+func (s *server) openStore(ctx context.Context) (*etcd.Store, error) {
+	if st := s.store.Load(); st != nil {
+		return st, nil
+	}
+	if err := s.ready(ctx); err != nil {
+		return nil, err
+	}
+	st, err := etcd.Open(ctx, s.config())
+	if err != nil {
+		return nil, err
+	}
+	s.store.Store(st)
+	s.m.objects.set(st)
+	return st, nil
+}
+
+// open tells whether the store is.
+func (s *server) open() bool { return s.store.Load() != nil }
+
+// stop ends the server and waits for it. Idempotent.
+func (s *server) stop() {
+	if st := s.store.Load(); st != nil {
+		if err := st.Close(); err != nil {
+			s.m.log.Warn("closing the store", "error", err)
+		}
+	}
+	s.cancel()
+	<-s.ended
+}
+
+// removed tells whether the server has ended because it is no member any more, or has lost
+// what it had: then it is to begin anew, as a new one.
+func (s *server) removed() bool {
+	select {
+	case <-s.ended:
+		return errdefs.IsFailedPrecondition(s.err)
+	default:
+		return false
+	}
+}
+
+// stopServer ends the server, if there is one.
+func (m *Membership) stopServer() {
+	m.mu.Lock()
+	s := m.server
+	m.server = nil
+	r := m.rec
+	m.mu.Unlock()
+	if s == nil {
+		return
+	}
+	if r.Phase == manager {
+		m.objects.set(nothingYet(r.Node, true, errStarting))
+	}
+	s.stop()
+}
+
+// keys are those that the store's values are sealed with. FailedPrecondition: they are locked,
+// and nobody has unlocked them.
+func (m *Membership) keys(unlock *seal.Key) (*seal.Ring, error) {
+	return seal.Load(filepath.Join(m.cfg.Dir, keysFile), unlock)
+}
+
+// seat makes place for another manager.
+func (s *server) seat(ctx context.Context, id, addr, url string) (out node.Seat, err error) {
+	st := s.store.Load()
+	if st == nil {
+		return out, fmt.Errorf("the manager's store is not open: %w", errdefs.ErrUnavailable)
+	}
+	place, err := st.Add(ctx, id, url)
+	if errdefs.IsAlreadyExists(err) {
+		return out, errors.Join(fmt.Errorf("its former place is taken back first: %w", errdefs.ErrUnavailable), s.unseat(ctx, id, url))
+	}
+	if err != nil {
+		return out, err
+	}
+	for {
+		n, err := store.Find[*cluster.Node](st.View(), id)
+		if err != nil {
+			return out, err
+		}
+		n = store.Copy(n)
+		n.Status.Manager = &cluster.ManagerStatus{Addr: addr}
+		if _, err = st.Commit(ctx, store.Update(n)); err == nil {
+			break
+		}
+		if !errdefs.IsConflict(err) {
+			return out, err
+		}
+	}
+	out.Members = place.Cluster
+	for _, k := range s.ring.Load().Keys() {
+		out.Keys = append(out.Keys, slices.Clone(k[:]))
+	}
+	return out, nil
+}
+
+// unseat removes a member that has begun anew without what it had.
+func (s *server) unseat(ctx context.Context, id, url string) error {
+	st := s.store.Load()
+	list, err := st.Members(ctx)
+	for _, o := range list {
+		if o.Name == id || o.URL == url {
+			err = errors.Join(err, st.Remove(ctx, o.ID))
+		}
+	}
+	return err
+}
+
+// watched is how often a manager looks whether its identity, or how its keys are to be kept,
+// has changed.
+const watched = time.Second
+
+// attendFiles keeps on disk what the server and a later start of the engine read: the
+// certificate, and the keys as the cluster wants them kept. It gives an error when the server
+// has to begin anew, which reads the roots but once.
+func (s *server) attendFiles(ctx context.Context, st store.Store) error {
+	m := s.m
+	m.mu.Lock()
+	keeper := m.keeper
+	m.mu.Unlock()
+	had, locked := keeper.Identity(), "?"
+	for {
+		if is := keeper.Identity(); is != had && is.Role == ca.Manager {
+			if _, _, err := keeper.WriteFiles(m.cfg.RunDir); err != nil {
+				return err
+			}
+			had = is
+			if string(is.Roots) != string(s.roots) {
+				return errors.New("other roots are trusted now: the store's server begins anew")
+			}
+		}
+		if key, err := unlockKey(st.View()); err == nil && key != locked {
+			if err := m.keepKeys(s.ring.Load(), key); err != nil {
+				return err
+			}
+			locked = key
+		}
+		select {
+		case <-time.After(watched):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// unlockKey is what the keys of managers are locked with; "": they are not.
+func unlockKey(v store.View) (string, error) {
+	c, err := store.Named[*cluster.Cluster](v, cluster.DefaultCluster)
+	if err != nil {
+		return "", err
+	}
+	if !c.Spec.EncryptionConfig.AutoLockManagers {
+		return "", nil
+	}
+	return c.Status.UnlockKey, nil
+}
+
+// keepKeys writes the keys, locked or not.
+func (m *Membership) keepKeys(ring *seal.Ring, unlock string) error {
+	var key *seal.Key
+	if unlock != "" {
+		k, err := seal.ParseKey(unlock)
+		if err != nil {
+			return err
+		}
+		key = &k
+	}
+	return seal.Save(filepath.Join(m.cfg.Dir, keysFile), ring, key)
+}
+
+// Unlock opens the keys of a manager that is locked. Conflict when it is not;
+// PermissionDenied for a wrong key; InvalidArgument for one that is none.
+func (m *Membership) Unlock(_ context.Context, text string) error {
+	if !m.State().Locked {
+		return fmt.Errorf("swarm is not locked: %w", errdefs.ErrConflict)
+	}
+	key, err := seal.ParseKey(text)
+	if err != nil {
+		return err
+	}
+	ring, err := m.keys(&key)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.ring = ring
+	select {
+	case m.unlock <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// ringWanted gives the keys, and waits for somebody to unlock them if need be.
+func (m *Membership) ringWanted(ctx context.Context) (*seal.Ring, error) {
+	for {
+		m.mu.Lock()
+		ring, r := m.ring, m.rec
+		m.mu.Unlock()
+		if ring != nil {
+			return ring, nil
+		}
+		locked, err := seal.Locked(filepath.Join(m.cfg.Dir, keysFile))
+		if err != nil {
+			return nil, err
+		}
+		if !locked {
+			if ring, err = m.keys(nil); err != nil {
+				return nil, err
+			}
+			m.mu.Lock()
+			m.ring = ring
+			m.mu.Unlock()
+			continue
+		}
+		m.fail(errLocked)
+		m.objects.set(nothingYet(r.Node, true, errLocked))
+		m.log.Warn("the manager is locked: unlock it with docker swarm unlock")
+		select {
+		case <-m.unlock:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+		m.fail("")
+		m.objects.set(nothingYet(r.Node, true, errStarting))
+	}
+}
