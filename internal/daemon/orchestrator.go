@@ -1,10 +1,13 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"net"
+	"os"
 	"path/filepath"
 	"runtime"
 	"sync"
@@ -14,6 +17,7 @@ import (
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/agent"
 	"escale.dev/escale/internal/cluster/apps"
+	"escale.dev/escale/internal/cluster/ca"
 	"escale.dev/escale/internal/cluster/executor"
 	"escale.dev/escale/internal/cluster/mesh"
 	"escale.dev/escale/internal/cluster/reconcile/allocate"
@@ -26,6 +30,8 @@ import (
 	"escale.dev/escale/internal/cluster/reconcile/reaper"
 	"escale.dev/escale/internal/cluster/reconcile/replicated"
 	"escale.dev/escale/internal/cluster/reconcile/restart"
+	"escale.dev/escale/internal/cluster/reconcile/root"
+	"escale.dev/escale/internal/cluster/reconcile/sweep"
 	"escale.dev/escale/internal/cluster/reconcile/update"
 	"escale.dev/escale/internal/cluster/scheduler"
 	"escale.dev/escale/internal/cluster/store"
@@ -34,65 +40,98 @@ import (
 	"escale.dev/escale/internal/cluster/store/mem"
 	"escale.dev/escale/internal/cluster/supply"
 	"escale.dev/escale/internal/cluster/swarm"
+	"escale.dev/escale/internal/daemon/membership"
 	"escale.dev/escale/internal/sys/host"
 	"github.com/containerd/errdefs"
 )
 
-// orchestrator keeps apps: this host is a cluster of one node.
+// orchestrator keeps apps: on a host that is alone, or in a cluster.
 type orchestrator struct {
-	d    *Daemon
-	log  *slog.Logger
-	s    store.Store
-	apps *apps.Apps
-	lost error // why there is no store; nothing is kept then
-
-	swarm *swarm.Swarm
-	node  atomic.Pointer[string] // id of this one
+	d      *Daemon
+	log    *slog.Logger
+	part   *membership.Membership
+	apps   *apps.Apps
+	keeper *apps.Apps // of this node's containers
+	swarm  *swarm.Swarm
+	lost   error // why there is no store; nothing is kept then
+	used   atomic.Pointer[cluster.Resources]
 }
 
+var _ membership.Parts = (*orchestrator)(nil)
+
 // openTasks makes containers and files of tasks fit what the orchestrator knows, before a
-// client can start one of them.
+// client can start one of them. Of a node that knows nothing of its cluster yet they stay as
+// they are until a manager has told it.
 func (d *Daemon) openTasks(ctx context.Context) error {
 	o := d.orchestrator
 	if o.lost != nil {
 		return nil
 	}
-	node, err := o.join(ctx)
+	node, err := o.part.Enter(ctx)
 	if err != nil {
 		return fmt.Errorf("node: %w", err)
 	}
-	x := executor.New(node, o.s, newTaskContainers(d), newTaskSupplies(d), o.log)
+	if !o.part.Whole() {
+		return nil
+	}
+	s := o.part.Part()
+	x := executor.New(node, s, newTaskContainers(d), newTaskSupplies(d), o.log)
 	if err := x.Open(ctx); err != nil {
 		return err
 	}
-	d.spans.settle(ctx)
-	return agent.New(node, o.s, x, o.log).Open(ctx)
+	if o.part.Alone() {
+		d.spans.settle(ctx)
+	}
+	return agent.New(node, s, x, o.log).Open(ctx)
 }
 
-// openStore opens what the orchestrator knows. An engine whose store is damaged comes up
-// without it: its containers go on, and who asks for apps is told.
+// openStore opens what the orchestrator knows: what this host's part in a cluster is, and the
+// store that goes with it.
 func (d *Daemon) openStore(context.Context) error {
-	path := filepath.Join(d.cfg.DataRoot, "state.db")
 	o := &orchestrator{d: d, log: d.log.With("component", "orchestrator")}
-	s, err := bolt.Open(path)
-	switch {
-	case errdefs.IsDataLoss(err):
-		o.lost = err
-		o.s = lostStore{mem.New(store.NewState()), err}
-		o.log.Error("APPS ARE NOT KEPT: their store is damaged. What runs goes on. Put a good copy in its place, or take it away to begin without apps, and start the engine again", "file", path, "error", err)
-	case err != nil:
-		return err
-	default:
-		o.s = s
+	program, err := beside("escale-store")
+	if err != nil {
+		program = "escale-store" // who makes a cluster is told that it is missing
 	}
-	o.apps = apps.New(o.s, whoIsOn{d})
+	path := filepath.Join(d.cfg.DataRoot, "state.db")
+	o.part, err = membership.Open(membership.Config{
+		Dir: filepath.Join(d.cfg.DataRoot, "cluster"), RunDir: filepath.Join(d.cfg.ExecRoot, "cluster"), Program: []string{program},
+		Alone: func() (store.Store, error) { return o.openAlone(path) }, Forget: func() error { return remove(path) },
+		Parts: o, Log: d.log.With("component", "cluster"),
+	})
+	if err != nil {
+		return err
+	}
+	d.onClose(o.part.Close)
+	o.apps = apps.New(o.part.Objects(), whoIsOn{d})
+	o.keeper = apps.New(o.part.Part(), whoIsOn{d})
 	o.swarm = o.newSwarm()
 	d.orchestrator = o
-	if d.spans != nil {
-		d.spans.open(o.s)
-	}
-	d.onClose(o.s.Close)
+	d.spans.open(o.part)
 	return nil
+}
+
+// remove removes a file that may not be there.
+func remove(path string) error {
+	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// openAlone opens the store of a host that is in no cluster. An engine whose store is damaged
+// comes up without it: its containers go on, and who asks for apps is told.
+func (o *orchestrator) openAlone(path string) (store.Store, error) {
+	s, err := bolt.Open(path)
+	if errdefs.IsDataLoss(err) {
+		o.lost = err
+		o.log.Error("APPS ARE NOT KEPT: their store is damaged. What runs goes on. Put a good copy in its place, or take it away to begin without apps, and start the engine again", "file", path, "error", err)
+		return lostStore{mem.New(store.NewState()), err}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
 }
 
 // lostStore stands for one that cannot be read: it is empty, and stays so.
@@ -124,48 +163,45 @@ func (d *Daemon) keepApps(ctx context.Context) (release func()) {
 func (o *orchestrator) loops() []loop.Loop {
 	return []loop.Loop{
 		app.Loop{}, replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{}, depend.Loop{}, restart.Loop{}, update.Loop{}, enforce.Loop{}, reaper.Loop{}, allocate.Loop{},
-		scheduler.Loop{Score: scheduler.Scores()[o.d.cfg.Scheduling]},
+		root.Loop{}, sweep.Loop{}, scheduler.Loop{Score: scheduler.Scores()[o.d.cfg.Scheduling]},
 	}
 }
 
-// pause is between an end of the orchestrator that nobody wanted and its next beginning.
-const pause = time.Second
-
-// run keeps apps until ctx ends. It blocks. What runs goes on. In safe mode no container is
+// run keeps apps until ctx ends, and blocks. What runs goes on. In safe mode no container is
 // started by it: the gate of the containers' own restarts is its, too.
-func (o *orchestrator) run(ctx context.Context) {
-	for o.lost == nil {
-		err := o.work(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		o.log.Error("the orchestrator has ended: beginning again", "error", err)
-		select {
-		case <-time.After(pause):
-		case <-ctx.Done():
-		}
+func (o *orchestrator) run(ctx context.Context) { o.part.Run(ctx) }
+
+// Lead implements membership.Parts.
+func (o *orchestrator) Lead(ctx context.Context, s store.Store) error {
+	if o.lost != nil {
+		<-ctx.Done()
+		return nil
 	}
+	return loop.Run(ctx, s, o.log, o.loops()...)
 }
 
-// work runs the loops and this node's part until ctx or one of them ends.
-func (o *orchestrator) work(ctx context.Context) error {
-	node, err := o.join(ctx)
-	if err != nil {
-		return fmt.Errorf("node: %w", err)
+// Manage implements membership.Parts.
+func (o *orchestrator) Manage(ctx context.Context, _ store.Store) error {
+	return o.swarm.Events(ctx, o.d.events.Publish)
+}
+
+// Node implements membership.Parts.
+func (o *orchestrator) Node(ctx context.Context, node string, s store.Store) error {
+	if o.lost != nil {
+		<-ctx.Done()
+		return nil
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	supplies := newTaskSupplies(o.d)
-	x := executor.New(node, o.s, newTaskContainers(o.d), supplies, o.log)
+	x := executor.New(node, s, newTaskContainers(o.d), supplies, o.log)
 	var parts sync.WaitGroup
 	for what, run := range map[string]func() error{
-		"loops": func() error { return loop.Run(ctx, o.s, o.log, o.loops()...) },
-		"agent": func() error { return agent.New(node, o.s, x, o.log).Run(ctx) },
+		"agent": func() error { return agent.New(node, s, x, o.log).Run(ctx) },
 		"mesh": func() error {
-			return mesh.New(node, o.s, &meshEngine{node: node, s: o.s, networks: o.d.networks, overlay: o.d.overlay}, o.log).Run(ctx)
+			return mesh.New(node, s, &meshEngine{node: node, s: s, networks: o.d.networks, overlay: o.d.overlay}, o.log).Run(ctx)
 		},
-		"supplies": func() error { return supply.New(o.s, supplies, o.log).Run(ctx) },
-		"events":   func() error { return o.swarm.Events(ctx, o.d.events.Publish) },
+		"supplies": func() error { return supply.New(s, supplies, o.log).Run(ctx) },
 	} {
 		parts.Go(func() {
 			err := run()
@@ -176,37 +212,72 @@ func (o *orchestrator) work(ctx context.Context) error {
 		})
 	}
 	if o.d.cfg.Scheduling == "usage" {
-		parts.Go(func() { o.measure(ctx, node) })
+		parts.Go(func() { o.measure(ctx, node, s) })
+	}
+	if !o.part.Alone() {
+		parts.Go(func() { o.d.spans.settle(ctx) })
 	}
 	parts.Wait()
 	return context.Cause(ctx)
 }
 
-// join writes what this node is, and gives its id.
-func (o *orchestrator) join(ctx context.Context) (string, error) {
-	nodes := store.List[*cluster.Node](o.s.View())
+// Peers implements membership.Parts.
+func (o *orchestrator) Peers(ctx context.Context, _ *ca.Keeper, l net.Listener) error {
+	<-ctx.Done()
+	return l.Close()
+}
+
+// Idle implements membership.Parts.
+func (o *orchestrator) Idle(ctx context.Context) (bool, error) {
+	list, err := newTaskContainers(o.d).Kept(ctx)
+	if err != nil {
+		return false, err
+	}
+	node := o.part.Node()
+	for _, c := range list {
+		if c.Node == node {
+			return false, nil
+		}
+	}
+	return len((&meshEngine{networks: o.d.networks, overlay: o.d.overlay}).Have()) == 0, nil
+}
+
+// Describe implements membership.Parts.
+func (o *orchestrator) Describe() (string, cluster.NodeStatus) {
+	f := o.d.host
+	s := cluster.NodeStatus{
+		Version: Version, Platform: cluster.Platform{OS: "linux", Architecture: runtime.GOARCH}, EngineLabels: o.labels(), Plugins: o.plugins(),
+		Resources: cluster.Resources{NanoCPUs: int64(f.CPUs) * 1e9, Memory: f.Memory},
+	}
+	if u := o.used.Load(); u != nil {
+		s.Used = *u
+	}
+	return f.Hostname, s
+}
+
+// Enter implements membership.Parts.
+func (o *orchestrator) Enter(ctx context.Context, s store.Store) (string, error) {
+	if o.lost != nil {
+		return "", nil
+	}
+	nodes := store.List[*cluster.Node](s.View())
 	n := &cluster.Node{Meta: cluster.Meta{ID: cluster.NewID()}, Spec: cluster.NodeSpec{Manager: true, Availability: cluster.Active}}
 	change := store.Create
 	if len(nodes) > 0 {
 		n, change = store.Copy(nodes[0]), store.Update
 	}
-	f := o.d.host
-	n.Name = f.Hostname
-	n.Status = cluster.NodeStatus{
-		Ready: true, Since: time.Now().UTC(), Addr: cmp.Or(n.Status.Addr, "127.0.0.1"), Version: Version, Platform: cluster.Platform{OS: "linux", Architecture: runtime.GOARCH},
-		Resources: cluster.Resources{NanoCPUs: int64(f.CPUs) * 1e9, Memory: f.Memory}, EngineLabels: o.labels(), Plugins: o.plugins(),
-		ListenAddr: n.Status.ListenAddr, DataPathAddr: n.Status.DataPathAddr, Manager: n.Status.Manager,
-	}
-	_, err := o.s.Commit(ctx, change(n))
-	o.node.Store(&n.ID)
+	n.Name, n.Status = o.Describe()
+	n.Status.Ready, n.Status.Since, n.Status.Addr = true, time.Now().UTC(), "127.0.0.1"
+	_, err := s.Commit(ctx, change(n))
 	return n.ID, err
 }
 
 // measured is how often the node's usage is looked at.
 const measured = 10 * time.Second
 
-// measure writes how busy this node is, when it is not as busy as it was, until ctx ends.
-func (o *orchestrator) measure(ctx context.Context, node string) {
+// measure notes how busy this node is, when it is not as busy as it was, until ctx ends: who
+// is alone writes it, others tell it.
+func (o *orchestrator) measure(ctx context.Context, node string, s store.Store) {
 	last, err := host.ReadUsage()
 	for err == nil {
 		select {
@@ -224,13 +295,17 @@ func (o *orchestrator) measure(ctx context.Context, node string) {
 			used.NanoCPUs = int64(float64(o.d.host.CPUs) * 1e9 * float64(now.Busy-last.Busy) / float64(ticks))
 		}
 		last = now
-		n, found := store.Find[*cluster.Node](o.s.View(), node)
+		n, found := store.Find[*cluster.Node](s.View(), node)
 		if found != nil || !differs(n.Status.Used, used, n.Status.Resources) {
+			continue
+		}
+		o.used.Store(&used)
+		if !o.part.Alone() {
 			continue
 		}
 		n = store.Copy(n)
 		n.Status.Used = used
-		if _, failed := o.s.Commit(ctx, store.Update(n)); failed != nil && !errdefs.IsConflict(failed) && ctx.Err() == nil {
+		if _, failed := s.Commit(ctx, store.Update(n)); failed != nil && !errdefs.IsConflict(failed) && ctx.Err() == nil {
 			o.log.Warn("how busy this node is cannot be written", "error", failed)
 		}
 	}

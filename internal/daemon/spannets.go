@@ -13,6 +13,7 @@ import (
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
 	"escale.dev/escale/internal/cluster/store/address"
+	"escale.dev/escale/internal/daemon/membership"
 	"escale.dev/escale/internal/network"
 	"github.com/containerd/errdefs"
 	apinetwork "github.com/moby/moby/api/types/network"
@@ -134,8 +135,11 @@ func (n allNetworks) Find(ref string) (network.Info, error) {
 // Create implements engine.Networks. One of the cluster's has its subnets when this returns.
 func (n allNetworks) Create(ctx context.Context, c network.Create) (network.Info, error) {
 	v := n.spans.store().View()
-	if len(store.List[*cluster.Cluster](v)) == 0 || c.Driver != "overlay" {
+	if c.Driver != "overlay" || n.spans.m.Alone() {
 		return n.Manager.Create(ctx, c)
+	}
+	if n.spans.m.State().Phase != membership.Manager {
+		return network.Info{}, errdefs.ErrPermissionDenied.WithMessage("Cannot create a multi-host network from a worker node. Please create the network from a manager node.")
 	}
 	if _, err := n.Inspect(c.Name); err == nil {
 		return network.Info{}, errdefs.ErrConflict.WithMessage(fmt.Sprintf("network with name %s already exists", c.Name))

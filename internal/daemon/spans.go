@@ -14,6 +14,7 @@ import (
 	"escale.dev/escale/internal/cluster/store"
 	"escale.dev/escale/internal/cluster/store/address"
 	"escale.dev/escale/internal/cluster/store/mem"
+	"escale.dev/escale/internal/daemon/membership"
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/network/overlay"
 	"github.com/containerd/errdefs"
@@ -23,8 +24,8 @@ import (
 // gives out their addresses.
 type spans struct {
 	d      *Daemon
-	opened chan struct{} // closed when s is there
-	s      store.Store
+	opened chan struct{} // closed when m is there
+	m      *membership.Membership
 	none   store.Store // is empty, until then
 }
 
@@ -34,19 +35,23 @@ func newSpans(d *Daemon) *spans {
 	return &spans{d: d, opened: make(chan struct{}), none: mem.New(store.NewState())}
 }
 
-// open says which store there is.
-func (s *spans) open(of store.Store) {
-	s.s = of
+// open says what this node's part in a cluster is.
+func (s *spans) open(m *membership.Membership) {
+	s.m = m
 	close(s.opened)
 }
 
+// store is that in which all networks are that this node knows: on a manager all there are.
 func (s *spans) store() store.Store {
 	select {
 	case <-s.opened:
-		return s.s
 	default:
 		return s.none
 	}
+	if st := s.m.State(); st.Phase == membership.Manager && st.Ready || st.Phase == membership.Alone {
+		return s.m.Objects()
+	}
+	return s.m.Part()
 }
 
 // opening waits for the store, which an engine opens after its containers, of which some may
@@ -62,10 +67,12 @@ func (s *spans) opening(ctx context.Context) {
 
 // node is the id of this one; "" before it has joined.
 func (s *spans) node() string {
-	if list := store.List[*cluster.Node](s.store().View()); len(list) == 1 {
-		return list[0].ID
+	select {
+	case <-s.opened:
+		return s.m.Node()
+	default:
+		return ""
 	}
-	return ""
 }
 
 // whole is how long one waits for a network that was made just now to get its subnets.
@@ -169,39 +176,10 @@ func (*spans) Pools(_ context.Context, ask network.PoolRequest) ([]network.Subne
 // given; any other one gets its own, which the cluster notes.
 func (s *spans) Take(ctx context.Context, r *network.AddressRequest) (netip.Prefix, error) {
 	s.opening(ctx)
-	for {
-		v := s.store().View()
-		n, err := store.Find[*cluster.Network](v, r.Network)
-		if err != nil {
-			return netip.Prefix{}, err
-		}
-		if r.Want.IsValid() && s.isTasks(v, r) {
-			return netip.PrefixFrom(r.Want, r.Subnet.Bits()), nil
-		}
-		if !n.Spec.Create.Attachable {
-			return netip.Prefix{}, errdefs.ErrPermissionDenied.WithMessage(fmt.Sprintf("Could not attach to network %s: rpc error: code = PermissionDenied desc = network %s not manually attachable", n.Spec.Name, n.Spec.Name))
-		}
-		b := address.Open(v, n)
-		var p netip.Prefix
-		if r.Want.IsValid() {
-			p, err = b.Want(r.Want)
-		} else {
-			p, err = b.TakeOf(r.Subnet)
-		}
-		if err != nil {
-			return p, err
-		}
-		to := &b.Network().Status
-		at := slices.IndexFunc(to.Attached, func(a cluster.Attached) bool { return a.Endpoint == r.Endpoint && a.Node == s.node() })
-		if at < 0 {
-			to.Attached = append(to.Attached, cluster.Attached{Node: s.node(), Container: r.Container, Endpoint: r.Endpoint})
-			at = len(to.Attached) - 1
-		}
-		to.Attached[at].Addrs = append(to.Attached[at].Addrs, p)
-		if _, err = s.store().Commit(ctx, store.Update(b.Network())); !errdefs.IsConflict(err) {
-			return p, err
-		}
+	if r.Want.IsValid() && s.isTasks(s.m.Part().View(), r) {
+		return netip.PrefixFrom(r.Want, r.Subnet.Bits()), nil
 	}
+	return s.m.Attach(ctx, address.Guest{Node: s.node(), Network: r.Network, Container: r.Container, Endpoint: r.Endpoint, Subnet: r.Subnet, Want: r.Want})
 }
 
 // isTasks tells whether a container's address is that of its task on this node.
@@ -216,31 +194,18 @@ func (s *spans) isTasks(v store.View, r *network.AddressRequest) bool {
 
 // GiveBack implements network.Addresses.
 func (s *spans) GiveBack(ctx context.Context, endpoint string) {
-	s.giveBack(ctx, func(a cluster.Attached) bool { return a.Endpoint == endpoint })
+	for _, n := range store.List[*cluster.Network](s.store().View()) {
+		if slices.ContainsFunc(n.Status.Attached, func(a cluster.Attached) bool { return a.Endpoint == endpoint && a.Container != "" }) {
+			s.detach(ctx, endpoint, nil)
+			return
+		}
+	}
 }
 
-// giveBack drops those that this node's containers have and that are meant.
-func (s *spans) giveBack(ctx context.Context, meant func(cluster.Attached) bool) {
-	node := s.node()
-	for _, n := range store.List[*cluster.Network](s.store().View()) {
-		for {
-			c := store.Copy(n)
-			c.Status.Attached = slices.DeleteFunc(c.Status.Attached, func(a cluster.Attached) bool { return a.Node == node && a.Container != "" && meant(a) })
-			if len(c.Status.Attached) == len(n.Status.Attached) {
-				break
-			}
-			_, err := s.store().Commit(ctx, store.Update(c))
-			if err == nil || errdefs.IsNotFound(err) {
-				break
-			}
-			if !errdefs.IsConflict(err) {
-				s.d.log.Error("addresses of containers that have gone stay taken until the engine starts anew", "network", n.Spec.Name, "error", err)
-				break
-			}
-			if n, err = store.Find[*cluster.Network](s.store().View(), n.ID); err != nil {
-				break
-			}
-		}
+// detach gives back what an endpoint had, or, of "", what all had that are not left.
+func (s *spans) detach(ctx context.Context, endpoint string, left []string) {
+	if err := s.m.Detach(ctx, endpoint, left); err != nil && ctx.Err() == nil {
+		s.d.log.Error("addresses of containers that have gone stay taken until the engine starts anew", "error", err)
 	}
 }
 
@@ -249,8 +214,13 @@ func (*spans) Drop(context.Context, string) {}
 
 // settle gives back what containers had that an engine was killed beside.
 func (s *spans) settle(ctx context.Context) {
-	live := s.endpoints()
-	s.giveBack(ctx, func(a cluster.Attached) bool { return !live[a.Endpoint] })
+	live, node := s.endpoints(), s.node()
+	for _, n := range store.List[*cluster.Network](s.store().View()) {
+		if slices.ContainsFunc(n.Status.Attached, func(a cluster.Attached) bool { return a.Node == node && a.Container != "" && !live[a.Endpoint] }) {
+			s.detach(ctx, "", slices.Collect(maps.Keys(live)))
+			return
+		}
+	}
 }
 
 // endpoints are those of the containers that there are.

@@ -11,27 +11,24 @@ import (
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/ca"
+	"escale.dev/escale/internal/cluster/store/seal"
 	"escale.dev/escale/internal/cluster/swarm"
 	"escale.dev/escale/internal/container"
+	"escale.dev/escale/internal/daemon/membership"
 	"escale.dev/escale/internal/logs"
 	"escale.dev/escale/internal/network"
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/pkg/authconfig"
 	"github.com/moby/moby/api/types/registry"
+	apiswarm "github.com/moby/moby/api/types/swarm"
 )
 
 // newSwarm makes the swarm's part of the orchestrator.
 func (o *orchestrator) newSwarm() *swarm.Swarm {
 	d := o.d
 	return swarm.New(swarm.Config{
-		Store: o.s, Authority: authority{}, Images: serviceImages{registries{d.registry, d.images, d.events}, newTaskSupplies(d)},
+		Store: o.part.Objects(), Membership: swarmPart{o.part}, Authority: authority{}, Images: serviceImages{registries{d.registry, d.images, d.events}, newTaskSupplies(d)},
 		Networks: localNetworks{d.networks}, Logs: taskLogs{d.containers},
-		Node: func() string {
-			if id := o.node.Load(); id != nil {
-				return *id
-			}
-			return ""
-		},
 		Addrs: o.hostAddrs, Now: func() time.Time { return time.Now().UTC() },
 		NewName: func() string { return strings.ReplaceAll(container.NewName(), ".", "-") },
 	})
@@ -61,6 +58,29 @@ func (authority) Token(cert []byte, secret string) (string, error) {
 
 // NewSecret implements swarm.Authority.
 func (authority) NewSecret() string { return ca.NewSecret() }
+
+// NewUnlockKey implements swarm.Authority.
+func (authority) NewUnlockKey() string { return seal.NewKey().String() }
+
+// swarmPart is this host's part in a cluster, as Docker's swarm has it.
+type swarmPart struct{ *membership.Membership }
+
+// Part implements swarm.Membership.
+func (p swarmPart) Part() swarm.Part {
+	s := p.State()
+	out := swarm.Part{
+		Node: s.Node, In: s.Phase != membership.Alone, Manager: s.Phase == membership.Manager, Ready: s.Ready, Locked: s.Locked, Addr: s.Addr, Err: s.Failed,
+	}
+	for _, m := range s.Managers {
+		out.Managers = append(out.Managers, apiswarm.Peer{NodeID: m.Node, Addr: m.Addr})
+	}
+	return out
+}
+
+// Join implements swarm.Membership.
+func (p swarmPart) Join(ctx context.Context, j swarm.Joining) error {
+	return p.Membership.Join(ctx, membership.Joining(j))
+}
 
 // asking is how long a registry has to tell what a name stands for.
 const asking = 10 * time.Second

@@ -56,6 +56,9 @@ func placeOf(v store.View, o cluster.Object, raw json.RawMessage) place {
 		if o.Spec.Create != nil && o.Spec.Create.Ingress {
 			p.shared = append(p.shared, ingress)
 		}
+		if o.Spec.Create != nil && o.Spec.Create.Attachable {
+			p.shared = append(p.shared, everybody) // a container of any node may want it
+		}
 	case *cluster.Volume:
 		p.shared = []string{"volume:" + o.Spec.Name}
 	case *cluster.Secret, *cluster.Config:
@@ -188,6 +191,11 @@ type wants struct {
 // wantsOf says what a node needs for its tasks.
 func wantsOf(v store.View, node string) wants {
 	w := wants{map[string]bool{everybody: true, ingress: true, "self:" + node: true, "tasks:" + node: true}, map[Ref]bool{}}
+	for _, n := range store.List[*cluster.Network](v) {
+		if slices.ContainsFunc(n.Status.Attached, func(a cluster.Attached) bool { return a.Node == node && a.Container != "" }) {
+			w.topics["net:"+n.Spec.Name] = true
+		}
+	}
 	for _, t := range store.List[*cluster.Task](v, store.OnNode(node)) {
 		if t.Status.State.Before(cluster.TaskAssigned) {
 			continue

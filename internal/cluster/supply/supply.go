@@ -89,7 +89,10 @@ func (w *Worker) one(ctx context.Context, o cluster.Object, remove func() error,
 			return false
 		}
 	}
-	if _, err := w.s.Commit(ctx, store.Delete(o)); err != nil && !errdefs.IsNotFound(err) && ctx.Err() == nil {
+	switch _, err := w.s.Commit(ctx, store.Delete(o)); {
+	case err == nil, errdefs.IsNotFound(err), ctx.Err() != nil:
+	case errdefs.IsPermissionDenied(err): // of a cluster: who leads it removes the object
+	default:
 		if !errdefs.IsConflict(err) { // it was changed meanwhile: maybe it is wanted again
 			log.Error("its object cannot be removed: trying again", "error", err)
 		}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net/netip"
 	"reflect"
-	"slices"
 	"time"
 
 	"escale.dev/escale/internal/cluster"
@@ -72,8 +71,6 @@ func check(s *swarm.Spec) error {
 		return invalid("minimum certificate expiry time is: %s", minExpiry)
 	case s.Dispatcher.HeartbeatPeriod < 0:
 		return invalid("heartbeat time period cannot be a negative duration")
-	case s.EncryptionConfig.AutoLockManagers:
-		return say(errdefs.ErrNotImplemented, "autolock is not there: a manager's keys are not encrypted at rest")
 	case len(ca.ExternalCAs) > 0:
 		return say(errdefs.ErrNotImplemented, "external certificate authorities are not supported")
 	case ca.SigningCACert != "" || ca.SigningCAKey != "":
@@ -123,11 +120,14 @@ func subnetFits(p netip.Prefix, size uint32) error {
 // Init makes a swarm of this host, and gives the id of this node.
 func (s *Swarm) Init(ctx context.Context, r swarm.InitRequest) (string, error) {
 	v := s.Store.View()
-	if _, err := the(v); err == nil && !r.ForceNewCluster {
+	part := s.Membership.Part()
+	switch {
+	case r.ForceNewCluster && !part.Manager:
+		return "", say(errdefs.ErrUnavailable, "This node is not a swarm manager: only a manager has what a new cluster could be made of.")
+	case r.ForceNewCluster:
+		return part.Node, s.Membership.Force(ctx)
+	case part.In:
 		return "", errInSwarm
-	}
-	if r.ForceNewCluster {
-		return "", say(errdefs.ErrNotImplemented, "--force-new-cluster is not there yet: the last manager has its swarm anyway")
 	}
 	if r.AutoLockManagers {
 		r.Spec.EncryptionConfig.AutoLockManagers = true
@@ -166,7 +166,10 @@ func (s *Swarm) Init(ctx context.Context, r swarm.InitRequest) (string, error) {
 		RootCA: root.Cert, Key: root.Key, WorkerSecret: s.Authority.NewSecret(), ManagerSecret: s.Authority.NewSecret(),
 		AddressPools: list, SubnetSize: size, DataPathPort: uint16(dataPort),
 	}
-	_, err = s.Store.Commit(ctx, store.Create(c), store.Update(node))
+	if spec.EncryptionConfig.AutoLockManagers {
+		c.Status.UnlockKey = s.Authority.NewUnlockKey()
+	}
+	err = s.Membership.Found(ctx, c, node)
 	if errdefs.IsAlreadyExists(err) {
 		return "", errInSwarm
 	}
@@ -175,7 +178,7 @@ func (s *Swarm) Init(ctx context.Context, r swarm.InitRequest) (string, error) {
 
 // placed is this node with the addresses that a request gives it.
 func (s *Swarm) placed(v store.View, r swarm.InitRequest) (*cluster.Node, error) {
-	node, err := store.Find[*cluster.Node](v, s.Node())
+	node, err := store.Find[*cluster.Node](v, s.Membership.Part().Node)
 	if err != nil {
 		return nil, say(errdefs.ErrUnavailable, "the engine is not ready for a swarm yet: its own node is not known")
 	}
@@ -192,7 +195,7 @@ func (s *Swarm) placed(v store.View, r swarm.InitRequest) (*cluster.Node, error)
 	node.Status.Addr, node.Status.ListenAddr = advertised.Addr().String(), netAddr(addr, at)
 	node.Status.Manager = &cluster.ManagerStatus{Leader: true, Reachable: true, Addr: advertised.String()}
 	if r.DataPathAddr != "" {
-		a, err := h.addr(r.DataPathAddr, say(errdefs.ErrInvalidArgument, "data path address must be a non-zero IP address or network interface (without a port number)"))
+		a, err := h.addr(r.DataPathAddr, errBadDataPath)
 		if err != nil {
 			return nil, err
 		}
@@ -206,98 +209,6 @@ func netAddr(addr, at string) string {
 		return "[" + addr + "]:" + at
 	}
 	return addr + ":" + at
-}
-
-// Leave ends this node's part in the swarm. The last manager's takes all services,
-// tasks, secrets and configs of the swarm along; apps stay. It blocks until the tasks
-// have gone.
-func (s *Swarm) Leave(ctx context.Context, force bool) error {
-	if _, err := the(s.Store.View()); err != nil {
-		return errNoSwarm
-	}
-	if !force {
-		return say(errdefs.ErrUnavailable, "You are attempting to leave the swarm on a node that is participating as a manager. Removing the last manager erases all current state of the swarm. Use `--force` to ignore this message. ")
-	}
-	for {
-		w, err := s.Store.Watch(s.Store.View().Revision())
-		if err != nil {
-			return err
-		}
-		v := s.Store.View()
-		last := leftovers(v)
-		if len(last) == 0 {
-			return nil
-		}
-		if changes := leaving(v, last); len(changes) > 0 {
-			if _, err := s.Store.Commit(ctx, changes...); err != nil && !errdefs.IsConflict(err) && !errdefs.IsNotFound(err) {
-				return err
-			}
-			continue
-		}
-		if _, err := w.Next(ctx); err != nil && !errdefs.IsOutOfRange(err) {
-			return err
-		}
-	}
-}
-
-// leftovers is what is left of a swarm, in the order in which it goes: services, their
-// tasks, what they used, and the swarm itself.
-func leftovers(v store.View) (out []cluster.Object) {
-	out = mine(out, store.List[*cluster.Service](v))
-	for _, t := range store.List[*cluster.Task](v) {
-		if t.App == "" {
-			out = append(out, t)
-		}
-	}
-	if len(out) > 0 {
-		return out
-	}
-	out = mine(out, store.List[*cluster.Network](v))
-	out = mine(out, store.List[*cluster.Secret](v))
-	out = mine(out, store.List[*cluster.Config](v))
-	if len(out) > 0 {
-		return out
-	}
-	return mine(out, store.List[*cluster.Cluster](v))
-}
-
-// mine appends what no app has.
-func mine[T cluster.Object](out []cluster.Object, list []T) []cluster.Object {
-	for _, o := range list {
-		if o.Base().Owner == "" {
-			out = append(out, o)
-		}
-	}
-	return out
-}
-
-// leaving are the changes by which it goes; tasks go by themselves.
-func leaving(v store.View, list []cluster.Object) (out []store.Change) {
-	for _, o := range list {
-		if len(out) >= store.MaxChanges-2 {
-			break
-		}
-		switch o := o.(type) {
-		case *cluster.Task:
-		case *cluster.Network: // the engine's goes first
-			if !o.Spec.Removed {
-				o = store.Copy(o)
-				o.Spec.Removed = true
-				out = append(out, store.Update(o))
-			}
-		case *cluster.Cluster:
-			out = append(out, store.Delete(o))
-			for _, n := range store.List[*cluster.Node](v) {
-				n = store.Copy(n)
-				n.Spec = cluster.NodeSpec{Manager: true, Availability: cluster.Active}
-				n.Status.Manager, n.Status.ListenAddr, n.Status.DataPathAddr = nil, "", ""
-				out = append(out, store.Update(n))
-			}
-		default:
-			out = append(out, store.Delete(o))
-		}
-	}
-	return out
 }
 
 // Inspect tells of the swarm, and the tokens by which nodes join.
@@ -368,8 +279,11 @@ func (s *Swarm) Update(ctx context.Context, version uint64, asked swarm.Spec, ro
 	if rotate.ManagerToken {
 		c.Status.ManagerSecret = s.Authority.NewSecret()
 	}
-	if rotate.UnlockKey {
-		return say(errdefs.ErrNotImplemented, "autolock is not there: there is no unlock key")
+	switch locks := spec.EncryptionConfig.AutoLockManagers; {
+	case !locks:
+		c.Status.UnlockKey = ""
+	case rotate.UnlockKey || c.Status.UnlockKey == "":
+		c.Status.UnlockKey = s.Authority.NewUnlockKey()
 	}
 	_, err = s.Store.Commit(ctx, store.Update(c))
 	return written(err)
@@ -382,61 +296,6 @@ func (s *Swarm) UnlockKey() (string, error) {
 		return "", err
 	}
 	return c.Status.UnlockKey, nil
-}
-
-// Unlock opens the store of a manager that is locked. Conflict: none is.
-func (s *Swarm) Unlock(context.Context, swarm.UnlockRequest) error {
-	if _, err := the(s.Store.View()); err != nil {
-		return errNoSwarm
-	}
-	return say(errdefs.ErrConflict, "swarm is not locked")
-}
-
-// Join makes this host a node of a swarm that is there.
-func (s *Swarm) Join(context.Context, swarm.JoinRequest) error {
-	if _, err := the(s.Store.View()); err == nil {
-		return errInSwarm
-	}
-	return say(errdefs.ErrNotImplemented, "joining the swarm of other hosts is not there yet")
-}
-
-// Info is what this node tells of itself to whoever asks.
-func (s *Swarm) Info() swarm.Info {
-	v := s.Store.View()
-	c, err := the(v)
-	if err != nil {
-		return swarm.Info{LocalNodeState: swarm.LocalNodeStateInactive}
-	}
-	out := swarm.Info{NodeID: s.Node(), LocalNodeState: swarm.LocalNodeStateActive, ControlAvailable: true}
-	for _, n := range store.List[*cluster.Node](v) {
-		out.Nodes++
-		if n.ID == out.NodeID {
-			out.NodeAddr = n.Status.Addr
-		}
-		if n.Spec.Manager {
-			out.Managers++
-		}
-		if m := n.Status.Manager; m != nil {
-			out.RemoteManagers = append(out.RemoteManagers, swarm.Peer{NodeID: n.ID, Addr: m.Addr})
-		}
-	}
-	slices.SortFunc(out.RemoteManagers, func(a, b swarm.Peer) int {
-		if a.NodeID == out.NodeID {
-			return -1
-		}
-		return 0
-	})
-	i := info(c)
-	out.Cluster = &i
-	return out
-}
-
-// State is the word for this node's part in a swarm, as /_ping gives it.
-func (s *Swarm) State() string {
-	if _, err := the(s.Store.View()); err != nil {
-		return "inactive"
-	}
-	return "active/manager"
 }
 
 // availabilityOf reads an availability; "" is active.

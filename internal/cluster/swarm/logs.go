@@ -100,7 +100,7 @@ type many struct {
 
 // open opens the log of a task of this node. NotFound when it has none.
 func (m *many) open(t *cluster.Task) (logs.Reader, error) {
-	if t.Status.Container == nil || t.Node != m.s.Node() {
+	if t.Status.Container == nil || t.Node != m.s.Membership.Part().Node {
 		return nil, errdefs.ErrNotFound
 	}
 	return m.s.Logs.Open(m.ctx, t.Status.Container.ID, m.o)

@@ -28,6 +28,8 @@ type Authority interface {
 	Token(cert []byte, secret string) (string, error)
 	// NewSecret is the secret part of a token that nobody has.
 	NewSecret() string
+	// NewUnlockKey is a key to lock managers with.
+	NewUnlockKey() string
 }
 
 // Image is what the name of an image stands for.
@@ -53,18 +55,55 @@ type Networks interface {
 
 // Config is what a Swarm needs; all of it must be set.
 type Config struct {
-	Store     store.Store
-	Authority Authority
-	Images    Images
-	Networks  Networks
-	// Node is the id of this node; "" as long as it has none.
-	Node func() string
+	Store      store.Store
+	Authority  Authority
+	Images     Images
+	Networks   Networks
+	Membership Membership
 	// Addrs are the addresses of the host, by interface.
 	Addrs func() ([]Interface, error)
 	Now   func() time.Time
 	// NewName makes a name for a service that got none.
 	NewName func() string
 	Logs    Logs
+}
+
+// Membership is this host's part in a swarm. Errors carry a kind and, where they are for
+// clients, Docker's words.
+type Membership interface {
+	// Part tells what it is now.
+	Part() Part
+	// Found makes a swarm of this host: c and n are to be written. AlreadyExists.
+	Found(ctx context.Context, c *cluster.Cluster, n *cluster.Node) error
+	// Force has the swarm go on with this manager alone, when the others are lost for good.
+	Force(ctx context.Context) error
+	// Join makes this host a node of a swarm. AlreadyExists; context.DeadlineExceeded: it goes on.
+	Join(ctx context.Context, j Joining) error
+	// Leave has it be in no swarm. NotFound.
+	Leave(ctx context.Context) error
+	// Unlock opens the store of a manager that is locked. Conflict: it is not.
+	Unlock(ctx context.Context, key string) error
+}
+
+// Part is this host's part in a swarm.
+type Part struct {
+	Node     string // id; "" as long as it has none
+	In       bool   // it is in a swarm
+	Manager  bool
+	Ready    bool   // it is what it is to be
+	Locked   bool   // a manager whose store nobody has unlocked
+	Addr     string // by which the others reach it
+	Err      string
+	Managers []swarm.Peer
+}
+
+// Joining is how a host comes into a swarm: addresses are host:port.
+type Joining struct {
+	Managers     []string
+	Token        string
+	Listen, Addr string // Addr "": by which it reaches a manager
+	DataPath     string
+	Availability string
 }
 
 // Interface is a network interface of the host.
@@ -84,6 +123,7 @@ func New(c Config) *Swarm { return &Swarm{c} }
 var (
 	errNoSwarm    = errdefs.ErrUnavailable.WithMessage("This node is not part of a swarm")
 	errNoManager  = errdefs.ErrUnavailable.WithMessage(`This node is not a swarm manager. Use "docker swarm init" or "docker swarm join" to connect this node to swarm and try again.`)
+	errWorker     = errdefs.ErrUnavailable.WithMessage("This node is not a swarm manager. Worker nodes can't be used to view or modify cluster state. Please run this command on a manager node or promote the current node to a manager.")
 	errInSwarm    = errdefs.ErrUnavailable.WithMessage(`This node is already part of a swarm. Use "docker swarm leave" to leave this swarm and join another one.`)
 	errOutOfOrder = fmt.Errorf("rpc error: code = Unknown desc = update out of sequence")
 )
@@ -110,13 +150,22 @@ func invalid(format string, args ...any) error {
 	return rpc(errdefs.ErrInvalidArgument, format, args...)
 }
 
-// the gives the swarm of a view. Unavailable when there is none.
+// the gives the swarm of a view. Unavailable when there is none, or this node knows nothing of
+// it: then the view has the node alone, which says why.
 func the(v store.View) (*cluster.Cluster, error) {
 	c, err := store.Named[*cluster.Cluster](v, cluster.DefaultCluster)
-	if err != nil {
-		return nil, errNoManager
+	if err == nil {
+		return c, nil
 	}
-	return c, nil
+	for _, n := range store.List[*cluster.Node](v) {
+		switch {
+		case n.Status.Message != "":
+			return nil, errdefs.ErrUnavailable.WithMessage(n.Status.Message)
+		case !n.Spec.Manager:
+			return nil, errWorker
+		}
+	}
+	return nil, errNoManager
 }
 
 // find gives the object that people mean; what is its kind's name in messages.

@@ -19,10 +19,11 @@ import (
 
 // Joining is how a host comes into a cluster that is there.
 type Joining struct {
-	Managers     []string // host:port; one of them has to answer
-	Token        string
-	Listen       string // host:port on which the node is called, once it is a manager
-	Addr         string // host:port that the others are told; "": the address by which it reaches a manager
+	Managers []string // host:port; one of them has to answer
+	Token    string
+	// Listen is where the node is called, once it is a manager, and Addr what the others are
+	// told, "" for the address by which it reaches a manager: host:port.
+	Listen, Addr string
 	DataPath     string // address of the overlay networks' packets; "": that of Addr
 	Availability string
 }
@@ -32,7 +33,7 @@ const joins = 20 * time.Second
 
 // Join makes this host a node. It blocks until the node is connected and, with the token of a
 // manager, one of those that keep the store. Kinds as those of node.Join; AlreadyExists when it
-// is in a cluster; Conflict when it keeps apps; DeadlineExceeded when it takes longer: it goes on then.
+// is in a cluster; Conflict when it keeps apps; context.DeadlineExceeded when it takes longer: it goes on then.
 func (m *Membership) Join(ctx context.Context, j Joining) error {
 	if err := m.turn(ctx, func(ctx context.Context) error { return m.join(ctx, j) }); err != nil {
 		return err
@@ -46,7 +47,7 @@ func (m *Membership) Join(ctx context.Context, j Joining) error {
 		select {
 		case <-time.After(raised / 4):
 		case <-ctx.Done():
-			return fmt.Errorf("timeout was reached before node joined: %w", errdefs.ErrDeadlineExceeded)
+			return fmt.Errorf("joining: %w", context.DeadlineExceeded)
 		}
 	}
 }

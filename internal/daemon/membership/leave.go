@@ -166,6 +166,62 @@ func (m *Membership) lastView(ctx context.Context, r record) (v store.View, err 
 	return st.View(), nil
 }
 
+// Force has the cluster go on with this manager alone, whatever became of the others: they are
+// to be managers no more, and have to join anew. It blocks until the store answers.
+func (m *Membership) Force(ctx context.Context) error {
+	err := m.turn(ctx, func(context.Context) error {
+		m.mu.Lock()
+		r := m.rec
+		m.mu.Unlock()
+		if r.Phase != manager {
+			return fmt.Errorf("this host is no manager: %w", errdefs.ErrFailedPrecondition)
+		}
+		r.Force, r.Fresh = true, false
+		if err := r.write(m.cfg.Dir); err != nil {
+			return err
+		}
+		return m.enter(r)
+	})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, begun)
+	defer cancel()
+	for {
+		m.mu.Lock()
+		s := m.server
+		m.mu.Unlock()
+		if s != nil && s.open() {
+			err = m.alonely(ctx, s)
+			if err == nil {
+				return nil
+			}
+		}
+		select {
+		case <-time.After(raised):
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("the new cluster's store does not answer: %w", errdefs.ErrUnavailable), err)
+		}
+	}
+}
+
+// alonely writes that this node is the only manager.
+func (m *Membership) alonely(ctx context.Context, s *server) error {
+	var changes []store.Change
+	for _, n := range store.List[*cluster.Node](s.store.Load().View()) {
+		if n.ID != s.rec.Node && (n.Spec.Manager || n.Status.Manager != nil) {
+			n = store.Copy(n)
+			n.Spec.Manager, n.Status.Manager = false, nil
+			changes = append(changes, store.Update(n))
+		}
+	}
+	if len(changes) == 0 {
+		return nil
+	}
+	_, err := s.store.Load().Commit(ctx, changes...)
+	return err
+}
+
 // keepsakes are what a host has of a cluster that is no more: its apps, with all of theirs.
 func keepsakes(v store.View, node string) (out []cluster.Object) {
 	for _, w := range store.Writes(v) {

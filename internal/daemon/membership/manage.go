@@ -70,7 +70,7 @@ func (m *Membership) rule(ctx context.Context, s *server, st *etcd.Store, l net.
 	keeper, member := m.keeper, m.member
 	m.mu.Unlock()
 	api := node.New(keeper, &node.Members{Store: st, Seat: s.seat}, m.log)
-	member.SetSigner(api.SignOwn)
+	member.SetSigner(api.Sign)
 	defer member.SetSigner(nil)
 	return all(ctx, map[string]func(context.Context) error{
 		"nodes":  func(ctx context.Context) error { return api.Serve(ctx, l) },

@@ -11,7 +11,9 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -20,6 +22,7 @@ import (
 	"escale.dev/escale/internal/cluster/ca"
 	"escale.dev/escale/internal/cluster/dispatch"
 	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/address"
 	"escale.dev/escale/internal/cluster/store/mem"
 	"escale.dev/escale/internal/cluster/store/seal"
 	"github.com/containerd/errdefs"
@@ -147,6 +150,7 @@ func (m *Membership) enter(r record) error {
 // What is said to clients of a node whose part is not whole.
 const (
 	errStarting = "The manager is starting: its store is not open yet. Try again in a moment."
+	errRemoved  = "This node was removed from its swarm. Use \"docker swarm leave\" to leave it, and join anew."
 	errLeaving  = "This node is leaving its swarm."
 	errLocked   = "Swarm is encrypted and needs to be unlocked before it can be used. Please use \"docker swarm unlock\" to unlock it."
 )
@@ -224,9 +228,16 @@ func (m *Membership) Whole() bool {
 
 var errCut = errors.New("not asked to wait")
 
+// The phases that State tells.
+const (
+	Alone   = string(alone)
+	Worker  = string(worker)
+	Manager = string(manager)
+)
+
 // State is this host's part in words.
 type State struct {
-	Phase    string // "", worker, manager, leaving
+	Phase    string // Alone, Worker, Manager, or that it is leaving
 	Node     string
 	Addr     string // by which the others reach it
 	Locked   bool
@@ -242,6 +253,9 @@ func (m *Membership) State() State {
 	s := State{Phase: string(m.rec.Phase), Node: m.node, Addr: m.rec.host(), Failed: m.failed, Locked: m.failed == errLocked}
 	if m.remote != nil {
 		s.Managers = m.remote.Managers()
+		if errdefs.IsPermissionDenied(m.remote.Err()) {
+			s.Failed = errRemoved
+		}
 	}
 	s.Ready = m.rec.Phase == alone || m.rec.Phase == worker && m.remote != nil && m.remote.Connected() || m.server != nil && m.server.open()
 	return s
@@ -423,3 +437,39 @@ func (m *Membership) attend(ctx context.Context) error {
 }
 
 var errInCluster = fmt.Errorf("this host is in a cluster already: %w", errdefs.ErrAlreadyExists)
+
+// Attach gives a container that no task has its address on a network of the cluster; kinds as
+// those of address.Attach. It blocks.
+func (m *Membership) Attach(ctx context.Context, g address.Guest) (netip.Prefix, error) {
+	s, member, remote := m.asked()
+	if s == nil {
+		return member.Attach(ctx, remote.Managers(), g)
+	}
+	return address.Attach(ctx, s, g)
+}
+
+// Detach gives back what an endpoint of this node's had, or, of "", what all had that are not
+// left. It blocks.
+func (m *Membership) Detach(ctx context.Context, endpoint string, left []string) error {
+	s, member, remote := m.asked()
+	if s == nil {
+		return member.Detach(ctx, remote.Managers(), endpoint, left)
+	}
+	return address.Detach(ctx, s, m.Node(), func(is string) bool {
+		if endpoint != "" {
+			return is == endpoint
+		}
+		return !slices.Contains(left, is)
+	})
+}
+
+// asked is who changes what is not the node's own to change: the store of this host, or those
+// by which managers are asked.
+func (m *Membership) asked() (store.Store, *node.Member, *dispatch.Remote) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.rec.Phase == worker || m.rec.Phase == manager && (m.server == nil || !m.server.open()) {
+		return nil, m.member, m.remote
+	}
+	return &m.objects, nil, nil
+}

@@ -20,7 +20,7 @@ type Config struct {
 	Name   string // of this member, one of a kind in the cluster: the node's id
 	Dir    string // of its data, made when it is not there
 	Socket string // on which it answers this machine
-	Listen string // URL on which other members reach it: https://ADDRESS:PORT
+	Listen string // URL on which other members reach it: https://ADDRESS:PORT, or unixs://PATH of a socket to which they are led
 	// Advertise is that URL as the others see it; "" is Listen.
 	Advertise string `json:",omitempty"`
 
