@@ -20,6 +20,9 @@ const (
 	Flag    = "--handed"
 )
 
+// DevCluster is the word that makes escaled the command line of `cluster dev`.
+const DevCluster = "cluster-dev"
+
 // Engine is the engine that commands are meant for.
 type Engine struct {
 	Name                        string // of the program, as it was called
