@@ -38,6 +38,7 @@ type cluster struct {
 	Nodes  []*node
 	dir    string
 	lock   *os.File
+	engine string // program
 }
 
 // node is a machine of it.
@@ -71,6 +72,9 @@ func open(name string, fresh bool) (*cluster, error) {
 		return nil, err
 	}
 	var err error
+	if c.engine, err = os.Executable(); err != nil {
+		return nil, err
+	}
 	if c.lock, err = os.OpenFile(filepath.Join(c.dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
 		return nil, err
 	}

@@ -57,17 +57,13 @@ func (n *node) start(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	program, err := os.Executable()
-	if err != nil {
-		return err
-	}
 	config := filepath.Join(n.data(), "daemon.json")
 	if _, err := os.Stat(config); errors.Is(err, fs.ErrNotExist) {
 		if err := os.WriteFile(config, []byte("{}\n"), 0o600); err != nil {
 			return err
 		}
 	}
-	cmd := exec.Command(program, append([]string{
+	cmd := exec.Command(n.c.engine, append([]string{
 		"--instance", n.instance(), "--config-file", config, "--data-root", filepath.Join(n.data(), "data"), "--exec-root", filepath.Join(n.run(), "exec"),
 		"--pidfile", n.pidfile(), "--cgroup-parent", n.cgroup() + "/containers", "-H", "unix://" + n.socket(),
 	}, n.Options...)...)
@@ -148,18 +144,20 @@ func (n *node) answers(ctx context.Context, ended <-chan error) error {
 	}
 }
 
-// lastWords is the last line of the engine's log.
+// lastWords are the last lines of the engine's log.
 func (n *node) lastWords() string {
 	f, err := os.Open(n.log())
 	if err != nil {
 		return err.Error()
 	}
 	defer f.Close()
-	last := ""
+	var last []string
 	for s := bufio.NewScanner(f); s.Scan(); {
-		last = s.Text()
+		if last = append(last, s.Text()); len(last) > 3 {
+			last = last[1:]
+		}
 	}
-	return last
+	return strings.Join(last, "\n")
 }
 
 // pid is that of the engine; 0 when it does not run.

@@ -116,6 +116,9 @@ func (v *verbs) up() *cobra.Command {
 			}
 			return v.with(true, func(c *cluster) error {
 				if err := c.settle(subnet); err != nil {
+					if len(c.Nodes) == 0 {
+						err = errors.Join(err, os.RemoveAll(c.dir)) // it was made for this call
+					}
 					return err
 				}
 				if managers == 0 {
@@ -191,17 +194,20 @@ func (v *verbs) bring(ctx context.Context, c *cluster) error {
 
 func (v *verbs) down() *cobra.Command {
 	return &cobra.Command{Use: "down", Short: "Remove the cluster with all that it is and has", Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error {
-		return v.with(false, func(c *cluster) error {
-			var errs []error
-			for _, n := range c.Nodes {
-				errs = append(errs, n.remove(cmd.Context()))
-			}
-			if err := errors.Join(append(errs, c.unlink())...); err != nil {
-				return err
-			}
-			return errors.Join(os.RemoveAll(filepath.Join(runRoot, c.Name)), os.RemoveAll(c.dir))
-		})
+		return v.with(false, func(c *cluster) error { return c.remove(cmd.Context()) })
 	}}
+}
+
+// remove takes away all that the cluster is. Idempotent.
+func (c *cluster) remove(ctx context.Context) error {
+	var errs []error
+	for _, n := range c.Nodes {
+		errs = append(errs, n.remove(ctx))
+	}
+	if err := errors.Join(append(errs, c.unlink())...); err != nil {
+		return err
+	}
+	return errors.Join(os.RemoveAll(filepath.Join(runRoot, c.Name)), os.RemoveAll(c.dir))
 }
 
 func (v *verbs) partition() *cobra.Command {
