@@ -11,10 +11,15 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/ca"
+	"escale.dev/escale/internal/cluster/store"
+	"github.com/containerd/errdefs"
 )
 
 // hear answers other nodes. Those that speak HTTP/2 want this node; the others are stores of
-// other managers, and are led to ours, which is told who they are by the TLS that is between.
+// other managers, and are led to ours: who they are is known here, as the certificates are now.
 func (m *Membership) hear(ctx context.Context) error {
 	m.mu.Lock()
 	r, keeper := m.rec, m.keeper
@@ -67,20 +72,53 @@ func (m *Membership) lead1(ctx context.Context, c net.Conn, nodes *passed) {
 	}
 }
 
-// splice joins a connection with the store's server.
+// splice joins a connection with the store's server, if another manager is at its end.
 func (m *Membership) splice(ctx context.Context, c net.Conn) {
-	s, err := net.Dial("unix", m.peerSocket())
+	m.mu.Lock()
+	keeper := m.keeper
+	m.mu.Unlock()
+	conn := tls.Server(c, keeper.Server(m.fellow))
+	shaking, cancel := context.WithTimeout(ctx, greets)
+	err := conn.HandshakeContext(shaking)
+	cancel()
+	if err == nil {
+		_, err = keeper.PeerOf(conn.ConnectionState()) // who shows no certificate has passed until here
+	}
+	var s net.Conn
+	if err == nil {
+		s, err = net.Dial("unix", m.peerSocket())
+	}
 	if err != nil {
-		_ = c.Close() // the server does not run, or this node is no manager
+		m.log.Debug("a call for the store", "from", c.RemoteAddr(), "error", err)
+		_ = c.Close() // a stranger, or the server does not run
 		return
 	}
 	closed := sync.OnceFunc(func() { _, _ = c.Close(), s.Close() })
 	defer closed()
 	defer context.AfterFunc(ctx, closed)()
 	var ways sync.WaitGroup
-	ways.Go(func() { defer closed(); _, _ = io.Copy(s, c) })
-	ways.Go(func() { defer closed(); _, _ = io.Copy(c, s) })
+	ways.Go(func() { defer closed(); _, _ = io.Copy(s, conn) })
+	ways.Go(func() { defer closed(); _, _ = io.Copy(conn, s) })
 	ways.Wait()
+}
+
+// fellow tells why a caller is no manager of the cluster. One whose store is not open yet has
+// but the certificate to go by.
+func (m *Membership) fellow(p ca.Peer) error {
+	if p.Role != ca.Manager {
+		return fmt.Errorf("node %s is no manager: %w", p.Node, errdefs.ErrPermissionDenied)
+	}
+	m.mu.Lock()
+	s := m.server
+	m.mu.Unlock()
+	if s == nil || !s.open() {
+		return nil
+	}
+	n, err := store.Find[*cluster.Node](s.store.Load().View(), p.Node)
+	if err != nil || !n.Spec.Manager && n.Status.Manager == nil {
+		return fmt.Errorf("node %s is no manager any more: %w", p.Node, errdefs.ErrPermissionDenied)
+	}
+	return nil
 }
 
 // maxGreeting is the most that is read of a caller before it is known what it wants.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strconv"
 	"time"
@@ -108,6 +109,9 @@ const answers = 10 * time.Second
 
 // knock asks managers, one after the other, until one lets the node in.
 func (m *Membership) knock(ctx context.Context, j Joining) (joined *node.Joined, err error) {
+	if err := os.MkdirAll(m.cfg.Dir, 0o700); err != nil {
+		return nil, err
+	}
 	err = fmt.Errorf("no manager is named: %w", errdefs.ErrInvalidArgument)
 	for _, addr := range j.Managers {
 		asking, cancel := context.WithTimeout(ctx, answers)

@@ -167,9 +167,13 @@ func (m *Membership) connect() (err error) {
 		}
 	}
 	m.member = node.NewMember(m.keeper, m.log)
+	managers := m.rec.Managers
+	if m.rec.Phase == manager {
+		managers = managersOf(managers, dispatch.Manager{Node: m.rec.Node, Addr: m.rec.Addr})
+	}
 	m.remote, err = dispatch.Open(dispatch.Config{
 		Node: m.rec.Node, Path: filepath.Join(m.cfg.Dir, viewFile), Log: m.log, Dial: m.member.Dial, Told: m.member.Told,
-		Managers: m.rec.Managers, Describe: m.describe,
+		Managers: managers, Describe: m.describe,
 	})
 	if err != nil {
 		return err

@@ -54,7 +54,7 @@ func (m *Membership) begin(r record, ring *seal.Ring) (*server, error) {
 	s.ring.Store(ring)
 	s.child = child.New(child.Config{
 		Name: r.Node, Dir: filepath.Join(m.cfg.Dir, serverDir), Socket: filepath.Join(m.cfg.RunDir, "store.sock"),
-		Listen: "unixs://" + m.peerSocket(), Advertise: r.storeURL(), Cluster: r.Members, Join: r.Members != "", Token: id.Cluster, Fresh: r.Fresh, Force: r.Force,
+		Listen: "unix://" + m.peerSocket(), Advertise: r.storeURL(), Cluster: r.Members, Join: r.Members != "", Token: id.Cluster, Fresh: r.Fresh, Force: r.Force,
 		Cert: pair, Key: pair, CA: roots, Role: string(ca.Manager),
 	}, m.cfg.Program, m.log.With("component", "store"))
 	ctx, cancel := context.WithCancel(context.Background()) // detached: it goes on while the part is exchanged

@@ -20,7 +20,8 @@ type Config struct {
 	Name   string // of this member, one of a kind in the cluster: the node's id
 	Dir    string // of its data, made when it is not there
 	Socket string // on which it answers this machine
-	Listen string // URL on which other members reach it: https://ADDRESS:PORT, or unixs://PATH of a socket to which they are led
+	Listen string // URL on which other members reach it: https://ADDRESS:PORT, or unix:PATH of a socket, without
+	// TLS, to which somebody leads them who knows who they are
 	// Advertise is that URL as the others see it; "" is Listen.
 	Advertise string `json:",omitempty"`
 

@@ -128,7 +128,7 @@ func embedded(cfg child.Config) (*embed.Config, error) {
 	if err := errors.Join(os.MkdirAll(cfg.Dir, 0o700), os.MkdirAll(filepath.Dir(cfg.Socket), 0o700)); err != nil {
 		return nil, err
 	}
-	if listen.Scheme == "unixs" { // etcd takes the host for the path
+	if listen.Scheme == "unix" { // etcd takes the host for the path
 		listen = &url.URL{Scheme: listen.Scheme, Host: listen.Path}
 		if err := os.Remove(listen.Host); err != nil && !errors.Is(err, os.ErrNotExist) { // of a server that was killed
 			return nil, err
