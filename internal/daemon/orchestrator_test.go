@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"bytes"
+	"context"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -58,7 +59,9 @@ func TestDamagedStore(t *testing.T) {
 			if _, err := d.orchestrator.apps.Put(t.Context(), "shop", spec, apps.Put{}); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "apps are not kept") {
 				t.Errorf("put: %v", err)
 			}
-			d.orchestrator.run(t.Context()) // ends at once
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			d.orchestrator.run(ctx)
 			if now, err := os.ReadFile(path); err != nil || !bytes.Equal(now, data) {
 				t.Errorf("the file was changed: %v", err)
 			}

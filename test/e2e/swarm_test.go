@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,13 +20,14 @@ type swarming struct {
 	e      *harness.Engine
 	client string
 	env    []string
+	addr   string // of the swarm
 }
 
 func newSwarming(t *testing.T, client string, path string) *swarming {
 	if foreign != "" {
 		t.Skip("another's swarm is left alone")
 	}
-	s := &swarming{t, start(t, harness.Options{}), path, nil}
+	s := &swarming{t, start(t, harness.Options{}), path, nil, fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(250), rand.IntN(250), 1+rand.IntN(250))}
 	s.env = append(os.Environ(), "DOCKER_HOST="+s.e.Host(), "ESCALE_HOST="+s.e.Host(), "DOCKER_CONFIG="+t.TempDir(), "DOCKER_CLI_HINTS=false")
 	s.Cleanup(func() { _, _ = s.try("swarm", "leave", "--force") })
 	return s
@@ -82,6 +85,12 @@ func (s *swarming) till(words string, args ...string) {
 	}
 }
 
+// init begins a swarm on a loopback address of its own: others may have theirs.
+func (s *swarming) init(args ...string) string {
+	s.Helper()
+	return s.run(append([]string{"swarm", "init", "--listen-addr", s.addr, "--advertise-addr", s.addr}, args...)...)
+}
+
 // list gives the lines of what a command prints.
 func (s *swarming) list(args ...string) []string { return strings.Fields(s.run(args...)) }
 
@@ -104,11 +113,12 @@ func TestSwarmInit(t *testing.T) {
 		}
 		s.fails("This node is not part of a swarm", "swarm", "leave")
 		s.shows("inactive", "info", "-f", "{{.Swarm.LocalNodeState}}")
-		s.fails("autolock is not there", "swarm", "init", "--advertise-addr", "127.0.0.1", "--autolock")
 		s.fails("must be a non-zero IP address or network interface", "swarm", "init", "--advertise-addr", "nosuch0")
-		s.shows("docker swarm join --token SWMTKN-1-", "swarm", "init", "--advertise-addr", "127.0.0.1", "--default-addr-pool", "10.77.0.0/16", "--default-addr-pool-mask-length", "26")
+		if out := s.init("--default-addr-pool", "10.77.0.0/16", "--default-addr-pool-mask-length", "26"); !strings.Contains(out, "docker swarm join --token SWMTKN-1-") {
+			s.Error(out)
+		}
 		s.fails("This node is already part of a swarm", "swarm", "init")
-		s.shows("active true 1 1 127.0.0.1 [10.77.0.0/16] 26", "info", "-f", "{{with .Swarm}}{{.LocalNodeState}} {{.ControlAvailable}} {{.Managers}} {{.Nodes}} {{.NodeAddr}} {{.Cluster.DefaultAddrPool}} {{.Cluster.SubnetSize}}{{end}}")
+		s.shows("active true 1 1 "+s.addr+" [10.77.0.0/16] 26", "info", "-f", "{{with .Swarm}}{{.LocalNodeState}} {{.ControlAvailable}} {{.Managers}} {{.Nodes}} {{.NodeAddr}} {{.Cluster.DefaultAddrPool}} {{.Cluster.SubnetSize}}{{end}}")
 		s.shows("Leader", "node", "ls")
 		s.shows("ready true", "node", "inspect", "-f", "{{.Status.State}} {{.ManagerStatus.Leader}}", "self")
 		worker, manager := s.run("swarm", "join-token", "-q", "worker"), s.run("swarm", "join-token", "-q", "manager")
@@ -132,7 +142,8 @@ func TestSwarmInit(t *testing.T) {
 		if err := s.e.Start(ctx); err != nil {
 			s.Fatal(err)
 		}
-		s.shows("127.0.0.1 Leader", "info", "-f", "{{.Swarm.NodeAddr}} Leader")
+		s.till(s.addr+" active", "info", "-f", "{{.Swarm.NodeAddr}} {{.Swarm.LocalNodeState}}")
+		s.till("Leader", "node", "ls")
 		s.fails("Use `--force` to ignore this message", "swarm", "leave")
 		s.run("swarm", "leave", "--force")
 		s.fails(no, "node", "ls")
@@ -142,7 +153,7 @@ func TestSwarmInit(t *testing.T) {
 // The life of a service: it is made, scaled, killed, updated, goes back, is drained, and goes.
 func TestSwarmService(t *testing.T) {
 	swarmClients(t, func(s *swarming) {
-		s.run("swarm", "init", "--advertise-addr", "127.0.0.1")
+		s.init()
 		_, port, _ := strings.Cut(freePort(t), ":")
 		s.run("service", "create", "-d", "--name", "web", "--replicas", "2", "--publish", port+":80", "--publish", "81", "--limit-memory", "50M", "--env", "WHERE={{.Node.Hostname}}-{{.Task.Slot}}",
 			"--hostname", "h{{.Task.Slot}}", "--label", "tier=front", "--container-label", "inner=yes", "--restart-delay", "100ms", "--constraint", "node.role==manager", "--mount", "type=tmpfs,target=/scratch",
@@ -206,7 +217,7 @@ func TestSwarmService(t *testing.T) {
 // removed while they are used; configs can be templates.
 func TestSwarmSecrets(t *testing.T) {
 	swarmClients(t, func(s *swarming) {
-		s.run("swarm", "init", "--advertise-addr", "127.0.0.1")
+		s.init()
 		dir := t.TempDir()
 		for name, text := range map[string]string{"key": "hush\n", "key2": "hush again\n", "conf": "slot={{.Task.Slot}} {{env \"A\"}}\n"} {
 			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
@@ -241,7 +252,7 @@ func TestSwarmSecrets(t *testing.T) {
 // Global services and jobs; events tell of all of them.
 func TestSwarmModes(t *testing.T) {
 	swarmClients(t, func(s *swarming) {
-		s.run("swarm", "init", "--advertise-addr", "127.0.0.1")
+		s.init()
 		s.run("service", "create", "-d", "--name", "agent", "--mode", "global", image, "sleep", "1000")
 		s.run("service", "create", "-d", "--name", "batch", "--mode", "replicated-job", "--replicas", "3", "--max-concurrent", "2", image, "echo", "done")
 		s.run("service", "create", "-d", "--name", "once", "--mode", "global-job", image, "true")
@@ -265,7 +276,7 @@ func TestSwarmModes(t *testing.T) {
 // The engine is killed while a service comes and goes; the next one goes on with it.
 func TestSwarmEngineKilled(t *testing.T) {
 	swarmClients(t, func(s *swarming) {
-		s.run("swarm", "init", "--advertise-addr", "127.0.0.1")
+		s.init()
 		restart := func() {
 			if err := s.e.Kill(); err != nil {
 				t.Fatal(err)

@@ -13,7 +13,7 @@ import (
 func TestSwarmStack(t *testing.T) {
 	swarmClients(t, func(s *swarming) {
 		s.fails("This node is not a swarm manager", "network", "create", "-d", "overlay", "early")
-		s.run("swarm", "init", "--advertise-addr", "127.0.0.1")
+		s.init()
 		s.shows("ingress", "network", "ls", "--filter", "driver=overlay", "--filter", "scope=swarm", "--format", "{{.Name}}")
 
 		file := filepath.Join(s.TempDir(), "stack.yml")

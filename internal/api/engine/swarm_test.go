@@ -15,6 +15,7 @@ import (
 	"escale.dev/escale/internal/cluster/store/mem"
 	"escale.dev/escale/internal/cluster/swarm"
 	"escale.dev/escale/internal/logs"
+	"github.com/containerd/errdefs"
 	api "github.com/moby/moby/api/types/swarm"
 )
 
@@ -25,6 +26,7 @@ func (paperSwarm) NewRoot(string, time.Time) (swarm.Root, error) {
 	return swarm.Root{Cert: []byte("root"), Key: []byte("key")}, nil
 }
 func (paperSwarm) Token(_ []byte, secret string) (string, error) { return "SWMTKN-1-" + secret, nil }
+func (paperSwarm) NewUnlockKey() string                          { return "SWMKEY-1-x" }
 func (paperSwarm) NewSecret() string                             { return cluster.NewID() }
 func (paperSwarm) Resolve(_ context.Context, ref, _ string, ask bool) swarm.Image {
 	if ask {
@@ -50,6 +52,26 @@ func (p *paperLog) Next() (logs.Line, error) {
 func (*paperLog) Hold() error  { return nil }
 func (*paperLog) Close() error { return nil }
 
+// paperPart is the part of a host that has its swarm by itself.
+type paperPart struct {
+	swarm.Membership
+	s    store.Store
+	part swarm.Part
+}
+
+func (p *paperPart) Part() swarm.Part { return p.part }
+func (p *paperPart) Found(ctx context.Context, c *cluster.Cluster, n *cluster.Node) error {
+	p.part.In, p.part.Manager, p.part.Ready = true, true, true
+	_, err := p.s.Commit(ctx, store.Create(c), store.Update(n))
+	return err
+}
+func (p *paperPart) Unlock(context.Context, string) error { return errdefs.ErrConflict }
+func (p *paperPart) Leave(ctx context.Context) error {
+	p.part = swarm.Part{Node: p.part.Node}
+	_, err := p.s.Commit(ctx, store.Delete(store.List[*cluster.Cluster](p.s.View())[0]))
+	return err
+}
+
 // newSwarmRig is an engine whose swarm keeps its objects in memory.
 func newSwarmRig(t *testing.T) (*rig, store.Store) {
 	s := mem.New(store.NewState())
@@ -60,7 +82,7 @@ func newSwarmRig(t *testing.T) (*rig, store.Store) {
 	p := paperSwarm{}
 	return newRig(t, func(r *rig) {
 		r.server.cfg.Swarm = swarm.New(swarm.Config{
-			Store: s, Authority: p, Images: p, Networks: p, Logs: p, Node: func() string { return "node1" }, Now: time.Now, NewName: func() string { return "calm_cadiz" },
+			Store: s, Authority: p, Images: p, Networks: p, Logs: p, Membership: &paperPart{s: s, part: swarm.Part{Node: "node1"}}, Now: time.Now, NewName: func() string { return "calm_cadiz" },
 			Addrs: func() ([]swarm.Interface, error) {
 				return []swarm.Interface{{Name: "eth0", Flags: 1, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.7")}}}, nil
 			},

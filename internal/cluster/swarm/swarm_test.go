@@ -35,7 +35,8 @@ func (p *paper) NewRoot(cluster string, _ time.Time) (Root, error) {
 func (p *paper) Token(cert []byte, secret string) (string, error) {
 	return "SWMTKN-1-" + string(cert) + "-" + secret, nil
 }
-func (p *paper) NewSecret() string { p.secrets++; return string(rune('a' + p.secrets)) }
+func (p *paper) NewUnlockKey() string { return "SWMKEY-1-" + p.NewSecret() }
+func (p *paper) NewSecret() string    { p.secrets++; return string(rune('a' + p.secrets)) }
 func (p *paper) Resolve(_ context.Context, ref, auth string, ask bool) Image {
 	what := ref + " " + auth
 	if ask {
@@ -86,12 +87,54 @@ func newRig(t *testing.T) *rig {
 		{Name: "docker0", Flags: net.FlagUp, Addrs: []netip.Addr{netip.MustParseAddr("172.17.0.1")}},
 	}}
 	r := &rig{t, New(Config{
-		Store: s, Authority: p, Images: p, Networks: p, Logs: p, Node: func() string { return "node1" }, Addrs: func() ([]Interface, error) { return p.addrs, nil },
+		Store: s, Authority: p, Images: p, Networks: p, Logs: p, Membership: &paperMembership{s: s, part: Part{Node: "node1", Addr: "192.0.2.7"}}, Addrs: func() ([]Interface, error) { return p.addrs, nil },
 		Now: func() time.Time { return time.Unix(1e9, 0).UTC() }, NewName: func() string { return "calm_cadiz" },
 	}), p}
 	r.commit(store.Create(&cluster.Node{Meta: cluster.Meta{ID: "node1", Name: "host1"}, Status: cluster.NodeStatus{Ready: true}}))
 	return r
 }
+
+// paperMembership is the part of a host that has its swarm by itself.
+type paperMembership struct {
+	s      store.Store
+	part   Part
+	joined []Joining
+	forced bool
+}
+
+func (p *paperMembership) Part() Part { return p.part }
+func (p *paperMembership) Found(ctx context.Context, c *cluster.Cluster, n *cluster.Node) error {
+	p.part.In, p.part.Manager, p.part.Ready = true, true, true
+	_, err := p.s.Commit(ctx, store.Create(c), store.Update(n))
+	return err
+}
+func (p *paperMembership) Force(context.Context) error { p.forced = true; return nil }
+func (p *paperMembership) Join(_ context.Context, j Joining) error {
+	p.joined = append(p.joined, j)
+	return nil
+}
+func (p *paperMembership) Leave(ctx context.Context) error {
+	c, err := the(p.s.View())
+	if err != nil {
+		return err
+	}
+	p.part = Part{Node: p.part.Node}
+	_, err = p.s.Commit(ctx, store.Delete(c))
+	return err
+}
+func (p *paperMembership) Unlock(_ context.Context, key string) error {
+	if !p.part.Locked {
+		return errdefs.ErrConflict
+	}
+	if key != "right" {
+		return errdefs.ErrPermissionDenied
+	}
+	p.part.Locked = false
+	return nil
+}
+
+// membership is the rig's.
+func (r *rig) membership() *paperMembership { return r.Membership.(*paperMembership) }
 
 func (r *rig) commit(c ...store.Change) {
 	r.Helper()
@@ -152,7 +195,6 @@ func TestInit(t *testing.T) {
 		"must be a non-zero IP address or network":  {AdvertiseAddr: "nowhere0"},
 		"listen address must be":                    {ListenAddr: "192.0.2.7:x"},
 		"interface eth1 has no usable":              {AdvertiseAddr: "eth1"},
-		"autolock is not there":                     {AutoLockManagers: true},
 		"minimum certificate expiry time is: 1h0m0": {Spec: swarm.Spec{CAConfig: swarm.CAConfig{NodeCertExpiry: time.Minute}}},
 		"raft settings":                             {Spec: swarm.Spec{Raft: swarm.RaftConfig{SnapshotInterval: 7}}},
 		"external certificate":                      {Spec: swarm.Spec{CAConfig: swarm.CAConfig{ExternalCAs: []*swarm.ExternalCA{{}}}}},
@@ -160,7 +202,7 @@ func TestInit(t *testing.T) {
 		"subnet size is out of range: 30":           {DefaultAddrPool: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, SubnetSize: 30},
 		"invalid Data path port number (80)":        {DataPathPort: 80},
 		"invalid Availability":                      {Availability: "lazy"},
-		"--force-new-cluster":                       {ForceNewCluster: true},
+		"only a manager has":                        {ForceNewCluster: true},
 	} {
 		r.paper.addrs = append(r.paper.addrs[:3:3], Interface{Name: "eth1", Flags: net.FlagUp})
 		_, err := r.Init(ctx, q)
@@ -180,6 +222,68 @@ func TestInit(t *testing.T) {
 	if r.State() != "active/manager" {
 		t.Error(r.State())
 	}
+	if node, err := r.Init(ctx, swarm.InitRequest{ForceNewCluster: true}); err != nil || node != "node1" || !r.membership().forced {
+		t.Error(node, err)
+	}
+}
+
+// Where to join is read as Docker reads it; what the node becomes is what it is told of itself.
+func TestJoin(t *testing.T) {
+	r := newRig(t)
+	ctx := t.Context()
+	for words, q := range map[string]swarm.JoinRequest{
+		"at least 1 RemoteAddr":              {},
+		"invalid remote address":             {RemoteAddrs: []string{"192.0.2.1:x"}},
+		"invalid Availability":               {RemoteAddrs: []string{"192.0.2.1"}, Availability: "lazy"},
+		"must be a non-zero IP address or n": {RemoteAddrs: []string{"192.0.2.1"}, AdvertiseAddr: "nowhere0"},
+		"data path address must be":          {RemoteAddrs: []string{"192.0.2.1"}, DataPathAddr: "nowhere0"},
+	} {
+		wants(t, r.Join(ctx, q), errdefs.IsInvalidArgument, words)
+	}
+	if err := r.Join(ctx, swarm.JoinRequest{RemoteAddrs: []string{"192.0.2.1", "[2001:db8::1]:4000"}, JoinToken: "t", Availability: "drain", DataPathAddr: "eth0"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.Join(ctx, swarm.JoinRequest{RemoteAddrs: []string{"m"}, ListenAddr: "192.0.2.7:4000"}); err != nil {
+		t.Fatal(err)
+	}
+	want := []Joining{
+		{Managers: []string{"192.0.2.1:2377", "[2001:db8::1]:4000"}, Token: "t", Listen: "0.0.0.0:2377", DataPath: "192.0.2.7", Availability: "drain"},
+		{Managers: []string{"m:2377"}, Listen: "192.0.2.7:4000", Addr: "192.0.2.7:4000", Availability: "active"},
+	}
+	if got := r.membership().joined; !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v", got)
+	}
+	for _, c := range []struct {
+		part  Part
+		state string
+	}{
+		{Part{In: true}, "pending"}, {Part{In: true, Ready: true}, "active/worker"}, {Part{In: true, Manager: true, Locked: true, Err: "x"}, "locked"}, {Part{In: true, Err: "x"}, "error"},
+	} {
+		r.membership().part = c.part
+		if got := r.State(); got != c.state {
+			t.Errorf("%+v: %s", c.part, got)
+		}
+	}
+}
+
+// A node that knows nothing of its swarm says why.
+func TestNoManager(t *testing.T) {
+	r := newRig(t)
+	change := func(f func(n *cluster.Node)) {
+		n, err := store.Find[*cluster.Node](r.Store.View(), "node1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n = store.Copy(n)
+		f(n)
+		r.commit(store.Update(n))
+	}
+	change(func(n *cluster.Node) { n.Spec.Manager = false })
+	_, err := r.Nodes(nil)
+	wants(t, err, errdefs.IsUnavailable, "Worker nodes can't be used to view or modify cluster state.")
+	change(func(n *cluster.Node) { n.Status.Message = "it is starting" })
+	_, err = r.Nodes(nil)
+	wants(t, err, errdefs.IsUnavailable, "it is starting")
 }
 
 func TestAdvertise(t *testing.T) {
@@ -231,8 +335,28 @@ func TestUpdateSwarm(t *testing.T) {
 	if after.JoinTokens.Worker == before.JoinTokens.Worker || after.JoinTokens.Manager != before.JoinTokens.Manager || *after.Spec.Orchestration.TaskHistoryRetentionLimit != 2 {
 		t.Errorf("%+v", after)
 	}
-	wants(t, r.Update(ctx, after.Version.Index, spec, Rotate{UnlockKey: true}), errdefs.IsNotImplemented, "no unlock key")
 	wants(t, r.Unlock(ctx, swarm.UnlockRequest{}), errdefs.IsConflict, "swarm is not locked")
+	spec.EncryptionConfig.AutoLockManagers = true
+	keys := map[string]bool{}
+	for range 2 { // the first locks, the second has another key
+		is, _ := r.Inspect()
+		if err := r.Update(ctx, is.Version.Index, spec, Rotate{UnlockKey: true}); err != nil {
+			t.Fatal(err)
+		}
+		key, err := r.UnlockKey()
+		if err != nil || key == "" {
+			t.Fatal(key, err)
+		}
+		keys[key] = true
+	}
+	if len(keys) != 2 {
+		t.Error(keys)
+	}
+	r.membership().part.Locked = true
+	wants(t, r.Unlock(ctx, swarm.UnlockRequest{UnlockKey: "wrong"}), errdefs.IsInvalidArgument, "invalid key provided")
+	if err := r.Unlock(ctx, swarm.UnlockRequest{UnlockKey: "right"}); err != nil {
+		t.Error(err)
+	}
 }
 
 // Leaving takes along what is the swarm's, and leaves what apps have.
