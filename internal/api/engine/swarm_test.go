@@ -76,7 +76,7 @@ func (p *paperPart) Leave(ctx context.Context) error {
 func newSwarmRig(t *testing.T) (*rig, store.Store) {
 	s := mem.New(store.NewState())
 	t.Cleanup(func() { _ = s.Close() })
-	if _, err := s.Commit(t.Context(), store.Create(&cluster.Node{Meta: cluster.Meta{ID: "node1", Name: "host1"}, Status: cluster.NodeStatus{Ready: true}})); err != nil {
+	if _, err := s.Commit(t.Context(), store.Create(&cluster.Node{Meta: cluster.Meta{ID: "node1", Name: "host1"}, Spec: cluster.NodeSpec{Manager: true}, Status: cluster.NodeStatus{Ready: true}})); err != nil {
 		t.Fatal(err)
 	}
 	p := paperSwarm{}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -90,7 +91,7 @@ func newRig(t *testing.T) *rig {
 		Store: s, Authority: p, Images: p, Networks: p, Logs: p, Membership: &paperMembership{s: s, part: Part{Node: "node1", Addr: "192.0.2.7"}}, Addrs: func() ([]Interface, error) { return p.addrs, nil },
 		Now: func() time.Time { return time.Unix(1e9, 0).UTC() }, NewName: func() string { return "calm_cadiz" },
 	}), p}
-	r.commit(store.Create(&cluster.Node{Meta: cluster.Meta{ID: "node1", Name: "host1"}, Status: cluster.NodeStatus{Ready: true}}))
+	r.commit(store.Create(&cluster.Node{Meta: cluster.Meta{ID: "node1", Name: "host1"}, Spec: cluster.NodeSpec{Manager: true}, Status: cluster.NodeStatus{Ready: true}}))
 	return r
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os/exec"
 	"path/filepath"
 	"time"
 
@@ -35,6 +36,9 @@ func (m *Membership) found(ctx context.Context, c *cluster.Cluster, n *cluster.N
 		return errInCluster
 	}
 	r := record{Phase: founding, Node: n.ID, Listen: n.Status.ListenAddr, Addr: n.Status.Manager.Addr, DataPath: n.Status.DataPathAddr, Fresh: true}
+	if _, err := exec.LookPath(m.cfg.Program[0]); err != nil {
+		return fmt.Errorf("the program of the cluster's store, which belongs beside escaled, is missing: %w: %w", err, errdefs.ErrUnavailable)
+	}
 	if err := free(r.Listen, r.peers()); err != nil {
 		return err
 	}
