@@ -55,7 +55,7 @@ func (g *Staged) redo(w Write) (Event, error) {
 		if is == nil {
 			return e, fmt.Errorf("removed, and not there")
 		}
-		return e, g.txn.Delete(string(w.Kind), is)
+		return e, drop(g.txn, w.Kind, is)
 	}
 	if e.New, err = decode(w.Kind, w.Raw); err != nil {
 		return e, err
@@ -63,7 +63,7 @@ func (g *Staged) redo(w Write) (Event, error) {
 	if id := e.New.Base().ID; id != w.ID {
 		return e, fmt.Errorf("written with the id %s", id)
 	}
-	return e, g.txn.Insert(string(w.Kind), &record{e.New, w.Raw})
+	return e, put(g.txn, w.Kind, e.Old, &record{e.New, w.Raw})
 }
 
 // Reset puts other objects in the place of all that are there. Watches from before
@@ -71,8 +71,12 @@ func (g *Staged) redo(w Write) (Event, error) {
 // error all is as it was. The caller sees to it that nobody stages meanwhile.
 func (s *State) Reset(revision uint64, writes []Write) error {
 	in := s.loading()
+	tables := []string{loads}
 	for _, k := range cluster.Kinds() {
-		if _, err := in.txn.DeleteAll(string(k), "id"); err != nil {
+		tables = append(tables, string(k))
+	}
+	for _, t := range tables {
+		if _, err := in.txn.DeleteAll(t, "id"); err != nil {
 			in.txn.Abort()
 			return err
 		}

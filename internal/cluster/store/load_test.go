@@ -10,7 +10,7 @@ import (
 )
 
 // What the store says of each node's load is what counting its tasks gives, whatever was
-// written, and after it was read anew.
+// written, also where it is followed, and after it was read anew.
 func TestNodeLoad(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	states := []cluster.TaskState{cluster.TaskNew, cluster.TaskPending, cluster.TaskAssigned, cluster.TaskRunning, cluster.TaskFailed, cluster.TaskComplete}
@@ -22,7 +22,7 @@ func TestNodeLoad(t *testing.T) {
 			task.Spec.Reserved.Generic = map[string]int64{"gpu": 1 + rng.Int64N(2)}
 		}
 	}
-	s := NewState()
+	s, follower, reset := NewState(), NewState(), NewState()
 	for range 300 {
 		tasks := List[*cluster.Task](s.View())
 		g := s.Stage()
@@ -51,16 +51,32 @@ func TestNodeLoad(t *testing.T) {
 		}
 		g.Apply()
 		recount(t, s.View())
+		if writes, at := g.Writes(); len(writes) > 0 {
+			f := follower.Stage()
+			if err := f.Replay(at, writes); err != nil {
+				t.Fatal(err)
+			}
+			f.Apply()
+			recount(t, follower.View())
+		}
+		if rng.IntN(20) == 0 {
+			if err := reset.Reset(s.Revision(), Writes(s.View())); err != nil {
+				t.Fatal(err)
+			}
+			recount(t, reset.View())
+		}
 	}
 	again := NewState()
-	var all []Write
-	for _, r := range s.View().records(cluster.KindTask, "id") {
-		all = append(all, Write{Kind: cluster.KindTask, ID: r.object.Base().ID, Raw: r.raw})
-	}
-	if err := again.Fill(s.Revision(), all); err != nil {
+	if err := again.Fill(s.Revision(), Writes(s.View())); err != nil {
 		t.Fatal(err)
 	}
 	recount(t, again.View())
+	for _, s := range []*State{follower, reset} { // what is left of a load of nobody's is none
+		if err := s.Reset(1, nil); err != nil {
+			t.Fatal(err)
+		}
+		recount(t, s.View())
+	}
 }
 
 func recount(t *testing.T, v View) {

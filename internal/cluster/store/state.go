@@ -214,10 +214,7 @@ func (g *Staged) do(c Change, at uint64) (Event, error) {
 	}
 	if c.Op == OpDelete {
 		g.writes = append(g.writes, Write{Kind: k, ID: m.ID})
-		if err := weigh(g.txn, e.Old, nil); err != nil {
-			return e, err
-		}
-		return e, g.txn.Delete(string(k), is)
+		return e, drop(g.txn, k, is)
 	}
 	m.Revision, m.UpdatedAt = at, g.s.now().UTC()
 	if is == nil {
@@ -237,10 +234,23 @@ func (g *Staged) do(c Change, at uint64) (Event, error) {
 	}
 	e.New = r.object
 	g.writes = append(g.writes, Write{Kind: k, ID: m.ID, Raw: r.raw})
-	if err := weigh(g.txn, e.Old, e.New); err != nil {
-		return e, err
+	return e, put(g.txn, k, e.Old, r)
+}
+
+// put puts in a record, in the place of an object or, when that is nil, of none.
+func put(txn *memdb.Txn, k cluster.Kind, old cluster.Object, r *record) error {
+	if err := weigh(txn, old, r.object); err != nil {
+		return err
 	}
-	return e, g.txn.Insert(string(k), r)
+	return txn.Insert(string(k), r)
+}
+
+// drop takes out a record.
+func drop(txn *memdb.Txn, k cluster.Kind, r *record) error {
+	if err := weigh(txn, r.object, nil); err != nil {
+		return err
+	}
+	return txn.Delete(string(k), r)
 }
 
 // Writes are what must be made durable, in order, and the revision they lead to.
@@ -291,10 +301,7 @@ func (l loading) add(k cluster.Kind, raw json.RawMessage) error {
 	if err != nil {
 		return err
 	}
-	if err := weigh(l.txn, nil, o); err != nil {
-		return err
-	}
-	return l.txn.Insert(string(k), &record{o, raw})
+	return put(l.txn, k, nil, &record{o, raw})
 }
 
 // done lets everybody see what was put in, and nothing of what was before.

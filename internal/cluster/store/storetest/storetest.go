@@ -466,3 +466,22 @@ func parallel(t *testing.T, width, n int, f func(i int) error) {
 	close(work)
 	group.Wait()
 }
+
+// Change changes an object of a store, whoever else writes it.
+func Change[T cluster.Object](t testing.TB, s store.Store, id string, f func(T)) {
+	t.Helper()
+	for {
+		o, err := store.Find[T](s.View(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o = store.Copy(o)
+		f(o)
+		if _, err = s.Commit(context.Background(), store.Update(o)); err == nil {
+			return
+		}
+		if !errdefs.IsConflict(err) {
+			t.Fatal(err)
+		}
+	}
+}
