@@ -1,11 +1,15 @@
 package ca
 
 import (
+	"bytes"
 	"crypto/tls"
 	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -92,6 +96,116 @@ func TestTLS(t *testing.T) {
 			}
 		}
 	})
+}
+
+// Who keeps one configuration for long has always the identity of the moment, and is as careful
+// as others.
+func TestLasting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := authority(t, root(t), nil)
+		manager, worker := node(t, a, "m", Manager, "c1", 0), node(t, a, "w", Worker, "c1", time.Hour)
+		lasting, taken := worker.Lasting(Manager), worker.Client(Manager)
+		if p, err := talk(manager, nil, lasting); err != nil || p.Node != "w" {
+			t.Fatalf("%+v, %v", p, err)
+		}
+		if len(lasting.NextProtos) > 0 {
+			t.Errorf("it names %v", lasting.NextProtos)
+		}
+		for what, server := range map[string]*Keeper{
+			"a worker in a manager's place": node(t, a, "w2", Worker, "c1", 0),
+			"a manager of a foreign root":   node(t, authority(t, root(t), nil), "m", Manager, "c1", 0),
+			"a manager of another cluster":  node(t, a, "m", Manager, "c2", 0),
+		} {
+			if p, err := talk(server, nil, lasting); err == nil {
+				t.Errorf("%s: connected, as %+v", what, p)
+			}
+		}
+		// Another root, other certificates; the first ones have expired.
+		time.Sleep(2 * time.Hour)
+		b := authority(t, root(t), nil)
+		manager = node(t, b, "m", Manager, "c1", 0)
+		if _, err := talk(manager, nil, lasting); err == nil {
+			t.Error("the next root is trusted before its time")
+		}
+		key, csr, err := NewRequest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		chain, err := b.Issue(csr, Worker, "w", "c1", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := worker.Set(key, chain, b.Trusted()); err != nil {
+			t.Fatal(err)
+		}
+		if p, err := talk(manager, nil, lasting); err != nil || p.Node != "w" {
+			t.Errorf("%+v, %v", p, err)
+		}
+		if _, err := talk(manager, nil, taken); err == nil {
+			t.Error("what was taken once lasts, too: this test says nothing")
+		}
+	})
+}
+
+// Programs that read files find key and certificate that fit together, and the roots.
+func TestWriteFiles(t *testing.T) {
+	r := root(t)
+	a := authority(t, r, nil)
+	k := node(t, a, "n", Manager, "c1", 0)
+	dir := filepath.Join(t.TempDir(), "tls")
+	pair, roots, err := k.WriteFiles(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func() (files []os.FileInfo) {
+		t.Helper()
+		c, err := tls.LoadX509KeyPair(pair, pair)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !slices.EqualFunc(c.Certificate, k.Identity().cert.Certificate, bytes.Equal) {
+			t.Error("it is another certificate")
+		}
+		if is, err := os.ReadFile(roots); err != nil || !bytes.Equal(is, k.Identity().Roots) {
+			t.Errorf("%s, %v", is, err)
+		}
+		for _, f := range []string{pair, roots} {
+			st, err := os.Stat(f)
+			if err != nil || st.Mode().Perm() != 0o600 {
+				t.Fatalf("%v, %v", st, err)
+			}
+			files = append(files, st)
+		}
+		return files
+	}
+	before := check()
+	write := func() {
+		t.Helper()
+		if _, _, err := k.WriteFiles(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write()
+	if same := check(); !os.SameFile(before[0], same[0]) || !os.SameFile(before[1], same[1]) {
+		t.Error("what has not changed is written anew")
+	}
+	rotation, err := a.Rotate(root(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Trust(authority(t, r, rotation).Trusted()); err != nil {
+		t.Fatal(err)
+	}
+	write()
+	if after := check(); !os.SameFile(before[0], after[0]) || os.SameFile(before[1], after[1]) {
+		t.Error("only the roots have changed")
+	}
+	if list, err := os.ReadDir(dir); err != nil || len(list) != 2 {
+		t.Errorf("%v, %v", list, err)
+	}
+	if _, _, err := k.WriteFiles(pair); err == nil {
+		t.Error("files were written to a file")
+	}
 }
 
 func with(c *tls.Config, k *Keeper) *tls.Config {

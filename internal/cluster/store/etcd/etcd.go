@@ -98,7 +98,7 @@ type position struct {
 var _ store.Store = (*Store)(nil)
 
 // Open opens the store of a cluster, and reads all of it. It blocks until the server
-// answers. Kinds: Unavailable when it does not before ctx ends, or objects are being carried
+// answers, which one that was just started does not before most members are there. Kinds: Unavailable when it does not before ctx ends, or objects are being carried
 // over; FailedPrecondition when what is there is of a later format or sealed with a key that
 // is not here; DataLoss when it is damaged.
 func Open(ctx context.Context, cfg Config) (*Store, error) {

@@ -49,7 +49,7 @@ func config(t testing.TB, name string) child.Config {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return child.Config{Name: name, Dir: filepath.Join(dir, "data"), Socket: filepath.Join(dir, "s"), Listen: peerURL(), Heartbeat: 50 * time.Millisecond, Election: 500 * time.Millisecond}
+	return child.Config{Name: name, Dir: filepath.Join(dir, "data"), Socket: filepath.Join(dir, "s"), Listen: peerURL(), Fresh: true, Heartbeat: 50 * time.Millisecond, Election: 500 * time.Millisecond}
 }
 
 // logged is a log that a test shows when it fails.

@@ -21,6 +21,22 @@ const again = 200 * time.Millisecond
 // the cluster knows; else, and when it does not answer, what the server on this machine
 // does, which may be a little older, and is followed from there.
 func (s *Store) list(ctx context.Context, strictly bool) error {
+	got, err := s.read(ctx, strictly)
+	if err != nil {
+		return err
+	}
+	return s.take(got)
+}
+
+// listing is all that there is at a position.
+type listing struct {
+	at     position
+	head   head
+	writes []store.Write
+}
+
+// read reads all that there is, as list does.
+func (s *Store) read(ctx context.Context, strictly bool) (l listing, err error) {
 	var options []clientv3.OpOption
 	strict := ctx
 	if strictly {
@@ -33,38 +49,42 @@ func (s *Store) list(ctx context.Context, strictly bool) error {
 	first, err := s.client.Get(strict, s.keys.head(), options...)
 	if err != nil {
 		if status, err := s.client.Status(ctx, s.client.Endpoints()[0]); err == nil && status.IsLearner {
-			return errLearner
+			return l, errLearner
 		}
 		if strictly && ctx.Err() == nil {
 			s.log.Warn("the cluster's store does not answer for the cluster: what this manager knows is used", "error", err)
-			return s.list(ctx, false)
+			return s.read(ctx, false)
 		}
-		return err
+		return l, err
 	}
-	rev := first.Header.Revision
-	at := position{seen: rev}
-	var h head
+	l.at.seen = first.Header.Revision
 	if len(first.Kvs) > 0 {
-		at.head = first.Kvs[0].ModRevision
-		if h, err = parseHead(first.Kvs[0].Value); err != nil {
-			return err
+		l.at.head = first.Kvs[0].ModRevision
+		if l.head, err = parseHead(first.Kvs[0].Value); err != nil {
+			return l, err
 		}
-		at.from = h.Carried
+		l.at.from = l.head.Carried
 	}
-	if h.Carrying != "" {
-		return errCarrying
+	if l.head.Carrying != "" {
+		return l, errCarrying
 	}
-	writes, err := s.objects(ctx, rev)
-	if err != nil {
-		return err
-	}
+	l.writes, err = s.objects(ctx, l.at.seen)
+	return l, err
+}
+
+// take puts what was read in the place of what is known, unless that is newer by now: by
+// a commit of this store's own, which there is only when nothing was missing.
+func (s *Store) take(l listing) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err := s.state.Reset(h.Revision, writes); err != nil {
+	if s.at.seen > l.at.seen {
+		return nil
+	}
+	if err := s.state.Reset(l.head.Revision, l.writes); err != nil {
 		return fmt.Errorf("%w: %w", err, errdefs.ErrDataLoss)
 	}
 	s.lists++
-	s.move(at, h.Batch)
+	s.move(l.at, l.head.Batch)
 	return nil
 }
 

@@ -30,7 +30,9 @@ func (f *fence) error() error {
 // Leading is who leads.
 type Leading struct {
 	Name string // of the manager; "" is nobody
-	Term uint64 // grows with each leader, and is never given twice
+	// Term grows with each leader, and is never given twice: not by a cluster that was made
+	// of a backup either, for it is no less than the seconds since 1970.
+	Term uint64
 }
 
 // standing is who leads, and by which keys that is known.
@@ -204,7 +206,8 @@ func (s *Store) wait(ctx context.Context, is standing, changed <-chan struct{}, 
 	return nil
 }
 
-// claim begins to lead, if all is as it was known.
+// claim begins to lead, if all is as it was known, and waits until what was committed
+// before is here: or the leader would decide on what is not so any more.
 func (s *Store) claim(ctx context.Context, is standing) (*Leader, error) {
 	ctx, cancel := context.WithTimeout(ctx, attempt)
 	defer cancel()
@@ -214,7 +217,7 @@ func (s *Store) claim(ctx context.Context, is standing) (*Leader, error) {
 	if err != nil {
 		return nil, kindOf(err)
 	}
-	term := is.last + 1
+	term := max(is.last+1, uint64(time.Now().Unix()))
 	value, err := json.Marshal(Leading{Name: s.cfg.Name, Term: term})
 	if err != nil {
 		return nil, err
@@ -225,21 +228,48 @@ func (s *Store) claim(ctx context.Context, is standing) (*Leader, error) {
 	).Then(
 		clientv3.OpPut(s.keys.leader(), string(value), clientv3.WithLease(lease.ID)),
 		clientv3.OpPut(s.keys.term(), strconv.FormatUint(term, 10)),
+		clientv3.OpGet(s.keys.head(), clientv3.WithKeysOnly()),
 	).Commit()
 	if err == nil && !r.Succeeded {
 		err = fmt.Errorf("somebody else leads: %w", errdefs.ErrFailedPrecondition)
+	}
+	l := &Leader{s: s, fence: &fence{term: term}, lease: lease.ID, lost: make(chan struct{})}
+	if err == nil {
+		l.fence.rev = r.Header.Revision
+		go l.keep(began, time.Duration(lease.TTL)*time.Second)
+		go l.listen()
+		if kvs := r.Responses[2].GetResponseRange().Kvs; len(kvs) > 0 {
+			err = s.reach(ctx, kvs[0].ModRevision)
+		}
 	}
 	if err != nil {
 		// What may have been written goes with its lease.
 		undo, cancel := context.WithTimeout(context.WithoutCancel(ctx), attempt) // detached: it is an undo
 		defer cancel()
-		_, _ = s.client.Revoke(undo, lease.ID)
+		_ = l.Resign(undo) // or the lease ends by itself
 		return nil, kindOf(err)
 	}
-	l := &Leader{s: s, fence: &fence{rev: r.Header.Revision, term: term}, lease: lease.ID, lost: make(chan struct{})}
-	go l.keep(began, time.Duration(lease.TTL)*time.Second)
-	go l.listen()
 	return l, nil
+}
+
+// reach blocks until what was committed with one of etcd's revisions of the head is here.
+// Unavailable when ctx ends before, or the store is closed.
+func (s *Store) reach(ctx context.Context, head int64) error {
+	for {
+		s.mu.Lock()
+		at, moved := s.at, s.moved
+		s.mu.Unlock()
+		if at.head >= head {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return fmt.Errorf("what was committed before is not here yet: %w", errdefs.ErrUnavailable)
+		case <-s.closing:
+			return errClosed()
+		}
+	}
 }
 
 // keep keeps the lease alive, until the leadership is lost: at the latest when the lease

@@ -188,7 +188,8 @@ func TestManagers(t *testing.T) {
 }
 
 // Without the others a manager refuses to write in bounded time, and answers what it knows,
-// also when it starts anew; when they are back, it goes on. Forced, it is a cluster by itself.
+// also when its engine opens the store anew; but its server, once started anew, answers
+// nothing until there is a majority. When that is back, all goes on. Forced, it is a cluster by itself.
 func TestMinority(t *testing.T) {
 	all := managers(t, 3)
 	must(t, all[0].s, store.Create(&cluster.Service{Meta: cluster.Meta{Name: "before"}}))
@@ -215,7 +216,9 @@ func TestMinority(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	alone(t, all[0], all[0].open(t, short))
 	second := start(t, all[1].cfg).ready(t)
+	all[0].ready(t)
 	must(t, all[0].s, store.Create(&cluster.Service{Meta: cluster.Meta{Name: "after"}}))
 	alike(t, []*manager{all[0], {second, all[1].s}})
 
@@ -250,6 +253,41 @@ func TestMinority(t *testing.T) {
 	must(t, third.s, store.Create(&cluster.Service{Meta: cluster.Meta{Name: "with two"}}))
 	if members, err := s.Members(t.Context()); err != nil || len(members) != 2 {
 		t.Errorf("members: %+v, %v", members, err)
+	}
+}
+
+// alone starts the server of a manager anew that is no majority: it does not answer, which is
+// said in bounded time; the engine's store goes on with what it knows.
+func alone(t *testing.T, m *manager, s *Store) {
+	t.Helper()
+	state, _ := m.State()
+	if err := syscall.Kill(state.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() string {
+		if now, _ := m.State(); now.Starts > state.Starts && now.PID != 0 {
+			return ""
+		}
+		return "it is not started again"
+	})
+	within := func(d time.Duration) context.Context {
+		ctx, cancel := context.WithTimeout(t.Context(), d)
+		t.Cleanup(cancel)
+		return ctx
+	}
+	if err := m.Ready(within(2 * time.Second)); !errdefs.IsUnavailable(err) || errdefs.IsFailedPrecondition(err) {
+		t.Errorf("a server that is no majority: %v", err)
+	}
+	cfg := Config{Socket: m.cfg.Socket, Name: m.cfg.Name, Patience: time.Second, Log: logged(t)}
+	if _, err := Open(within(2*time.Second), cfg); !errdefs.IsUnavailable(err) {
+		t.Errorf("opened by it: %v", err)
+	}
+	if _, err := store.Named[*cluster.Service](s.View(), "before"); err != nil {
+		t.Error(err)
+	}
+	began := time.Now()
+	if _, err := s.Commit(t.Context(), store.Create(&cluster.Service{Meta: cluster.Meta{Name: "anew"}})); !errdefs.IsUnavailable(err) || time.Since(began) > soon/2 {
+		t.Errorf("after %v: %v", time.Since(began), err)
 	}
 }
 

@@ -56,6 +56,8 @@ type Report struct {
 	Leads  bool   // it is the one of the members through which all writes go
 	Member uint64 // its id
 	Err    string `json:",omitempty"` // why it ends
+	Gone   bool   `json:",omitempty"` // it ends because its data is gone (Config.Fresh)
+	Again  bool   `json:",omitempty"` // it ends to be started anew: what it trusts has changed
 }
 
 // State is how the server is.
@@ -64,7 +66,7 @@ type State struct {
 	PID     int   // 0: it does not run
 	Starts  int   // how often it was started
 	Reason  error // why it is not ready, when it has ended
-	Removed bool  // it is no member any more, and is not started again
+	Removed bool  // it is no member any more, or its data is gone, as Reason says: it is not started again
 }
 
 // Child is the server as a process.
@@ -92,7 +94,8 @@ const (
 
 // Run runs the server, and again when it ends, until ctx does: then it ends the server,
 // waits for that and gives nil. FailedPrecondition when the cluster has removed this
-// member: then its data is of no use.
+// member: then its data is of no use; and when its data is gone: then it would be taken for
+// one that knows all, and has to be removed and added anew.
 func (c *Child) Run(ctx context.Context) error {
 	pause := firstPause
 	for {
@@ -101,9 +104,13 @@ func (c *Child) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		if errors.Is(err, errRemoved) {
+		if errors.Is(err, errRemoved) || errors.Is(err, errGone) {
 			c.set(func(s *State) { s.Removed = true })
-			return fmt.Errorf("cluster's store: this manager was removed from the cluster: %w", errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("cluster's store: %w: %w", err, errdefs.ErrFailedPrecondition)
+		}
+		if errors.Is(err, errAgain) {
+			c.log.Info("the cluster's store is started anew", "because", err)
+			continue
 		}
 		if time.Since(began) > lives {
 			pause = firstPause
@@ -133,8 +140,8 @@ func (c *Child) Leads() (bool, <-chan struct{}) {
 }
 
 // Ready blocks until the server answers. When ctx ends before: Unavailable, with the
-// reason that the server gave when it ended last. FailedPrecondition when it is no
-// member any more.
+// reason that the server gave when it ended last: one that starts answers nothing until most
+// members are there. FailedPrecondition when it is no member any more, or its data is gone.
 func (c *Child) Ready(ctx context.Context) error {
 	for {
 		s, changed := c.State()
@@ -142,7 +149,7 @@ func (c *Child) Ready(ctx context.Context) error {
 		case s.Ready:
 			return nil
 		case s.Removed:
-			return fmt.Errorf("cluster's store: this manager was removed from the cluster: %w", errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("cluster's store: %w: %w", s.Reason, errdefs.ErrFailedPrecondition)
 		}
 		select {
 		case <-changed:

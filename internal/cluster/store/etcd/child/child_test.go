@@ -2,6 +2,7 @@ package child_test
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -59,7 +60,7 @@ func engine(dir string) int {
 const soon = time.Minute
 
 func config(dir string) child.Config {
-	return child.Config{Name: "m1", Dir: filepath.Join(dir, "data"), Socket: filepath.Join(dir, "s"),
+	return child.Config{Name: "m1", Fresh: true, Dir: filepath.Join(dir, "data"), Socket: filepath.Join(dir, "s"),
 		Listen: fmt.Sprintf("http://127.%d.%d.%d:2380", 1+rand.IntN(254), rand.IntN(255), 1+rand.IntN(254)), Heartbeat: 20 * time.Millisecond, Election: 200 * time.Millisecond}
 }
 
@@ -183,6 +184,71 @@ func TestDamaged(t *testing.T) {
 	}
 	if err := ready(t, c, soon); err != nil {
 		t.Errorf("with the good one again: %v", err)
+	}
+}
+
+// A member whose data is gone does not begin with nothing, as if it knew all: not when it is
+// started again, and not when the engine is.
+func TestDataGone(t *testing.T) {
+	dir := tempDir(t)
+	c, stop := run(t, config(dir))
+	if err := ready(t, c, soon); err != nil {
+		t.Fatal(err)
+	}
+	first, _ := c.State()
+	err := errors.Join(syscall.Kill(first.PID, syscall.SIGSTOP), os.RemoveAll(filepath.Join(dir, "data", "member")), syscall.Kill(first.PID, syscall.SIGKILL))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := config(dir)
+	cfg.Fresh = false
+	for _, what := range []string{"started again", "in a new engine"} {
+		for s, changed := c.State(); !s.Removed; s, changed = c.State() {
+			if s.Ready && s.PID != first.PID {
+				t.Fatalf("%s, it has begun with nothing", what)
+			}
+			<-changed
+		}
+		if err := ready(t, c, soon); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "its data is gone") {
+			t.Errorf("%s: %v", what, err)
+		}
+		if s, _ := c.State(); s.PID != 0 {
+			t.Errorf("%s: it runs: %+v", what, s)
+		}
+		if err := stop(); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "its data is gone") {
+			t.Errorf("%s: %v", what, err)
+		}
+		c, stop = run(t, cfg)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "data", "member")); err == nil {
+		t.Error("it has made data anew")
+	}
+}
+
+// A server that ends to be started anew is, at once, and nobody is told that something is wrong.
+func TestAgain(t *testing.T) {
+	mark := filepath.Join(t.TempDir(), "mark")
+	const script = `read config
+if [ ! -e "$1" ]; then : > "$1"; echo '{"Err":"the roots have changed","Again":true}'; exit 1; fi
+echo '{"Ready":true}'
+cat`
+	var log bytes.Buffer
+	c := child.New(child.Config{}, []string{"/bin/sh", "-c", script, "server", mark}, slog.New(slog.NewTextHandler(&log, nil)))
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- c.Run(ctx) }()
+	if err := ready(t, c, soon); err != nil {
+		t.Error(err)
+	}
+	if s, _ := c.State(); s.Starts != 2 || s.Reason != nil || s.Removed {
+		t.Errorf("%+v", s)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if text := log.String(); !strings.Contains(text, "started anew") || strings.Contains(text, "ERROR") {
+		t.Error(text)
 	}
 }
 

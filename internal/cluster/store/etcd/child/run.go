@@ -15,8 +15,12 @@ import (
 	"time"
 )
 
-// errRemoved: the cluster has removed this member.
-var errRemoved = errors.New("removed from the cluster")
+// Why a server has ended that is not to be started again, or at once.
+var (
+	errRemoved = errors.New("this manager was removed from the cluster")
+	errGone    = errors.New("its data is gone")
+	errAgain   = errors.New("the roots that it trusts have changed")
+)
 
 // grace is how long a server may take to end by itself.
 const grace = 10 * time.Second
@@ -74,10 +78,10 @@ func (c *Child) hear(r io.Reader, w *words) {
 			return
 		}
 		if report.Err != "" {
-			w.end(report.Err)
+			w.end(report)
 		}
-		if report.Ready {
-			c.cfg.Force = false // once, and never again
+		if report.Ready { // once, and never again
+			c.cfg.Force, c.cfg.Fresh = false, false
 		}
 		c.set(func(s *State) {
 			s.Report = report
@@ -94,7 +98,7 @@ type words struct {
 
 	mu      sync.Mutex
 	last    string // of what was bad
-	told    string // why it ends, as it said itself
+	told    Report // why it ends, as it said itself
 	removed bool
 }
 
@@ -167,17 +171,17 @@ func (w *words) panics(text string) {
 }
 
 // end keeps what the server gave for a reason.
-func (w *words) end(what string) {
+func (w *words) end(r Report) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.told = what
+	w.told = r
 }
 
 // reason is why the server ended.
 func (w *words) reason(err error) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	why := w.told
+	why := w.told.Err
 	var exit *exec.ExitError
 	if why == "" && errors.As(err, &exit) && exit.Exited() { // one that was killed had no reason of its own
 		why = w.last
@@ -185,6 +189,10 @@ func (w *words) reason(err error) error {
 	switch {
 	case w.removed:
 		return errRemoved
+	case w.told.Gone:
+		return fmt.Errorf("%w: %s", errGone, why)
+	case w.told.Again:
+		return errAgain
 	case why == "" && err == nil:
 		return errors.New("it has ended")
 	case why == "":

@@ -4,10 +4,13 @@ package server
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
+	"math/rand/v2"
 	"net/url"
 	"os"
 	"os/signal"
@@ -16,6 +19,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
 
 	"escale.dev/escale/internal/cluster/store/etcd/child"
 	"go.etcd.io/etcd/client/pkg/v3/transport"
@@ -32,11 +36,17 @@ func Main(stdin io.Reader, stdout, stderr io.Writer) int {
 	in := bufio.NewReader(stdin)
 	out := &reports{e: json.NewEncoder(stdout)}
 	if err := run(in, out, stderr); err != nil {
-		out.tell(child.Report{Err: err.Error()})
+		out.tell(child.Report{Err: err.Error(), Gone: errors.Is(err, errGone), Again: errors.Is(err, errAgain)})
 		return 1
 	}
 	return 0
 }
+
+// Why a server ends that has words of its own for it.
+var (
+	errGone  = errors.New("a member of a cluster that has lost what it knew may not begin with nothing: remove it from the cluster and let it join anew")
+	errAgain = errors.New("the roots that it trusts have changed")
+)
 
 // reports are told one after the other.
 type reports struct {
@@ -81,6 +91,8 @@ func run(in *bufio.Reader, out *reports, logs io.Writer) error {
 		return err
 	}
 	defer e.Close()
+	again, done := rooted(cfg.CA)
+	defer done()
 	ready := e.Server.ReadyNotify()
 	report := child.Report{Member: uint64(e.Server.MemberID())}
 	for {
@@ -95,10 +107,48 @@ func run(in *bufio.Reader, out *reports, logs io.Writer) error {
 			return err
 		case <-e.Server.StopNotify():
 			return errors.New("the server has stopped")
+		case <-again:
+			return errAgain
 		case <-ended:
 			return nil
 		}
 	}
+}
+
+// How often it is looked whether the roots are others, and for how long at most a server then
+// waits, so that not all members are away at once.
+const (
+	looking  = 2 * time.Second
+	together = 20 * time.Second
+)
+
+// rooted gives what is closed a while after a file of roots has changed: the server reads it
+// once. Call done at the end.
+func rooted(path string) (changed <-chan struct{}, done func()) {
+	out, end := make(chan struct{}), make(chan struct{})
+	done = sync.OnceFunc(func() { close(end) })
+	first, err := os.ReadFile(path)
+	if path == "" || err != nil {
+		return nil, done
+	}
+	go func() {
+		pause := looking
+		for other := false; ; {
+			select {
+			case <-time.After(pause):
+			case <-end:
+				return
+			}
+			if other {
+				close(out)
+				return
+			}
+			if now, err := os.ReadFile(path); err == nil && !bytes.Equal(now, first) {
+				other, pause = true, rand.N(together)
+			}
+		}
+	}()
+	return out, done
 }
 
 // segment is the size of the files of the log, which are there before they are full.
@@ -111,6 +161,18 @@ const (
 	defaultKeep = "5m"
 	wasted      = 64 // MiB of free space in the database at which a start shrinks it
 )
+
+// known tells why a member that is to have data has none.
+func known(cfg child.Config) error {
+	logs := filepath.Join(cfg.Dir, "member", "wal")
+	if _, err := os.ReadDir(logs); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err // which may go by
+	}
+	if !cfg.Fresh && !wal.Exist(logs) {
+		return fmt.Errorf("there is no log in %s: %w", logs, errGone)
+	}
+	return nil
+}
 
 // embedded makes etcd's configuration of ours.
 func embedded(cfg child.Config) (*embed.Config, error) {
@@ -133,6 +195,9 @@ func embedded(cfg child.Config) (*embed.Config, error) {
 		if err := os.Remove(listen.Host); err != nil && !errors.Is(err, os.ErrNotExist) { // of a server that was killed
 			return nil, err
 		}
+	}
+	if err := known(cfg); err != nil {
+		return nil, err
 	}
 	wal.SegmentSizeBytes = segment
 	c := embed.NewConfig()
