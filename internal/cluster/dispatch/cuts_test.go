@@ -14,6 +14,7 @@ import (
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/storetest"
 )
 
 // history is what the store has had of tasks, and what nodes were told that it has.
@@ -84,7 +85,7 @@ func (w *world) disturb(rng *rand.Rand, nodes []string, term *uint64) {
 		s, _ := store.Find[*cluster.Service](w.s.View(), fmt.Sprintf("s%d", rng.IntN(4)))
 		w.task(fmt.Sprintf("t%d", rng.Uint64()), s, nodes[rng.IntN(len(nodes))], uses(fmt.Sprintf("x%d", rng.IntN(3))))
 	case n < 6 && len(ids) > 0:
-		change(w, ids[rng.IntN(len(ids))].ID, func(t *cluster.Task) { t.Desired = cluster.TaskShutdown })
+		storetest.Change(w, w.s, ids[rng.IntN(len(ids))].ID, func(t *cluster.Task) { t.Desired = cluster.TaskShutdown })
 	case n == 6 && len(ids) > 0:
 		for {
 			t, err := store.Find[*cluster.Task](w.s.View(), ids[0].ID)
@@ -96,7 +97,7 @@ func (w *world) disturb(rng *rand.Rand, nodes []string, term *uint64) {
 			}
 		}
 	case n == 7:
-		change(w, fmt.Sprintf("s%d", rng.IntN(4)), func(s *cluster.Service) {
+		storetest.Change(w, w.s, fmt.Sprintf("s%d", rng.IntN(4)), func(s *cluster.Service) {
 			s.Spec.Number++
 			s.Spec.Ports = nil
 			if rng.IntN(2) == 0 {
@@ -104,7 +105,7 @@ func (w *world) disturb(rng *rand.Rand, nodes []string, term *uint64) {
 			}
 		})
 	case n == 8:
-		change(w, fmt.Sprintf("id-x%d", rng.IntN(3)), func(s *cluster.Secret) { s.Spec.Data = []byte(fmt.Sprint(rng.Uint64())) })
+		storetest.Change(w, w.s, fmt.Sprintf("id-x%d", rng.IntN(3)), func(s *cluster.Secret) { s.Spec.Data = []byte(fmt.Sprint(rng.Uint64())) })
 	case n == 9:
 		w.cut(nodes[rng.IntN(len(nodes))])
 	case n == 10:

@@ -11,6 +11,7 @@ import (
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/storetest"
 	"github.com/containerd/errdefs"
 )
 
@@ -78,12 +79,12 @@ func TestView(t *testing.T) {
 		if !has[*cluster.Secret](r, "id-three") || !has[*cluster.Task](r, "t3") || !has[*cluster.Node](r, "n3") {
 			t.Error("what a new task needs is missing")
 		}
-		change(w, "t4", func(t *cluster.Task) { t.Desired = cluster.TaskShutdown })
+		storetest.Change(w, w.s, "t4", func(t *cluster.Task) { t.Desired = cluster.TaskShutdown })
 		settle()
 		if has[*cluster.Secret](r, "id-three") || !has[*cluster.Task](r, "t4") || !has[*cluster.Task](r, "t3") {
 			t.Error("a task that is to end keeps its secret, or loses more")
 		}
-		change(w, "t4", func(t *cluster.Task) { t.Status.State = cluster.TaskShutdown })
+		storetest.Change(w, w.s, "t4", func(t *cluster.Task) { t.Status.State = cluster.TaskShutdown })
 		settle()
 		if has[*cluster.Task](r, "t3") || has[*cluster.Node](r, "n3") || !has[*cluster.Task](r, "t4") {
 			t.Error("a task that has ended still asks for what is beside it")
@@ -138,8 +139,8 @@ func TestNoStrangersSecrets(t *testing.T) {
 					t.Errorf("%q is not there:\n%s", yes, all)
 				}
 			}
-			change(w, "t2", func(t *cluster.Task) { t.Status.State = cluster.TaskRunning })
-			change(w, "other", func(s *cluster.Service) { s.Spec.Number++; s.Previous = &s.Spec })
+			storetest.Change(w, w.s, "t2", func(t *cluster.Task) { t.Status.State = cluster.TaskRunning })
+			storetest.Change(w, w.s, "other", func(s *cluster.Service) { s.Spec.Number++; s.Previous = &s.Spec })
 			settle()
 		}
 	})
@@ -204,22 +205,33 @@ func TestCommit(t *testing.T) {
 		w.mu.Lock()
 		d := w.d
 		w.mu.Unlock()
+		halt := true
 		status, _ := json.Marshal(cluster.TaskStatus{State: cluster.TaskFailed})
 		for what, reports := range map[string][]Report{
-			"another's":   {{"t2", status}},
-			"with others": {{"t1", status}, {"t2", status}},
-			"twice":       {{"t1", status}, {"t1", status}},
-			"no JSON":     {{"t1", json.RawMessage("x")}},
-			"no state":    {{"t1", json.RawMessage("{}")}},
-			"a new one":   {{"t1", json.RawMessage(`{"State":"new"}`)}},
+			"another's":       {{Task: "t2", Status: status}},
+			"another's, halt": {{Task: "t2", Halted: &halt}},
+			"with others":     {{Task: "t1", Status: status}, {Task: "t2", Status: status}},
+			"twice":           {{Task: "t1", Status: status}, {Task: "t1", Halted: &halt}},
+			"nothing":         {{Task: "t1"}},
+			"no JSON":         {{Task: "t1", Status: json.RawMessage("x"), Halted: &halt}},
+			"no state":        {{Task: "t1", Status: json.RawMessage("{}")}},
+			"a new one":       {{Task: "t1", Status: json.RawMessage(`{"State":"new"}`)}},
 		} {
 			if err := d.do(t.Context(), job{node: "n1", reports: reports}); err == nil {
 				t.Errorf("%s: written", what)
 			}
 		}
-		if is, _ := store.Find[*cluster.Task](w.s.View(), "t1"); is.Status.State != cluster.TaskAccepted {
-			t.Errorf("what was refused was written: %+v", is.Status)
+		if is, _ := store.Find[*cluster.Task](w.s.View(), "t1"); is.Status.State != cluster.TaskAccepted || is.Halted {
+			t.Errorf("what was refused was written: %t, %+v", is.Halted, is.Status)
 		}
+		// Once another leads, it is not the node's fault.
+		w.s.over.Store(true)
+		x = mine()
+		x.Status.State = cluster.TaskPreparing
+		if _, err := r.Commit(t.Context(), store.Update(x)); !errdefs.IsUnavailable(err) {
+			t.Errorf("to one that does not lead any more: %v", err)
+		}
+		w.s.over.Store(false)
 		w.silence("n1", true)
 		settle()
 		x = mine()
@@ -229,6 +241,145 @@ func TestCommit(t *testing.T) {
 		}
 		if mine().Status.State != cluster.TaskAccepted {
 			t.Error("what nobody has is shown")
+		}
+	})
+}
+
+// That a client stops the container of a task on its node, or starts it again, is recorded,
+// whatever the task says meanwhile.
+func TestHalted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.machines("n1")
+		w.task("t1", w.service("web"), "n1")
+		w.elect("a:1", 1)
+		r, _ := w.node("n1", "")
+		settle()
+		find := func(s store.Store) *cluster.Task {
+			x, err := store.Find[*cluster.Task](s.View(), "t1")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return store.Copy(x)
+		}
+		for _, halted := range []bool{true, false, true} {
+			x := find(r)
+			x.Halted = halted
+			if _, err := r.Commit(t.Context(), store.Update(x)); err != nil {
+				t.Fatal(err)
+			}
+			if is := find(w.s); is.Halted != halted || x.Halted != halted || x.Revision != is.Revision {
+				t.Errorf("the cluster has %t; the node %t", is.Halted, x.Halted)
+			}
+		}
+		// What the node said of the task just before stays.
+		storetest.Change(w, w.s, "t1", func(t *cluster.Task) { t.Status.State, t.Status.Message = cluster.TaskRunning, "runs" })
+		w.mu.Lock()
+		d := w.d
+		w.mu.Unlock()
+		no := false
+		if err := d.do(t.Context(), job{node: "n1", reports: []Report{{Task: "t1", Halted: &no}}}); err != nil {
+			t.Fatal(err)
+		}
+		if is := find(w.s); is.Halted || is.Status.State != cluster.TaskRunning || is.Status.Message != "runs" {
+			t.Errorf("%t, %+v", is.Halted, is.Status)
+		}
+		settle()
+		x := find(r)
+		x.Halted = true
+		if _, err := r.Commit(t.Context(), store.Update(x)); err != nil {
+			t.Fatal(err)
+		}
+		x = find(r) // and what it says with that is taken, too
+		x.Halted, x.Status.State = false, cluster.TaskComplete
+		if _, err := r.Commit(t.Context(), store.Update(x)); err != nil {
+			t.Fatal(err)
+		}
+		if is := find(w.s); is.Halted || is.Status.State != cluster.TaskComplete {
+			t.Errorf("%t, %+v", is.Halted, is.Status)
+		}
+	})
+}
+
+// What is to go from every node is told to all, as long as it is there.
+func TestRemovedEverywhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.machines("n1", "n2")
+		w.commit(
+			store.Create(&cluster.Network{Meta: cluster.Meta{ID: "net", Name: "net"}, Spec: cluster.NetworkSpec{Name: "net"}}),
+			store.Create(&cluster.Volume{Meta: cluster.Meta{ID: "vol", Name: "vol"}, Spec: cluster.VolumeSpec{Name: "vol"}}))
+		w.elect("a:1", 1)
+		r, _ := w.node("n1", "")
+		settle()
+		if has[*cluster.Network](r, "net") || has[*cluster.Volume](r, "vol") {
+			t.Error("a node has what it does not need")
+		}
+		storetest.Change(w, w.s, "net", func(n *cluster.Network) { n.Spec.Removed = true })
+		storetest.Change(w, w.s, "vol", func(v *cluster.Volume) { v.Spec.Removed = true })
+		settle()
+		n, err1 := store.Find[*cluster.Network](r.View(), "net")
+		v, err2 := store.Find[*cluster.Volume](r.View(), "vol")
+		if err1 != nil || err2 != nil || !n.Spec.Removed || !v.Spec.Removed {
+			t.Errorf("%+v, %v; %+v, %v", n, err1, v, err2)
+		}
+		late, _ := w.node("n2", "")
+		settle()
+		if !has[*cluster.Network](late, "net") || !has[*cluster.Volume](late, "vol") {
+			t.Error("a node that comes later is not told")
+		}
+		n, _ = store.Find[*cluster.Network](w.s.View(), "net")
+		v, _ = store.Find[*cluster.Volume](w.s.View(), "vol")
+		w.commit(store.Delete(n), store.Delete(v))
+		settle()
+		if has[*cluster.Network](r, "net") || has[*cluster.Volume](late, "vol") {
+			t.Error("it is told of what has gone")
+		}
+	})
+}
+
+// A dispatcher says why it has ended when it was not asked to.
+func TestStoreClosed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		d := New(w.s, 1, quiet)
+		ended := make(chan error, 1)
+		go func() { ended <- d.Run(t.Context()) }()
+		settle()
+		if err := w.s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-ended; !errdefs.IsUnavailable(err) {
+			t.Errorf("under it the store was closed: %v", err)
+		}
+	})
+}
+
+// A manager that stood still has heard nobody, and takes nobody for dead.
+func TestStoodStill(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.machines("n1", "n2")
+		w.elect("a:1", 1)
+		w.node("n1", "")
+		time.Sleep(2 * Grace)
+		synctest.Wait()
+		w.mu.Lock()
+		d := w.d
+		w.mu.Unlock()
+		silent := func(stood bool) []string {
+			d.mu.Lock()
+			long := time.Since(d.begun) - Dead - time.Second
+			d.sessions["n1"].last.Store(int64(long))
+			d.seen["n2"] = long
+			d.mu.Unlock()
+			return d.silent(stood)
+		}
+		if list := silent(true); len(list) > 0 || !d.connected("n1") {
+			t.Errorf("%v are taken for dead", list)
+		}
+		if list := silent(false); len(list) != 2 || d.connected("n1") {
+			t.Errorf("%v are dead", list)
 		}
 	})
 }
@@ -343,7 +494,7 @@ func TestReturn(t *testing.T) {
 		settle()
 		w.silence("n1", true)
 		time.Sleep(10 * time.Second)
-		change(w, "t1", func(t *cluster.Task) { t.Desired = cluster.TaskShutdown })
+		storetest.Change(w, w.s, "t1", func(t *cluster.Task) { t.Desired = cluster.TaskShutdown })
 		t2, _ := store.Find[*cluster.Task](w.s.View(), "t2")
 		w.commit(store.Delete(t2))
 		w.elect("b:1", 2)
@@ -437,6 +588,21 @@ func TestRemovedNode(t *testing.T) {
 		synctest.Wait()
 		if r.Connected() {
 			t.Error("it is still connected")
+		}
+		if err := r.Err(); !errdefs.IsPermissionDenied(err) {
+			t.Errorf("it does not know why: %v", err)
+		}
+		w.mu.Lock()
+		w.d.mu.Lock()
+		if n := len(w.d.seen); n > 0 {
+			t.Errorf("%d nodes are waited for", n)
+		}
+		w.d.mu.Unlock()
+		w.mu.Unlock()
+		w.silence("n1", true) // that nobody answers any more says less
+		time.Sleep(10 * time.Second)
+		if err := r.Err(); !errdefs.IsPermissionDenied(err) {
+			t.Errorf("it does not know why any more: %v", err)
 		}
 		if _, err := store.Find[*cluster.Node](w.s.View(), "n1"); !errdefs.IsNotFound(err) {
 			t.Errorf("it has made itself anew: %v", err)

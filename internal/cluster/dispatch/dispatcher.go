@@ -3,9 +3,9 @@ package dispatch
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -60,14 +60,15 @@ func (d *Dispatcher) Tell(c Cluster) {
 // errOver ends sessions when the leadership is over.
 var errOver = fmt.Errorf("this manager does not lead any more: %w", errdefs.ErrUnavailable)
 
-// Run serves nodes until ctx ends, and blocks.
+// Run serves nodes until ctx ends, and blocks: then it gives nil. Unavailable when the store
+// is closed before.
 func (d *Dispatcher) Run(ctx context.Context) error {
-	ctx, cancel := context.WithCancelCause(ctx)
+	running, cancel := context.WithCancel(ctx)
 	var parts sync.WaitGroup
-	parts.Go(func() { d.write(ctx) })
-	parts.Go(func() { d.watchHealth(ctx) })
-	err := d.follow(ctx)
-	cancel(err)
+	parts.Go(func() { d.write(running) })
+	parts.Go(func() { d.watchHealth(running) })
+	err := d.follow(running)
+	cancel()
 	d.mu.Lock()
 	d.x = nil
 	for _, s := range d.sessions {
@@ -75,7 +76,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	}
 	d.mu.Unlock()
 	parts.Wait()
-	if ctx.Err() != nil && errors.Is(err, context.Cause(ctx)) {
+	if ctx.Err() != nil {
 		return nil
 	}
 	return err
@@ -114,11 +115,15 @@ func (d *Dispatcher) anew(v store.View) {
 	defer d.mu.Unlock()
 	first := d.x == nil
 	d.x = x
-	for _, s := range d.sessions {
+	for id, s := range d.sessions {
 		d.leave(s)
 		s.begin()
+		if !d.member(id) {
+			s.end(errRemoved(id))
+		}
 	}
 	if !first {
+		maps.DeleteFunc(d.seen, func(id string, _ time.Duration) bool { return !d.member(id) })
 		return
 	}
 	for _, n := range store.List[*cluster.Node](v) {
@@ -177,12 +182,22 @@ func (d *Dispatcher) changed(r Ref) {
 			d.again(Ref{cluster.KindTask, t.ID})
 		}
 	}
-	if r.Kind == cluster.KindNode && d.x.form(r) == nil {
+	if r.Kind == cluster.KindNode && !d.member(r.ID) {
 		if s := d.sessions[r.ID]; s != nil {
-			s.end(fmt.Errorf("node %s was removed from the cluster: %w", r.ID, errdefs.ErrPermissionDenied))
+			s.end(errRemoved(r.ID))
 		}
 		delete(d.seen, r.ID)
 	}
+}
+
+// member tells whether a node is one of the cluster's. Called with the lock held.
+func (d *Dispatcher) member(node string) bool {
+	return d.x != nil && d.x.form(Ref{cluster.KindNode, node}) != nil
+}
+
+// errRemoved is what a node is told that is none of the cluster's any more.
+func errRemoved(node string) error {
+	return fmt.Errorf("node %s was removed from the cluster: %w", node, errdefs.ErrPermissionDenied)
 }
 
 // again looks at a task that has not changed itself.
@@ -241,7 +256,7 @@ func (d *Dispatcher) enter(s *session) error {
 	if d.x == nil {
 		return errOver
 	}
-	if d.x.form(Ref{cluster.KindNode, s.node}) == nil {
+	if !d.member(s.node) {
 		return fmt.Errorf("node %s is not of this cluster: %w", s.node, errdefs.ErrPermissionDenied)
 	}
 	if old := d.sessions[s.node]; old != nil {

@@ -56,11 +56,15 @@ func placeOf(v store.View, o cluster.Object, raw json.RawMessage) place {
 		if o.Spec.Create != nil && o.Spec.Create.Ingress {
 			p.shared = append(p.shared, ingress)
 		}
-		if o.Spec.Create != nil && o.Spec.Create.Attachable {
-			p.shared = append(p.shared, everybody) // a container of any node may want it
+		// A container of any node may want it; and each node removes its own.
+		if o.Spec.Create != nil && o.Spec.Create.Attachable || o.Spec.Removed {
+			p.shared = append(p.shared, everybody)
 		}
 	case *cluster.Volume:
 		p.shared = []string{"volume:" + o.Spec.Name}
+		if o.Spec.Removed {
+			p.shared = append(p.shared, everybody)
+		}
 	case *cluster.Secret, *cluster.Config:
 		p.shared = []string{string(o.Kind()) + ":" + m.ID, string(o.Kind()) + ":" + m.Name}
 	case *cluster.App:

@@ -83,7 +83,6 @@ func (r *Remote) Run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return nil
 		}
-		r.failed(err)
 		if led { // it is missed before long
 			pause, cut = firstPause, false
 		}
@@ -109,10 +108,15 @@ func (r *Remote) round(ctx context.Context) (led bool, err error) {
 		list := r.Managers()
 		i := slices.IndexFunc(list, func(m Manager) bool { return m.Addr != "" && !asked[m.Addr] })
 		if i < 0 {
+			r.failed(err)
 			return false, err
 		}
 		asked[list[i].Addr] = true
-		if led, err = r.serve(ctx, list[i].Addr); led || ctx.Err() != nil {
+		led, err = r.serve(ctx, list[i].Addr)
+		if ctx.Err() == nil {
+			r.failed(err)
+		}
+		if led || ctx.Err() != nil {
 			return led, err
 		}
 	}
@@ -155,7 +159,7 @@ func (r *Remote) serve(ctx context.Context, addr string) (led bool, err error) {
 		r.link = nil
 	}
 	r.mu.Unlock()
-	if why := context.Cause(ctx); why != nil {
+	if why := context.Cause(ctx); why != nil && !errdefs.IsPermissionDenied(err) { // which says more than that nothing can be sent
 		err = why
 	}
 	return led, fmt.Errorf("manager %s: %w", addr, err)

@@ -44,7 +44,8 @@ type Hello struct {
 // Report is what became of a task.
 type Report struct {
 	Task   string
-	Status json.RawMessage // cluster.TaskStatus
+	Status json.RawMessage `json:",omitempty"` // cluster.TaskStatus; with Halted it may be left out: it is as it was
+	Halted *bool           `json:",omitempty"` // a client has stopped its container, or started it again; nil: neither
 }
 
 // Down is what a node gets.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"reflect"
 	"sync"
 
 	"escale.dev/escale/internal/cluster"
@@ -129,7 +130,8 @@ func (r *Remote) Managers() []Manager {
 var errCut = fmt.Errorf("no manager can be reached: %w", errdefs.ErrUnavailable)
 
 // Commit implements store.Store: it returns once a manager has it durably, and the node has
-// seen it. PermissionDenied for anything but the status of the node's own tasks, and of itself;
+// seen it. PermissionDenied for anything but the status of the node's own tasks, whether clients
+// have stopped them (Halted), and the status of the node itself;
 // Unavailable while no manager can be reached, and when it is not known whether one has it.
 func (r *Remote) Commit(ctx context.Context, changes ...store.Change) (uint64, error) {
 	up, err := r.up(changes)
@@ -183,17 +185,22 @@ func (r *Remote) up(changes []store.Change) (up Up, err error) {
 		default:
 			return up, fmt.Errorf("%s %s: only a manager makes and removes objects: %w", k, m.ID, errdefs.ErrPermissionDenied)
 		}
-		var raw json.RawMessage
 		switch o := c.Object.(type) {
 		case *cluster.Task:
 			was := store.Copy(is.(*cluster.Task))
-			was.Status = o.Status
+			report := Report{Task: m.ID}
+			if was.Halted != o.Halted {
+				halted := o.Halted // the object is its owner's to change
+				report.Halted = &halted
+			}
+			if report.Halted == nil || !reflect.DeepEqual(was.Status, o.Status) {
+				report.Status, err = json.Marshal(o.Status)
+			}
+			was.Status, was.Halted = o.Status, o.Halted
 			if o.Node != r.cfg.Node || !same(was, o) {
 				return up, fmt.Errorf("task %s: a node writes nothing of a task but the status of its own: %w", m.ID, errdefs.ErrPermissionDenied)
 			}
-			if raw, err = json.Marshal(o.Status); err == nil {
-				up.Reports = append(up.Reports, Report{Task: m.ID, Status: raw})
-			}
+			up.Reports = append(up.Reports, report)
 		case *cluster.Node:
 			was := store.Copy(is.(*cluster.Node))
 			was.Status = o.Status

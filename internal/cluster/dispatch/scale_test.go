@@ -10,6 +10,7 @@ import (
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/mem"
 )
 
 // crowd is the manager's end of a node that only says that it is there.
@@ -47,7 +48,7 @@ func BenchmarkNodes(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
-	s := &keeper{state: store.NewState()}
+	s := mem.New(store.NewState())
 	commit := func(c ...store.Change) {
 		if _, err := s.Commit(b.Context(), c...); err != nil {
 			b.Fatal(err)

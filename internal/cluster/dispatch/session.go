@@ -251,7 +251,9 @@ func (d *Dispatcher) drop(s *session) {
 	delete(d.waiting, s)
 	if d.sessions[s.node] == s {
 		delete(d.sessions, s.node)
-		d.seen[s.node] = time.Duration(s.last.Load())
+		if d.member(s.node) {
+			d.seen[s.node] = time.Duration(s.last.Load())
+		}
 	}
 }
 

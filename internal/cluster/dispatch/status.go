@@ -109,6 +109,9 @@ func (d *Dispatcher) together(ctx context.Context, batch []job) {
 			}
 			return
 		}
+		if errdefs.IsFailedPrecondition(err) { // another leads, and has to be told anew: it is no node's fault
+			err = errOver
+		}
 		if !errdefs.IsConflict(err) && !errdefs.IsNotFound(err) {
 			break
 		}
@@ -138,8 +141,9 @@ func (w *writing) add(j job) error {
 		return err
 	}
 	type changed struct {
-		t *cluster.Task
-		s cluster.TaskStatus
+		t      *cluster.Task
+		s      cluster.TaskStatus
+		halted bool
 	}
 	var list []changed
 	seen := map[string]bool{}
@@ -148,7 +152,7 @@ func (w *writing) add(j job) error {
 		if err != nil {
 			return err
 		}
-		s, err := reported(t, r.Status)
+		s, err := reported(t, r)
 		if err != nil {
 			return err
 		}
@@ -156,10 +160,15 @@ func (w *writing) add(j job) error {
 			return fmt.Errorf("task %s: reported twice: %w", r.Task, errdefs.ErrInvalidArgument)
 		}
 		seen[r.Task] = true
-		list = append(list, changed{t, s})
+		c := changed{t, s, t.Halted}
+		if r.Halted != nil {
+			c.halted = *r.Halted
+		}
+		list = append(list, c)
 	}
 	for _, c := range list {
-		w.change(c.t).(*cluster.Task).Status = c.s
+		t := w.change(c.t).(*cluster.Task)
+		t.Status, t.Halted = c.s, c.halted
 	}
 	return nil
 }
@@ -189,10 +198,14 @@ func (w *writing) task(node, id string) (*cluster.Task, error) {
 	return t, nil
 }
 
-// reported is a task's status as its node says, if it may become so.
-func reported(t *cluster.Task, raw json.RawMessage) (cluster.TaskStatus, error) {
+// reported is a task's status as its node says, if it may become so. Who only says that a
+// client has stopped it leaves it as it is.
+func reported(t *cluster.Task, r Report) (cluster.TaskStatus, error) {
+	if len(r.Status) == 0 && r.Halted != nil {
+		return t.Status, nil
+	}
 	s := cluster.TaskStatus{}
-	if err := json.Unmarshal(raw, &s); err != nil {
+	if err := json.Unmarshal(r.Status, &s); err != nil {
 		return s, fmt.Errorf("task %s: %w: %w", t.ID, err, errdefs.ErrInvalidArgument)
 	}
 	if is := t.Status.State; s.State != is && !is.May(s.State) || s.State.Before(cluster.TaskAssigned) {
@@ -255,13 +268,13 @@ const watched = 250 * time.Millisecond
 func (d *Dispatcher) watchHealth(ctx context.Context) {
 	t := time.NewTicker(watched)
 	defer t.Stop()
-	for {
+	for looked := time.Now(); ; looked = time.Now() {
 		select {
 		case <-t.C:
 		case <-ctx.Done():
 			return
 		}
-		for _, id := range d.silent() {
+		for _, id := range d.silent(time.Since(looked) > frozen) {
 			j := job{node: id, gone: true, done: func(_ uint64, err error) { d.buried(id, err) }}
 			select {
 			case d.jobs <- j:
@@ -272,11 +285,24 @@ func (d *Dispatcher) watchHealth(ctx context.Context) {
 	}
 }
 
+// frozen is the time between two looks from which on it was this manager that stood still.
+const frozen = time.Second
+
 // silent are the nodes that nothing is heard of any more, and whose sessions end with that.
-func (d *Dispatcher) silent() []string {
+// After this manager stood still it is its own fault: they have time anew.
+func (d *Dispatcher) silent(stood bool) []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := time.Since(d.begun)
+	if stood {
+		d.log.Warn("this manager stood still: nodes have time anew to be heard of")
+		for _, s := range d.sessions {
+			s.last.Store(int64(now))
+		}
+		for id, last := range d.seen {
+			d.seen[id] = max(last, now)
+		}
+	}
 	for id, s := range maps.Clone(d.sessions) {
 		if now-time.Duration(s.last.Load()) > Dead {
 			s.end(fmt.Errorf("node %s: %s: %w", id, heartbeat, errdefs.ErrUnavailable))

@@ -4,54 +4,40 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/mem"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 )
 
-// keeper is a store in memory, as the cluster's: every store answers from a State.
-type keeper struct {
-	state *store.State
-	mu    sync.Mutex
+// refusing is a store whose leader does not lead any more once that is set.
+type refusing struct {
+	store.Store
+	over atomic.Bool
 }
 
-func (k *keeper) View() store.View { return k.state.View() }
-
-func (k *keeper) Commit(_ context.Context, changes ...store.Change) (uint64, error) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	g := k.state.Stage()
-	at, err := g.Add(changes)
-	if err != nil {
-		g.Abort()
-		return 0, err
+func (s *refusing) Commit(ctx context.Context, changes ...store.Change) (uint64, error) {
+	if s.over.Load() {
+		return 0, fmt.Errorf("this manager does not lead any more (term 1): %w", errdefs.ErrFailedPrecondition)
 	}
-	g.Apply()
-	return at, nil
-}
-
-func (k *keeper) Watch(after uint64, kinds ...cluster.Kind) (*store.Watch, error) {
-	return k.state.Watch(after, kinds...)
-}
-
-func (k *keeper) Close() error {
-	k.state.Close()
-	return nil
+	return s.Store.Commit(ctx, changes...)
 }
 
 // world is a cluster's store with managers beside it, and nodes.
 type world struct {
 	*testing.T
-	s *keeper
+	s *refusing
 
 	mu    sync.Mutex
 	lead  string // address of who leads
@@ -65,7 +51,7 @@ type world struct {
 }
 
 func newWorld(t *testing.T) *world {
-	w := &world{T: t, s: &keeper{state: store.NewState()}, wires: map[string]*wire{}, deaf: map[string]bool{}, sent: map[string]int{}}
+	w := &world{T: t, s: &refusing{Store: mem.New(store.NewState())}, wires: map[string]*wire{}, deaf: map[string]bool{}, sent: map[string]int{}}
 	t.Cleanup(func() { w.elect("", 0); _ = w.s.Close() })
 	return w
 }
@@ -113,7 +99,7 @@ type wire struct {
 	up   chan []byte
 	down chan []byte
 	ctx  context.Context
-	cut  context.CancelFunc
+	cut  context.CancelCauseFunc
 	w    *world
 	node string
 }
@@ -131,7 +117,7 @@ func put[T any](l *wire, to chan []byte, v T) error {
 	case to <- b:
 		return nil
 	case <-l.ctx.Done():
-		return errWire
+		return context.Cause(l.ctx)
 	}
 }
 
@@ -140,7 +126,7 @@ func get[T any](l *wire, from chan []byte) (v T, err error) {
 	case b := <-from:
 		return v, json.Unmarshal(b, &v)
 	case <-l.ctx.Done():
-		return v, errWire
+		return v, context.Cause(l.ctx)
 	}
 }
 
@@ -148,7 +134,7 @@ type nodeEnd struct{ *wire }
 
 func (l nodeEnd) Send(u Up) error        { return put(l.wire, l.up, u) }
 func (l nodeEnd) Receive() (Down, error) { return get[Down](l.wire, l.down) }
-func (l nodeEnd) Close() error           { l.cut(); return nil }
+func (l nodeEnd) Close() error           { l.cut(errWire); return nil }
 
 type managerEnd struct{ *wire }
 
@@ -167,7 +153,7 @@ func (w *world) dial(node, addr string) (Client, error) {
 	if w.deaf[node] {
 		return nil, errWire
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancelCause(context.Background())
 	l := &wire{up: make(chan []byte, 16), down: make(chan []byte, 16), ctx: ctx, cut: cancel, w: w, node: node}
 	w.wires[node] = l
 	d, lead := w.d, w.lead
@@ -177,8 +163,7 @@ func (w *world) dial(node, addr string) (Client, error) {
 			_ = managerEnd{l}.Send(Down{Cluster: &c, Refused: true})
 			return
 		}
-		_ = d.Serve(ctx, node, managerEnd{l}) // why it ended concerns the node
-		cancel()
+		cancel(d.Serve(ctx, node, managerEnd{l})) // why it ended concerns the node
 	}()
 	return nodeEnd{l}, nil
 }
@@ -188,7 +173,7 @@ func (w *world) cut(node string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if l := w.wires[node]; l != nil {
-		l.cut()
+		l.cut(errWire)
 	}
 }
 
@@ -275,24 +260,6 @@ func (w *world) task(id string, s *cluster.Service, node string, f ...func(*clus
 		f(t)
 	}
 	w.commit(store.Create(t))
-}
-
-// change changes an object of the cluster's store.
-func change[T cluster.Object](w *world, id string, f func(T)) {
-	w.Helper()
-	for {
-		o, err := store.Find[T](w.s.View(), id)
-		if err != nil {
-			w.Fatal(err)
-		}
-		o = store.Copy(o)
-		f(o)
-		if _, err := w.s.Commit(context.Background(), store.Update(o)); err == nil {
-			return
-		} else if !errdefs.IsConflict(err) {
-			w.Fatal(err)
-		}
-	}
 }
 
 // settle lets all that is under way come to its end.
