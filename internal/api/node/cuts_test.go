@@ -13,6 +13,7 @@ import (
 	"escale.dev/escale/internal/cluster/ca"
 	"escale.dev/escale/internal/cluster/dispatch"
 	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/storetest"
 	"github.com/containerd/errdefs"
 )
 
@@ -88,7 +89,7 @@ func TestCutConnections(t *testing.T) {
 		w.commit(store.Create(&cluster.Task{Meta: cluster.Meta{ID: fmt.Sprint("t", i)}, Node: "n1", Desired: cluster.TaskRunning, Status: cluster.TaskStatus{State: cluster.TaskAssigned}}))
 	}
 	p := newProxy(t, m.addr)
-	change(w, "m1", func(n *cluster.Node) { n.Status.Manager.Addr = p.l.Addr().String() })
+	storetest.Change(w, w.s, "m1", func(n *cluster.Node) { n.Status.Manager.Addr = p.l.Addr().String() })
 	r := w.node(w.identity(a, "n1", ca.Worker, 0), []dispatch.Manager{{Addr: p.l.Addr().String()}})
 	w.until("it is connected", r.Connected)
 	stop := make(chan struct{})

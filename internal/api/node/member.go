@@ -101,7 +101,8 @@ func fetchRoot(ctx context.Context, addr string) ([]byte, error) {
 type Member struct {
 	keeper *ca.Keeper
 	log    *slog.Logger
-	early  chan struct{} // it is to renew before its time
+	early  chan struct{} // it may have to renew before its time
+	able   chan struct{} // it may be able to renew now
 
 	mu     sync.Mutex
 	issuer string // that managers want
@@ -118,12 +119,15 @@ func (m *Member) SetSigner(f Signer) {
 	m.mu.Lock()
 	m.sign = f
 	m.mu.Unlock()
-	m.look()
+	select {
+	case m.able <- struct{}{}:
+	default:
+	}
 }
 
 // NewMember makes a Member; nothing happens before Run.
 func NewMember(keeper *ca.Keeper, log *slog.Logger) *Member {
-	return &Member{keeper: keeper, log: log, early: make(chan struct{}, 1)}
+	return &Member{keeper: keeper, log: log, early: make(chan struct{}, 1), able: make(chan struct{}, 1)}
 }
 
 // Dial is a dispatch.Config's: the connection's first message is still to be sent.
@@ -202,6 +206,8 @@ func (m *Member) look() {
 const (
 	renewPause = 2 * time.Second
 	renewSlow  = time.Minute
+	// lookAgain is for a clock that is set, or stands still while the machine sleeps.
+	lookAgain = time.Hour
 )
 
 // Run renews the certificate until ctx ends, and blocks. Of r it learns which managers there
@@ -224,21 +230,14 @@ func (m *Member) Run(ctx context.Context, r *dispatch.Remote) error {
 	at := m.keeper.Identity().RenewAt()
 	pause := renewPause
 	for {
-		wait := max(time.Until(at), 0)
-		if m.due(r.View()) {
-			wait = 0
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-m.early:
-			timer.Stop()
-			if !m.due(r.View()) {
-				continue
+		if wait := time.Until(at); wait > 0 && !m.due(r.View()) {
+			select {
+			case <-time.After(min(wait, lookAgain)):
+			case <-m.early:
+			case <-ctx.Done():
+				return nil
 			}
-		case <-ctx.Done():
-			timer.Stop()
-			return nil
+			continue
 		}
 		err := m.renew(ctx, r.Managers())
 		if err == nil {
@@ -255,6 +254,7 @@ func (m *Member) Run(ctx context.Context, r *dispatch.Remote) error {
 		m.log.Warn("the certificate of the node is not renewed: trying again", "error", err)
 		select {
 		case <-time.After(pause):
+		case <-m.able:
 		case <-ctx.Done():
 			return nil
 		}
@@ -272,7 +272,7 @@ func (m *Member) due(v store.View) bool {
 		return true
 	}
 	n, err := store.Find[*cluster.Node](v, id.Node)
-	return err == nil && n.Spec.Manager != (id.Role == ca.Manager)
+	return err == nil && roleOf(n) != id.Role
 }
 
 // renew gets the next certificate: of this manager itself, or of one that it asks after the

@@ -81,13 +81,20 @@ func (m *Members) Secrets() (worker, manager string) {
 // Role implements Cluster.
 func (m *Members) Role(node string) (ca.Role, error) {
 	n, err := store.Find[*cluster.Node](m.Store.View(), node)
-	switch {
-	case err != nil:
+	if err != nil {
 		return "", err
-	case n.Spec.Manager:
-		return ca.Manager, nil
 	}
-	return ca.Worker, nil
+	return roleOf(n), nil
+}
+
+// roleOf is what a node's certificate is to say. One that is demoted stays a manager until it
+// keeps the store no more: without the certificate the others would not hear it, while
+// its vote still counted.
+func roleOf(n *cluster.Node) ca.Role {
+	if n.Spec.Manager || n.Status.Manager != nil {
+		return ca.Manager
+	}
+	return ca.Worker
 }
 
 // Admit implements Cluster.

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"escale.dev/escale/internal/api/node/wire"
@@ -18,6 +20,7 @@ import (
 	"escale.dev/escale/internal/cluster/dispatch"
 	"escale.dev/escale/internal/cluster/store"
 	"escale.dev/escale/internal/cluster/store/mem"
+	"escale.dev/escale/internal/cluster/store/storetest"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 )
@@ -62,25 +65,6 @@ func (w *site) commit(c ...store.Change) {
 }
 
 func (w *site) token(secret string) string { return ca.Token(w.root.Digest(), secret) }
-
-// change changes an object, whoever else writes it.
-func change[T cluster.Object](w *site, id string, f func(T)) {
-	w.Helper()
-	for {
-		o, err := store.Find[T](w.s.View(), id)
-		if err != nil {
-			w.Fatal(err)
-		}
-		o = store.Copy(o)
-		f(o)
-		if _, err := w.s.Commit(context.Background(), store.Update(o)); !errdefs.IsConflict(err) {
-			if err != nil {
-				w.Fatal(err)
-			}
-			return
-		}
-	}
-}
 
 // identity makes that of a node, without asking anybody.
 func (w *site) identity(a *ca.Authority, node string, role ca.Role, expiry time.Duration) *ca.Keeper {
@@ -247,7 +231,7 @@ func TestJoinRefused(t *testing.T) {
 		}
 	}
 	old := w.token(workers)
-	change(w, "c1", func(c *cluster.Cluster) { c.Status.WorkerSecret = ca.NewSecret() })
+	storetest.Change(w, w.s, "c1", func(c *cluster.Cluster) { c.Status.WorkerSecret = ca.NewSecret() })
 	if _, err := w.join(m.addr, old); !errdefs.IsInvalidArgument(err) {
 		t.Errorf("a token of before: %v", err)
 	}
@@ -384,8 +368,8 @@ func TestLeader(t *testing.T) {
 	}
 	// The leader goes, and the other one takes over.
 	leader.stop()
-	change(w, "m1", func(n *cluster.Node) { n.Status.Manager.Leader = true })
-	change(w, "m2", func(n *cluster.Node) { n.Status.Manager.Leader = false })
+	storetest.Change(w, w.s, "m1", func(n *cluster.Node) { n.Status.Manager.Leader = true })
+	storetest.Change(w, w.s, "m2", func(n *cluster.Node) { n.Status.Manager.Leader = false })
 	d := dispatch.New(w.s, 4, slog.New(slog.DiscardHandler))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
@@ -423,7 +407,7 @@ func TestRootRotation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	change(w, "c1", func(c *cluster.Cluster) {
+	storetest.Change(w, w.s, "c1", func(c *cluster.Cluster) {
 		c.Status.RootRotation = &cluster.RootRotation{Cert: rotation.Cert, Key: rotation.Key, Cross: rotation.Cross, Issuer: b.Issuer()}
 	})
 	w.until("all say that they have a certificate of the new root", func() bool {
@@ -432,7 +416,7 @@ func TestRootRotation(t *testing.T) {
 	if _, err := w.join(m.addr, w.token(workers)); err != nil { // by a token that names the old root
 		t.Errorf("amid it: %v", err)
 	}
-	change(w, "c1", func(c *cluster.Cluster) {
+	storetest.Change(w, w.s, "c1", func(c *cluster.Cluster) {
 		c.Status.RootCA, c.Status.Key, c.Status.RootRotation = rotation.Cert, rotation.Key, nil
 	})
 	w.until("the old root is trusted no more", func() bool {
@@ -457,9 +441,99 @@ func TestPromote(t *testing.T) {
 		t.Fatal(err)
 	}
 	id := j.Keeper.Identity().Node
-	w.node(j.Keeper, j.Managers)
-	for _, role := range []ca.Role{ca.Manager, ca.Worker} {
-		change(w, id, func(n *cluster.Node) { n.Spec.Manager = role == ca.Manager })
-		w.until("the certificate says so", func() bool { return j.Keeper.Identity().Role == role })
+	r := w.node(j.Keeper, j.Managers)
+	storetest.Change(w, w.s, id, func(n *cluster.Node) { n.Spec.Manager = true })
+	w.until("the certificate says so", func() bool { return j.Keeper.Identity().Role == ca.Manager })
+	// Demoted, it stays one as long as it keeps the store.
+	storetest.Change(w, w.s, id, func(n *cluster.Node) { n.Status.Manager = &cluster.ManagerStatus{} })
+	storetest.Change(w, w.s, id, func(n *cluster.Node) { n.Spec.Manager = false })
+	w.until("the node knows that it is demoted", func() bool {
+		n, err := store.Find[*cluster.Node](r.View(), id)
+		return err == nil && !n.Spec.Manager && n.Status.Manager != nil
+	})
+	if role, err := w.m.Role(id); err != nil || role != ca.Manager || NewMember(j.Keeper, slog.New(slog.DiscardHandler)).due(r.View()) {
+		t.Errorf("it has its seat still, and is to be a %s, %v", role, err)
+	}
+	storetest.Change(w, w.s, id, func(n *cluster.Node) { n.Status.Manager = nil })
+	w.until("the certificate says so", func() bool { return j.Keeper.Identity().Role == ca.Worker })
+}
+
+// A manager that was off for longer than its certificate is valid, and can ask nobody, signs
+// for itself as soon as it can; and always in time from then on.
+func TestSignsForItself(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newSite(t)
+		a, err := w.m.Authority()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.commit(store.Create(&cluster.Node{Meta: cluster.Meta{ID: "m1"}, Spec: cluster.NodeSpec{Manager: true}}))
+		log := slog.New(slog.DiscardHandler)
+		k := w.identity(a, "m1", ca.Manager, time.Hour)
+		s, m := New(k, w.m, log), NewMember(k, log)
+		time.Sleep(2 * time.Hour)
+		r, err := dispatch.Open(dispatch.Config{Node: "m1", Log: log})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- m.Run(ctx, r) }()
+		valid := func() bool {
+			id := k.Identity()
+			return id.Node == "m1" && id.Role == ca.Manager && time.Now().Before(id.Expires)
+		}
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if valid() {
+			t.Fatal("somebody has signed")
+		}
+		m.SetSigner(s.Sign)
+		synctest.Wait()
+		for day := range 200 {
+			if !valid() {
+				t.Fatalf("after %d days its certificate is valid until %s", day, k.Identity().Expires)
+			}
+			time.Sleep(24 * time.Hour)
+		}
+		cancel()
+		if err := errors.Join(<-done, r.Close()); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// When a manager's listener fails, nobody is left connected with it.
+func TestListenerFails(t *testing.T) {
+	w := newSite(t)
+	a, err := w.m.Authority()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.commit(store.Create(&cluster.Node{Meta: cluster.Meta{ID: "m1"}, Spec: cluster.NodeSpec{Manager: true}}))
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := w.identity(a, "m1", ca.Manager, 0)
+	s := New(k, w.m, slog.New(slog.DiscardHandler))
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(t.Context(), l) }()
+	conn, err := dial(l.Addr().String(), k.Client(ca.Manager))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := wire.NewNodeClient(conn).Leader(t.Context(), &wire.LeaderRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	_ = l.Close() // as by a hand from outside
+	if err := <-ended; err == nil {
+		t.Error("that is no end")
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if _, err := wire.NewNodeClient(conn).Leader(ctx, &wire.LeaderRequest{}); !errdefs.IsUnavailable(errgrpc.ToNative(err)) {
+		t.Errorf("a connection of before: %v", err)
 	}
 }

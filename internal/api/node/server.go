@@ -38,7 +38,7 @@ type Cluster interface {
 	Expiry() time.Duration
 	// Secrets are the parts of the tokens after the digest.
 	Secrets() (worker, manager string)
-	// Role is what a node is to be. NotFound when it is none of the cluster's, or was removed.
+	// Role is what a node's certificate is to say. NotFound when it is none of the cluster's, or was removed.
 	Role(node string) (ca.Role, error)
 	// Admit takes a node in, durably, and gives its id. It blocks.
 	Admit(ctx context.Context, role ca.Role, availability string) (string, error)
@@ -107,6 +107,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	defer parts.Wait()
 	defer cancel()
 	parts.Go(func() { s.watch(ctx) })
+	defer g.Stop() // also when the listener fails: nobody is left connected
 	defer context.AfterFunc(ctx, g.Stop)()
 	err := g.Serve(l)
 	if ctx.Err() != nil {
