@@ -21,7 +21,7 @@ const again = 200 * time.Millisecond
 // the cluster knows; else, and when it does not answer, what the server on this machine
 // does, which may be a little older, and is followed from there.
 func (s *Store) list(ctx context.Context, strictly bool) error {
-	got, err := s.read(ctx, strictly)
+	got, err := read(ctx, s, strictly)
 	if err != nil {
 		return err
 	}
@@ -36,7 +36,7 @@ type listing struct {
 }
 
 // read reads all that there is, as list does.
-func (s *Store) read(ctx context.Context, strictly bool) (l listing, err error) {
+func read(ctx context.Context, s *Store, strictly bool) (l listing, err error) {
 	var options []clientv3.OpOption
 	strict := ctx
 	if strictly {
@@ -53,7 +53,7 @@ func (s *Store) read(ctx context.Context, strictly bool) (l listing, err error) 
 		}
 		if strictly && ctx.Err() == nil {
 			s.log.Warn("the cluster's store does not answer for the cluster: what this manager knows is used", "error", err)
-			return s.read(ctx, false)
+			return read(ctx, s, false)
 		}
 		return l, err
 	}
@@ -68,7 +68,7 @@ func (s *Store) read(ctx context.Context, strictly bool) (l listing, err error) 
 	if l.head.Carrying != "" {
 		return l, errCarrying
 	}
-	l.writes, err = s.objects(ctx, l.at.seen)
+	l.writes, err = objects(ctx, s, l.at.seen)
 	return l, err
 }
 
@@ -92,7 +92,7 @@ func (s *Store) take(l listing) error {
 var errCarrying = fmt.Errorf("objects are being carried over: %w", errdefs.ErrUnavailable)
 
 // objects reads all objects as they were at one of etcd's revisions.
-func (s *Store) objects(ctx context.Context, rev int64) ([]store.Write, error) {
+func objects(ctx context.Context, s *Store, rev int64) ([]store.Write, error) {
 	var out []store.Write
 	key, end := s.keys.objects(), clientv3.GetPrefixRangeEnd(s.keys.objects())
 	for {

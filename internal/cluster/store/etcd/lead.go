@@ -239,7 +239,7 @@ func (s *Store) claim(ctx context.Context, is standing) (*Leader, error) {
 		go l.keep(began, time.Duration(lease.TTL)*time.Second)
 		go l.listen()
 		if kvs := r.Responses[2].GetResponseRange().Kvs; len(kvs) > 0 {
-			err = s.reach(ctx, kvs[0].ModRevision)
+			err = l.reach(ctx, kvs[0].ModRevision)
 		}
 	}
 	if err != nil {
@@ -254,8 +254,8 @@ func (s *Store) claim(ctx context.Context, is standing) (*Leader, error) {
 
 // reach blocks until what was committed with one of etcd's revisions of the head is here.
 // Unavailable when ctx ends before, or the store is closed.
-func (s *Store) reach(ctx context.Context, head int64) error {
-	for {
+func (l *Leader) reach(ctx context.Context, head int64) error {
+	for s := l.s; ; {
 		s.mu.Lock()
 		at, moved := s.at, s.moved
 		s.mu.Unlock()

@@ -256,7 +256,7 @@ func TestListBesideCommits(t *testing.T) {
 	_, stores := leadTogether(t, "a")
 	s := stores[0]
 	must(t, s, store.Create(&cluster.Service{Meta: cluster.Meta{Name: "before"}}))
-	got, err := s.read(t.Context(), false)
+	got, err := read(t.Context(), s, false)
 	if err != nil {
 		t.Fatal(err)
 	}

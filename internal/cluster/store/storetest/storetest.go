@@ -477,7 +477,7 @@ func Change[T cluster.Object](t testing.TB, s store.Store, id string, f func(T))
 		}
 		o = store.Copy(o)
 		f(o)
-		if _, err = s.Commit(context.Background(), store.Update(o)); err == nil {
+		if _, err = s.Commit(t.Context(), store.Update(o)); err == nil {
 			return
 		}
 		if !errdefs.IsConflict(err) {
