@@ -6,14 +6,16 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"escale.dev/escale/internal/sys/atomicfile"
 )
 
 // A server is started anew some time after what it trusts has changed, and not before.
 func TestRooted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "roots.pem")
-		write := func(text string) {
-			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		write := func(text string) { // in one step, as those who keep such files do
+			if err := atomicfile.Write(path, []byte(text), 0o600, atomicfile.Options{}); err != nil {
 				t.Fatal(err)
 			}
 		}
