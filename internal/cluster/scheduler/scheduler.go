@@ -48,31 +48,35 @@ func (Loop) All(store.View) []string { return []string{all} }
 // Decide implements loop.Loop. What it costs grows with the nodes and with the tasks that
 // wait, not with those that have their place.
 func (l Loop) Decide(v store.View, _ string, now time.Time) (d loop.Decision) {
-	waiting := store.List[*cluster.Task](v, store.Waiting())
-	// Addresses come before nodes.
-	waiting = slices.DeleteFunc(waiting, func(t *cluster.Task) bool { return !t.Desired.Stops() && len(address.Missing(v, t)) > 0 })
-	if len(waiting) == 0 {
-		return d
-	}
-	// Those that were asked for first come first.
-	slices.SortFunc(waiting, func(a, b *cluster.Task) int { return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID)) })
 	r := round{score: l.Score, now: now}
 	if r.score == nil {
 		r.score = Spread
 	}
-	for _, n := range store.List[*cluster.Node](v) {
-		load := v.NodeLoad(n.ID)
-		r.nodes = append(r.nodes, &Room{Node: n, Tasks: load.Tasks, Services: load.Services, Reserved: load.Reserved})
-	}
-	for _, t := range waiting {
+	for t := range v.Waiting() {
 		if len(d.Changes) == store.MaxChanges {
 			break
+		}
+		if !t.Desired.Stops() && len(address.Missing(v, t)) > 0 {
+			continue // addresses come before nodes
+		}
+		if r.nodes == nil {
+			r.nodes = rooms(v)
 		}
 		if c := r.place(t); c != nil {
 			d.Changes = append(d.Changes, store.Update(c))
 		}
 	}
 	return d
+}
+
+// rooms are the nodes, in order of their ids, with what is on them.
+func rooms(v store.View) []*Room {
+	out := []*Room{}
+	for _, n := range store.List[*cluster.Node](v) {
+		load := v.NodeLoad(n.ID)
+		out = append(out, &Room{Node: n, Tasks: load.Tasks, Services: load.Services, Reserved: load.Reserved})
+	}
+	return out
 }
 
 // round gives tasks their nodes, one after the other, each seeing where the ones before went.

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"escale.dev/escale/internal/cluster"
@@ -99,7 +100,11 @@ func recount(t *testing.T, v View) {
 			t.Fatalf("load of %s: %+v, counted %+v", node, is, want)
 		}
 	}
-	if n := len(List[*cluster.Task](v, Waiting())); n != waiting {
-		t.Fatalf("%d tasks wait, counted %d", n, waiting)
+	list := slices.Collect(v.Waiting())
+	if len(list) != waiting {
+		t.Fatalf("%d tasks wait, counted %d", len(list), waiting)
+	}
+	if !slices.IsSortedFunc(list, func(a, b *cluster.Task) int { return a.CreatedAt.Compare(b.CreatedAt) }) {
+		t.Fatal("those that wait are not in the order in which they were made")
 	}
 }

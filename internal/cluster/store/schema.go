@@ -36,9 +36,9 @@ var indexers = map[string]func(cluster.Object) []string{
 		}
 		return nil
 	},
-	"place": func(o cluster.Object) []string {
+	queue: func(o cluster.Object) []string {
 		if t, ok := o.(*cluster.Task); ok && t.Waits() {
-			return []string{waiting}
+			return []string{fmt.Sprintf("%020d", t.CreatedAt.UnixNano()) + t.ID}
 		}
 		return nil
 	},
@@ -111,8 +111,9 @@ func on(o cluster.Object) (out []string) {
 	return slices.Compact(out)
 }
 
-// waiting is the key of the tasks that have still to be given their nodes.
-const waiting = "waiting"
+// queue is the index of the tasks that have still to be given their nodes, in the order in
+// which they were made.
+const queue = "queue"
 
 // labels are what an object is found by: its labels' names, and with their values.
 func labels(o cluster.Object) []string {

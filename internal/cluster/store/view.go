@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"iter"
 	"net/netip"
 
 	"escale.dev/escale/internal/cluster"
@@ -95,9 +96,6 @@ func (v View) Taken(network string, a netip.Addr) bool {
 // OnNode picks the tasks of a node.
 func OnNode(id string) By { return By{"node", id} }
 
-// Waiting picks the tasks that have still to be given their nodes.
-func Waiting() By { return By{"place", waiting} }
-
 // Needing picks the tasks that wait for a service, by its name.
 func Needing(service string) By { return By{"needs", service} }
 
@@ -136,6 +134,19 @@ func (b By) picks(o cluster.Object) bool {
 		}
 	}
 	return false
+}
+
+// Waiting are the tasks that have still to be given their nodes, those first that were
+// made first. Who takes a few pays for a few.
+func (v View) Waiting() iter.Seq[*cluster.Task] {
+	return func(yield func(*cluster.Task) bool) {
+		it, err := v.txn.Get(string(cluster.KindTask), queue+"_prefix", "")
+		if err != nil {
+			panic(err) // the schema is ours
+		}
+		for r := it.Next(); r != nil && yield(r.(*record).object.(*cluster.Task)); r = it.Next() {
+		}
+	}
 }
 
 // records are those of an index and key, in order.

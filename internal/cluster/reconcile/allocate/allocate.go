@@ -241,7 +241,7 @@ const most = store.MaxChanges - 20
 
 // tasks gives those that wait their addresses.
 func (w *work) tasks() {
-	for _, t := range store.List[*cluster.Task](w.v, store.Waiting(), store.Owner(w.s.ID)) {
+	for _, t := range store.List[*cluster.Task](w.v, store.Owner(w.s.ID)) {
 		if len(w.taken) == most {
 			return
 		}
