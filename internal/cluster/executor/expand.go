@@ -94,14 +94,14 @@ func (c *controller) render(v store.View, data []byte) ([]byte, error) {
 			return "", fmt.Errorf("environment variable %s is not the task's", name)
 		},
 		"secret": lookupIn(c.t.Spec.Secrets, "/run/secrets/", func(r cluster.FileRef) ([]byte, bool, error) {
-			o, err := lookup[*cluster.Secret](v, r, c.app(v))
+			o, err := store.Referred[*cluster.Secret](v, r, c.app(v))
 			if err != nil {
 				return nil, false, err
 			}
 			return o.Spec.Data, o.Spec.Template, nil
 		}),
 		"config": lookupIn(c.t.Spec.Configs, "/", func(r cluster.FileRef) ([]byte, bool, error) {
-			o, err := lookup[*cluster.Config](v, r, c.app(v))
+			o, err := store.Referred[*cluster.Config](v, r, c.app(v))
 			if err != nil {
 				return nil, false, err
 			}

@@ -45,7 +45,7 @@ func (c *controller) content(v store.View) (list []File, targets []string, err e
 		return nil
 	}
 	for _, ref := range c.t.Spec.Secrets {
-		o, err := lookup[*cluster.Secret](v, ref, c.app(v))
+		o, err := store.Referred[*cluster.Secret](v, ref, c.app(v))
 		if err == nil {
 			err = add("secret", ref, o.Spec.Data, o.Spec.Template)
 		}
@@ -54,7 +54,7 @@ func (c *controller) content(v store.View) (list []File, targets []string, err e
 		}
 	}
 	for _, ref := range c.t.Spec.Configs {
-		o, err := lookup[*cluster.Config](v, ref, c.app(v))
+		o, err := store.Referred[*cluster.Config](v, ref, c.app(v))
 		if err == nil {
 			err = add("config", ref, o.Spec.Data, o.Spec.Template)
 		}
@@ -76,17 +76,4 @@ func (c *controller) app(v store.View) string {
 		return ""
 	}
 	return a.Name
-}
-
-// lookup finds what a reference means: by id, by name in the app, by name.
-func lookup[T cluster.Object](v store.View, ref cluster.FileRef, app string) (T, error) {
-	if ref.ID != "" {
-		return store.Find[T](v, ref.ID)
-	}
-	if app != "" {
-		if o, err := store.Named[T](v, app+"_"+ref.Name); err == nil {
-			return o, nil
-		}
-	}
-	return store.Named[T](v, ref.Name)
 }

@@ -62,6 +62,21 @@ func Resolve[T cluster.Object](v View, ref string) (T, error) {
 	return none, fmt.Errorf("%s %s not found: %w", none.Kind(), ref, errdefs.ErrNotFound)
 }
 
+// Referred gives the secret or config that a task's reference means: by its id, else by its name
+// among those of the app that the task is of ("" is none), else by its name. NotFound when
+// there is none.
+func Referred[T cluster.Object](v View, r cluster.FileRef, app string) (T, error) {
+	if r.ID != "" {
+		return Find[T](v, r.ID)
+	}
+	if app != "" {
+		if o, err := Named[T](v, cluster.Full(app, r.Name)); err == nil {
+			return o, nil
+		}
+	}
+	return Named[T](v, r.Name)
+}
+
 // By narrows a List.
 type By struct{ index, key string }
 

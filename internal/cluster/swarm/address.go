@@ -3,6 +3,7 @@ package swarm
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -128,18 +129,32 @@ func pick(list []netip.Addr, several func(a, b netip.Addr) error) (netip.Addr, e
 	return netip.Addr{}, nil
 }
 
-// only is the host's address when it has but one, the interfaces of containers apart.
+// only is the host's address when it has but one, the interfaces of containers apart. Bridges
+// and dummies may be those of another engine, or what a host has its address on: they count
+// when nothing else has one.
 func (h host) only() (netip.Addr, error) {
 	list, err := h()
 	if err != nil {
 		return netip.Addr{}, err
 	}
-	var found netip.Addr
+	list = slices.DeleteFunc(slices.Clone(list), func(i Interface) bool {
+		return i.Flags&net.FlagUp == 0 || i.Flags&net.FlagLoopback != 0 || begins(i.Name, "veth", "escale", "vxlan", "virbr")
+	})
+	plain := slices.DeleteFunc(slices.Clone(list), func(i Interface) bool { return begins(i.Name, "docker", "br-", "dummy") })
+	found, err := among(plain)
+	if err == nil && !found.IsValid() {
+		found, err = among(list)
+	}
+	if err == nil && !found.IsValid() {
+		err = say(errdefs.ErrInvalidArgument, "could not find the system's IP address - specify one with --advertise-addr")
+	}
+	return found, err
+}
+
+// among is the only address of some interfaces; invalid: they have none.
+func among(list []Interface) (found netip.Addr, err error) {
 	var at string
 	for _, i := range list {
-		if i.Flags&net.FlagUp == 0 || i.Flags&net.FlagLoopback != 0 || virtual(i.Name) {
-			continue
-		}
 		a, err := pick(i.Addrs, func(x, y netip.Addr) error {
 			return say(errdefs.ErrInvalidArgument, "could not choose an IP address to advertise since this system has multiple addresses on interface %s (%s and %s) - specify one with --advertise-addr", i.Name, x, y)
 		})
@@ -153,18 +168,9 @@ func (h host) only() (netip.Addr, error) {
 			found, at = a, i.Name
 		}
 	}
-	if !found.IsValid() {
-		return netip.Addr{}, say(errdefs.ErrInvalidArgument, "could not find the system's IP address - specify one with --advertise-addr")
-	}
 	return found, nil
 }
 
-// virtual tells of interfaces that engines make: no other node is reached by them.
-func virtual(name string) bool {
-	for _, prefix := range []string{"docker", "br-", "veth", "escale", "vxlan", "dummy", "virbr"} {
-		if strings.HasPrefix(name, prefix) {
-			return true
-		}
-	}
-	return false
+func begins(name string, with ...string) bool {
+	return slices.ContainsFunc(with, func(w string) bool { return strings.HasPrefix(name, w) })
 }

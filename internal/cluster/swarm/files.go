@@ -137,7 +137,7 @@ func removeFile[T cluster.Object](ctx context.Context, s *Swarm, what, ref strin
 			err = owned(v, what, o.Base())
 		}
 		if err == nil {
-			err = inUse(v, what, o.Base().ID, o.Base().Name, refs)
+			err = inUse(v, what, o, refs)
 		}
 		if err != nil {
 			return err

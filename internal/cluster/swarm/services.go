@@ -4,12 +4,12 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/address"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/swarm"
@@ -79,10 +79,11 @@ func tellService(o *cluster.Service) swarm.Service {
 	if e := out.Spec.EndpointSpec; e != nil {
 		out.Endpoint.Spec = *e
 	}
-	out.Endpoint.Ports = fromPorts(o.Spec.Ports)
-	if len(o.Status.Ports) > 0 {
-		out.Endpoint.Ports = fromPorts(o.Status.Ports)
+	ports := o.Status.Ports
+	if len(ports) == 0 { // those that are left open are still to be chosen
+		ports = slices.DeleteFunc(slices.Clone(o.Spec.Ports), func(p cluster.Port) bool { return address.Meshed(p) && p.Published == 0 })
 	}
+	out.Endpoint.Ports = fromPorts(ports)
 	for _, vip := range o.Status.VIPs {
 		out.Endpoint.VirtualIPs = append(out.Endpoint.VirtualIPs, swarm.EndpointVirtualIP{NetworkID: vip.Network, Addr: vip.Addr})
 	}
@@ -148,12 +149,12 @@ func (s *Swarm) CreateService(ctx context.Context, asked swarm.ServiceSpec, a As
 		if _, err := the(v); err != nil {
 			return "", nil, err
 		}
-		used, err := s.settle(v, nil, &spec)
+		o := &cluster.Service{Meta: cluster.Meta{ID: cluster.NewID(), Name: asked.Name, Labels: spec.Labels}, Spec: spec, Numbers: 1}
+		o.Spec.Number = 1
+		used, err := s.settle(v, nil, &o.Spec)
 		if err != nil {
 			return "", nil, err
 		}
-		o := &cluster.Service{Meta: cluster.Meta{ID: cluster.NewID(), Name: asked.Name, Labels: spec.Labels}, Spec: spec, Numbers: 1}
-		o.Spec.Number = 1
 		_, err = s.Store.Commit(ctx, append(used, store.Create(o))...)
 		switch {
 		case errdefs.IsConflict(err):
@@ -194,18 +195,29 @@ func (s *Swarm) UpdateService(ctx context.Context, ref string, version uint64, a
 	if version != o.Revision {
 		return nil, errOutOfOrder
 	}
-	used, err := s.settle(s.Store.View(), o, &spec)
-	if err != nil {
-		return nil, err
+	for {
+		next := store.Copy(o)
+		before := store.Copy(o).Spec
+		next.Previous = &before
+		next.Spec, next.Labels = spec, spec.Labels
+		used, err := s.settle(s.Store.View(), o, &next.Spec)
+		if err != nil {
+			return nil, err
+		}
+		next.Spec.Number = number(next, o)
+		next.Status.Rollout, next.Status.Wanted = nil, nil
+		_, err = s.Store.Commit(ctx, append(used, store.Update(next))...)
+		if !errdefs.IsConflict(err) || s.moved(o) {
+			return warnings, written(err)
+		}
+		// Of a secret or config that it uses.
 	}
-	next := store.Copy(o)
-	before := store.Copy(o).Spec
-	next.Previous = &before
-	next.Spec, next.Labels = spec, spec.Labels
-	next.Spec.Number = number(next, o)
-	next.Status.Rollout, next.Status.Wanted = nil, nil
-	_, err = s.Store.Commit(ctx, append(used, store.Update(next))...)
-	return warnings, written(err)
+}
+
+// moved tells whether a service is not any more as it was seen.
+func (s *Swarm) moved(o *cluster.Service) bool {
+	now, err := store.Find[*cluster.Service](s.Store.View(), o.ID)
+	return err != nil || now.Revision != o.Revision
 }
 
 // number is that of a service's next spec: another one when its tasks are to be others,
@@ -305,9 +317,10 @@ func pinned(ref string) bool {
 	return digested
 }
 
-// settle finds in a view what a spec names, and gives it the ports that it left open. The
+// settle finds in a view what a spec names, and refuses ports that another service has. The
 // changes say that what it uses is as it was.
 func (s *Swarm) settle(v store.View, was *cluster.Service, spec *cluster.ServiceSpec) (used []store.Change, err error) {
+	spec.Networks = slices.Clone(spec.Networks) // who settles anew begins with what was asked
 	for i := range spec.Networks {
 		if err := onNetwork(v, s.Networks, &spec.Networks[i]); err != nil {
 			return nil, err
@@ -323,7 +336,7 @@ func (s *Swarm) settle(v store.View, was *cluster.Service, spec *cluster.Service
 	if len(used) > store.MaxChanges-2 {
 		used = used[:store.MaxChanges-2]
 	}
-	return used, publish(v, was, spec)
+	return used, clash(v, was, spec)
 }
 
 // uses finds the secrets or configs of references.
@@ -381,81 +394,55 @@ func (s *Swarm) RemoveService(ctx context.Context, ref string) error {
 	}
 }
 
-// The ports that services get which name none.
-const (
-	firstPort = 30000
-	lastPort  = 32767
-)
-
-// publish gives ports to those that name none, the same ones as before if they had
-// some, and refuses what another service has.
-func publish(v store.View, was *cluster.Service, spec *cluster.ServiceSpec) error {
-	type place struct {
-		port uint16
-		udp  string
-	}
-	taken := map[place]*cluster.Service{}
+// clash refuses to publish on all nodes what another service publishes there, or asks for. Ports
+// that are left open are chosen by a loop, for services of apps and of swarms alike.
+func clash(v store.View, was *cluster.Service, spec *cluster.ServiceSpec) error {
 	for _, o := range store.List[*cluster.Service](v) {
 		if was != nil && o.ID == was.ID {
 			continue
 		}
-		for _, p := range o.Spec.Ports {
-			if !p.Host && p.Published != 0 && p.Address == "" {
-				taken[place{p.Published, string(p.Proto)}] = o
+		for _, p := range claims(o) {
+			same := func(m cluster.Port) bool {
+				return address.Meshed(m) && m.Published == p.Published && m.Proto == p.Proto
+			}
+			if slices.ContainsFunc(spec.Ports, same) {
+				return invalid("port '%d' is already in use by service '%s' (%s) as an ingress port", p.Published, o.Name, o.ID)
 			}
 		}
-	}
-	mine := map[place]bool{}
-	for _, p := range spec.Ports {
-		at := place{p.Published, string(p.Proto)}
-		if p.Host || p.Published == 0 {
-			continue
-		}
-		mine[at] = true
-		if o := taken[at]; o != nil {
-			return invalid("port '%d' is already in use by service '%s' (%s) as an ingress port", p.Published, o.Name, o.ID)
-		}
-	}
-	free := func(n uint16, proto string) bool { at := place{n, proto}; return taken[at] == nil && !mine[at] }
-	for i := range spec.Ports {
-		p := &spec.Ports[i]
-		if p.Host || p.Published != 0 {
-			continue
-		}
-		n := before(was, p)
-		if n == 0 || !free(n, string(p.Proto)) {
-			for n = firstPort; n <= lastPort && !free(n, string(p.Proto)); n++ {
-			}
-		}
-		if n > lastPort {
-			return errors.New("rpc error: code = Unknown desc = no ports are left for services that publish any")
-		}
-		p.Published = n
-		mine[place{n, string(p.Proto)}] = true
 	}
 	return nil
 }
 
-// before is the port that a service was given for the same port of its tasks.
-func before(was *cluster.Service, p *cluster.Port) uint16 {
-	if was == nil || was.Spec.Swarm == nil || was.Spec.Swarm.EndpointSpec == nil {
-		return 0
-	}
-	for i, asked := range was.Spec.Swarm.EndpointSpec.Ports {
-		if i < len(was.Spec.Ports) && asked.PublishedPort == 0 && was.Spec.Ports[i].Target == p.Target && was.Spec.Ports[i].Proto == p.Proto && !was.Spec.Ports[i].Host {
-			return was.Spec.Ports[i].Published
+// claims are the ports on all nodes that a service asks for, and those that were chosen for it
+// and that it still wants: what it has but wants no more is about to be free.
+func claims(o *cluster.Service) (out []cluster.Port) {
+	for _, p := range o.Spec.Ports {
+		if address.Meshed(p) && p.Published != 0 {
+			out = append(out, p)
 		}
 	}
-	return 0
+	for _, p := range o.Status.Ports {
+		open := func(a cluster.Port) bool {
+			return address.Meshed(a) && a.Published == 0 && a.Target == p.Target && a.Proto == p.Proto
+		}
+		if address.Meshed(p) && slices.ContainsFunc(o.Spec.Ports, open) {
+			out = append(out, p)
+		}
+	}
+	return out
 }
 
 // inUse refuses to remove what services use; which of their references counts.
-func inUse(v store.View, what, id, name string, which func(*cluster.TaskSpec) []cluster.FileRef) error {
+func inUse[T cluster.Object](v store.View, what string, o T, which func(*cluster.TaskSpec) []cluster.FileRef) error {
 	var by []string
-	for _, o := range store.List[*cluster.Service](v) {
-		for _, r := range which(&o.Spec.Task) {
-			if cmp.Or(r.ID, r.Name) == cmp.Or(map[bool]string{true: id}[r.ID != ""], name) {
-				by = append(by, o.Name)
+	for _, s := range store.List[*cluster.Service](v) {
+		app := ""
+		if a, err := store.Find[*cluster.App](v, s.Owner); err == nil {
+			app = a.Name
+		}
+		for _, r := range which(&s.Spec.Task) {
+			if meant, err := store.Referred[T](v, r, app); err == nil && meant.Base().ID == o.Base().ID {
+				by = append(by, s.Name)
 				break
 			}
 		}
@@ -472,5 +459,5 @@ func inUse(v store.View, what, id, name string, which func(*cluster.TaskSpec) []
 	for _, n := range by[1:] {
 		list += ", " + n
 	}
-	return invalid("%s", fmt.Sprintf("%s '%s' is in use by the following %s: %s", what, name, word, list))
+	return invalid("%s", fmt.Sprintf("%s '%s' is in use by the following %s: %s", what, o.Base().Name, word, list))
 }

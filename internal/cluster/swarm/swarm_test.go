@@ -3,6 +3,7 @@ package swarm
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -314,6 +315,14 @@ func TestAdvertise(t *testing.T) {
 	r.paper.addrs = append(r.paper.addrs, Interface{Name: "eth1", Flags: net.FlagUp, Addrs: []netip.Addr{netip.MustParseAddr("198.51.100.2")}})
 	_, err := host(r.Addrs).advertise("", "0.0.0.0", "2377")
 	wants(t, err, errdefs.IsInvalidArgument, "multiple addresses on different interfaces (192.0.2.7 on eth0 and 198.51.100.2 on eth1)")
+	bridge := Interface{Name: "br-lan", Flags: net.FlagUp, Addrs: []netip.Addr{netip.MustParseAddr("192.0.2.8")}}
+	r.paper.addrs = append(r.paper.addrs[:1:1], bridge)
+	if a, err := host(r.Addrs).advertise("", "0.0.0.0", "2377"); err != nil || a.String() != "192.0.2.8:2377" {
+		t.Errorf("a host that has its address on a bridge: %s %v", a, err)
+	}
+	r.paper.addrs = append(r.paper.addrs, Interface{Name: "docker0", Flags: net.FlagUp, Addrs: []netip.Addr{netip.MustParseAddr("172.17.0.1")}})
+	_, err = host(r.Addrs).advertise("", "0.0.0.0", "2377")
+	wants(t, err, errdefs.IsInvalidArgument, "multiple addresses on different interfaces (192.0.2.8 on br-lan and 172.17.0.1 on docker0)")
 	r.paper.addrs = nil
 	_, err = host(r.Addrs).advertise("", "0.0.0.0", "2377")
 	wants(t, err, errdefs.IsInvalidArgument, "could not find the system's IP address")
@@ -374,7 +383,8 @@ func TestLeave(t *testing.T) {
 	app := &cluster.App{Meta: cluster.Meta{ID: cluster.NewID(), Name: "shop"}}
 	service, _ := store.Find[*cluster.Service](r.Store.View(), id)
 	task := service.First(1, "")
-	r.commit(store.Create(app), store.Create(&cluster.Config{Meta: cluster.Meta{Name: "shop_c", Owner: app.ID}}), store.Create(task))
+	r.commit(store.Create(app), store.Create(&cluster.Config{Meta: cluster.Meta{Name: "shop_c", Owner: app.ID}}), store.Create(task),
+		store.Create(&cluster.Network{Meta: cluster.Meta{ID: "net", Name: "front"}, Spec: cluster.NetworkSpec{Name: "front"}}))
 	wants(t, r.Leave(ctx, false), errdefs.IsUnavailable, "Removing the last manager erases all current state of the swarm. Use `--force`")
 	left := make(chan error, 1)
 	go func() { left <- r.Leave(ctx, true) }()
@@ -391,7 +401,25 @@ func TestLeave(t *testing.T) {
 	if _, err := the(r.Store.View()); err != nil {
 		t.Error("it has left before its tasks")
 	}
+	if n, _ := store.Find[*cluster.Network](r.Store.View(), "net"); n.Spec.Removed {
+		t.Error("its network is about to go before its tasks have")
+	}
 	r.commit(store.Delete(store.List[*cluster.Task](r.Store.View())[0]))
+	w, err = r.Store.Watch(r.Store.View().Revision(), cluster.KindNetwork)
+	for gone := false; err == nil && !gone; { // and then the network, once nothing of it is there any more
+		n, none := store.Find[*cluster.Network](r.Store.View(), "net")
+		if gone = none == nil && n.Spec.Removed; !gone {
+			_, err = w.Next(ctx)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := the(r.Store.View()); err != nil {
+		t.Error("it has left before its networks")
+	}
+	front, _ := store.Find[*cluster.Network](r.Store.View(), "net")
+	r.commit(store.Delete(front))
 	if err := <-left; err != nil {
 		t.Fatal(err)
 	}
@@ -575,38 +603,139 @@ func TestServiceOfApp(t *testing.T) {
 	wants(t, r.RemoveSecret(t.Context(), "shop_key"), errdefs.IsConflict, words)
 }
 
-func TestPortsOfTheirOwn(t *testing.T) {
+// Ports that are left open stay so: a loop chooses them, and what it has chosen is that
+// service's for as long as it wants it, also an app's.
+func TestPortsLeftOpen(t *testing.T) {
 	r := newRig(t).init()
-	published := func(name string) (out []uint32) {
-		s, err := r.GetService(name, false)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, p := range s.Endpoint.Ports {
-			out = append(out, p.PublishedPort)
-		}
-		if s.Spec.EndpointSpec.Ports[0].PublishedPort != 0 {
-			t.Error("what was asked was changed")
-		}
-		return out
+	ctx := t.Context()
+	app := &cluster.App{Meta: cluster.Meta{ID: cluster.NewID(), Name: "shop"}}
+	port := func(published uint16) []cluster.Port {
+		return []cluster.Port{{Proto: "tcp", Target: 80, Published: published}}
 	}
-	for _, name := range []string{"a", "b"} {
-		s := web()
-		s.Name = name
-		s.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{TargetPort: 80}, {TargetPort: 90}, {TargetPort: 80, Protocol: "udp"}}}
-		if _, _, err := r.CreateService(t.Context(), s, Asked{}); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if a, b := published("a"), published("b"); !slices.Equal(a, []uint32{30000, 30001, 30000}) || !slices.Equal(b, []uint32{30002, 30003, 30001}) {
-		t.Error(a, b)
-	}
-	if err := r.change("b", Asked{}, func(s *swarm.ServiceSpec) { s.EndpointSpec = &swarm.EndpointSpec{Ports: s.EndpointSpec.Ports[1:]} }); err != nil {
+	r.commit(store.Create(app), store.Create(&cluster.Service{
+		Meta: cluster.Meta{Name: "shop_web", Owner: app.ID}, Spec: cluster.ServiceSpec{Ports: port(0)}, Status: cluster.ServiceStatus{Ports: port(30000)},
+	}))
+	open := web()
+	open.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{TargetPort: 80}, {TargetPort: 90}, {TargetPort: 53, Protocol: "udp", PublishedPort: 30000}}}
+	id, _, err := r.CreateService(ctx, open, Asked{})
+	if err != nil {
 		t.Fatal(err)
 	}
-	if b := published("b"); !slices.Equal(b, []uint32{30003, 30001}) {
-		t.Error(b)
+	o, _ := store.Find[*cluster.Service](r.Store.View(), id)
+	if p := o.Spec.Ports; p[0].Published != 0 || p[1].Published != 0 || p[2].Published != 30000 {
+		t.Errorf("ports that were left open: %+v", p)
 	}
+	s, err := r.GetService("web", false)
+	if err != nil || len(s.Endpoint.Ports) != 1 || s.Endpoint.Ports[0].PublishedPort != 30000 || s.Spec.EndpointSpec.Ports[0].PublishedPort != 0 {
+		t.Errorf("told before any is chosen: %+v %v", s.Endpoint.Ports, err)
+	}
+	o = store.Copy(o)
+	o.Status.Ports = slices.Clone(o.Spec.Ports)
+	o.Status.Ports[0].Published, o.Status.Ports[1].Published = 30001, 30002
+	r.commit(store.Update(o))
+	if s, err = r.GetService("web", false); err != nil || len(s.Endpoint.Ports) != 3 || s.Endpoint.Ports[1].PublishedPort != 30002 || s.Spec.EndpointSpec.Ports[1].PublishedPort != 0 {
+		t.Errorf("told once they are: %+v %v", s.Endpoint.Ports, err)
+	}
+	for n, whose := range map[uint32]string{30000: "shop_web", 30001: "web"} {
+		asked := web()
+		asked.Name, asked.EndpointSpec = "other", &swarm.EndpointSpec{Ports: []swarm.PortConfig{{TargetPort: 80, PublishedPort: n}}}
+		_, _, err = r.CreateService(ctx, asked, Asked{})
+		wants(t, err, errdefs.IsInvalidArgument, fmt.Sprintf("port '%d' is already in use by service '%s'", n, whose))
+	}
+	if err := r.change("web", Asked{}, func(s *swarm.ServiceSpec) { s.EndpointSpec = nil }); err != nil {
+		t.Fatal(err)
+	}
+	asked := web()
+	asked.Name, asked.EndpointSpec = "other", &swarm.EndpointSpec{Ports: []swarm.PortConfig{{TargetPort: 80, PublishedPort: 30001}}}
+	if _, _, err = r.CreateService(ctx, asked, Asked{}); err != nil {
+		t.Errorf("a port that its service wants no more: %v", err)
+	}
+}
+
+// racing is a store in which others are quicker: what they do comes right before a commit.
+type racing struct {
+	store.Store
+	others []func()
+}
+
+// Commit implements store.Store.
+func (r *racing) Commit(ctx context.Context, c ...store.Change) (uint64, error) {
+	if len(r.others) > 0 {
+		next := r.others[0]
+		r.others = r.others[1:]
+		next()
+	}
+	return r.Store.Commit(ctx, c...)
+}
+
+// That a secret changes which a service uses is nothing to tell a client, who asks for what is
+// possible still.
+func TestSecretsThatChangeMeanwhile(t *testing.T) {
+	r := newRig(t).init()
+	ctx := t.Context()
+	key, err := r.CreateSecret(ctx, swarm.SecretSpec{Annotations: swarm.Annotations{Name: "key"}, Data: []byte("x")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &racing{Store: r.Store}
+	r.Store = s
+	relabel := func() {
+		o, _ := store.Find[*cluster.Secret](s.Store.View(), key)
+		o = store.Copy(o)
+		o.Labels = map[string]string{"now": cluster.NewID()}
+		if _, err := s.Store.Commit(ctx, store.Update(o)); err != nil {
+			t.Error(err)
+		}
+	}
+	takes := func() {
+		c := &cluster.Service{Meta: cluster.Meta{Name: cluster.NewID()[:12]}, Spec: cluster.ServiceSpec{Ports: []cluster.Port{{Proto: "tcp", Target: 80, Published: 30000}}}}
+		if _, err := s.Store.Commit(ctx, store.Create(c)); err != nil {
+			t.Error(err)
+		}
+	}
+	asked := web()
+	asked.EndpointSpec = &swarm.EndpointSpec{Ports: []swarm.PortConfig{{TargetPort: 80}}}
+	asked.TaskTemplate.ContainerSpec.Secrets = []*swarm.SecretReference{{File: &swarm.SecretReferenceFileTarget{Name: "key"}, SecretID: key, SecretName: "key"}}
+	s.others = []func(){func() { relabel(); takes() }}
+	id, _, err := r.CreateService(ctx, asked, Asked{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.others = []func(){relabel, relabel}
+	if err := r.change("web", Asked{}, func(s *swarm.ServiceSpec) { s.TaskTemplate.ForceUpdate++ }); err != nil {
+		t.Error(err)
+	}
+	if o, _ := store.Find[*cluster.Service](s.View(), id); o.Spec.Number != 2 || o.Numbers != 2 || o.Previous == nil {
+		t.Errorf("changed once: number %d of %d", o.Spec.Number, o.Numbers)
+	}
+	s.others = []func(){func() {
+		o, _ := store.Find[*cluster.Service](s.View(), id)
+		o = store.Copy(o)
+		o.Labels = map[string]string{"now": "other"}
+		if _, err := s.Store.Commit(ctx, store.Update(o)); err != nil {
+			t.Error(err)
+		}
+	}}
+	wants(t, r.change("web", Asked{}, nil), nil, "update out of sequence")
+}
+
+// An app's reference by name means its own secret first, and that of the swarm else.
+func TestSecretsOfApps(t *testing.T) {
+	r := newRig(t).init()
+	ctx := t.Context()
+	app := &cluster.App{Meta: cluster.Meta{ID: cluster.NewID(), Name: "shop"}}
+	refs := []cluster.FileRef{{Name: "db", Target: "/run/secrets/db"}, {Name: "shared", Target: "/run/secrets/shared"}}
+	r.commit(store.Create(app), store.Create(&cluster.Secret{Meta: cluster.Meta{Name: "shop_db", Owner: app.ID}}),
+		store.Create(&cluster.Service{Meta: cluster.Meta{Name: "shop_web", Owner: app.ID}, Spec: cluster.ServiceSpec{Task: cluster.TaskSpec{Secrets: refs}}}))
+	for _, name := range []string{"db", "shared"} {
+		if _, err := r.CreateSecret(ctx, swarm.SecretSpec{Annotations: swarm.Annotations{Name: name}, Data: []byte("x")}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := r.RemoveSecret(ctx, "db"); err != nil {
+		t.Errorf("one that only shares its name with an app's: %v", err)
+	}
+	wants(t, r.RemoveSecret(ctx, "shared"), errdefs.IsInvalidArgument, "secret 'shared' is in use by the following service: shop_web")
 }
 
 func TestJobs(t *testing.T) {

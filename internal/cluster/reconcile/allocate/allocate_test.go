@@ -390,6 +390,59 @@ func TestPorts(t *testing.T) {
 	b.distinct()
 }
 
+// Ports that are left open are chosen once, for services of apps and of swarms from the same
+// ones; who has some keeps them.
+func TestPortsLeftOpen(t *testing.T) {
+	b := newBench(t)
+	b.Commit(store.Create(cluster.NewIngress()))
+	b.Commit(store.Create(&cluster.App{Meta: cluster.Meta{ID: "shop", Name: "shop"}}))
+	b.settle()
+	open := func(target uint16, proto network.IPProtocol) cluster.Port {
+		return cluster.Port{Proto: proto, Target: target}
+	}
+	b.Commit(store.Create(&cluster.Service{Meta: cluster.Meta{Name: "shop_web", Owner: "shop"}, Numbers: 1, Spec: cluster.ServiceSpec{
+		Mode: looptest.Replicated(1), Number: 1, Ports: []cluster.Port{open(80, network.TCP)},
+	}}))
+	for _, name := range []string{"a", "b"} {
+		b.Service(name, looptest.Replicated(1), publish(open(80, network.TCP), open(90, network.TCP), open(80, network.UDP)))
+	}
+	b.Service("twice", looptest.Replicated(1), publish(open(80, network.TCP), open(80, network.TCP)))
+	b.settle()
+	published := func(name string) string {
+		var out []uint16
+		for _, p := range b.Get(name).Status.Ports {
+			out = append(out, p.Published)
+		}
+		return fmt.Sprint(out)
+	}
+	chosen := map[string]bool{}
+	for _, s := range store.List[*cluster.Service](b.Store.View()) {
+		for _, p := range s.Status.Ports {
+			key := fmt.Sprint(p.Proto, p.Published)
+			if chosen[key] || p.Published < firstPort || p.Published > lastPort {
+				t.Errorf("%s publishes %s, which is another's or out of range", s.Name, key)
+			}
+			chosen[key] = true
+		}
+		if len(s.Status.Ports) != len(s.Spec.Ports) || s.Status.Err != "" {
+			t.Errorf("%s: %+v", s.Name, s.Status)
+		}
+	}
+	before := b.Get("b").Status.Ports
+	b.Change("b", func(s *cluster.Service) { s.Spec.Ports = s.Spec.Ports[1:] })
+	b.settle()
+	if got, want := published("b"), fmt.Sprint([]uint16{before[1].Published, before[2].Published}); got != want {
+		t.Errorf("two of three ports: %s, were %s", got, want)
+	}
+	// What the first was given is wanted by the second now: the first gets another.
+	two := b.Get("twice").Status.Ports
+	b.Change("twice", func(s *cluster.Service) { s.Spec.Ports[1].Published = two[0].Published })
+	b.settle()
+	if got := b.Get("twice").Status.Ports; got[1].Published != two[0].Published || got[0].Published == got[1].Published {
+		t.Errorf("a port left open and one that was chosen before: %s", published("twice"))
+	}
+}
+
 // Two that take an address at once do not both get it.
 func TestRace(t *testing.T) {
 	b := newBench(t)

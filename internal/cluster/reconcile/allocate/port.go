@@ -25,13 +25,8 @@ func (w *work) ports() {
 	}
 	var out []cluster.Port
 	for _, p := range w.s.Spec.Ports {
-		if address.Meshed(p) {
-			had := slices.IndexFunc(st.Ports, func(o cluster.Port) bool {
-				return o.Proto == p.Proto && o.Target == p.Target && o.Name == p.Name && !o.Host
-			})
-			if p.Published == 0 && had >= 0 {
-				p.Published = st.Ports[had].Published
-			}
+		if address.Meshed(p) && p.Published == 0 {
+			p.Published = w.before(p, out)
 		}
 		out = append(out, p)
 	}
@@ -39,6 +34,21 @@ func (w *work) ports() {
 		out = st.Ports
 	}
 	st.Ports = out
+}
+
+// before is what was chosen for a port earlier, unless another of the service's ports has or
+// wants that; 0: nothing was.
+func (w *work) before(p cluster.Port, others []cluster.Port) uint16 {
+	for _, had := range w.s.Status.Ports {
+		same := func(o cluster.Port) bool {
+			return address.Meshed(o) && o.Proto == had.Proto && o.Published == had.Published
+		}
+		if address.Meshed(had) && had.Proto == p.Proto && had.Target == p.Target && had.Name == p.Name &&
+			!slices.ContainsFunc(others, same) && !slices.ContainsFunc(w.s.Spec.Ports, same) {
+			return had.Published
+		}
+	}
+	return 0
 }
 
 // claim settles ports that are to be published now; false: one is another's.
