@@ -116,7 +116,7 @@ func nothing(w *response, err error) error {
 }
 
 func (s swarmRoutes) leave(w *response, r *request) error {
-	return nothing(w, s.cfg.Swarm.Leave(r.Context(), r.query.bool("force")))
+	return nothing(w, s.cfg.Swarm.Leave(detached(r), r.query.bool("force")))
 }
 
 func (s swarmRoutes) inspect(w *response, _ *request) error {

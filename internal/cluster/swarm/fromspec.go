@@ -3,6 +3,7 @@ package swarm
 import (
 	"os"
 	"strings"
+	"time"
 
 	"escale.dev/escale/internal/cluster"
 	"github.com/moby/moby/api/types/mount"
@@ -89,8 +90,12 @@ func fromTask(t *cluster.TaskSpec, networks []cluster.Attachment) swarm.TaskSpec
 	if len(host.DNS) > 0 || len(host.DNSSearch) > 0 || len(host.DNSOptions) > 0 {
 		c.DNSConfig = &swarm.DNSConfig{Nameservers: host.DNS, Search: host.DNSSearch, Options: host.DNSOptions}
 	}
-	if t.Grace != 0 {
+	switch own := cfg.StopTimeout; {
+	case t.Grace != 0:
 		c.StopGracePeriod = &t.Grace
+	case own != nil:
+		grace := time.Duration(*own) * time.Second
+		c.StopGracePeriod = &grace
 	}
 	for _, b := range host.Binds { // of apps
 		if source, rest, ok := strings.Cut(b, ":"); ok {

@@ -125,6 +125,9 @@ func toTask(t *swarm.TaskSpec) (out cluster.TaskSpec, err error) {
 	if c.StopGracePeriod != nil {
 		out.Grace = *c.StopGracePeriod
 	}
+	if out.Grace == 0 { // none at all, which only the container's own can say
+		out.Container.StopTimeout = new(int)
+	}
 	out.Force = t.ForceUpdate
 	if err := toFiles(c, &out); err != nil {
 		return out, err

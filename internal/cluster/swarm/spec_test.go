@@ -293,6 +293,22 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
+// No time at all to end is something else than the usual one.
+func TestNoGrace(t *testing.T) {
+	s := web()
+	s.TaskTemplate.ContainerSpec.StopGracePeriod = new(time.Duration)
+	spec, err := toSpec(&s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if stop := spec.Task.Container.StopTimeout; spec.Task.Grace != 0 || stop == nil || *stop != 0 {
+		t.Errorf("grace %s, the container's own %v", spec.Task.Grace, stop)
+	}
+	if told := fromTask(&spec.Task, nil).ContainerSpec.StopGracePeriod; told == nil || *told != 0 {
+		t.Errorf("told as %v", told)
+	}
+}
+
 // Whatever a client sends is refused, or makes a spec that is told and asked again as the same.
 func FuzzServiceSpec(f *testing.F) {
 	for _, s := range []swarm.ServiceSpec{web(), whole(), {}} {
