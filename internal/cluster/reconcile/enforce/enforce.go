@@ -53,12 +53,7 @@ func same(a, b *cluster.Node) bool {
 }
 
 // All implements loop.Loop.
-func (Loop) All(v store.View) (out []string) {
-	for _, s := range store.List[*cluster.Service](v) {
-		out = append(out, s.ID)
-	}
-	return out
-}
+func (Loop) All(v store.View) []string { return loop.Services(v) }
 
 // Decide implements loop.Loop.
 func (Loop) Decide(v store.View, key string, _ time.Time) (d loop.Decision) {

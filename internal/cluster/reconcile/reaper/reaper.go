@@ -8,6 +8,7 @@ package reaper
 import (
 	"cmp"
 	"math"
+	"slices"
 	"time"
 
 	"escale.dev/escale/internal/cluster"
@@ -32,10 +33,21 @@ var _ loop.Loop = Loop{}
 func (Loop) Name() string { return "reaper" }
 
 // Kinds implements loop.Loop.
-func (Loop) Kinds() []cluster.Kind { return []cluster.Kind{cluster.KindTask} }
+func (Loop) Kinds() []cluster.Kind { return []cluster.Kind{cluster.KindTask, cluster.KindNode} }
 
 // Keys implements loop.Loop: the owners of tasks that are over, or by which others may be.
-func (Loop) Keys(_ store.View, e store.Event) []string {
+func (Loop) Keys(v store.View, e store.Event) (out []string) {
+	if e.Kind() == cluster.KindNode {
+		if e.New != nil {
+			return nil
+		}
+		for _, t := range store.List[*cluster.Task](v, store.OnNode(e.Old.Base().ID)) {
+			if !slices.Contains(out, t.Owner) {
+				out = append(out, t.Owner)
+			}
+		}
+		return out
+	}
 	t, ok := e.New.(*cluster.Task)
 	if ok && (t.Status.State.Ended() || t.Desired == cluster.TaskRemove || t.Status.State == cluster.TaskReady || well(t)) {
 		return []string{t.Owner}
@@ -61,9 +73,7 @@ func (Loop) All(v store.View) []string {
 func (l Loop) Decide(v store.View, key string, _ time.Time) (d loop.Decision) {
 	tasks := store.List[*cluster.Task](v, store.Owner(key))
 	for _, t := range tasks {
-		// Its container goes first: until then it holds volumes and names. One that no
-		// node has got yet has none.
-		if t.Desired == cluster.TaskRemove && (t.Status.Gone || t.Node == "") {
+		if over(v, t) {
 			d.Changes = append(d.Changes, store.Delete(t))
 		}
 	}
@@ -92,6 +102,21 @@ func (l Loop) Decide(v store.View, key string, _ time.Time) (d loop.Decision) {
 		}
 	}
 	return d
+}
+
+// over tells whether nothing is left of a task, nor anything to wait for. Its container goes
+// first: until then it holds volumes and names. One that no node has got yet has none, and of
+// one whose node does not belong to the cluster any more nobody will ever hear.
+func over(v store.View, t *cluster.Task) bool {
+	lost := false
+	if t.Node != "" {
+		_, err := store.Find[*cluster.Node](v, t.Node)
+		lost = err != nil
+	}
+	if t.Desired == cluster.TaskRemove {
+		return t.Status.Gone || t.Node == "" || lost
+	}
+	return lost && t.Desired.Stops() && !t.Status.State.Ended()
 }
 
 // kept is how many tasks that have ended a place keeps as the swarm has it, whose number

@@ -23,10 +23,15 @@ func TestRemoved(t *testing.T) {
 		{"runs still", cluster.TaskRunning, cluster.TaskRemove, "n", false, ""},
 		{"on no node yet", cluster.TaskPending, cluster.TaskRemove, "", false, "web.1#1 deleted"},
 		{"ended, to be looked at", cluster.TaskFailed, cluster.TaskShutdown, "n", false, ""},
+		{"its node has been removed", cluster.TaskRunning, cluster.TaskRemove, "gone", false, "web.1#1 deleted"},
+		{"to end, and its node has been removed", cluster.TaskRunning, cluster.TaskShutdown, "gone", false, "web.1#1 deleted"},
+		{"ended before its node was removed", cluster.TaskFailed, cluster.TaskShutdown, "gone", false, ""},
+		{"not dealt with yet", cluster.TaskRunning, cluster.TaskRunning, "gone", false, ""},
 		{"let go", cluster.TaskOrphaned, cluster.TaskOrphaned, "n", false, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := looptest.New(t, Loop{})
+			b.Node("n")
 			b.Service("web", looptest.Replicated(1))
 			b.Task("web", 1, c.state, func(t *cluster.Task) { t.Desired, t.Node, t.Status.Gone = c.desired, c.node, c.gone })
 			b.DeleteService("web") // the service need not be there
@@ -35,12 +40,26 @@ func TestRemoved(t *testing.T) {
 	}
 }
 
+// Of a node that has been removed nobody hears any more: what was to end there has.
+func TestNodeRemoved(t *testing.T) {
+	b := looptest.New(t, Loop{})
+	b.Node("n")
+	b.Service("web", looptest.Replicated(2))
+	for slot := range uint64(2) {
+		b.Task("web", slot+1, cluster.TaskRunning, func(t *cluster.Task) { t.Desired, t.Node = cluster.TaskRemove, "n" })
+	}
+	b.Rest(0)
+	b.DeleteNode("n")
+	b.Steps("web.1#1 deleted, web.2#1 deleted", "")
+}
+
 // A place keeps its task, whatever became of it, and so many of those before that have
 // ended and are dealt with.
 func TestHistory(t *testing.T) {
 	for keep, gone := range map[int]int{0: 4, 2: 7, 20: 0} {
 		t.Run(fmt.Sprint(keep), func(t *testing.T) {
 			b := looptest.New(t, Loop{Keep: keep})
+			b.Node("n")
 			b.Service("web", looptest.Replicated(2))
 			for n := range uint64(10) {
 				b.Task("web", 1, cluster.TaskFailed, func(t *cluster.Task) { t.Number, t.Desired, t.Node = n+1, cluster.TaskShutdown, "n" })
@@ -63,6 +82,7 @@ func TestHistory(t *testing.T) {
 // An app's place keeps its last failure, until a task that was told to end comes after it.
 func TestApp(t *testing.T) {
 	b := looptest.New(t, Loop{})
+	b.Node("n")
 	b.Service("web", looptest.Replicated(1))
 	next := func(n uint64, state cluster.TaskState) {
 		b.Task("web", 1, state, func(t *cluster.Task) {
@@ -87,6 +107,7 @@ func TestApp(t *testing.T) {
 // of a later one stays, so that who comes back from it sees why.
 func TestPastVersions(t *testing.T) {
 	b := looptest.New(t, Loop{})
+	b.Node("n")
 	b.Service("web", looptest.Replicated(1))
 	next := func(n, spec uint64, state cluster.TaskState) {
 		b.Task("web", 1, state, func(t *cluster.Task) {
@@ -115,6 +136,7 @@ func TestPastVersions(t *testing.T) {
 // What runs still, or nobody has dealt with, is no history.
 func TestNoHistory(t *testing.T) {
 	b := looptest.New(t, Loop{Keep: 1})
+	b.Node("n")
 	b.Service("web", looptest.Replicated(1))
 	for n, c := range []struct{ state, desired cluster.TaskState }{
 		{cluster.TaskRunning, cluster.TaskShutdown}, {cluster.TaskFailed, cluster.TaskRunning}, {cluster.TaskFailed, cluster.TaskShutdown}, {cluster.TaskRunning, cluster.TaskRunning},
@@ -132,6 +154,7 @@ func TestNoHistory(t *testing.T) {
 func TestLimitOfTheSwarm(t *testing.T) {
 	for limit, left := range map[int64]int{-1: 10, 0: 1, 1: 1, 3: 3} {
 		b := looptest.New(t, Loop{})
+		b.Node("n")
 		c := &cluster.Cluster{Meta: cluster.Meta{Name: cluster.DefaultCluster}}
 		c.Spec.Orchestration.TaskHistoryRetentionLimit = &limit
 		b.Commit(store.Create(c))

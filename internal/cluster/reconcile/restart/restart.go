@@ -31,13 +31,7 @@ func (Loop) Keys(_ store.View, e store.Event) []string {
 }
 
 // All implements loop.Loop.
-func (Loop) All(v store.View) []string {
-	var out []string
-	for _, s := range store.List[*cluster.Service](v) {
-		out = append(out, s.ID)
-	}
-	return out
-}
+func (Loop) All(v store.View) []string { return loop.Services(v) }
 
 // failed tells whether a task has ended though it should not have.
 func failed(t *cluster.Task) bool { return t.Status.State.Ended() && !t.Desired.Stops() }

@@ -45,13 +45,7 @@ func (Loop) Keys(_ store.View, e store.Event) []string {
 }
 
 // All implements loop.Loop.
-func (Loop) All(v store.View) []string {
-	var out []string
-	for _, s := range store.List[*cluster.Service](v) {
-		out = append(out, s.ID)
-	}
-	return out
-}
+func (Loop) All(v store.View) []string { return loop.Services(v) }
 
 // Decide implements loop.Loop.
 func (Loop) Decide(v store.View, key string, now time.Time) loop.Decision {

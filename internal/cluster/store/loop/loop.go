@@ -55,6 +55,14 @@ func Soonest(a, b time.Time) time.Time {
 	return a
 }
 
+// Services are the ids of all services: what All is for loops that look at each.
+func Services(v store.View) (out []string) {
+	for _, s := range store.List[*cluster.Service](v) {
+		out = append(out, s.ID)
+	}
+	return out
+}
+
 // Run drives loops until ctx ends, each in a goroutine of its own. It blocks. The
 // error is the first that was not the end of ctx; it ends all of them.
 func Run(ctx context.Context, s store.Store, log *slog.Logger, loops ...Loop) error {
