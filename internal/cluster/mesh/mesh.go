@@ -33,6 +33,8 @@ type Service struct {
 // Network is what there is on a network, but for this node's own containers.
 type Network struct {
 	ID       string
+	Local    netip.Addr // of this node, as the others reach it; the zero Addr: that is not known
+	Port     uint16     // UDP, by which nodes reach each other; 0: the usual one
 	Peers    []Peer
 	Names    map[string][]netip.Addr
 	Services []Service
@@ -70,7 +72,7 @@ const patience = time.Second
 func (m *Mesh) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		v := m.s.View()
-		w, err := m.s.Watch(v.Revision(), cluster.KindTask, cluster.KindService, cluster.KindNetwork, cluster.KindNode)
+		w, err := m.s.Watch(v.Revision(), cluster.KindCluster, cluster.KindTask, cluster.KindService, cluster.KindNetwork, cluster.KindNode)
 		if errdefs.IsOutOfRange(err) {
 			continue // between the two lines above much was written
 		}
@@ -147,12 +149,21 @@ func (m *Mesh) concerns(v store.View, e store.Event) (out []string) {
 			}
 		case *cluster.Node:
 			if e.Old == nil || e.New == nil || vtep(e.Old.(*cluster.Node)) != vtep(e.New.(*cluster.Node)) {
-				for _, n := range store.List[*cluster.Network](v) {
-					if n.Overlay() {
-						out = append(out, n.ID)
-					}
-				}
+				out = append(out, overlays(v)...)
 			}
+		case *cluster.Cluster:
+			if e.Old == nil || e.New == nil || e.Old.(*cluster.Cluster).Status.DataPathPort != e.New.(*cluster.Cluster).Status.DataPathPort {
+				out = append(out, overlays(v)...)
+			}
+		}
+	}
+	return out
+}
+
+func overlays(v store.View) (out []string) {
+	for _, n := range store.List[*cluster.Network](v) {
+		if n.Overlay() {
+			out = append(out, n.ID)
 		}
 	}
 	return out

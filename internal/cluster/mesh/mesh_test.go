@@ -147,6 +147,9 @@ func TestOf(t *testing.T) {
 			t.Errorf("%s is %q, want %q", name, got, want)
 		}
 	}
+	if n.Local.String() != "192.0.2.1" || n.Port != 0 {
+		t.Errorf("this node is at %s, port %d", n.Local, n.Port)
+	}
 	// The other node sees it the other way round.
 	if got := Of(w.s.View(), "there", "net").peers(); got != "10.0.0.11@192.0.2.1 10.0.0.14@192.0.2.1 10.0.0.51@192.0.2.1" {
 		t.Errorf("peers of the other %s", got)
@@ -240,6 +243,20 @@ func TestRun(t *testing.T) {
 		w.commit(store.Update(node))
 		if n := settle(); n.peers() != "10.0.0.50@198.51.100.7" {
 			t.Errorf("a node with another address: peers %s", n.peers())
+		}
+		if node, err = store.Find[*cluster.Node](w.s.View(), "here"); err != nil {
+			t.Fatal(err)
+		}
+		node = store.Copy(node)
+		node.Status.Addr = "198.51.100.1:2377"
+		w.commit(store.Update(node))
+		if n := settle(); n.Local.String() != "198.51.100.1" {
+			t.Errorf("this node has another address: %s", n.Local)
+		}
+		c := &cluster.Cluster{Meta: cluster.Meta{Name: cluster.DefaultCluster}, Status: cluster.ClusterStatus{DataPathPort: 4800}}
+		w.commit(store.Create(c))
+		if n := settle(); n.Port != 4800 {
+			t.Errorf("a cluster with another port: %d", n.Port)
 		}
 		cancel()
 		if err := <-done; err != nil {

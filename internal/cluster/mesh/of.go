@@ -30,8 +30,9 @@ func vtep(n *cluster.Node) netip.Addr {
 // Of is what a view tells a node of a network.
 func Of(v store.View, node, id string) Network {
 	b := builder{v: v, node: node, n: Network{ID: id, Names: map[string][]netip.Addr{}}, nodes: map[string]netip.Addr{}, serving: map[string][]netip.Addr{}}
-	for _, n := range store.List[*cluster.Node](v) {
-		b.nodes[n.ID] = vtep(n)
+	b.n.Local = b.at(node)
+	if c, err := store.Named[*cluster.Cluster](v, cluster.DefaultCluster); err == nil {
+		b.n.Port = c.Status.DataPathPort
 	}
 	for _, t := range store.List[*cluster.Task](v, store.On(id)) {
 		b.task(t)
@@ -51,8 +52,20 @@ type builder struct {
 	v       store.View
 	node    string
 	n       Network
-	nodes   map[string]netip.Addr   // by id
+	nodes   map[string]netip.Addr   // by id, those that were asked for
 	serving map[string][]netip.Addr // by service
+}
+
+// at is where packets for a node go. Of thousands of nodes a network concerns a few.
+func (b *builder) at(node string) netip.Addr {
+	a, known := b.nodes[node]
+	if !known {
+		if n, err := store.Find[*cluster.Node](b.v, node); err == nil {
+			a = vtep(n)
+		}
+		b.nodes[node] = a
+	}
+	return a
 }
 
 // task notes where a task is and whether it serves.
@@ -80,8 +93,11 @@ func (b *builder) task(t *cluster.Task) {
 
 // peers notes addresses of a node.
 func (b *builder) peers(node string, addrs []netip.Prefix) {
-	at := b.nodes[node]
-	if node == b.node || !at.IsValid() || len(addrs) == 0 {
+	if node == b.node {
+		return
+	}
+	at := b.at(node)
+	if !at.IsValid() || len(addrs) == 0 {
 		return
 	}
 	mac := cluster.MAC(addrs[0].Addr()) // of IPv4, where there is one: it comes first

@@ -189,13 +189,13 @@ func (d *Driver) Restore(_ context.Context, _ map[string][]network.Live) error {
 	return d.sweep()
 }
 
-// SetUnderlay says how frames go from node to node, from now on.
-func (d *Driver) SetUnderlay(u Underlay) error {
+// SetUnderlay says how frames go from node to node, from now on. The link of a network is
+// another one when SetPeers comes next.
+func (d *Driver) SetUnderlay(u Underlay) {
 	if u.Port == 0 {
 		u.Port = defaultPort
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.under = u
-	return d.eachTunnel()
 }

@@ -100,9 +100,7 @@ func TestTunnelIsTakenUp(t *testing.T) {
 	}
 	peers := []overlay.Peer{{Addr: netip.MustParseAddr("10.90.0.7"), VTEP: netip.MustParseAddr("192.0.2.7")}}
 	d := newAlone()
-	if err := d.SetUnderlay(overlay.Underlay{Local: netip.MustParseAddr("127.0.0.1")}); err != nil {
-		t.Fatal(err)
-	}
+	d.SetUnderlay(overlay.Underlay{Local: netip.MustParseAddr("127.0.0.1")})
 	if _, err := d.Create(t.Context(), spec()); err != nil {
 		t.Fatal(err)
 	}
@@ -123,7 +121,8 @@ func TestTunnelIsTakenUp(t *testing.T) {
 	if err := next.Restore(t.Context(), nil); err != nil {
 		t.Fatal(err)
 	}
-	if err := errors.Join(next.SetUnderlay(overlay.Underlay{Local: netip.MustParseAddr("127.0.0.1")}), next.SetPeers(t.Context(), id, peers)); err != nil {
+	next.SetUnderlay(overlay.Underlay{Local: netip.MustParseAddr("127.0.0.1")})
+	if err := next.SetPeers(t.Context(), id, peers); err != nil {
 		t.Fatal(err)
 	}
 	if l := tunnel(); l == nil || l.Attrs().Index != first.Attrs().Index {
@@ -151,6 +150,48 @@ func TestTunnelIsTakenUp(t *testing.T) {
 	for _, d := range []alone{d, next, last} {
 		if err := d.Close(); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// Nodes are reached otherwise than before: each network follows as it is told of, and one that
+// cannot holds up no other.
+func TestUnderlayChanges(t *testing.T) {
+	netnstest.Root(t)
+	d := newAlone()
+	other := spec()
+	other.Name, other.ID, other.Options = "numberless", strings.Repeat("ef", 32), nil
+	other.Subnets = []network.Subnet{{Prefix: netip.MustParsePrefix("10.91.0.0/24"), Gateway: netip.MustParseAddr("10.91.0.1")}}
+	other.IPv6 = false
+	peers := []overlay.Peer{{Addr: netip.MustParseAddr("10.90.0.7"), VTEP: netip.MustParseAddr("192.0.2.7")}}
+	for _, s := range []network.Spec{spec(), other} {
+		if _, err := d.Create(t.Context(), s); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := d.Delete(context.Background(), s.ID); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for _, port := range []uint16{0, 4800} {
+		d.SetUnderlay(overlay.Underlay{Local: netip.MustParseAddr("127.0.0.1"), Port: port})
+		if err := d.SetPeers(t.Context(), other.ID, peers); !errdefs.IsFailedPrecondition(err) {
+			t.Errorf("a network without a number has a link: %v", err)
+		}
+		if err := d.SetPeers(t.Context(), id, peers); err != nil {
+			t.Fatalf("port %d: %v", port, err)
+		}
+		l, err := netlink.LinkByName("vx-" + id[:12])
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := int(port)
+		if port == 0 {
+			want = 4789
+		}
+		if v, ok := l.(*netlink.Vxlan); !ok || v.Port != want {
+			t.Errorf("the link is %+v, want port %d", l, want)
 		}
 	}
 }

@@ -90,18 +90,8 @@ func (d *Driver) healed(id string) {
 	}
 }
 
-// eachTunnel makes all as they are to be. Called with mu held, as all that follow.
-func (d *Driver) eachTunnel() error {
-	var errs []error
-	for id, s := range d.networks {
-		if err := d.tunnel(s); err != nil {
-			errs = append(errs, fmt.Errorf("network %s: %w", id, err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
-// tunnel makes the VXLAN link of a network that has peers, and what it knows of them.
+// tunnel makes the VXLAN link of a network that has peers, and what it knows of them. Called
+// with mu held, as all that follow.
 func (d *Driver) tunnel(s *spanned) error {
 	if !s.told {
 		return nil
