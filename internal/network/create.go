@@ -55,8 +55,9 @@ const (
 // maker makes networks and removes them.
 type maker struct {
 	*base
-	records records
-	making  *sync.Mutex // held by who makes or removes one
+	records  records
+	making   *sync.Mutex // held by who makes or removes one
+	spanning *sync.Mutex // held by who makes one of the cluster's here, so that the next finds it
 }
 
 // Create makes a network of a user's. Killed before the answer, it is there whole

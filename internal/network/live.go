@@ -83,11 +83,7 @@ func (m *Manager) Connect(ctx context.Context, req Request, eps []Endpoint) (*Ch
 		}
 		c.Held = append(c.Held, made...)
 	}
-	if len(m.balance.of([]Endpoint{ep})) > 0 {
-		if err := m.balanceIn(req.ContainerID); err != nil {
-			m.log.Error("addresses of services lead nowhere in a container", "container", req.ContainerID, "error", err)
-		}
-	}
+	m.balanced(req.ContainerID, nil, ep)
 	return c, nil
 }
 
@@ -123,6 +119,7 @@ func (m *Manager) Disconnect(ctx context.Context, id, ref string, eps []Endpoint
 	if err := m.leave(ctx, id, gone); err != nil {
 		return c, err
 	}
+	m.balanced(id, vips(m.balance.of([]Endpoint{gone})), gone)
 	return c, nil
 }
 

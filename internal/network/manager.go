@@ -39,7 +39,6 @@ type Manager struct {
 	folder   *netns.Folder // of the namespace handles; set by Open
 	served   sync.Map      // handles of namespaces in which our name server answers
 	host     *resolvconf.Live
-	balance  *balance
 }
 
 // base is what every part of the Manager works with.
@@ -52,13 +51,14 @@ type base struct {
 	names    *index
 	forward  *forward.Forwarder // what the kernel cannot translate
 	rotation *rotation
+	balance  *balance
 }
 
 // NewManager makes a Manager of these drivers; nothing is touched before Open.
 func NewManager(cfg Config, drivers ...Driver) *Manager {
 	b := &base{
 		cfg: cfg, log: cfg.logger(), drivers: map[string]Driver{}, ports: port.NewAllocator(),
-		networks: newTable(), names: newIndex(), forward: forward.New(cfg.logger()), rotation: newRotation(),
+		networks: newTable(), names: newIndex(), forward: forward.New(cfg.logger()), rotation: newRotation(), balance: newBalance(),
 	}
 	for _, d := range drivers {
 		b.drivers[d.Type()] = d
@@ -66,7 +66,7 @@ func NewManager(cfg Config, drivers ...Driver) *Manager {
 			mender.Mends(b.whose)
 		}
 	}
-	return &Manager{base: b, maker: maker{base: b, records: records(cfg.Dir), making: new(sync.Mutex)}, handles: map[string]bool{}, host: resolvconf.NewLive(cfg.ResolvConf), balance: newBalance()}
+	return &Manager{base: b, maker: maker{base: b, records: records(cfg.Dir), making: new(sync.Mutex), spanning: new(sync.Mutex)}, handles: map[string]bool{}, host: resolvconf.NewLive(cfg.ResolvConf)}
 }
 
 // Open makes the predefined networks and those in the records, or takes up and

@@ -15,7 +15,7 @@ type index struct {
 	nets  map[string]*named
 	seats map[string]*seat // by container id
 	// services are names on networks that no container of this host gives, or that come
-	// before theirs; by network and name in lower case.
+	// before theirs; by the network's id and name in lower case.
 	services map[string]map[string][]netip.Addr
 }
 
@@ -218,11 +218,11 @@ func (n Names) Addrs(name string) (addrs []netip.Addr, known bool) {
 		if who, ok := s.links[network][name]; ok {
 			name = who
 		}
-		if found := x.lookup(network, name); len(found) > 0 {
+		if found := x.lookup(&s.eps[i], name); len(found) > 0 {
 			return found, true
 		}
 		if base, ok := strings.CutSuffix(name, "."+strings.ToLower(network)); ok {
-			if found := x.lookup(network, base); len(found) > 0 {
+			if found := x.lookup(&s.eps[i], base); len(found) > 0 {
 				return found, true
 			}
 		}
@@ -230,11 +230,12 @@ func (n Names) Addrs(name string) (addrs []netip.Addr, known bool) {
 	return nil, false
 }
 
-func (x *index) lookup(network, name string) (addrs []netip.Addr) {
-	if addrs := x.services[network][name]; len(addrs) > 0 {
+// lookup finds a name on the network of an endpoint.
+func (x *index) lookup(ep *Endpoint, name string) (addrs []netip.Addr) {
+	if addrs := x.services[ep.NetworkID][name]; len(addrs) > 0 {
 		return slices.Clone(addrs)
 	}
-	n := x.nets[network]
+	n := x.nets[ep.Network]
 	if n == nil {
 		return nil
 	}

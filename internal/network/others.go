@@ -129,13 +129,12 @@ func (m maker) Span(ctx context.Context, s Spanned) error {
 	if !ok || m.cfg.Spanning == nil {
 		return worded(errdefs.ErrUnavailable, "network %s: no driver %q of networks that span nodes", s.Name, s.Driver)
 	}
+	m.spanning.Lock() // several containers of one service want it at once
+	defer m.spanning.Unlock()
 	if a, err := m.networks.find(s.ID); err == nil {
 		return m.whole(ctx, a)
 	}
 	if err := m.networks.claim(s.Name); err != nil {
-		if a, e := m.networks.find(s.ID); e == nil { // another has made it just now
-			return m.whole(ctx, a)
-		}
 		return err
 	}
 	defer m.networks.unclaim(s.Name)

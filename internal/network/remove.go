@@ -24,6 +24,8 @@ func (m maker) Remove(ctx context.Context, ref string) error {
 		return err
 	}
 	defer m.networks.drop(a)
+	m.names.setServices(a.info.ID, nil)
+	m.balance.drop(a.info.ID)
 	// What plugins have of it goes when no record tells of it any more: cut off here,
 	// the next engine goes on.
 	if foreign(a.driver) {

@@ -106,9 +106,7 @@ func (s *setup) run(ctx context.Context) error {
 	}
 	s.m.settled(s.req.ContainerID, s.box.Endpoints)
 	s.m.names.judge(s.req.ContainerID, !s.req.Probed)
-	if len(s.m.balance.of(s.box.Endpoints)) > 0 {
-		return s.m.balanceIn(s.req.ContainerID)
-	}
+	s.m.balanced(s.req.ContainerID, nil, s.box.Endpoints...)
 	return nil
 }
 

@@ -57,8 +57,10 @@ func Table(list []Service) nft.Table {
 }
 
 // Set makes the services those of the namespace, by the difference to what it has. Connections
-// that are under way stay; datagrams go to those who serve now. Blocks for a millisecond or two.
-func Set(list []Service) error {
+// that are under way stay; datagrams to addresses that somebody serves no more, which are lost,
+// go to those who serve now. Blocks for a millisecond or two, and with lost ones for as long as
+// the kernel takes to list its flows.
+func Set(list []Service, lost []netip.Addr) error {
 	c := new(nft.Conn)
 	defer func() { go c.Close() }() // it waits for the kernel
 	t := Table(list)
@@ -71,17 +73,39 @@ func Set(list []Service) error {
 	if err != nil {
 		return fmt.Errorf("services: %w", err)
 	}
-	return forget(list)
+	return forget(list, lost)
 }
 
-// forget deletes the kernel's memory of datagrams that went to who does not serve any more.
-func forget(list []Service) error {
+// Lost are the addresses of services which somebody served and serves no more.
+func Lost(before, after []Service) (out []netip.Addr) {
 	serve := map[netip.Addr][]netip.Addr{}
-	var families []netlink.InetFamily
-	for _, s := range list {
+	for _, s := range after {
 		serve[s.VIP] = s.Backends
+	}
+	for _, s := range before {
+		if slices.ContainsFunc(s.Backends, func(a netip.Addr) bool { return !slices.Contains(serve[s.VIP], a) }) {
+			out = append(out, s.VIP)
+		}
+	}
+	return out
+}
+
+// forget deletes the kernel's memory of datagrams to lost addresses that went to who does not
+// serve any more.
+func forget(list []Service, lost []netip.Addr) error {
+	serve := flows{}
+	for _, a := range lost {
+		serve[a] = nil
+	}
+	for _, s := range list {
+		if _, ok := serve[s.VIP]; ok {
+			serve[s.VIP] = s.Backends
+		}
+	}
+	var families []netlink.InetFamily
+	for a := range serve {
 		family := netlink.InetFamily(unix.AF_INET)
-		if s.VIP.Is6() {
+		if a.Is6() {
 			family = unix.AF_INET6
 		}
 		if !slices.Contains(families, family) {
@@ -89,7 +113,7 @@ func forget(list []Service) error {
 		}
 	}
 	for _, f := range families {
-		if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, f, flows(serve)); err != nil {
+		if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, f, serve); err != nil {
 			return fmt.Errorf("services: flows: %w", err)
 		}
 	}

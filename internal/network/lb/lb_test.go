@@ -175,7 +175,7 @@ func TestSet(t *testing.T) {
 	ns := box(t)
 	set := func(list ...Service) {
 		t.Helper()
-		do(t, ns, func() error { return Set(list) })
+		do(t, ns, func() error { return Set(list, nil) })
 	}
 	for _, at := range []struct{ vip, two, three string }{{"10.1.0.9", "10.1.0.2", "10.1.0.3"}, {"fd00::9", "fd00::2", "fd00::3"}} {
 		vip := addr(at.vip)
@@ -207,7 +207,7 @@ func TestDatagramsFollow(t *testing.T) {
 	vip := addr("10.1.0.9")
 	var c net.Conn
 	do(t, ns, func() (err error) {
-		if err = Set([]Service{{vip, []netip.Addr{addr("10.1.0.2")}}}); err == nil {
+		if err = Set([]Service{{vip, []netip.Addr{addr("10.1.0.2")}}}, nil); err == nil {
 			c, err = net.Dial("udp", "10.1.0.9:80")
 		}
 		return err
@@ -231,8 +231,38 @@ func TestDatagramsFollow(t *testing.T) {
 	if got := ask(); got != "2" {
 		t.Errorf("%s answers", got)
 	}
-	do(t, ns, func() error { return Set([]Service{{vip, []netip.Addr{addr("10.1.0.3")}}}) })
+	next := []Service{{vip, []netip.Addr{addr("10.1.0.3")}}}
+	do(t, ns, func() error { return Set(next, Lost([]Service{{vip, []netip.Addr{addr("10.1.0.2")}}}, next)) })
 	if got := ask(); got != "3" {
 		t.Errorf("%s answers, who does not serve any more", got)
+	}
+	do(t, ns, func() error { return Set(nil, Lost(next, nil)) })
+	if _, err := c.Write([]byte("?")); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetReadDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := c.Read(make([]byte, 10)); err == nil {
+		t.Errorf("the service is no more, and %d bytes come", n)
+	}
+}
+
+// Addresses of services are lost to who served them and does so no more.
+func TestLost(t *testing.T) {
+	one, two, a, b := addr("10.1.0.8"), addr("10.1.0.9"), addr("10.1.0.2"), addr("10.1.0.3")
+	for _, c := range []struct {
+		before, after []Service
+		want          int
+	}{
+		{nil, []Service{{one, []netip.Addr{a}}}, 0},
+		{[]Service{{one, []netip.Addr{a}}}, []Service{{one, []netip.Addr{b, a}}}, 0},
+		{[]Service{{one, []netip.Addr{a, b}}}, []Service{{one, []netip.Addr{b}}}, 1},
+		{[]Service{{one, []netip.Addr{a}}, {two, []netip.Addr{b}}}, nil, 2},
+		{[]Service{{one, nil}}, nil, 0},
+	} {
+		if got := Lost(c.before, c.after); len(got) != c.want {
+			t.Errorf("%v, then %v: %v", c.before, c.after, got)
+		}
 	}
 }
