@@ -91,7 +91,7 @@ func (n allNetworks) tell(o *cluster.Network) network.Info {
 
 // find finds a network of the cluster's; nil: the reference means one of this host's, or none.
 func (n allNetworks) find(ref string) (*cluster.Network, error) {
-	here, err := n.Manager.Inspect(ref)
+	here, err := n.Manager.Find(ref)
 	if err == nil && (here.Scope != "swarm" || here.Driver != "overlay") {
 		return nil, nil
 	}
@@ -135,6 +135,10 @@ func (n allNetworks) Find(ref string) (network.Info, error) {
 // Create implements engine.Networks. One of the cluster's has its subnets when this returns.
 func (n allNetworks) Create(ctx context.Context, c network.Create) (network.Info, error) {
 	v := n.spans.store().View()
+	taken := errdefs.ErrConflict.WithMessage(fmt.Sprintf("network with name %s already exists", c.Name))
+	if slices.ContainsFunc(n.overlays(), func(o *cluster.Network) bool { return o.Spec.Name == c.Name }) {
+		return network.Info{}, taken
+	}
 	if c.Driver != "overlay" || n.spans.m.Alone() {
 		return n.Manager.Create(ctx, c)
 	}
@@ -142,7 +146,7 @@ func (n allNetworks) Create(ctx context.Context, c network.Create) (network.Info
 		return network.Info{}, errdefs.ErrPermissionDenied.WithMessage("Cannot create a multi-host network from a worker node. Please create the network from a manager node.")
 	}
 	if _, err := n.Inspect(c.Name); err == nil {
-		return network.Info{}, errdefs.ErrConflict.WithMessage(fmt.Sprintf("network with name %s already exists", c.Name))
+		return network.Info{}, taken
 	}
 	if o := address.Ingress(v); c.Ingress && o != nil {
 		return network.Info{}, errdefs.ErrAlreadyExists.WithMessage(fmt.Sprintf("rpc error: code = AlreadyExists desc = ingress network (%s) is already present", o.ID))
@@ -159,7 +163,7 @@ func (n allNetworks) Create(ctx context.Context, c network.Create) (network.Info
 	}
 	if _, err := n.spans.store().Commit(ctx, store.Create(o)); err != nil {
 		if errdefs.IsAlreadyExists(err) {
-			err = errdefs.ErrConflict.WithMessage(fmt.Sprintf("network with name %s already exists", c.Name))
+			err = taken
 		}
 		return network.Info{}, err
 	}

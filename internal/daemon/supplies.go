@@ -302,10 +302,14 @@ func (s whoIsOn) Missing(tasks, networks []string) (out []string) {
 }
 
 // RemoveNetwork implements supply.Engine.
-func (s taskSupplies) RemoveNetwork(ctx context.Context, n cluster.NetworkSpec) error {
-	i, err := s.networks.Find(n.Name)
+func (s taskSupplies) RemoveNetwork(ctx context.Context, n *cluster.Network) error {
+	ref := n.Spec.Name
+	if n.Overlay() { // it bears its object's id; its name may be that of one of this host's
+		ref = n.ID
+	}
+	i, err := s.networks.Find(ref)
 	if err == nil {
-		if theirs := isOurs(n, i.Labels); theirs != nil {
+		if theirs := isOurs(n.Spec, i.Labels); theirs != nil {
 			return theirs
 		}
 		err = s.networks.Remove(ctx, i.ID)

@@ -105,6 +105,19 @@ func (s stockVolumes) Create(_ context.Context, r volume.Request) (volume.Volume
 // login is {"username":"u","password":"p"} as X-Registry-Auth has it.
 const login = "eyJ1c2VybmFtZSI6InUiLCJwYXNzd29yZCI6InAifQ=="
 
+// A network of the cluster's bears its object's id here; one of this host's with the same name
+// stays.
+func TestSuppliesRemoveOverlay(t *testing.T) {
+	s := &stock{networks: map[string]enginenet.Info{"front": {Name: "front", ID: "local"}, "net1": {Name: "front", ID: "net1"}}}
+	n := &cluster.Network{Meta: cluster.Meta{ID: "net1", Name: "front"}, Spec: cluster.NetworkSpec{Name: "front", Create: &network.CreateRequest{Driver: "overlay"}}}
+	if err := s.supplies(t.TempDir()).RemoveNetwork(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	if _, there := s.networks["front"]; !there || len(s.networks) != 1 {
+		t.Errorf("left: %v", s.networks)
+	}
+}
+
 func TestSuppliesImage(t *testing.T) {
 	old := image.Image{LastTagged: time.Now().Add(-48 * time.Hour)}
 	arm := image.Image{LastTagged: time.Now()}
@@ -167,12 +180,12 @@ func TestSuppliesNetwork(t *testing.T) {
 		}
 	}
 	s.busy = true
-	if err := x.RemoveNetwork(t.Context(), n); !errdefs.IsConflict(err) {
+	if err := x.RemoveNetwork(t.Context(), &cluster.Network{Spec: n}); !errdefs.IsConflict(err) {
 		t.Errorf("in use: %v", err)
 	}
 	s.busy = false
 	for _, want := range []bool{false, true} {
-		if err := x.RemoveNetwork(t.Context(), n); errdefs.IsNotFound(err) != want || !want && err != nil {
+		if err := x.RemoveNetwork(t.Context(), &cluster.Network{Spec: n}); errdefs.IsNotFound(err) != want || !want && err != nil {
 			t.Errorf("removed: %v", err)
 		}
 	}
@@ -182,7 +195,7 @@ func TestSuppliesNetwork(t *testing.T) {
 		`set to "back" (expected: "default")`:            {projectLabel: "shop", networkLabel: "back"},
 	} {
 		s.networks["shop_default"] = enginenet.Info{Name: "shop_default", Labels: labels}
-		for _, err := range []error{x.Network(t.Context(), n), x.RemoveNetwork(t.Context(), n)} {
+		for _, err := range []error{x.Network(t.Context(), n), x.RemoveNetwork(t.Context(), &cluster.Network{Spec: n})} {
 			if !errdefs.IsConflict(err) || !strings.Contains(err.Error(), words) {
 				t.Errorf("%v: %v, want %q", labels, err, words)
 			}

@@ -138,7 +138,7 @@ type localNetworks struct{ m *network.Manager }
 
 // Local implements swarm.Networks.
 func (l localNetworks) Local(ref string) (name string, there, predefined bool) {
-	i, err := l.m.Inspect(ref)
+	i, err := l.m.Find(ref)
 	if err != nil {
 		return "", false, false
 	}

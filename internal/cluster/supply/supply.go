@@ -16,7 +16,7 @@ import (
 // Engine has the networks and volumes. Kinds of errors: NotFound; Conflict for one that
 // somebody else uses or has made, and that stays therefore. Its methods block.
 type Engine interface {
-	RemoveNetwork(ctx context.Context, n cluster.NetworkSpec) error
+	RemoveNetwork(ctx context.Context, n *cluster.Network) error
 	RemoveVolume(ctx context.Context, v cluster.VolumeSpec) error
 }
 
@@ -63,7 +63,7 @@ func (w *Worker) all(ctx context.Context, v store.View) bool {
 	done := true
 	for _, n := range store.List[*cluster.Network](v) {
 		if n.Spec.Removed {
-			done = w.one(ctx, n, func() error { return w.e.RemoveNetwork(ctx, n.Spec) }, n.Spec.External) && done
+			done = w.one(ctx, n, func() error { return w.e.RemoveNetwork(ctx, n) }, n.Spec.External) && done
 		}
 	}
 	for _, vol := range store.List[*cluster.Volume](v) {

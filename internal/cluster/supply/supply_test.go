@@ -26,8 +26,8 @@ func (e *engine) remove(name string) error {
 	return e.wrong[name]
 }
 
-func (e *engine) RemoveNetwork(_ context.Context, n cluster.NetworkSpec) error {
-	return e.remove(n.Name)
+func (e *engine) RemoveNetwork(_ context.Context, n *cluster.Network) error {
+	return e.remove(n.Spec.Name)
 }
 func (e *engine) RemoveVolume(_ context.Context, v cluster.VolumeSpec) error { return e.remove(v.Name) }
 
