@@ -66,7 +66,14 @@ func (a *Apps) Put(ctx context.Context, name string, spec cluster.AppSpec, o Put
 		}
 		next, err := merge(name, old, spec, o)
 		if err == nil {
-			away = a.bringBack(name, &old, &next, sortedKeys(spec.Services))
+			if away = a.disconnected(name, &old, &next, sortedKeys(spec.Services)); len(away) > 0 {
+				// As if they were asked to be made anew: what depends on them follows.
+				o := o
+				o.Replace = append(slices.Clone(o.Replace), sortedKeys(away)...)
+				next, err = merge(name, old, spec, o)
+			}
+		}
+		if err == nil {
 			err = check(name, &next)
 		}
 		if err != nil {

@@ -511,14 +511,16 @@ func TestDisconnected(t *testing.T) {
 	a.n = on
 	web := service("web:1", 2)
 	web.Networks = []cluster.Attachment{{Network: "shop_default"}, {Network: "shop_back"}}
+	client := service("client:1", 1)
+	client.Task.Needs = []cluster.Need{{Service: "shop_web", Condition: cluster.Started, Restart: true}}
 	put := func(want string) {
 		t.Helper()
-		p, err := a.Put(context.Background(), "shop", spec(map[string]cluster.ServiceSpec{"web": web}), Put{})
+		p, err := a.Put(context.Background(), "shop", spec(map[string]cluster.ServiceSpec{"web": web, "client": client}), Put{})
 		if err != nil || steps(p) != want {
 			t.Errorf("%v, %s, want %s", err, steps(p), want)
 		}
 	}
-	put("create web")
+	put("create client; create web")
 	made := &cluster.Service{Meta: cluster.Meta{Name: "shop_web"}, Spec: web}
 	made.Spec.Number = 1
 	if _, err := s.Commit(t.Context(), store.Create(made)); err != nil {
@@ -535,9 +537,9 @@ func TestDisconnected(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	put("replace web (disconnected from shop_back)")
+	put("replace client (made anew); replace web (disconnected from shop_back)")
 	clear(on)
-	put("keep web")
+	put("keep client; keep web")
 }
 
 // A network whose options differ is made anew, with the tasks that are on it, and with no

@@ -54,9 +54,9 @@ func (a *Apps) free(was *cluster.App, name string, next *cluster.AppSpec) error 
 	return nil
 }
 
-// bringBack has those of the services exchanged whose containers somebody has
-// disconnected from networks, unless they are anyway, and gives what from, by service.
-func (a *Apps) bringBack(name string, was, next *cluster.AppSpec, services []string) map[string][]string {
+// disconnected are those of the services whose containers somebody has disconnected from
+// networks, with what from, unless they are exchanged anyway: they are to be.
+func (a *Apps) disconnected(name string, was, next *cluster.AppSpec, services []string) map[string][]string {
 	out := map[string][]string{}
 	v := a.s.View()
 	for _, part := range services {
@@ -75,9 +75,8 @@ func (a *Apps) bringBack(name string, was, next *cluster.AppSpec, services []str
 				running = append(running, t.ID)
 			}
 		}
-		if out[part] = a.n.Missing(running, networks); len(out[part]) > 0 {
-			want.Task.Force++
-			next.Services[part] = want
+		if missing := a.n.Missing(running, networks); len(missing) > 0 {
+			out[part] = missing
 		}
 	}
 	return out
