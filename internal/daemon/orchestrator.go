@@ -133,6 +133,9 @@ func (o *orchestrator) openAlone(path string) (store.Store, error) {
 	if err != nil {
 		return nil, err
 	}
+	if why := s.Swollen(); why != nil {
+		o.log.Warn("the store of apps is larger than it has to be", "file", path, "error", why)
+	}
 	return s, nil
 }
 

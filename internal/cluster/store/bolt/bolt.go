@@ -29,6 +29,7 @@ type Store struct {
 	once     sync.Once
 	ended    chan struct{}
 	err      error // of closing
+	swollen  error // see Swollen
 }
 
 type request struct {
@@ -69,7 +70,7 @@ func Open(path string) (*Store, error) {
 	}
 	s := &Store{db: db, state: store.NewState(), requests: make(chan request), closing: make(chan struct{}), ended: make(chan struct{})}
 	content, err := s.read()
-	if err = errors.Join(tidy(path), err); err == nil {
+	if err == nil {
 		err = s.shrink(content)
 	}
 	if err != nil {
@@ -84,8 +85,9 @@ func options() *bbolt.Options {
 }
 
 // shrink has the store in a smaller file when most of the present one is not in use. One
-// that cannot be made smaller serves as it is.
+// that cannot be made smaller serves as it is, and Swollen tells why.
 func (s *Store) shrink(content int64) error {
+	s.swollen = tidy(s.db.Path())
 	big, err := bloated(s.db.Path(), content)
 	if err != nil || !big {
 		return err
@@ -93,10 +95,15 @@ func (s *Store) shrink(content int64) error {
 	before := s.db
 	s.db, err = compact(before)
 	if s.db == before {
+		s.swollen = errors.Join(s.swollen, err)
 		return nil
 	}
 	return err
 }
+
+// Swollen says why the file could not be made smaller, or what was begun of a smaller one not
+// be removed, when it was opened; nil: there was nothing to do, or it is done.
+func (s *Store) Swollen() error { return s.swollen }
 
 // read makes the buckets of a new file, or reads those of an old one, and counts the
 // bytes of what is in them.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -109,19 +110,34 @@ func TestCannotShrink(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(newFile(path), "x"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(path); err == nil {
-		t.Error("what is in the way is not told of")
+	s, err := Open(path)
+	if err != nil {
+		t.Fatalf("one that cannot be made smaller does not open: %v", err)
 	}
+	if why := s.Swollen(); why == nil || !strings.Contains(why.Error(), "compaction") {
+		t.Errorf("what is in the way is told of as %v", why)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	whole(t, path, at)
+	at++ // whole has written, too
 	if err := os.RemoveAll(newFile(path)); err != nil {
 		t.Fatal(err)
 	}
-	if size(t, path) != before {
+	if size(t, path) < before {
 		t.Error("it was made smaller")
 	}
 	if err := os.WriteFile(newFile(path), []byte("begun by an engine that was killed"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	whole(t, path, at)
+	if s, err = Open(path); err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if n := len(store.List[*cluster.Service](s.View())); s.Swollen() != nil || n != kept || s.View().Revision() != at || size(t, path) >= bigFrom {
+		t.Errorf("with nothing in the way: %v, %d services at %d, %d bytes", s.Swollen(), n, s.View().Revision(), size(t, path))
+	}
 }
 
 // An engine that is killed amid a compaction loses nothing, and leaves nothing.
@@ -132,7 +148,7 @@ func TestKilledAmidCompaction(t *testing.T) {
 		t.Fatal(err)
 	}
 	killed, amid, usual := 0, 0, time.Duration(0)
-	for i := range 25 {
+	for i := 0; i < 25 || i < 200 && killed == 0; i++ {
 		if err := os.WriteFile(path, big, 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -153,8 +169,8 @@ func TestKilledAmidCompaction(t *testing.T) {
 		}
 		if cmd.Wait() != nil {
 			killed++
-		} else if i == 0 {
-			usual = time.Since(begun)
+		} else if took := time.Since(begun); i == 0 || took < usual {
+			usual = took // the quickest, so that most are killed before they are through
 		}
 		if _, err := os.Stat(newFile(path)); err == nil {
 			amid++
@@ -167,8 +183,8 @@ func TestKilledAmidCompaction(t *testing.T) {
 			t.Errorf("it has %d bytes still", n)
 		}
 	}
-	if usual == 0 {
-		t.Error("it does not open")
+	if usual == 0 || killed == 0 {
+		t.Errorf("opened in %s, killed %d times", usual, killed)
 	}
 	t.Logf("killed %d times, %d amid the new file, of %s", killed, amid, usual)
 }
