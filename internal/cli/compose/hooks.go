@@ -1,9 +1,12 @@
 package compose
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/compose-spec/compose-go/v2/types"
 	"github.com/containerd/errdefs"
@@ -28,9 +31,10 @@ func (s *session) hook(ctx context.Context, c *client.Client, x *container.Summa
 		return err
 	}
 	defer r.Close()
+	defer context.AfterFunc(ctx, r.Close)() // reading does not know of ctx
 	p := &printer{out: s.out, err: s.err, prefix: true}
-	if err := p.demux(r.Reader, shortName(x), false); err != nil {
-		return err
+	if err := p.demux(r.Reader, shortName(x), false); err != nil || ctx.Err() != nil {
+		return cmp.Or(ctx.Err(), err)
 	}
 	res, err := c.ExecInspect(ctx, made.ID, moby.ExecInspectOptions{})
 	if err == nil && res.ExitCode != 0 {
@@ -39,14 +43,34 @@ func (s *session) hook(ctx context.Context, c *client.Client, x *container.Summa
 	return err
 }
 
-// prestop runs the hooks of a container that is about to be stopped. One that fails is
+// defaultGrace is how long a container has to end, if nobody says otherwise.
+const defaultGrace = 10 * time.Second
+
+// prestop runs the hooks of a container that is about to be stopped, within its time of grace:
+// t seconds, else what its service has. There are none when that is no time. One that fails is
 // told of, and the stop comes all the same.
-func (s *session) prestop(ctx context.Context, c *client.Client, p *types.Project, x *container.Summary) {
-	if p == nil || x.State != container.StateRunning || strings.EqualFold(x.Labels[composefile.LabelOneOff], "true") {
+func (s *session) prestop(ctx context.Context, c *client.Client, p *types.Project, x *container.Summary, t *int) {
+	if p == nil || t != nil && *t == 0 || x.State != container.StateRunning || strings.EqualFold(x.Labels[composefile.LabelOneOff], "true") {
 		return
 	}
-	for _, h := range p.AllServices()[serviceOf(x)].PreStop {
+	sv := p.AllServices()[serviceOf(x)]
+	whole := defaultGrace
+	switch {
+	case t != nil:
+		whole = time.Duration(*t) * time.Second
+	case sv.StopGracePeriod != nil:
+		whole = time.Duration(*sv.StopGracePeriod)
+	}
+	if whole >= 0 { // else it is waited for as long as it takes
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, whole)
+		defer cancel()
+	}
+	for _, h := range sv.PreStop {
 		if err := s.hook(ctx, c, x, h); err != nil {
+			if errors.Is(err, context.DeadlineExceeded) {
+				err = fmt.Errorf("%s: it took longer than the %s of grace", strings.Join(h.Command, " "), whole)
+			}
 			if !errdefs.IsNotFound(err) && !errdefs.IsConflict(err) { // it has ended by itself
 				s.warnf("pre_stop hook of %s: %s", nameOf(x), err)
 			}
@@ -68,13 +92,10 @@ func (s *session) poststart(ctx context.Context, c *client.Client, p *types.Proj
 	return nil
 }
 
-// stopping ends containers, after the hooks that a project has for that; there are none
-// without a project, and no time for them when t is 0.
+// stopping ends containers, after the hooks that a project has for that.
 func (s *session) stopping(p *types.Project, t *int) act {
 	return act{"Stopping", "Stopped", func(ctx context.Context, c *client.Client, x *container.Summary) error {
-		if t == nil || *t != 0 {
-			s.prestop(ctx, c, p, x)
-		}
+		s.prestop(ctx, c, p, x, t)
 		_, err := c.ContainerStop(ctx, x.ID, moby.ContainerStopOptions{Timeout: t})
 		if errdefs.IsNotFound(err) {
 			return nil
@@ -98,7 +119,7 @@ func (s *session) starting(p *types.Project) act {
 // restarting ends containers and starts them again, with the hooks of both.
 func (s *session) restarting(p *types.Project, t *int) act {
 	return act{"Restarting", "Started", func(ctx context.Context, c *client.Client, x *container.Summary) error {
-		s.prestop(ctx, c, p, x)
+		s.prestop(ctx, c, p, x, t)
 		if _, err := c.ContainerRestart(ctx, x.ID, moby.ContainerRestartOptions{Timeout: t}); err != nil {
 			return err
 		}

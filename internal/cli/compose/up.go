@@ -258,9 +258,7 @@ func (s apps) unlike(ctx context.Context, volumes map[string]cluster.VolumeSpec)
 		}
 		is, err := c.VolumeInspect(ctx, want.Name, moby.VolumeInspectOptions{})
 		switch {
-		case errdefs.IsNotFound(err):
-		case err != nil:
-			return err
+		case err != nil: // what it is when it is wanted, the engine tells
 		case is.Volume.Driver != cmp.Or(want.Driver, "local") || !maps.Equal(is.Volume.Options, want.Options):
 			s.warnf("Volume %q is there with other options than the file has for it. It stays as it is, with its data; to have it made anew, without it: %s down, then %[2]s volume rm %[3]s and %[2]s up", part, s.engine.Name, want.Name)
 		}
