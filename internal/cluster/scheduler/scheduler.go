@@ -32,12 +32,17 @@ const all = "all"
 func (Loop) Name() string { return "scheduler" }
 
 // Kinds implements loop.Loop.
-func (Loop) Kinds() []cluster.Kind { return []cluster.Kind{cluster.KindTask, cluster.KindNode} }
+func (Loop) Kinds() []cluster.Kind {
+	return []cluster.Kind{cluster.KindTask, cluster.KindNode, cluster.KindNetwork}
+}
 
 // Keys implements loop.Loop.
 func (Loop) Keys(_ store.View, e store.Event) []string {
 	if t, ok := e.New.(*cluster.Task); ok && !t.Waits() && !t.Status.State.Ended() {
 		return nil // it has its node and takes no room from others but what it took
+	}
+	if e.Kind() == cluster.KindNetwork && e.New != nil {
+		return nil // who got an address there is told of as a task
 	}
 	return []string{all}
 }

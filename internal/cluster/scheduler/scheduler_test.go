@@ -9,6 +9,7 @@ import (
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
 	"escale.dev/escale/internal/cluster/store/mem"
+	"github.com/moby/moby/api/types/network"
 )
 
 // machines makes a store with nodes n0, n1 …
@@ -120,5 +121,86 @@ func TestNodeComes(t *testing.T) {
 	}
 	if got := schedule(t, s, Loop{}, cluster.TaskSpec{})[0]; got != "node0" || len(store.List[*cluster.Task](s.View(), store.OnNode("node0"))) != 2 {
 		t.Error(got)
+	}
+}
+
+// told are the keys that the loop looks at after the last commit.
+func told(t *testing.T, s *mem.Store, since uint64) (keys []string) {
+	t.Helper()
+	w, err := s.Watch(since, Loop{}.Kinds()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := w.Next(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range list {
+		for _, e := range c.Events {
+			keys = append(keys, Loop{}.Keys(s.View(), e)...)
+		}
+	}
+	return keys
+}
+
+// A task that waits for an address waits no more when the network goes.
+func TestNetworkGoes(t *testing.T) {
+	s := machines(t, 1, func(int, *cluster.Node) {})
+	n := &cluster.Network{Meta: cluster.Meta{Name: "net"}, Spec: cluster.NetworkSpec{Name: "net", Create: &network.CreateRequest{Driver: "overlay"}}}
+	task := &cluster.Task{Slot: 1, Number: 1, Desired: cluster.TaskRunning, Status: cluster.TaskStatus{State: cluster.TaskNew}, Networks: []cluster.Attachment{{Network: "net"}}}
+	if _, err := s.Commit(t.Context(), store.Create(n), store.Create(task)); err != nil {
+		t.Fatal(err)
+	}
+	if d := (Loop{}).Decide(s.View(), all, time.Now()); len(d.Changes) != 0 {
+		t.Errorf("it goes before its address: %+v", d.Changes)
+	}
+	before := s.View().Revision()
+	o, err := store.Named[*cluster.Network](s.View(), "net")
+	if err == nil {
+		_, err = s.Commit(t.Context(), store.Delete(o))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if keys := told(t, s, before); len(keys) == 0 {
+		t.Error("nothing tells the loop")
+	}
+	if d := (Loop{}).Decide(s.View(), all, time.Now()); len(d.Changes) != 1 {
+		t.Errorf("without the network: %+v", d.Changes)
+	}
+}
+
+// Of many tasks that are placed in one go each sees where those before it went.
+func TestManyAtOnce(t *testing.T) {
+	for name, spec := range map[string]cluster.TaskSpec{
+		"insufficient resources on 2 nodes":             {Reserved: cluster.Resources{NanoCPUs: 1e9}},
+		"max replicas per node limit exceed on 2 nodes": {Placement: cluster.Placement{MaxPerNode: 2}},
+	} {
+		s := machines(t, 2, func(int, *cluster.Node) {})
+		var changes []store.Change
+		for i := range uint64(5) {
+			changes = append(changes, store.Create(&cluster.Task{
+				Meta: cluster.Meta{Owner: "service"}, Spec: spec, Slot: i + 1, Number: 1, Desired: cluster.TaskRunning, Status: cluster.TaskStatus{State: cluster.TaskNew},
+			}))
+		}
+		if _, err := s.Commit(t.Context(), changes...); err != nil {
+			t.Fatal(err)
+		}
+		d := Loop{}.Decide(s.View(), all, time.Now())
+		if _, err := s.Commit(t.Context(), d.Changes...); err != nil {
+			t.Fatal(err)
+		}
+		v := s.View()
+		on := map[string]int{}
+		for _, task := range store.List[*cluster.Task](v) {
+			if on[task.Node]++; task.Node == "" && task.Status.Err != "no suitable node ("+name+")" {
+				t.Errorf("the fifth says %q, want %s", task.Status.Err, name)
+			}
+		}
+		for _, node := range []string{"node0", "node1"} {
+			if l := v.NodeLoad(node); on[node] != 2 || l.Tasks != 2 || l.Services["service"] != 2 || l.Reserved.NanoCPUs != 2*spec.Reserved.NanoCPUs {
+				t.Errorf("%s: %d tasks on %s, load %+v", name, on[node], node, l)
+			}
+		}
 	}
 }
