@@ -115,6 +115,11 @@ soak: build test-needs ## many containers' whole lives with the engine killed me
 net-rounds: ## containers connected to networks and disconnected, NETROUNDS=10000 times: nothing is left
 	ESCALE_NETWORK_ROUNDS=$(NETROUNDS) go test -count=1 -timeout 0 -v -run TestConnectRounds ./internal/network
 
+.PHONY: scale
+scale: ## the loops of the cluster on thousands of machines that are made up: the figures of docs/scale.md
+	for of in 50/1000 1000/20000 5000/100000; do ESCALE_SCALE_NODES=$${of%/*} ESCALE_SCALE_TASKS=$${of#*/} \
+	  go test -count=1 -timeout 0 -v -run '^TestScale$$' ./internal/cluster/simulation || exit 1; done
+
 .PHONY: fuzz
 fuzz: ## every fuzz test for FUZZTIME=10s
 	@grep -rlE '^func Fuzz' --include='*_test.go' internal client test bench 2>/dev/null | xargs -rn1 dirname | sort -u | while read -r dir; do \

@@ -74,4 +74,5 @@ func TestAppOverlay(t *testing.T) {
 	if got := k.does("network", "ls", "-q", "--filter", "driver=overlay"); got != "" {
 		t.Errorf("networks that are left: %s", got)
 	}
+	noLeaks(t, e)
 }

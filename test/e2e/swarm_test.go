@@ -64,7 +64,7 @@ func (s *swarming) fails(words string, args ...string) {
 // shows wants a command to print words.
 func (s *swarming) shows(words string, args ...string) {
 	s.Helper()
-	if out := s.run(args...); !strings.Contains(out, words) {
+	if out := s.run(args...); words == "" || !strings.Contains(out, words) {
 		s.Errorf("%s: %s\nwant: %s", strings.Join(args, " "), out, words)
 	}
 }
@@ -72,10 +72,25 @@ func (s *swarming) shows(words string, args ...string) {
 // till waits until a command prints words.
 func (s *swarming) till(words string, args ...string) {
 	s.Helper()
+	if words == "" {
+		s.Fatalf("%s: every output has no words in it: use none", strings.Join(args, " "))
+	}
+	s.until(words, func(out string) bool { return strings.Contains(out, words) }, args...)
+}
+
+// none waits until a command prints nothing.
+func (s *swarming) none(args ...string) {
+	s.Helper()
+	s.until("nothing", func(out string) bool { return out == "" }, args...)
+}
+
+// until waits until a command prints what is wanted.
+func (s *swarming) until(words string, ok func(string) bool, args ...string) {
+	s.Helper()
 	end := time.Now().Add(harness.Patience(40 * time.Second))
 	for {
 		out, err := s.try(args...)
-		if err == nil && strings.Contains(out, words) {
+		if err == nil && ok(out) {
 			return
 		}
 		if time.Now().After(end) {

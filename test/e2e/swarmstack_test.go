@@ -50,11 +50,12 @@ func TestSwarmStack(t *testing.T) {
 		if left := s.run("network", "ls", "-q", "--filter", "name=vote_"); left != "" {
 			s.Errorf("networks that are left: %s", left)
 		}
-		s.till("", "ps", "-aq")
+		s.none("ps", "-aq")
 
 		s.run("network", "create", "-d", "overlay", "--attachable", "--subnet", "10.199.7.0/24", "shared")
 		s.run("network", "create", "-d", "overlay", "--internal", "closed")
 		s.shows("swarm true 10.199.7.0/24", "network", "inspect", "-f", "{{.Scope}} {{.Attachable}} {{(index .IPAM.Config 0).Subnet}}", "shared")
+		s.fails("network with name shared already exists", "network", "create", "shared")
 		s.fails("not manually attachable", "run", "--rm", "--network", "closed", image, "true")
 		s.run("run", "-d", "--name", "one", "--network", "shared", image, "sleep", "1000")
 		s.shows("inet 10.199.7.", "run", "--rm", "--network", "shared", image, "sh", "-c", "ip a show eth0; ping -c 1 -W 2 one")
@@ -62,5 +63,6 @@ func TestSwarmStack(t *testing.T) {
 		s.run("rm", "-f", "one")
 		s.run("network", "rm", "shared", "closed")
 		s.run("swarm", "leave", "--force")
+		noLeaks(s.T, s.e)
 	})
 }
