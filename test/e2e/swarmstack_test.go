@@ -14,7 +14,7 @@ func TestSwarmStack(t *testing.T) {
 	swarmClients(t, func(s *swarming) {
 		s.fails("This node is not a swarm manager", "network", "create", "-d", "overlay", "early")
 		s.init()
-		s.shows("ingress", "network", "ls", "--filter", "driver=overlay", "--filter", "scope=swarm", "--format", "{{.Name}}")
+		s.till("ingress", "network", "ls", "--filter", "driver=overlay", "--filter", "scope=swarm", "--format", "{{.Name}}")
 
 		file := filepath.Join(s.TempDir(), "stack.yml")
 		write := func(more ...string) {
