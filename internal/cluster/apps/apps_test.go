@@ -352,6 +352,14 @@ func TestHalt(t *testing.T) {
 	if err := a.Halt(ctx, labels); err != nil || now(next.ID).Halted {
 		t.Errorf("removing what has a successor with a container: %v, halted %t", err, now(next.ID).Halted)
 	}
+	failed, made = cluster.Copy(now(one.ID)), cluster.Copy(now(next.ID))
+	failed.Node, made.Node, made.Status.State = "here", "there", cluster.TaskPreparing
+	if _, err := s.Commit(ctx, store.Update(failed), store.Update(made)); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Halt(ctx, labels); err != nil || now(next.ID).Halted {
+		t.Errorf("removing what has a successor on another node: %v, halted %t", err, now(next.ID).Halted)
+	}
 }
 
 func TestCreating(t *testing.T) {

@@ -37,7 +37,9 @@ func (a *Apps) Halt(ctx context.Context, labels map[string]string) error {
 			return nil, nil // a service of the swarm is kept whatever happens to its containers
 		}
 		// One that has ended may get a successor, and that is meant, until it has a
-		// container of its own: the one that has ended can be thrown away then.
+		// container of its own: the one that has ended can be thrown away then. One on another
+		// node is not meant by who does something here.
+		node := t.Node
 		for _, slot := range cluster.Slots(store.List[*cluster.Task](v, store.Owner(t.Owner))) {
 			for _, other := range slot.Tasks {
 				if other.ID == t.ID && t.Status.State.Ended() {
@@ -45,7 +47,7 @@ func (a *Apps) Halt(ctx context.Context, labels map[string]string) error {
 				}
 			}
 		}
-		if t.ID != task && !t.Status.State.Before(cluster.TaskReady) || t.Halted || t.Desired.Stops() {
+		if t.ID != task && (!t.Status.State.Before(cluster.TaskReady) || t.Node != "" && t.Node != node) || t.Halted || t.Desired.Stops() {
 			return nil, nil
 		}
 		t = cluster.Copy(t)
