@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"slices"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/leases"
@@ -82,6 +83,16 @@ func (c *change) index(r *record, tag string, d ocispec.Descriptor) {
 	}
 	r.Indexes = next
 	c.renew(r.ID)
+}
+
+// top notes an index by which an image was pulled. It has to be held until the commit.
+func (c *change) top(id digest.Digest, d ocispec.Descriptor) {
+	if slices.ContainsFunc(c.current(id).Tops, func(t ocispec.Descriptor) bool { return t.Digest == d.Digest }) {
+		return
+	}
+	r := c.edit(id)
+	r.Tops = append(slices.Clone(r.Tops), d)
+	c.renew(id)
 }
 
 // tag moves a name to an image, which it means alone from then on. It tells the id of the image that had it.
@@ -206,6 +217,9 @@ func (s *Store) hold(ctx context.Context, r *record) error {
 	}
 	for _, d := range r.Indexes {
 		resources = append(resources, contentResource(d.Digest)) // whose labels lead to all of it
+	}
+	for _, d := range r.Tops {
+		resources = append(resources, contentResource(d.Digest))
 	}
 	if chain := r.chain(); chain != "" {
 		resources = append(resources, snapshotResource(chain.String()))

@@ -81,7 +81,14 @@ type pulling struct {
 	match platformMatch
 	ref   reference.Named
 	mail  *mailbox
-	leave func() // those who need the config
+	leave func()      // those who need the config
+	tops  []topRecord // indexes on the way to the manifest
+}
+
+// topRecord is an index with its bytes.
+type topRecord struct {
+	ocispec.Descriptor
+	data []byte
 }
 
 // name is what is pulled, for people.
@@ -235,11 +242,19 @@ func (p *pulling) register(ctx context.Context, rec *record, top digest.Digest) 
 		return Image{}, false, invalidf("%s", err)
 	}
 	s := p.w.s
+	for _, t := range p.tops {
+		if _, err := p.w.blob(t.MediaType, t.data, nil); err != nil && !errdefs.IsAlreadyExists(err) {
+			return Image{}, false, err
+		}
+	}
 	s.write.Lock()
 	defer s.write.Unlock()
 	c := newChange(s)
 	rec = c.add(rec)
 	changed := len(c.puts) > 0
+	for _, t := range p.tops {
+		c.top(rec.ID, t.Descriptor)
+	}
 	if tagged, ok := p.ref.(reference.NamedTagged); ok && !isDigested(p.ref) && c.holder(tagged.String()) != rec.ID {
 		c.tag(rec, tagged)
 		changed = true
@@ -248,7 +263,7 @@ func (p *pulling) register(ctx context.Context, rec *record, top digest.Digest) 
 		c.index(c.edit(rec.ID), p.ref.String(), ocispec.Descriptor{})
 		changed = true
 	}
-	if c.holderOf(canonical.String()) != rec.ID {
+	if c.holderOf(canonical.String()) != rec.ID && (isDigested(p.ref) || !p.o.Unlisted) {
 		c.name(rec, canonical)
 		changed = changed || isDigested(p.ref)
 	}

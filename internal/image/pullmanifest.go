@@ -164,6 +164,7 @@ func (p *pulling) manifest(ctx context.Context, top ocispec.Descriptor) (*docume
 			at.MediaType, at.Size = doc.MediaType, int64(len(data))
 			return doc, at, data, nil
 		}
+		p.tops = append(p.tops, topRecord{ocispec.Descriptor{MediaType: doc.MediaType, Digest: at.Digest, Size: int64(len(data))}, data})
 		if at, err = p.match.choose(doc); err != nil {
 			return nil, at, nil, err
 		}

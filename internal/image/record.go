@@ -46,6 +46,9 @@ type record struct {
 	// Indexes are the indexes of several manifests, this image's among them, that
 	// tags stand for, by tag in full form. The image's lease holds all of them.
 	Indexes map[string]ocispec.Descriptor `json:"indexes,omitempty"`
+	// Tops are indexes by which the image was pulled, without what else they list, so that
+	// others can have it by their digests. The image's lease holds them.
+	Tops []ocispec.Descriptor `json:"tops,omitempty"`
 	// Boot is the boot id under which the layers were unpacked, until they are
 	// known to be on the disk.
 	Boot string `json:"boot,omitempty"`
@@ -55,7 +58,7 @@ type record struct {
 }
 
 // recordFields names the JSON fields that record knows.
-var recordFields = []string{"id", "tags", "digests", "target", "config", "layers", "lastTagged", "snapshot", "indexes", "boot"}
+var recordFields = []string{"id", "tags", "digests", "target", "config", "layers", "lastTagged", "snapshot", "indexes", "tops", "boot"}
 
 func decodeRecord(b []byte) (*record, error) {
 	r := new(record)

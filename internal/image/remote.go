@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sync/semaphore"
 )
 
-// Source is a repository of a registry to pull from. Its errors have their
+// Source is a repository of a registry, or another node, to pull from. Its errors have their
 // kinds, and the words to show.
 type Source interface {
 	// Resolve tells what a tag or digest stands for.
@@ -50,6 +50,9 @@ type PullOptions struct {
 	// Progress is told steps in order, from one goroutine; when it is slow, of
 	// steps that differ only in bytes the last.
 	Progress func(Progress)
+	// Unlisted: that a tag stands for the image is not noted with its digest, as no
+	// registry has said so.
+	Unlisted bool
 }
 
 // Pulled is what a pull brought.
