@@ -78,6 +78,33 @@ func (k *Keeper) Lasting(role Role) *tls.Config {
 	}
 }
 
+// ClientOfNode is the TLS of who calls a node by its id, in the same cluster; see Client.
+func (k *Keeper) ClientOfNode(node string) *tls.Config {
+	c := k.Client(Role(node)) // the id is one of the names in the node's certificate, as its role is
+	c.VerifyConnection = func(s tls.ConnectionState) error {
+		p, err := k.PeerOf(s)
+		if err == nil && p.Node != node {
+			err = fmt.Errorf("node %s answers in the place of %s: %w", p.Node, node, errdefs.ErrUnauthenticated)
+		}
+		return err
+	}
+	return c
+}
+
+// ServerOfNodes is the TLS of who is called by nodes only; see Server.
+func (k *Keeper) ServerOfNodes(check func(Peer) error) *tls.Config {
+	c := k.Server(check)
+	lenient := c.GetConfigForClient
+	c.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+		own, err := lenient(h)
+		if err == nil {
+			own.ClientAuth = tls.RequireAndVerifyClientCert
+		}
+		return own, err
+	}
+	return c
+}
+
 // Joining is the TLS of who has no certificate yet, and calls a manager whose root it knows
 // (PEM). InvalidArgument.
 func Joining(root []byte) (*tls.Config, error) {
