@@ -79,8 +79,9 @@ func (w *response) flush() error {
 	return http.NewResponseController(w.ResponseWriter).Flush()
 }
 
-// serve is the whole of the API: headers, version, route, handler, log line.
-func (s *Server) serve(rw http.ResponseWriter, hr *http.Request) {
+// serve is the whole of the API, or of what some may use of it: headers, version, route,
+// handler, log line.
+func (s *Server) serve(rw http.ResponseWriter, hr *http.Request, routes []route) {
 	begin := time.Now()
 	s.cfg.Activity()
 	defer s.cfg.Activity()
@@ -100,7 +101,7 @@ func (s *Server) serve(rw http.ResponseWriter, hr *http.Request) {
 		}
 		s.log.Debug("request", "method", hr.Method, "path", hr.URL.Path, "status", w.status, "took", time.Since(begin))
 	}()
-	if err := s.dispatch(w, r); err != nil {
+	if err := s.dispatch(w, r, routes); err != nil {
 		s.answerError(w, r, err)
 	}
 }
@@ -127,7 +128,7 @@ func (s *Server) answerError(w *response, r *request, err error) {
 }
 
 // dispatch finds the version and the route.
-func (s *Server) dispatch(w *response, r *request) error {
+func (s *Server) dispatch(w *response, r *request, routes []route) error {
 	ping := s.cfg.System.Ping()
 	h := w.Header()
 	h["Api-Version"] = []string{newest.String()}
@@ -153,8 +154,8 @@ func (s *Server) dispatch(w *response, r *request) error {
 	if versioned {
 		path = rest
 	}
-	for i := range s.routes {
-		rt := &s.routes[i]
+	for i := range routes {
+		rt := &routes[i]
 		if rt.method != r.Method {
 			continue
 		}

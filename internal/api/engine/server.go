@@ -38,7 +38,8 @@ type Config struct {
 	SafeMode     SafeMode
 	Apps         Apps
 	Swarm        Swarm
-	Keeper       Keeper // nil: nobody keeps containers
+	Keeper       Keeper    // nil: nobody keeps containers
+	Elsewhere    Elsewhere // nil: containers are here or nowhere
 	Events       Events
 	Logger       *slog.Logger
 
@@ -59,6 +60,8 @@ type Server struct {
 	cfg    Config
 	log    *slog.Logger
 	routes []route
+	tasks  []route // that managers may use from other nodes
+	far    *far
 
 	mu       sync.Mutex
 	closed   bool
@@ -85,7 +88,9 @@ func New(cfg Config) *Server {
 		cfg: cfg, log: cfg.Logger.With("component", "api"),
 		cancels: map[*http.Server]context.CancelFunc{}, hijacked: map[aborter]struct{}{},
 	}
-	s.routes = s.table()
+	s.far = newFar(s)
+	own := s.table()
+	s.tasks, s.routes = s.guarded(own), s.reaching(own)
 	return s
 }
 
@@ -120,7 +125,9 @@ func (s *Server) table() []route {
 
 // Handler is the API as an http.Handler. Hijacked connections of a handler that
 // Serve does not run end with Close.
-func (s *Server) Handler() http.Handler { return http.HandlerFunc(s.serve) }
+func (s *Server) Handler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.serve(w, r, s.routes) })
+}
 
 // Serve answers the connections of l until ctx ends or Close is called; then it
 // lets requests finish for a moment, ends streams, and returns nil. It closes l.
