@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 
+	"github.com/containerd/errdefs"
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
 
@@ -31,6 +32,9 @@ escale logs --since 10m -t web`,
 	return orApp(a, cmd)
 }
 
+// taskIDSize is the length of a task's id.
+const taskIDSize = 25
+
 func runLogs(ctx context.Context, a *app, name string, o moby.ContainerLogsOptions) error {
 	c, err := a.client()
 	if err != nil {
@@ -38,6 +42,11 @@ func runLogs(ctx context.Context, a *app, name string, o moby.ContainerLogsOptio
 	}
 	// Whether lines come multiplexed depends on the container's terminal.
 	res, err := c.ContainerInspect(ctx, name, moby.ContainerInspectOptions{})
+	if errdefs.IsNotFound(err) && len(name) == taskIDSize { // inspected, a task's id means the task
+		if t, none := c.TaskInspect(ctx, name, moby.TaskInspectOptions{}); none == nil && t.Task.Status.ContainerStatus != nil {
+			res, err = c.ContainerInspect(ctx, t.Task.Status.ContainerStatus.ContainerID, moby.ContainerInspectOptions{})
+		}
+	}
 	if err != nil {
 		return err
 	}

@@ -67,6 +67,7 @@ type Daemon struct {
 	devices       *cdi.Devices // by name; nil: turned off
 	builder       *builder.Builder
 	orchestrator  *orchestrator
+	peers         *peers
 	monitors      *shim.Runtime
 	confined      confinement
 	shipping      *ship.Set

@@ -18,6 +18,7 @@ import (
 	"escale.dev/escale/internal/cluster/agent"
 	"escale.dev/escale/internal/cluster/apps"
 	"escale.dev/escale/internal/cluster/ca"
+	"escale.dev/escale/internal/cluster/dispatch"
 	"escale.dev/escale/internal/cluster/executor"
 	"escale.dev/escale/internal/cluster/mesh"
 	"escale.dev/escale/internal/cluster/reconcile/allocate"
@@ -88,6 +89,7 @@ func (d *Daemon) openTasks(ctx context.Context) error {
 // openStore opens what the orchestrator knows: what this host's part in a cluster is, and the
 // store that goes with it.
 func (d *Daemon) openStore(context.Context) error {
+	d.peers = newPeers(d)
 	o := &orchestrator{d: d, log: d.log.With("component", "orchestrator")}
 	program, err := beside("escale-store")
 	if err != nil {
@@ -227,9 +229,9 @@ func (o *orchestrator) Node(ctx context.Context, node string, s store.Store) err
 }
 
 // Peers implements membership.Parts.
-func (o *orchestrator) Peers(ctx context.Context, _ *ca.Keeper, l net.Listener) error {
-	<-ctx.Done()
-	return l.Close()
+func (o *orchestrator) Peers(ctx context.Context, k *ca.Keeper, l net.Listener) error {
+	w := peerWorld{Node: o.part.Node(), Objects: o.part.Objects(), Managers: func() []dispatch.Manager { return o.part.State().Managers }}
+	return o.d.peers.serve(ctx, k, w, o.d.server, l)
 }
 
 // Idle implements membership.Parts.

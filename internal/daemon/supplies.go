@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -24,6 +23,7 @@ import (
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/pkg/authconfig"
 	apinetwork "github.com/moby/moby/api/types/network"
+	"github.com/opencontainers/go-digest"
 	"github.com/xhit/go-str2duration/v2"
 )
 
@@ -35,6 +35,11 @@ type taskSupplies struct {
 	}
 	registries interface {
 		Pull(ctx context.Context, ref reference.Named, o engine.PullOptions) error
+	}
+	// peers are the other nodes; nil: there are none.
+	peers interface {
+		Lookup(ctx context.Context, name reference.NamedTagged) (id string, err error)
+		Fetch(ctx context.Context, name reference.Named, w image.Wanted, platform string) error
 	}
 	networks engine.Networks
 	spans    interface {
@@ -54,7 +59,7 @@ var (
 
 func newTaskSupplies(d *Daemon) taskSupplies {
 	return taskSupplies{
-		images: d.images, registries: registries{d.registry, d.images, d.events}, networks: d.networks, volumes: d.volumes, spans: ownSpans{d.spans, d.networks},
+		images: d.images, registries: registries{d.registry, d.images, d.events}, peers: d.peers, networks: d.networks, volumes: d.volumes, spans: ownSpans{d.spans, d.networks},
 		files: d.taskFiles(), making: new(sync.Mutex), log: d.log.With("component", "tasks"),
 	}
 }
@@ -68,39 +73,93 @@ type ownSpans struct {
 // Span makes one, unless it is there.
 func (s ownSpans) Span(ctx context.Context, n enginenet.Spanned) error { return s.made.Span(ctx, n) }
 
-// Image implements executor.Supplies. The policies are compose's: "" and
-// if_not_present are missing; build is of images that were built before, and never
-// pulled; daily, weekly and every_<duration> pull what was pulled so long ago. An image
-// that is there serves when a newer one cannot be had.
-func (s taskSupplies) Image(ctx context.Context, ref, policy, platform, auth string) error {
-	img, err := s.images.Get(ctx, ref)
+// Image implements executor.Supplies. The image that the name stood for when it was asked
+// for is taken from here, or from another node; only when it is nowhere the name has to do.
+func (s taskSupplies) Image(ctx context.Context, w executor.Image) (string, error) {
+	if w.ID == "" {
+		return "", s.named(ctx, w)
+	}
+	if _, err := s.images.Get(ctx, w.ID); err == nil {
+		return w.ID, nil
+	}
+	name, err := reference.ParseDockerRef(w.Name)
+	if err == nil && s.peers != nil {
+		if err = s.peers.Fetch(ctx, name, image.Wanted{ID: digest.Digest(w.ID)}, ""); err == nil {
+			return w.ID, nil
+		}
+		if ctx.Err() != nil {
+			return "", err
+		}
+		if !errdefs.IsNotFound(err) {
+			s.log.Warn("image cannot be had from other nodes", "image", w.Name, "id", w.ID, "error", err)
+		}
+	}
+	return "", s.named(ctx, w) // it may have gone: the name is better than nothing
+}
+
+// named sees to an image by its name. The policies are compose's: "" and if_not_present are
+// missing; build is of images that were built before, and never pulled; daily, weekly and
+// every_<duration> pull what was pulled so long ago. What is not here other nodes may have;
+// they are asked before a registry is, unless it is to be pulled in any case. An image that is there serves when a
+// newer one cannot be had.
+func (s taskSupplies) named(ctx context.Context, w executor.Image) error {
+	img, err := s.images.Get(ctx, w.Name)
 	if err != nil && !errdefs.IsNotFound(err) {
 		return err
 	}
-	there := err == nil && isFor(img, platform)
-	wanted, bad := pullWanted(policy, there, img.LastTagged, time.Now())
-	if bad != nil || !wanted {
-		return cmp.Or(bad, err)
+	there := err == nil && isFor(img, w.Platform)
+	wanted, bad := pullWanted(w.Policy, there, img.LastTagged, time.Now())
+	if bad != nil || there && !wanted {
+		return bad
 	}
-	named, bad := reference.ParseAnyReference(ref)
-	name, ok := named.(reference.Named)
+	parsed, bad := reference.ParseAnyReference(w.Name)
+	name, ok := parsed.(reference.Named)
 	if bad != nil || !ok { // an id: there is nothing to pull
 		return err
 	}
-	o := engine.PullOptions{Platform: platform, Progress: func(image.Progress) {}, Done: func(string, image.Pulled) {}}
-	if auth != "" {
-		login, err := authconfig.Decode(auth)
-		if err != nil {
-			return fmt.Errorf("image %s: login: %w: %w", ref, err, errdefs.ErrInvalidArgument)
-		}
-		o.Auth = *login
+	name = reference.TagNameOnly(name)
+	if !there && w.Policy != "always" && s.fetch(ctx, name, w.Platform) {
+		return nil
 	}
-	err = s.registries.Pull(ctx, reference.TagNameOnly(name), o)
-	if err != nil && there && ctx.Err() == nil {
-		s.log.Warn("image cannot be pulled: the one that is there serves", "image", ref, "error", err)
+	if !wanted {
+		return err
+	}
+	err = s.pull(ctx, name, w)
+	switch {
+	case err == nil || ctx.Err() != nil:
+	case there:
+		s.log.Warn("image cannot be pulled: the one that is there serves", "image", w.Name, "error", err)
+		return nil
+	case w.Policy == "always" && s.fetch(ctx, name, w.Platform):
+		s.log.Warn("image cannot be pulled: the one of another node serves", "image", w.Name, "error", err)
 		return nil
 	}
 	return err
+}
+
+// fetch brings what a name means from another node, and tells whether it could.
+func (s taskSupplies) fetch(ctx context.Context, name reference.Named, platform string) bool {
+	if s.peers == nil {
+		return false
+	}
+	err := s.peers.Fetch(ctx, name, wantedAs(name, platform), platform)
+	if err != nil && !errdefs.IsNotFound(err) && ctx.Err() == nil {
+		s.log.Warn("image cannot be had from other nodes", "image", reference.FamiliarString(name), "error", err)
+	}
+	return err == nil
+}
+
+// pull brings what a name means from a registry.
+func (s taskSupplies) pull(ctx context.Context, name reference.Named, w executor.Image) error {
+	o := engine.PullOptions{Platform: w.Platform, Progress: func(image.Progress) {}, Done: func(string, image.Pulled) {}}
+	if w.Auth != "" {
+		login, err := authconfig.Decode(w.Auth)
+		if err != nil {
+			return fmt.Errorf("image %s: login: %w: %w", w.Name, err, errdefs.ErrInvalidArgument)
+		}
+		o.Auth = *login
+	}
+	return s.registries.Pull(ctx, name, o)
 }
 
 // isFor tells whether an image is for a platform; "" is any.

@@ -16,6 +16,7 @@ import (
 	"escale.dev/escale/internal/api/engine"
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/executor"
+	"escale.dev/escale/internal/cluster/swarm"
 	"escale.dev/escale/internal/image"
 	enginenet "escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/volume"
@@ -147,9 +148,79 @@ func TestSuppliesImage(t *testing.T) {
 		{ref: strings.Repeat("a", 64), policy: "always", wrong: "No such image"},
 	} {
 		s := &stock{images: map[string]image.Image{"old": old, "arm": arm}, pullErr: c.pullErr}
-		err := s.supplies(t.TempDir()).Image(t.Context(), c.ref, c.policy, c.platform, c.auth)
+		_, err := s.supplies(t.TempDir()).Image(t.Context(), executor.Image{Name: c.ref, Policy: c.policy, Platform: c.platform, Auth: c.auth})
 		if got := strings.Join(s.pulled, ","); got != c.pulled || (err == nil) != (c.wrong == "") || err != nil && !strings.Contains(err.Error(), c.wrong) {
 			t.Errorf("%s %s %s: pulled %q, %v; want %q, %q", c.ref, c.policy, c.platform, got, err, c.pulled, c.wrong)
+		}
+	}
+}
+
+// neighbours have images, by what is wanted.
+type neighbours struct {
+	has     map[image.Wanted]bool
+	fetched []string
+}
+
+func (n *neighbours) Lookup(_ context.Context, name reference.NamedTagged) (string, error) {
+	switch name.Name() {
+	case "docker.io/library/theirs":
+		return "sha256:5", nil
+	case "docker.io/library/several":
+		return "", errdefs.ErrConflict.WithMessage("it is this here and that there")
+	}
+	return "", errdefs.ErrNotFound
+}
+
+func (n *neighbours) Fetch(_ context.Context, name reference.Named, w image.Wanted, platform string) error {
+	if w.Platform = ""; !n.has[w] {
+		return errdefs.ErrNotFound
+	}
+	n.fetched = append(n.fetched, strings.TrimSpace(name.String()+" "+platform))
+	return nil
+}
+
+// What is not here other nodes may have: they are asked before a registry is, by the id that
+// was meant before by a name.
+func TestSuppliesOfOtherNodes(t *testing.T) {
+	const sum = "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"
+	for _, c := range []struct {
+		w               executor.Image
+		id              string
+		fetched, pulled string
+		pullErr         error
+		wrong           bool
+	}{
+		{w: executor.Image{Name: "old", ID: "sha256:1"}, id: "sha256:1"},
+		{w: executor.Image{Name: "new", ID: "sha256:2"}, id: "sha256:2", fetched: "docker.io/library/new:latest"},
+		{w: executor.Image{Name: "new", ID: "sha256:2", Policy: "build"}, id: "sha256:2", fetched: "docker.io/library/new:latest"},
+		{w: executor.Image{Name: "old", ID: "sha256:3"}},
+		{w: executor.Image{Name: "new", ID: "sha256:3"}, pulled: "docker.io/library/new:latest"},
+		{w: executor.Image{Name: "app:1"}, fetched: "docker.io/library/app:1"},
+		{w: executor.Image{Name: "app:1", Policy: "never"}, fetched: "docker.io/library/app:1"},
+		{w: executor.Image{Name: "app:1", Platform: "linux/arm64"}, fetched: "docker.io/library/app:1 linux/arm64"},
+		{w: executor.Image{Name: "app:1", Policy: "always"}, pulled: "docker.io/library/app:1"},
+		{w: executor.Image{Name: "app:1", Policy: "always"}, pulled: "docker.io/library/app:1", fetched: "docker.io/library/app:1", pullErr: errors.New("no route")},
+		{w: executor.Image{Name: "app@" + sum}, fetched: "docker.io/library/app@" + sum},
+		{w: executor.Image{Name: "new:2"}, pulled: "docker.io/library/new:2"},
+		{w: executor.Image{Name: "new:2", Policy: "never"}, wrong: true},
+	} {
+		s := &stock{images: map[string]image.Image{"old": {}, "sha256:1": {}}, pullErr: c.pullErr}
+		n := &neighbours{has: map[image.Wanted]bool{{ID: "sha256:2"}: true, {Name: "docker.io/library/app:1"}: true, {Digest: sum}: true}}
+		x := s.supplies(t.TempDir())
+		x.peers = n
+		id, err := x.Image(t.Context(), c.w)
+		if id != c.id || strings.Join(s.pulled, ",") != c.pulled+strings.Repeat(" "+c.w.Platform, min(1, len(c.pulled)*len(c.w.Platform))) || strings.Join(n.fetched, ",") != c.fetched || (err != nil) != c.wrong {
+			t.Errorf("%+v: %q, fetched %q, pulled %q, %v; want %q, %q, %q", c.w, id, n.fetched, s.pulled, err, c.id, c.fetched, c.pulled)
+		}
+	}
+	s := &stock{images: map[string]image.Image{"mine": {ID: "sha256:4"}}}
+	x := serviceImages{supplies: s.supplies(t.TempDir())}
+	x.supplies.peers = &neighbours{}
+	for ref, want := range map[string]swarm.Image{
+		"mine": {ID: "sha256:4"}, "theirs": {ID: "sha256:5"}, "several": {Warning: "it is this here and that there\n"}, "nobodys": {}, "theirs@" + sum: {},
+	} {
+		if got := x.Resolve(t.Context(), ref, "", false); got.ID != want.ID || got.Warning != want.Warning {
+			t.Errorf("%s: %+v, want %+v", ref, got, want)
 		}
 	}
 }

@@ -15,8 +15,8 @@ import (
 	"escale.dev/escale/internal/cluster/swarm"
 	"escale.dev/escale/internal/container"
 	"escale.dev/escale/internal/daemon/membership"
-	"escale.dev/escale/internal/logs"
 	"escale.dev/escale/internal/network"
+	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/pkg/authconfig"
 	"github.com/moby/moby/api/types/registry"
@@ -28,7 +28,7 @@ func (o *orchestrator) newSwarm() *swarm.Swarm {
 	d := o.d
 	return swarm.New(swarm.Config{
 		Store: o.part.Objects(), Membership: swarmPart{o.part}, Authority: authority{}, Images: serviceImages{registries{d.registry, d.images, d.events}, newTaskSupplies(d)},
-		Networks: localNetworks{d.networks}, Logs: taskLogs{d.containers},
+		Networks: localNetworks{d.networks}, Logs: taskLogs{d.containers, d.peers, o.part.Node},
 		Addrs: o.hostAddrs, Now: func() time.Time { return time.Now().UTC() },
 		NewName: func() string { return strings.ReplaceAll(container.NewName(), ".", "-") },
 	})
@@ -102,6 +102,18 @@ func (s serviceImages) Resolve(ctx context.Context, ref, auth string, ask bool) 
 	}
 	if img, err := s.supplies.images.Get(ctx, ref); err == nil {
 		out.ID, out.Warning = img.ID, ""
+		return out
+	}
+	if named, err := reference.ParseDockerRef(ref); err == nil && s.supplies.peers != nil {
+		if tagged, ok := named.(reference.NamedTagged); ok {
+			id, err := s.supplies.peers.Lookup(ctx, tagged)
+			switch {
+			case err == nil:
+				out.ID, out.Warning = id, ""
+			case errdefs.IsConflict(err): // which one is meant has to be said
+				out.Warning = err.Error() + "\n"
+			}
+		}
 	}
 	return out
 }
@@ -143,15 +155,6 @@ func (l localNetworks) Local(ref string) (name string, there, predefined bool) {
 		return "", false, false
 	}
 	return i.Name, true, i.Predefined()
-}
-
-// taskLogs opens logs of tasks' containers.
-type taskLogs struct{ m *container.Manager }
-
-// Open implements swarm.Logs.
-func (l taskLogs) Open(ctx context.Context, id string, o logs.ReadOptions) (logs.Reader, error) {
-	r, _, err := l.m.Logs(ctx, id, o)
-	return r, err
 }
 
 // hostAddrs are the addresses that this host has, by interface, but for those of the

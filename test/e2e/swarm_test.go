@@ -313,3 +313,89 @@ func TestSwarmEngineKilled(t *testing.T) {
 		noLeaks(t, s.e)
 	})
 }
+
+// The container of a task answers to the task's name, and a task is inspected by its id.
+func TestSwarmReach(t *testing.T) {
+	swarmClients(t, func(s *swarming) {
+		s.init()
+		s.run("service", "create", "-d", "--name", "web", "--replicas", "2", "--restart-delay", "100ms", "--hostname", "h{{.Task.Slot}}", image, "sh", "-c", "echo begun $(hostname); exec sleep 1000")
+		s.till("2/2", "service", "ls")
+		task := s.run("service", "ps", "-q", "--no-trunc", "--filter", "name=web.2", "web")
+		name, container := "web.2."+task, s.run("inspect", "-f", "{{.Status.ContainerStatus.ContainerID}}", task)
+		file := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(file, []byte("from here"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		escale := &swarming{s.T, s.e, filepath.Join(harness.BinDir(), "escale"), s.env, s.addr}
+		for _, c := range []*swarming{s, escale} {
+			c.shows(container, "inspect", "-f", "{{.Id}}", "web.2")
+			c.shows(container, "inspect", "-f", "{{.Id}}", name)
+			c.shows("h2", "exec", "web.2", "hostname")
+			c.shows("h1", "exec", "web.1", "hostname")
+			c.till("begun h2", "logs", "web.2")
+			c.shows("sleep 1000", "top", "web.2")
+			c.run("cp", file, "web.2:/tmp/file")
+			c.shows("from here", "exec", name, "cat", "/tmp/file")
+			c.run("cp", "web.2:/tmp/file", file+".back")
+			if b, err := os.ReadFile(file + ".back"); err != nil || string(b) != "from here" {
+				t.Errorf("%q, %v", b, err)
+			}
+			c.fails("No such", "exec", "web.3", "true")
+			c.fails("No such", "exec", "web", "true")
+			c.fails("No such container: web.2", "rm", "web.2") // it names no container to remove
+			c.shows("h2", "exec", "web.2", "hostname")
+		}
+		escale.shows("h2", "exec", task, "hostname")
+		escale.shows("begun h2", "logs", task)
+	})
+}
+
+// What one node has all can use: an image that was built on one runs on the others, and the
+// manager reaches containers, files and logs of tasks that are not its own.
+func TestSwarmNeighbours(t *testing.T) {
+	swarmClients(t, func(s *swarming) {
+		other := newSwarming(t, "docker", s.client)
+		s.init()
+		token := s.run("swarm", "join-token", "-q", "worker")
+		other.run("swarm", "join", "--token", token, "--advertise-addr", other.addr, "--listen-addr", other.addr, s.addr+":2377")
+		node := other.run("info", "-f", "{{.Swarm.NodeID}}")
+		s.till("Ready", "node", "ls", "--filter", "id="+node)
+		// Made on the manager, for the worker; and the other way round.
+		made := s.run("commit", "-m", "here", s.run("create", image, "true"), "made:here")
+		there := other.run("commit", "-m", "there", other.run("create", image, "true"), "made:there")
+		for _, ref := range []string{"made:here", "made:there"} {
+			name := strings.TrimPrefix(ref, "made:")
+			s.run("service", "create", "-d", "--name", name, "--mode", "global", "--restart-delay", "100ms", ref, "sh", "-c", "echo begun "+name+"; exec sleep 1000")
+			s.till("2/2", "service", "ls", "--filter", "name="+name)
+		}
+		if got := other.run("image", "inspect", "-f", "{{.Id}}", "made:here"); got != made {
+			t.Errorf("%s, want %s", got, made)
+		}
+		if got := s.run("image", "inspect", "-f", "{{.Id}}", "made:there"); got != there {
+			t.Errorf("%s, want %s", got, there)
+		}
+		task := "here." + node + "." + s.run("service", "ps", "-q", "--no-trunc", "--filter", "node="+node, "here")
+		container := s.run("inspect", "-f", "{{.Status.ContainerStatus.ContainerID}}", task[strings.LastIndex(task, ".")+1:])
+		file := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(file, []byte("from here"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		escale := &swarming{s.T, s.e, filepath.Join(harness.BinDir(), "escale"), s.env, s.addr}
+		for _, c := range []*swarming{s, escale} {
+			c.shows(container, "inspect", "-f", "{{.Id}}", container[:20])
+			c.till("begun here", "logs", container)
+			c.run("cp", file, container+":/tmp/file")
+			c.shows("from here", "exec", container, "cat", "/tmp/file")
+			c.run("cp", container+":/tmp/file", file+".back")
+			if b, err := os.ReadFile(file + ".back"); err != nil || string(b) != "from here" {
+				t.Errorf("%q, %v", b, err)
+			}
+			c.shows("sleep 1000", "top", container)
+			if out, err := c.try("exec", container, "sh", "-c", "echo no >&2; exit 7"); err == nil || out != "no" {
+				t.Errorf("%q, %v", out, err)
+			}
+			other.fails("No such container", "exec", escale.run("inspect", "-f", "{{.Id}}", s.list("ps", "-q", "--no-trunc", "--filter", "name=here")[0]), "true")
+		}
+		s.till("begun here\nbegun here", "service", "logs", "--raw", "here")
+	})
+}

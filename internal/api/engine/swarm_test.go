@@ -35,7 +35,7 @@ func (paperSwarm) Resolve(_ context.Context, ref, _ string, ask bool) swarm.Imag
 	return swarm.Image{}
 }
 func (paperSwarm) Local(ref string) (string, bool, bool) { return ref, ref == "host", ref == "host" }
-func (paperSwarm) Open(context.Context, string, logs.ReadOptions) (logs.Reader, error) {
+func (paperSwarm) Open(context.Context, string, string, logs.ReadOptions) (logs.Reader, error) {
 	return &paperLog{[]logs.Line{{Time: at, Stream: "stdout", Data: []byte("hello\n")}}}, nil
 }
 

@@ -87,8 +87,9 @@ type Container struct {
 
 // Supplies are what containers need. The methods are idempotent, and block.
 type Supplies interface {
-	// Image sees to it that an image is there, as a policy of pulling has it.
-	Image(ctx context.Context, ref, policy, platform, auth string) error
+	// Image sees to it that an image is there, as a policy of pulling has it, and gives the
+	// id by which it is meant; "" when it is whatever its name stands for.
+	Image(ctx context.Context, w Image) (id string, err error)
 	// Network sees to it that a network is there, and as it was made last. Unavailable
 	// for one that has to be made anew and is in use still.
 	Network(ctx context.Context, n cluster.NetworkSpec) error
@@ -100,6 +101,15 @@ type Supplies interface {
 	Files(ctx context.Context, task string, files []File) ([]string, error)
 	// Sweep takes away the files of all tasks but those that are kept.
 	Sweep(ctx context.Context, kept func(task string) bool) error
+}
+
+// Image is one that a container is to be made of.
+type Image struct {
+	Name     string // as it was asked for
+	ID       string // that the name stood for when it was asked for; "": that is not known
+	Policy   string // of pulling; see cluster.TaskSpec
+	Platform string
+	Auth     string // for the registry
 }
 
 // File is the content of a secret or a config, as a task has it.
@@ -162,12 +172,11 @@ func (c *controller) Prepare(ctx context.Context) error {
 		return errors.Join(c.surroundings(ctx, v), err)
 	}
 	t := c.t
-	image := t.Spec.ImageID
-	if image == "" || c.x.supplies.Image(ctx, image, "never", "", "") != nil { // it may have gone: the name is better than nothing
-		image = ""
-		if err := c.x.supplies.Image(ctx, t.Spec.Container.Image, t.Spec.Pull, t.Spec.Platform, t.Spec.Auth); err != nil {
-			return err
-		}
+	image, err := c.x.supplies.Image(ctx, Image{
+		Name: t.Spec.Container.Image, ID: t.Spec.ImageID, Policy: t.Spec.Pull, Platform: t.Spec.Platform, Auth: t.Spec.Auth,
+	})
+	if err != nil {
+		return err
 	}
 	if err := c.surroundings(ctx, v); err != nil {
 		return err

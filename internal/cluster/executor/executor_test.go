@@ -172,12 +172,15 @@ func (e *engine) Sweep(_ context.Context, kept func(string) bool) error {
 	return nil
 }
 
-func (e *engine) Image(_ context.Context, ref, policy, _, _ string) error {
-	e.note("image %s", strings.TrimSpace(ref+" "+policy))
-	if ref == "missing" {
-		return errors.New("No such image: missing")
+func (e *engine) Image(_ context.Context, w Image) (string, error) {
+	e.note("image %s", strings.Join(strings.Fields(w.Name+" "+w.ID+" "+w.Policy), " "))
+	if w.Name == "missing" {
+		return "", errors.New("No such image: missing")
 	}
-	return nil
+	if w.ID == "missing" {
+		return "", nil
+	}
+	return w.ID, nil
 }
 
 func (e *engine) Network(_ context.Context, n cluster.NetworkSpec) error {

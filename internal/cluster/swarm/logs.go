@@ -4,7 +4,10 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"slices"
+	"strings"
 	"sync"
 
 	"escale.dev/escale/internal/cluster"
@@ -13,10 +16,11 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// Logs reads logs of the containers of this node.
+// Logs reads logs of the containers of tasks.
 type Logs interface {
-	// Open opens the log of a container; who asks closes it. NotFound.
-	Open(ctx context.Context, container string, o logs.ReadOptions) (logs.Reader, error)
+	// Open opens the log of a container of a node; who asks closes it. NotFound;
+	// Unavailable when the node cannot be reached.
+	Open(ctx context.Context, node, container string, o logs.ReadOptions) (logs.Reader, error)
 }
 
 // Lines are those of several logs. One goroutine uses Next; Close wakes it.
@@ -74,9 +78,16 @@ func (s *Swarm) read(ctx context.Context, o logs.ReadOptions, which func(store.V
 	tasks, _ := which(s.Store.View())
 	out := &sorted{cancel: cancel}
 	for _, t := range tasks {
+		if out.lacks.of(t.Node) {
+			continue
+		}
 		r, err := m.open(t)
 		if errdefs.IsNotFound(err) {
 			continue // none was made, or it has gone
+		}
+		if errdefs.IsUnavailable(err) {
+			out.lacks.add(t.Node, notThere)
+			continue
 		}
 		if err != nil {
 			return nil, errors.Join(err, out.Close())
@@ -84,6 +95,34 @@ func (s *Swarm) read(ctx context.Context, o logs.ReadOptions, which func(store.V
 		out.logs = append(out.logs, &head{r: r, of: t})
 	}
 	return out, nil
+}
+
+// lacks are nodes whose logs could not be read, or not to their end, and why.
+type lacks struct {
+	nodes []string
+	why   []string
+}
+
+func (l *lacks) of(node string) bool { return slices.Contains(l.nodes, node) }
+
+func (l *lacks) add(node, why string) {
+	if !l.of(node) {
+		l.nodes, l.why = append(l.nodes, node), append(l.why, fmt.Sprintf("node %s %s", node, why))
+	}
+}
+
+// Why a log is not all there is of it, in Docker's words.
+const (
+	notThere = "is not available"
+	cutOff   = "disconnected unexpectedly"
+)
+
+// end is the end of what could be read: io.EOF when nothing is missing, else Docker's words.
+func (l *lacks) end() error {
+	if len(l.why) == 0 {
+		return io.EOF
+	}
+	return say(errdefs.ErrUnavailable, "warning: incomplete log stream. some logs could not be retrieved for the following reasons: %s", strings.Join(l.why, ", "))
 }
 
 // many follows several logs at once.
@@ -94,24 +133,25 @@ type many struct {
 	o      logs.ReadOptions
 	lines  chan logs.Line
 
-	mu  sync.Mutex
-	err error // why there is no more
+	mu    sync.Mutex
+	err   error // why there is no more
+	lacks lacks
 }
 
-// open opens the log of a task of this node. NotFound when it has none.
+// open opens the log of a task. NotFound when it has none.
 func (m *many) open(t *cluster.Task) (logs.Reader, error) {
-	if t.Status.Container == nil || t.Node != m.s.Membership.Part().Node {
+	if t.Status.Container == nil || t.Node == "" {
 		return nil, errdefs.ErrNotFound
 	}
-	return m.s.Logs.Open(m.ctx, t.Status.Container.ID, m.o)
+	return m.s.Logs.Open(m.ctx, t.Node, t.Status.Container.ID, m.o)
 }
 
 // follow reads the logs of tasks that are, and those that come.
 func (m *many) follow(which func(store.View) ([]*cluster.Task, bool)) {
 	var reading sync.WaitGroup
-	err := m.each(which, func(t *cluster.Task) { reading.Go(func() { m.note(m.copy(t)) }) })
+	err := m.each(which, func(t *cluster.Task) { reading.Go(func() { m.copy(t) }) })
 	if err != nil {
-		m.note(err)
+		m.note(nil, "", err)
 		m.cancel()
 	}
 	reading.Wait()
@@ -147,10 +187,11 @@ func (m *many) each(which func(store.View) ([]*cluster.Task, bool), begin func(*
 }
 
 // copy hands on the log of a task to its end.
-func (m *many) copy(t *cluster.Task) error {
+func (m *many) copy(t *cluster.Task) {
 	r, err := m.open(t)
 	if err != nil {
-		return err
+		m.note(t, notThere, err)
+		return
 	}
 	closing := sync.OnceFunc(func() { r.Close() })
 	defer closing()
@@ -158,12 +199,13 @@ func (m *many) copy(t *cluster.Task) error {
 	for {
 		l, err := r.Next()
 		if err != nil {
-			return err
+			m.note(t, cutOff, err)
+			return
 		}
 		select {
 		case m.lines <- mark(l, t):
 		case <-m.ctx.Done():
-			return m.ctx.Err()
+			return
 		}
 	}
 }
@@ -178,14 +220,18 @@ func mark(l logs.Line, t *cluster.Task) logs.Line {
 	return l
 }
 
-// note keeps why reading has ended: the first reason that is not the end of a log.
-func (m *many) note(err error) {
+// note keeps why reading has ended: of one task, or of all of them. Nodes that cannot be
+// reached are told of once the others' logs have ended.
+func (m *many) note(t *cluster.Task, why string, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.err != nil && m.err != io.EOF || errdefs.IsNotFound(err) || m.ctx.Err() != nil {
-		return
+	switch {
+	case errdefs.IsNotFound(err) || errors.Is(err, io.EOF) || m.ctx.Err() != nil:
+	case t != nil && errdefs.IsUnavailable(err):
+		m.lacks.add(t.Node, why)
+	default:
+		m.err = cmp.Or(m.err, err)
 	}
-	m.err = err
 }
 
 // Next implements Lines.
@@ -200,7 +246,7 @@ func (m *many) Next() (logs.Line, error) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return logs.Line{}, cmp.Or(m.err, io.EOF)
+	return logs.Line{}, cmp.Or(m.err, m.lacks.end())
 }
 
 // Close implements Lines.
@@ -213,6 +259,7 @@ func (m *many) Close() error {
 type sorted struct {
 	cancel context.CancelFunc
 	logs   []*head
+	lacks  lacks
 }
 
 // head is a log and its next line.
@@ -234,7 +281,9 @@ func (s *sorted) Next() (logs.Line, error) {
 				h.line = &l
 			}
 		}
-		if h.err != nil && !errors.Is(h.err, io.EOF) {
+		if errdefs.IsUnavailable(h.err) {
+			s.lacks.add(h.of.Node, cutOff)
+		} else if h.err != nil && !errors.Is(h.err, io.EOF) {
 			return logs.Line{}, h.err
 		}
 		if h.line != nil && (first == nil || h.line.Time.Before(first.line.Time)) {
@@ -242,7 +291,7 @@ func (s *sorted) Next() (logs.Line, error) {
 		}
 	}
 	if first == nil {
-		return logs.Line{}, io.EOF
+		return logs.Line{}, s.lacks.end()
 	}
 	l := *first.line
 	first.line = nil

@@ -29,6 +29,7 @@ type paper struct {
 	images  map[string]Image
 	asked   []string // of images
 	logs    map[string][]logs.Line
+	broken  error // the end of logs of node2
 }
 
 func (p *paper) NewRoot(cluster string, _ time.Time) (Root, error) {
@@ -52,19 +53,28 @@ func (p *paper) Local(ref string) (string, bool, bool) {
 }
 
 // Open implements Logs; a log that is followed ends with its lines, too.
-func (p *paper) Open(_ context.Context, id string, _ logs.ReadOptions) (logs.Reader, error) {
+func (p *paper) Open(_ context.Context, node, id string, _ logs.ReadOptions) (logs.Reader, error) {
+	if node == "dead" {
+		return nil, errdefs.ErrUnavailable
+	}
 	list, ok := p.logs[id]
 	if !ok {
 		return nil, errdefs.ErrNotFound
 	}
-	return &lines{list}, nil
+	if node == "node2" && p.broken != nil {
+		return &lines{list, p.broken}, nil
+	}
+	return &lines{list, io.EOF}, nil
 }
 
-type lines struct{ list []logs.Line }
+type lines struct {
+	list []logs.Line
+	end  error
+}
 
 func (l *lines) Next() (logs.Line, error) {
 	if len(l.list) == 0 {
-		return logs.Line{}, io.EOF
+		return logs.Line{}, l.end
 	}
 	next := l.list[0]
 	l.list = l.list[1:]
