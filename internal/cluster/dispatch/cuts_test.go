@@ -204,6 +204,7 @@ func FuzzMessages(f *testing.F) {
 	f.Add([]byte(`{"Format":1,"Node":"n1","Term":3,"Whole":true,"Objects":[{"Kind":"task","Print":4,"Raw":{"ID":"t1","Node":"n1"}}]}`))
 	f.Add([]byte(`{"Term":3,"Objects":[{"Kind":"task","Print":4,"Raw":{"ID":"t1","Node":"n1"}}],"Gone":[{"Kind":"task","ID":"t1"},{"Kind":"task","ID":"t2"}],"Synced":true}`))
 	f.Add([]byte(`{"Seq":3,"Reports":[{"Task":"t1","Status":{"State":"running"}}],"Node":{"Ready":true}}`))
+	f.Add([]byte(`{"Seq":4,"Reports":[{"Task":"t1","Halted":true}]}`))
 	f.Add([]byte(`{"Gone":[{"Kind":"x","ID":""}]}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		if k, writes, err := parseKept(raw); err == nil && k.Node == "n1" {
