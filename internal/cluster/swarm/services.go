@@ -36,7 +36,7 @@ func (s *Swarm) Services(f Filters, status bool) ([]swarm.Service, error) {
 		}
 		service := tellService(o)
 		if status {
-			service.ServiceStatus = counts(o, store.List[*cluster.Task](v, store.Owner(o.ID)))
+			service.ServiceStatus = counts(v, o)
 		}
 		out = append(out, service)
 	}
@@ -104,11 +104,12 @@ func tellService(o *cluster.Service) swarm.Service {
 // iteration counts the runs of a job, from 0.
 func iteration(number uint64) uint64 { return max(number, 1) - 1 }
 
-// counts tells how many tasks a service has and wants.
-func counts(o *cluster.Service, tasks []*cluster.Task) *swarm.ServiceStatus {
+// counts tells how many tasks a service has and wants. Of those that are to end on a node
+// that is down nobody knows whether they run: others have their places.
+func counts(v store.View, o *cluster.Service) *swarm.ServiceStatus {
 	out := &swarm.ServiceStatus{}
-	for _, t := range tasks {
-		if state(t) == swarm.TaskStateRunning {
+	for _, t := range store.List[*cluster.Task](v, store.Owner(o.ID)) {
+		if n, err := store.Find[*cluster.Node](v, t.Node); state(t) == swarm.TaskStateRunning && (!t.Desired.Stops() || err == nil && n.Status.Ready) {
 			out.RunningTasks++
 		}
 		if o.Spec.Mode.Global && !t.Desired.Ended() {

@@ -100,6 +100,7 @@ type words struct {
 	last    string // of what was bad
 	told    Report // why it ends, as it said itself
 	removed bool
+	said    map[string]time.Time // warnings, and when they were
 }
 
 // line is one line of its log.
@@ -107,8 +108,13 @@ type line struct {
 	Level, Logger, Msg, Error string
 }
 
-// removedWords are what etcd says to a member that the others have removed.
-const removedWords = "permanently removed from the cluster"
+// removedWords are what etcd says to a member that the others have removed, when it asks them
+// and when it learns it by itself.
+var removedWords = []string{"permanently removed from the cluster", "data-dir used by this member must be removed"}
+
+// quietly is how long the same warning is not repeated: of a member that is away there is one
+// with each attempt to reach it.
+const quietly = time.Minute
 
 // read reads its log until it ends.
 func (w *words) read(r io.Reader) {
@@ -134,10 +140,12 @@ func (w *words) line(text string) {
 		w.log.Debug("cluster's store", "line", text) // of the stack below a panic
 		return
 	}
-	if strings.Contains(l.Error, removedWords) || strings.Contains(l.Msg, removedWords) {
-		w.mu.Lock()
-		w.removed = true
-		w.mu.Unlock()
+	for _, words := range removedWords {
+		if strings.Contains(l.Error, words) || strings.Contains(l.Msg, words) {
+			w.mu.Lock()
+			w.removed = true
+			w.mu.Unlock()
+		}
 	}
 	what := l.Msg
 	if l.Error != "" {
@@ -147,12 +155,34 @@ func (w *words) line(text string) {
 	case "debug", "info":
 		w.log.Debug("cluster's store: " + what)
 	case "warn":
-		w.log.Warn("cluster's store: " + what)
+		if w.repeats(what) {
+			w.log.Debug("cluster's store: " + what)
+		} else {
+			w.log.Warn("cluster's store: " + what)
+		}
 	default:
 		w.bad(what)
 		w.log.Error("cluster's store: " + what)
 	}
 }
+
+// repeats tells whether a warning was said just now.
+func (w *words) repeats(what string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.said == nil || len(w.said) > maxSaid {
+		w.said = map[string]time.Time{}
+	}
+	last := w.said[what]
+	if time.Since(last) < quietly {
+		return true
+	}
+	w.said[what] = time.Now()
+	return false
+}
+
+// maxSaid bounds how many warnings are remembered.
+const maxSaid = 1000
 
 // bad keeps what may be why the server ends.
 func (w *words) bad(what string) {
