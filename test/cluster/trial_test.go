@@ -47,18 +47,7 @@ func newTrial(t *testing.T, nodes, managers, rate int) *trial {
 	s.running("n1", "moves", moving)
 	s.running("n1", "guarded", 1)
 	tr := &trial{site: s}
-	for _, n := range s.names() { // a node answers once its part of the mesh is there
-		s.till(n+" answers", func() error {
-			res, err := http.Get(fmt.Sprintf("http://%s:%d/", s.nodes[n].Address, port))
-			if err == nil {
-				_ = res.Body.Close() // the status is all that counts
-				if res.StatusCode != http.StatusOK {
-					err = fmt.Errorf("status %d", res.StatusCode)
-				}
-			}
-			return err
-		})
-	}
+	s.answer(s.names()...)
 	tr.load, tr.writer = s.load(port, rate), s.write(s.managers("n1")...)
 	time.Sleep(2 * time.Second)
 	sent, failed, errs := tr.load.since()
@@ -75,6 +64,23 @@ func (tr *trial) tell(what string, times ...any) {
 	time.Sleep(time.Second)
 	sent, failed, errs := tr.load.since()
 	tr.Logf("%-34s %s; of other nodes' %d requests %d failed %v; writes at most %s apart", what+":", fmt.Sprintln(times...)[:len(fmt.Sprintln(times...))-1], sent, failed, errs, tr.writer.gap().Round(10*time.Millisecond))
+}
+
+// answer waits until nodes answer the published port.
+func (s *site) answer(names ...string) {
+	s.Helper()
+	for _, n := range names {
+		s.till(n+" answers", func() error {
+			res, err := http.Get(fmt.Sprintf("http://%s:%d/", s.nodes[n].Address, port))
+			if err == nil {
+				_ = res.Body.Close() // the status is all that counts
+				if res.StatusCode != http.StatusOK {
+					err = fmt.Errorf("status %d", res.StatusCode)
+				}
+			}
+			return err
+		})
+	}
 }
 
 // killWorker ends a worker as a power cut does, and gives it back.
@@ -96,6 +102,7 @@ func (tr *trial) killWorker(n, asked string) {
 	tr.dev("heal", n)
 	back := tr.ready(asked)
 	tr.running(asked, "web", len(tr.nodes))
+	tr.answer(n)
 	tr.load.heal(n)
 	tr.tell("a worker killed", "known after", round(down), "its tasks elsewhere after", round(moved), "back after", round(back))
 }
@@ -133,6 +140,7 @@ func (tr *trial) loseLeader(what, verb string, others ...string) {
 	back := tr.ready(rest[0])
 	tr.running(rest[0], "web", len(tr.nodes))
 	tr.must(rest[0], http.MethodDelete, "/services/"+name, nil, nil)
+	tr.answer(lost...)
 	tr.load.heal(lost...)
 	tr.writer.ask(tr.managers(rest[0])...)
 	tr.tell(what, "another leads after", round(leads), "a new service runs after", round(runs), "all tasks elsewhere after", round(moved), "back after", round(back))
@@ -154,6 +162,7 @@ func (tr *trial) loseMajority() {
 	back := tr.ready(one)
 	tr.running(one, "web", len(tr.nodes))
 	tr.running(one, "moves", moving)
+	tr.answer(others...)
 	tr.load.heal(others...)
 	tr.tell("two of three managers cut off", "back after", round(back))
 }

@@ -22,7 +22,7 @@ const Protocol = 1
 const (
 	Beat  = time.Second     // between two messages of a node
 	Dead  = 3 * time.Second // without one, and a node is down, or a manager is not there
-	Grace = 6 * time.Second // that nodes have to come to a new leader
+	Grace = 4 * time.Second // that nodes have to come to a new leader: more than they need to miss the old one
 )
 
 // Up is what a node sends. One with nothing in it says that the node is there.

@@ -391,7 +391,16 @@ func (c *controller) Shutdown(ctx context.Context) error {
 	if err := c.x.c.Stop(ctx, found.ID, grace); err != nil {
 		return err
 	}
-	return c.giveBack(ctx)
+	if c.x.over(c.t.ID) {
+		_, err = c.x.supplies.Files(ctx, c.t.ID, nil) // its secrets are not for those who look at it afterwards
+	}
+	return errors.Join(err, c.giveBack(ctx))
+}
+
+// over tells whether a task has ended, or is to: it never runs again.
+func (x *Executor) over(task string) bool {
+	t, err := store.Find[*cluster.Task](x.s.View(), task)
+	return err != nil || t.Status.State.Ended() || t.Desired.Stops()
 }
 
 // Remove implements cluster.Controller.

@@ -113,11 +113,12 @@ func TestHookFailsBeforeStop(t *testing.T) {
 			t.Error("it was ended")
 		}
 		r.did("exec drain in shop-web-1 within 3s")
-		// What a client stops, and what a task that has ended left, is stopped plainly.
+		// What a client stops, and what a task that has ended left, is stopped plainly; of what has
+		// ended the secrets go, too.
 		r.become(func(t *cluster.Task) { t.Halted = true })
 		stop("stop shop-web-1 in 3s")
 		r.become(func(t *cluster.Task) { t.Halted, t.Status.State = false, cluster.TaskFailed })
-		stop("stop shop-web-1 in 3s")
+		stop("stop shop-web-1 in 3s", "no files")
 	})
 }
 

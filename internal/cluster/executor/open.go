@@ -8,8 +8,8 @@ import (
 )
 
 // Open makes an engine's containers and files fit the store, before anything of them is
-// started: what a reboot took of files is there again, those of tasks that are no more
-// go, and containers that another orchestrator has made are let go. Such are left when
+// started: what a reboot took of files is there again, those of tasks that are no more, or
+// have ended, go, and containers that another orchestrator has made are let go. Such are left when
 // the store was lost and a new one has taken its place: their tasks are known to nobody,
 // and what they hold is not ours to throw away.
 func (x *Executor) Open(ctx context.Context) error {
@@ -35,8 +35,5 @@ func (x *Executor) Open(ctx context.Context) error {
 			x.log.Warn("files of a task", "task", t.ID, "error", err) // what cannot start for want of them is replaced
 		}
 	}
-	return x.supplies.Sweep(ctx, func(task string) bool {
-		_, err := store.Find[*cluster.Task](v, task)
-		return err == nil
-	})
+	return x.supplies.Sweep(ctx, func(task string) bool { return !x.over(task) })
 }
