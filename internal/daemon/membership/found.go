@@ -19,16 +19,23 @@ import (
 
 // Found makes a cluster of this host: c is the cluster, n this node with its addresses, as
 // they are to be written. All that the host has goes over into the cluster's store. It blocks
-// until that is open; on an error all is as it was. AlreadyExists when the host is in a cluster.
+// until others can join; on an error all is as it was. Kinds: AlreadyExists when the host is in
+// a cluster; context.DeadlineExceeded when it takes long to lead: it goes on then.
 func (m *Membership) Found(ctx context.Context, c *cluster.Cluster, n *cluster.Node) error {
-	return m.turn(ctx, func(ctx context.Context) error { return m.found(ctx, c, n) })
+	if err := m.turn(ctx, func(ctx context.Context) error { return founder{m}.found(ctx, c, n) }); err != nil {
+		return err
+	}
+	return m.settle(ctx) // or the next to ask would be too early
 }
 
 // begun is how long the store's server may take to answer for the first time, and to take over
 // what there is.
 const begun = time.Minute
 
-func (m *Membership) found(ctx context.Context, c *cluster.Cluster, n *cluster.Node) (err error) {
+// founder makes a cluster of the host.
+type founder struct{ *Membership }
+
+func (m founder) found(ctx context.Context, c *cluster.Cluster, n *cluster.Node) (err error) {
 	m.mu.Lock()
 	phase, own := m.rec.Phase, m.own
 	m.mu.Unlock()
@@ -75,7 +82,7 @@ func (m *Membership) found(ctx context.Context, c *cluster.Cluster, n *cluster.N
 }
 
 // identify makes the first node's identity, which signs for itself.
-func (m *Membership) identify(c *cluster.Cluster, id string) error {
+func (m founder) identify(c *cluster.Cluster, id string) error {
 	root, err := ca.LoadRoot(c.Status.RootCA, c.Status.Key)
 	if err != nil {
 		return err
@@ -103,7 +110,7 @@ func (m *Membership) identify(c *cluster.Cluster, id string) error {
 }
 
 // carry starts the store's server and has it take over what the host has.
-func (m *Membership) carry(ctx context.Context, r record, own store.Store) (*server, error) {
+func (m founder) carry(ctx context.Context, r record, own store.Store) (*server, error) {
 	ctx, cancel := context.WithTimeout(ctx, begun)
 	defer cancel()
 	ring, err := seal.NewRing(seal.NewKey())
@@ -118,7 +125,7 @@ func (m *Membership) carry(ctx context.Context, r record, own store.Store) (*ser
 	if c.Spec.EncryptionConfig.AutoLockManagers {
 		lock = c.Status.UnlockKey
 	}
-	if err := m.keepKeys(ring, lock); err != nil {
+	if err := (locksmith{m.Membership}).keepKeys(ring, lock); err != nil {
 		return nil, err
 	}
 	s, err := m.begin(r, ring)
@@ -146,7 +153,7 @@ func (m *Membership) carry(ctx context.Context, r record, own store.Store) (*ser
 
 // enthrone makes a manager of a host whose store has been carried over. From the record on
 // there is no way back.
-func (m *Membership) enthrone(r record, s *server, objects, part func(store.Store)) error {
+func (m founder) enthrone(r record, s *server, objects, part func(store.Store)) error {
 	r.Phase, r.Fresh = manager, false
 	if err := r.write(m.cfg.Dir); err != nil {
 		return err

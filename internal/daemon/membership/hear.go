@@ -18,9 +18,12 @@ import (
 	"github.com/containerd/errdefs"
 )
 
+// ear leads those who call this node where they belong.
+type ear struct{ *Membership }
+
 // hear answers other nodes. Those that speak HTTP/2 want this node; the others are stores of
 // other managers, and are led to ours: who they are is known here, as the certificates are now.
-func (m *Membership) hear(ctx context.Context) error {
+func (m ear) hear(ctx context.Context) error {
 	m.mu.Lock()
 	r, keeper := m.rec, m.keeper
 	m.mu.Unlock()
@@ -41,7 +44,7 @@ func (m *Membership) hear(ctx context.Context) error {
 				if err != nil {
 					return err
 				}
-				calls.Go(func() { m.lead1(ctx, c, nodes) })
+				calls.Go(func() { m.guide(ctx, c, nodes) })
 			}
 		},
 	})
@@ -50,8 +53,8 @@ func (m *Membership) hear(ctx context.Context) error {
 // greets is how long a caller has to begin.
 const greets = 5 * time.Second
 
-// lead1 leads one connection where it belongs, and blocks until it has ended there.
-func (m *Membership) lead1(ctx context.Context, c net.Conn, nodes *passed) {
+// guide leads one connection where it belongs, and blocks until it has ended there.
+func (m ear) guide(ctx context.Context, c net.Conn, nodes *passed) {
 	_ = c.SetReadDeadline(time.Now().Add(greets)) // a connection that cannot have one has ended
 	said, h2, err := greeting(c)
 	_ = c.SetReadDeadline(time.Time{})
@@ -73,7 +76,7 @@ func (m *Membership) lead1(ctx context.Context, c net.Conn, nodes *passed) {
 }
 
 // splice joins a connection with the store's server, if another manager is at its end.
-func (m *Membership) splice(ctx context.Context, c net.Conn) {
+func (m ear) splice(ctx context.Context, c net.Conn) {
 	m.mu.Lock()
 	keeper := m.keeper
 	m.mu.Unlock()
@@ -104,7 +107,7 @@ func (m *Membership) splice(ctx context.Context, c net.Conn) {
 
 // fellow tells why a caller is no manager of the cluster. One whose store is not open yet has
 // but the certificate to go by.
-func (m *Membership) fellow(p ca.Peer) error {
+func (m ear) fellow(p ca.Peer) error {
 	if p.Role != ca.Manager {
 		return fmt.Errorf("node %s is no manager: %w", p.Node, errdefs.ErrPermissionDenied)
 	}

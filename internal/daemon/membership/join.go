@@ -36,13 +36,18 @@ const joins = 20 * time.Second
 // manager, one of those that keep the store. Kinds as those of node.Join; AlreadyExists when it
 // is in a cluster; Conflict when it keeps apps; context.DeadlineExceeded when it takes longer: it goes on then.
 func (m *Membership) Join(ctx context.Context, j Joining) error {
-	if err := m.turn(ctx, func(ctx context.Context) error { return m.join(ctx, j) }); err != nil {
+	if err := m.turn(ctx, func(ctx context.Context) error { return (joiner{m}).join(ctx, j) }); err != nil {
 		return err
 	}
+	return m.settle(ctx)
+}
+
+// settle waits until the node is what it is to be.
+func (m *Membership) settle(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, joins)
 	defer cancel()
 	for {
-		if m.settledIn() {
+		if (joiner{m}).settledIn() {
 			return nil
 		}
 		select {
@@ -53,8 +58,11 @@ func (m *Membership) Join(ctx context.Context, j Joining) error {
 	}
 }
 
+// joiner brings the host into a cluster that is there.
+type joiner struct{ *Membership }
+
 // settledIn tells whether the node is what it is to be.
-func (m *Membership) settledIn() bool {
+func (m joiner) settledIn() bool {
 	m.mu.Lock()
 	remote, s, r := m.remote, m.server, m.rec
 	m.mu.Unlock()
@@ -64,7 +72,7 @@ func (m *Membership) settledIn() bool {
 	return !wanted(remote.View(), r.Node) || r.Phase == manager && s != nil && s.open()
 }
 
-func (m *Membership) join(ctx context.Context, j Joining) (err error) {
+func (m joiner) join(ctx context.Context, j Joining) (err error) {
 	m.mu.Lock()
 	phase, own := m.rec.Phase, m.own
 	m.mu.Unlock()
@@ -108,7 +116,7 @@ func (m *Membership) join(ctx context.Context, j Joining) (err error) {
 const answers = 10 * time.Second
 
 // knock asks managers, one after the other, until one lets the node in.
-func (m *Membership) knock(ctx context.Context, j Joining) (joined *node.Joined, err error) {
+func (m joiner) knock(ctx context.Context, j Joining) (joined *node.Joined, err error) {
 	if err := os.MkdirAll(m.cfg.Dir, 0o700); err != nil {
 		return nil, err
 	}

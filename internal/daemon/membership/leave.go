@@ -42,12 +42,12 @@ func (m *Membership) Leave(ctx context.Context) error {
 	case string(alone):
 		return fmt.Errorf("this host is in no cluster: %w", errdefs.ErrNotFound)
 	case string(manager):
-		last, err := m.stepDown(ctx)
+		last, err := leaver{m}.stepDown(ctx)
 		if err != nil {
 			return err
 		}
 		if last {
-			return m.turn(ctx, m.home)
+			return m.turn(ctx, leaver{m}.home)
 		}
 	}
 	if err := m.turn(ctx, func(context.Context) error {
@@ -71,9 +71,12 @@ func (m *Membership) Leave(ctx context.Context) error {
 	return nil
 }
 
+// leaver takes the host out of its cluster, or the others.
+type leaver struct{ *Membership }
+
 // stepDown has the other managers take this one's place away; without most of them it goes all
 // the same, after a while. last tells that there are no others.
-func (m *Membership) stepDown(ctx context.Context) (last bool, err error) {
+func (m leaver) stepDown(ctx context.Context) (last bool, err error) {
 	m.mu.Lock()
 	s, id := m.server, m.rec.Node
 	m.mu.Unlock()
@@ -116,7 +119,7 @@ func (m *Membership) stepDown(ctx context.Context) (last bool, err error) {
 
 // home takes over from the store of a cluster of which this is the last manager what its apps
 // are, into the host's own.
-func (m *Membership) home(ctx context.Context) (err error) {
+func (m leaver) home(ctx context.Context) (err error) {
 	m.mu.Lock()
 	r, s := m.rec, m.server
 	m.mu.Unlock()
@@ -143,10 +146,10 @@ func (m *Membership) home(ctx context.Context) (err error) {
 }
 
 // lastView reads the cluster's store, once more.
-func (m *Membership) lastView(ctx context.Context, r record) (v store.View, err error) {
+func (m leaver) lastView(ctx context.Context, r record) (v store.View, err error) {
 	ctx, cancel := context.WithTimeout(ctx, begun)
 	defer cancel()
-	ring, err := m.ringWanted(ctx)
+	ring, err := locksmith{m.Membership}.ringWanted(ctx)
 	if err != nil {
 		return v, err
 	}
@@ -192,7 +195,7 @@ func (m *Membership) Force(ctx context.Context) error {
 		s := m.server
 		m.mu.Unlock()
 		if s != nil && s.open() {
-			err = m.alonely(ctx, s)
+			err = leaver{m}.alonely(ctx, s)
 			if err == nil {
 				return nil
 			}
@@ -206,7 +209,7 @@ func (m *Membership) Force(ctx context.Context) error {
 }
 
 // alonely writes that this node is the only manager.
-func (m *Membership) alonely(ctx context.Context, s *server) error {
+func (m leaver) alonely(ctx context.Context, s *server) error {
 	var changes []store.Change
 	for _, n := range store.List[*cluster.Node](s.store.Load().View()) {
 		if n.ID != s.rec.Node && (n.Spec.Manager || n.Status.Manager != nil) {
@@ -266,7 +269,7 @@ func writeAll(ctx context.Context, s store.Store, list []cluster.Object) error {
 
 // vacate removes what tasks have left on a node that leaves, and all that the cluster was
 // here; then the host is alone.
-func (m *Membership) vacate(ctx context.Context) {
+func (m leaver) vacate(ctx context.Context) {
 	m.mu.Lock()
 	r := m.rec
 	m.mu.Unlock()
@@ -293,7 +296,7 @@ func (m *Membership) vacate(ctx context.Context) {
 }
 
 // clear has a node do its work for nobody until nothing is left of it; false: ctx has ended.
-func (m *Membership) clear(ctx context.Context, id string) bool {
+func (m leaver) clear(ctx context.Context, id string) bool {
 	work, cancel := context.WithCancel(ctx)
 	ended := make(chan struct{})
 	go func() {

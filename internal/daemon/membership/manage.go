@@ -18,8 +18,11 @@ import (
 	"github.com/containerd/errdefs"
 )
 
+// ruler is what a manager does.
+type ruler struct{ *Membership }
+
 // manage is what a manager does beside what all nodes do.
-func (m *Membership) manage(ctx context.Context) error {
+func (m ruler) manage(ctx context.Context) error {
 	m.mu.Lock()
 	r, s := m.rec, m.server
 	m.mu.Unlock()
@@ -28,7 +31,7 @@ func (m *Membership) manage(ctx context.Context) error {
 		return fmt.Errorf("where nodes call the manager: %w", err)
 	}
 	if s == nil {
-		ring, err := m.ringWanted(ctx)
+		ring, err := locksmith{m.Membership}.ringWanted(ctx)
 		if err == nil {
 			s, err = m.begin(r, ring)
 		}
@@ -48,7 +51,7 @@ func (m *Membership) manage(ctx context.Context) error {
 				return context.Cause(ctx)
 			}
 			if s.removed() {
-				m.later(m.sink)
+				m.later(climber{m.Membership}.sink)
 				<-ctx.Done()
 			}
 			return s.err
@@ -65,7 +68,7 @@ func (m *Membership) manage(ctx context.Context) error {
 }
 
 // rule is what a manager does whose store is open.
-func (m *Membership) rule(ctx context.Context, s *server, st *etcd.Store, l net.Listener) error {
+func (m ruler) rule(ctx context.Context, s *server, st *etcd.Store, l net.Listener) error {
 	m.mu.Lock()
 	keeper, member := m.keeper, m.member
 	m.mu.Unlock()
@@ -87,7 +90,7 @@ func wanted(v store.View, id string) bool {
 }
 
 // campaign leads whenever this manager is to.
-func (m *Membership) campaign(ctx context.Context, st *etcd.Store, api *node.Server) error {
+func (m ruler) campaign(ctx context.Context, st *etcd.Store, api *node.Server) error {
 	id := m.Node()
 	for ctx.Err() == nil {
 		if !wanted(st.View(), id) { // it is about to be none
@@ -114,7 +117,7 @@ func (m *Membership) campaign(ctx context.Context, st *etcd.Store, api *node.Ser
 const resigning = 2 * time.Second
 
 // lead does what the leader does, until ctx or the leadership ends.
-func (m *Membership) lead(ctx context.Context, l *etcd.Leader, st *etcd.Store, api *node.Server) error {
+func (m ruler) lead(ctx context.Context, l *etcd.Leader, st *etcd.Store, api *node.Server) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	go func() {
@@ -132,7 +135,7 @@ func (m *Membership) lead(ctx context.Context, l *etcd.Leader, st *etcd.Store, a
 			return d.Run(ctx)
 		},
 		"loops":    func(ctx context.Context) error { return m.cfg.Parts.Lead(ctx, l.Store()) },
-		"managers": func(ctx context.Context) error { return newTender(m, st, l.Store()).run(ctx) },
+		"managers": func(ctx context.Context) error { return newTender(m.Membership, st, l.Store()).run(ctx) },
 	})
 	end, stop := context.WithTimeout(context.WithoutCancel(ctx), resigning) // detached: others begin the sooner
 	defer stop()
@@ -154,9 +157,12 @@ func (m *Membership) later(do func(ctx context.Context) error) {
 	}()
 }
 
+// climber takes a node from a worker to a manager, and back.
+type climber struct{ *Membership }
+
 // sink makes a worker of a manager whose store is a member no more. What it is wanted as it
 // finds out as one.
-func (m *Membership) sink(context.Context) error {
+func (m climber) sink(context.Context) error {
 	m.mu.Lock()
 	r := m.rec
 	m.mu.Unlock()
@@ -186,7 +192,7 @@ func (m *Membership) change(r record, files ...string) error {
 const raised = 200 * time.Millisecond
 
 // rise makes a manager of a worker that has the certificate of one.
-func (m *Membership) rise(ctx context.Context) {
+func (m climber) rise(ctx context.Context) {
 	m.mu.Lock()
 	keeper, member, remote, r := m.keeper, m.member, m.remote, m.rec
 	m.mu.Unlock()
@@ -214,7 +220,7 @@ func (m *Membership) rise(ctx context.Context) {
 }
 
 // ascend makes a manager of a worker that has got a place.
-func (m *Membership) ascend(seat node.Seat) error {
+func (m climber) ascend(seat node.Seat) error {
 	m.mu.Lock()
 	r := m.rec
 	m.mu.Unlock()
@@ -235,7 +241,7 @@ func (m *Membership) ascend(seat node.Seat) error {
 	if err := m.drop(serverDir); err != nil {
 		return err
 	}
-	if err := m.keepKeys(ring, ""); err != nil {
+	if err := (locksmith{m.Membership}).keepKeys(ring, ""); err != nil {
 		return err
 	}
 	r.Phase, r.Members, r.Fresh = manager, seat.Members, true

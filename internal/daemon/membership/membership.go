@@ -335,13 +335,13 @@ func (m *Membership) work(ctx context.Context) {
 		m.always(ctx, "the orchestrator", m.alone)
 	case worker:
 		m.together(ctx, func(ctx context.Context) { m.always(ctx, "the node", m.attend) },
-			func(ctx context.Context) { m.always(ctx, "other nodes' calls", m.hear) }, m.rise)
+			func(ctx context.Context) { m.always(ctx, "other nodes' calls", ear{m}.hear) }, climber{m}.rise)
 	case manager:
 		m.together(ctx, func(ctx context.Context) { m.always(ctx, "the node", m.attend) },
-			func(ctx context.Context) { m.always(ctx, "other nodes' calls", m.hear) },
-			func(ctx context.Context) { m.always(ctx, "the manager", m.manage) })
+			func(ctx context.Context) { m.always(ctx, "other nodes' calls", ear{m}.hear) },
+			func(ctx context.Context) { m.always(ctx, "the manager", ruler{m}.manage) })
 	case leaving:
-		m.vacate(ctx)
+		leaver{m}.vacate(ctx)
 	}
 }
 

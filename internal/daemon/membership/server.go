@@ -162,9 +162,12 @@ func (m *Membership) stopServer() {
 	s.stop()
 }
 
+// locksmith has the keys with which the store's values are sealed.
+type locksmith struct{ *Membership }
+
 // keys are those that the store's values are sealed with. FailedPrecondition: they are locked,
 // and nobody has unlocked them.
-func (m *Membership) keys(unlock *seal.Key) (*seal.Ring, error) {
+func (m locksmith) keys(unlock *seal.Key) (*seal.Ring, error) {
 	return seal.Load(filepath.Join(m.cfg.Dir, keysFile), unlock)
 }
 
@@ -238,7 +241,7 @@ func (s *server) attendFiles(ctx context.Context, st store.Store) error {
 			}
 		}
 		if key, err := unlockKey(st.View()); err == nil && key != locked {
-			if err := m.keepKeys(s.ring.Load(), key); err != nil {
+			if err := (locksmith{m}).keepKeys(s.ring.Load(), key); err != nil {
 				return err
 			}
 			locked = key
@@ -264,7 +267,7 @@ func unlockKey(v store.View) (string, error) {
 }
 
 // keepKeys writes the keys, locked or not.
-func (m *Membership) keepKeys(ring *seal.Ring, unlock string) error {
+func (m locksmith) keepKeys(ring *seal.Ring, unlock string) error {
 	var key *seal.Key
 	if unlock != "" {
 		k, err := seal.ParseKey(unlock)
@@ -286,7 +289,7 @@ func (m *Membership) Unlock(_ context.Context, text string) error {
 	if err != nil {
 		return err
 	}
-	ring, err := m.keys(&key)
+	ring, err := locksmith{m}.keys(&key)
 	if err != nil {
 		return err
 	}
@@ -301,7 +304,7 @@ func (m *Membership) Unlock(_ context.Context, text string) error {
 }
 
 // ringWanted gives the keys, and waits for somebody to unlock them if need be.
-func (m *Membership) ringWanted(ctx context.Context) (*seal.Ring, error) {
+func (m locksmith) ringWanted(ctx context.Context) (*seal.Ring, error) {
 	for {
 		m.mu.Lock()
 		ring, r := m.ring, m.rec
