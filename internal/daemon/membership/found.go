@@ -125,7 +125,7 @@ func (m founder) carry(ctx context.Context, r record, own store.Store) (*server,
 	if c.Spec.EncryptionConfig.AutoLockManagers {
 		lock = c.Status.UnlockKey
 	}
-	if err := (locksmith{m.Membership}).keepKeys(ring, lock); err != nil {
+	if err := locksmith(m).keepKeys(ring, lock); err != nil {
 		return nil, err
 	}
 	s, err := m.begin(r, ring)

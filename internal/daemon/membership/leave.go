@@ -149,7 +149,7 @@ func (m leaver) home(ctx context.Context) (err error) {
 func (m leaver) lastView(ctx context.Context, r record) (v store.View, err error) {
 	ctx, cancel := context.WithTimeout(ctx, begun)
 	defer cancel()
-	ring, err := locksmith{m.Membership}.ringWanted(ctx)
+	ring, err := locksmith(m).ringWanted(ctx)
 	if err != nil {
 		return v, err
 	}

@@ -31,7 +31,7 @@ func (m ruler) manage(ctx context.Context) error {
 		return fmt.Errorf("where nodes call the manager: %w", err)
 	}
 	if s == nil {
-		ring, err := locksmith{m.Membership}.ringWanted(ctx)
+		ring, err := locksmith(m).ringWanted(ctx)
 		if err == nil {
 			s, err = m.begin(r, ring)
 		}
@@ -51,7 +51,7 @@ func (m ruler) manage(ctx context.Context) error {
 				return context.Cause(ctx)
 			}
 			if s.removed() {
-				m.later(climber{m.Membership}.sink)
+				m.laterclimber(m).sink)
 				<-ctx.Done()
 			}
 			return s.err
@@ -241,7 +241,7 @@ func (m climber) ascend(seat node.Seat) error {
 	if err := m.drop(serverDir); err != nil {
 		return err
 	}
-	if err := (locksmith{m.Membership}).keepKeys(ring, ""); err != nil {
+	if err := locksmith(m).keepKeys(ring, ""); err != nil {
 		return err
 	}
 	r.Phase, r.Members, r.Fresh = manager, seat.Members, true
