@@ -51,7 +51,7 @@ func (m ruler) manage(ctx context.Context) error {
 				return context.Cause(ctx)
 			}
 			if s.removed() {
-				m.laterclimber(m).sink)
+				m.later(climber(m).sink)
 				<-ctx.Done()
 			}
 			return s.err
