@@ -14,13 +14,12 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 
 	"escale.dev/escale/client"
 	"escale.dev/escale/internal/cli/endpoint"
 	"escale.dev/escale/internal/cli/tty"
+	"escale.dev/escale/internal/cli/verb"
 )
 
 // app is what every verb works with: the streams, and the connection, which is
@@ -39,14 +38,6 @@ type app struct {
 	conn     *client.Client
 }
 
-// terminated is the cause of a context that a signal has ended.
-type terminated struct{ sig syscall.Signal }
-
-func (t terminated) Error() string { return t.sig.String() }
-
-// Is makes it a cancellation for whoever asks.
-func (t terminated) Is(err error) bool { return err == context.Canceled }
-
 // Main runs one command line, args[0] being the program's name, and returns
 // the exit code. It blocks until the command is done or ctx is.
 func Main(ctx context.Context, args []string) int {
@@ -54,7 +45,7 @@ func Main(ctx context.Context, args []string) int {
 	if filepath.Base(args[0]) == "docker" {
 		a.name = "docker" // installed under that name: speak as it
 	}
-	ctx, stop := withSignals(ctx)
+	ctx, stop := verb.WithSignals(ctx)
 	defer stop()
 	root := newRoot(a)
 	root.SetArgs(a.args)
@@ -62,30 +53,11 @@ func Main(ctx context.Context, args []string) int {
 	if a.conn != nil {
 		_ = a.conn.Close()
 	}
-	var t terminated
+	var t verb.Terminated
 	if err != nil && ctx.Err() != nil && errors.As(context.Cause(ctx), &t) && errors.Is(err, context.Canceled) {
-		return 128 + int(t.sig)
+		return 128 + int(t.Sig)
 	}
 	return a.report(err)
-}
-
-// withSignals ends the context at the first signal that asks the program to
-// end, so that every way out restores the terminal and removes half-made
-// files.
-func withSignals(ctx context.Context) (context.Context, func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	c := make(chan os.Signal, 1)
-	signal.Notify(c, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
-	go func() {
-		if s, ok := <-c; ok {
-			cancel(terminated{s.(syscall.Signal)})
-		}
-	}()
-	return ctx, func() {
-		signal.Stop(c)
-		close(c)
-		cancel(nil)
-	}
 }
 
 // resolve reads the configuration and chooses the engine, once.

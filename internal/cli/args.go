@@ -1,80 +1,19 @@
 package cli
 
-import (
-	"fmt"
-	"strings"
+import "escale.dev/escale/internal/cli/verb"
 
-	"github.com/spf13/cobra"
+// What commands in packages of their own have, too, goes by its old name here.
+var (
+	noArgs     = verb.NoArgs
+	minArgs    = verb.MinArgs
+	maxArgs    = verb.MaxArgs
+	rangeArgs  = verb.RangeArgs
+	exactArgs  = verb.ExactArgs
+	suggestion = verb.Suggestion
 )
 
-// noArgs accepts no argument.
-func noArgs(cmd *cobra.Command, args []string) error {
-	if len(args) == 0 {
-		return nil
-	}
-	if cmd.HasSubCommands() {
-		return fmt.Errorf("%s: unknown command: %s %s%s\n\nUsage:  %s\n\nRun '%s --help' for more information",
-			cmd.Root().Name(), cmd.CommandPath(), args[0], suggestion(cmd, args[0]), cmd.UseLine(), cmd.CommandPath())
-	}
-	return fmt.Errorf("%s: '%s' accepts no arguments\n\nUsage:  %s\n\nRun '%[2]s --help' for more information",
-		cmd.Root().Name(), cmd.CommandPath(), cmd.UseLine())
-}
-
-func argsError(cmd *cobra.Command, wants string, n int) error {
-	noun := "arguments"
-	if n == 1 {
-		noun = "argument"
-	}
-	look := "Run"
-	if strings.HasSuffix(wants, "least") {
-		look = "See" // as the stock client says it
-	}
-	return fmt.Errorf("%s: '%s' %s %d %s\n\nUsage:  %s\n\n%s '%[2]s --help' for more information",
-		cmd.Root().Name(), cmd.CommandPath(), wants, n, noun, cmd.UseLine(), look)
-}
-
-func minArgs(n int) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) < n {
-			return argsError(cmd, "requires at least", n)
-		}
-		return nil
-	}
-}
-
-func maxArgs(n int) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) > n {
-			return argsError(cmd, "requires at most", n)
-		}
-		return nil
-	}
-}
-
-func rangeArgs(least, most int) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) < least || len(args) > most {
-			return argsError(cmd, fmt.Sprintf("requires at least %d and at most", least), most)
-		}
-		return nil
-	}
-}
-
-func exactArgs(n int) cobra.PositionalArgs {
-	return func(cmd *cobra.Command, args []string) error {
-		if len(args) != n {
-			return argsError(cmd, "requires", n)
-		}
-		return nil
-	}
-}
-
-// suggestion names the command that was perhaps meant: one of at most a third
-// of its letters wrong.
-func suggestion(cmd *cobra.Command, word string) string {
-	cmd.SuggestionsMinimumDistance = len(word) / 3
-	if s := cmd.SuggestionsFor(word); len(s) > 0 && len(word) > 2 {
-		return fmt.Sprintf("\nDid you mean '%s %s'?", cmd.CommandPath(), s[0])
-	}
-	return ""
-}
+type (
+	filterFlag  = verb.Filter
+	statusError = verb.Error
+	completer   = verb.Completer
+)

@@ -161,7 +161,7 @@ func (o *dfOptions) template(w io.Writer, d *dfDetails) error {
 	}
 	tmpl, err := table.Parse(format)
 	if err != nil {
-		return &statusError{code: 64, text: "template parsing error: " + err.Error()}
+		return &statusError{Code: 64, Text: "template parsing error: " + err.Error()}
 	}
 	if err := tmpl.Execute(w, d); err != nil {
 		return fmt.Errorf("template parsing error: %w", err)

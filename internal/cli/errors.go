@@ -11,29 +11,12 @@ import (
 	"github.com/spf13/cobra"
 )
 
-// statusError ends the program with a code of its own. Without text it ends
-// silently, as when a container's exit code is passed on.
-type statusError struct {
-	code int
-	text string
-	err  error
-}
-
-func (e *statusError) Error() string {
-	if e.text == "" && e.err != nil {
-		return e.err.Error()
-	}
-	return e.text
-}
-
-func (e *statusError) Unwrap() error { return e.err }
-
 // exitWith passes on a container's exit code.
 func exitWith(code int) error {
 	if code == 0 {
 		return nil
 	}
-	return &statusError{code: code}
+	return &statusError{Code: code}
 }
 
 // report prints an error in the words a user of Docker knows, with what to do
@@ -44,8 +27,8 @@ func (a *app) report(err error) int {
 	}
 	code := 1
 	var s *statusError
-	if errors.As(err, &s) && s.code != 0 {
-		code = s.code
+	if errors.As(err, &s) && s.Code != 0 {
+		code = s.Code
 	}
 	text := err.Error()
 	if moby.IsErrConnectionFailed(err) {
@@ -65,8 +48,8 @@ func (a *app) reword(err error, text string) string {
 	cannot := fmt.Sprintf("Cannot connect to the Docker daemon at %s. Is the docker daemon running?", host)
 	inner := err
 	var s *statusError
-	if errors.As(err, &s) && s.err != nil {
-		inner = s.err
+	if errors.As(err, &s) && s.Err != nil {
+		inner = s.Err
 	}
 	switch raw := inner.Error(); {
 	case errors.Is(err, os.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
@@ -90,9 +73,9 @@ func startHint(host string) string {
 // withHelp is an error of run or create, with Docker's pointer to the help.
 func (a *app) withHelp(code int, verb string, err error) error {
 	return &statusError{
-		code: code,
-		text: fmt.Sprintf("%s: %s\n\nRun '%s %s --help' for more information", a.name, err, a.name, verb),
-		err:  err,
+		Code: code,
+		Text: fmt.Sprintf("%s: %s\n\nRun '%s %s --help' for more information", a.name, err, a.name, verb),
+		Err:  err,
 	}
 }
 
@@ -117,7 +100,7 @@ func (a *app) startError(verb string, err error) error {
 // flagError is what an unknown or ill-formed flag ends with.
 func flagError(cmd *cobra.Command, err error) error {
 	return &statusError{
-		code: 125,
-		text: fmt.Sprintf("%s\n\nUsage:  %s\n\nRun '%s --help' for more information", err, cmd.UseLine(), cmd.CommandPath()),
+		Code: 125,
+		Text: fmt.Sprintf("%s\n\nUsage:  %s\n\nRun '%s --help' for more information", err, cmd.UseLine(), cmd.CommandPath()),
 	}
 }

@@ -51,7 +51,7 @@ func runEvents(ctx context.Context, a *app, o moby.EventsListOptions, format str
 			err = tmpl.Execute(io.Discard, eventRow(events.Message{}))
 		}
 		if err != nil {
-			return &statusError{code: 64, text: "Error parsing format: " + err.Error()}
+			return &statusError{Code: 64, Text: "Error parsing format: " + err.Error()}
 		}
 	}
 	c, err := a.client()

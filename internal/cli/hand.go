@@ -129,6 +129,15 @@ func (a *app) fromKeyboard(s syscall.Signal) bool {
 // compose has escaled do a command of compose. With byName the app is named by
 // -p, and no file is read.
 func (a *app) compose(ctx context.Context, byName bool, args ...string) error {
+	return a.handEngine(ctx, handed.Compose, args, func(e handed.Engine) any {
+		e.ByName = byName
+		return e
+	})
+}
+
+// handEngine has escaled do work of which the word tells what, with a payload that
+// names the engine.
+func (a *app) handEngine(ctx context.Context, word string, args []string, payload func(handed.Engine) any) error {
 	c, err := a.client()
 	if err != nil {
 		return err
@@ -141,14 +150,14 @@ func (a *app) compose(ctx context.Context, byName bool, args ...string) error {
 	o := a.endpoint.Options
 	e := handed.Engine{
 		Name: a.name, Host: host, APIVersion: o.APIVersion, UserAgent: "Escale-Client/" + Version + " (linux)", Headers: o.Headers,
-		ConfigDir: a.flags.ConfigDir, Debug: a.debug, ByName: byName,
+		ConfigDir: a.flags.ConfigDir, Debug: a.debug,
 	}
 	for name, value := range a.config.ProxyEnv(c.Host()) {
 		e.Proxies = append(e.Proxies, name+"="+value)
 	}
 	slices.Sort(e.Proxies)
-	all := append([]string{handed.Compose, handed.Flag}, args...)
-	return a.hand(context.WithoutCancel(ctx), heavy{who: "compose", args: all, payload: e, graceful: true})
+	all := append([]string{word, handed.Flag}, args...)
+	return a.hand(context.WithoutCancel(ctx), heavy{who: word, args: all, payload: payload(e), graceful: true})
 }
 
 // local gives the engine's address as a socket of this machine: its own, or one

@@ -13,11 +13,6 @@ import (
 	"escale.dev/escale/internal/cli/tty"
 )
 
-func cutFilter(s string) (name, value string, ok bool) {
-	name, value, ok = strings.Cut(s, "=")
-	return strings.ToLower(strings.TrimSpace(name)), strings.TrimSpace(value), ok
-}
-
 // showHelp is what a command without its arguments does: the help on stderr.
 func showHelp(a *app, cmd *cobra.Command) error {
 	printHelp(a.err, cmd)
@@ -164,7 +159,8 @@ func longForm(cmd *cobra.Command) string {
 	case "events", "info":
 		return "system " + path
 	}
-	if strings.HasPrefix(path, "volume ") || strings.HasPrefix(path, "network ") {
+	switch group, _, _ := strings.Cut(path, " "); group {
+	case "volume", "network", "plugin", "registry", "swarm", "node", "service", "stack", "secret", "config", "cluster":
 		return "" // these groups have no verbs elsewhere
 	}
 	if strings.Contains(path, " ") {

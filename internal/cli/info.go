@@ -52,7 +52,7 @@ func formatInfo(ctx context.Context, a *app, format string) error {
 	}
 	tmpl, err := table.Parse(format)
 	if err != nil {
-		return &statusError{code: 64, text: "template parsing error: " + err.Error()}
+		return &statusError{Code: 64, Text: "template parsing error: " + err.Error()}
 	}
 	c, err := a.client()
 	if err != nil {

@@ -120,7 +120,7 @@ func (o *inspectOptions) checkKind(given bool) error {
 func (o *inspectOptions) run(ctx context.Context, a *app, names []string) error {
 	in, err := table.NewInspector(o.format)
 	if err != nil {
-		return &statusError{code: 64, text: err.Error()}
+		return &statusError{Code: 64, Text: err.Error()}
 	}
 	if _, err := a.client(); err != nil {
 		return err

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"escale.dev/escale/internal/cli/table"
+	"escale.dev/escale/internal/cli/verb"
 )
 
 // networkCommands are those of the group network.
@@ -61,13 +62,13 @@ func (o *pruneOptions) networks(ctx context.Context, a *app) (string, uint64, er
 }
 
 type networkLsOptions struct {
-	listOptions
+	verb.List
 	noTrunc bool
 }
 
 func networkLsCommand(a *app) *cobra.Command {
 	var o networkLsOptions
-	cmd := o.command("List networks", "Print only IDs", func(ctx context.Context) error { return o.run(ctx, a) })
+	cmd := o.Command("List networks", "Print only IDs", func(ctx context.Context) error { return o.run(ctx, a) })
 	cmd.Flags().BoolVar(&o.noTrunc, "no-trunc", false, "Do not shorten IDs")
 	return cmd
 }
@@ -77,7 +78,7 @@ func (o *networkLsOptions) run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	res, err := c.NetworkList(ctx, moby.NetworkListOptions{Filters: moby.Filters(o.filter)})
+	res, err := c.NetworkList(ctx, moby.NetworkListOptions{Filters: moby.Filters(o.Filter)})
 	if err != nil {
 		return err
 	}
@@ -86,7 +87,7 @@ func (o *networkLsOptions) run(ctx context.Context, a *app) error {
 	for i := range res.Items {
 		rows[i] = &networkRow{n: &res.Items[i].Network, trunc: !o.noTrunc}
 	}
-	return table.Write(a.out, networksFormat(o.formatOr(a.config.NetworksFormat), o.quiet), &networkRow{n: &network.Network{}}, rows)
+	return table.Write(a.out, networksFormat(o.FormatOr(a.config.NetworksFormat), o.Quiet), &networkRow{n: &network.Network{}}, rows)
 }
 
 func networksFormat(format string, quiet bool) table.Format {

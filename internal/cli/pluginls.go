@@ -11,16 +11,17 @@ import (
 	"github.com/spf13/cobra"
 
 	"escale.dev/escale/internal/cli/table"
+	"escale.dev/escale/internal/cli/verb"
 )
 
 type pluginLsOptions struct {
-	listOptions
+	verb.List
 	noTrunc bool
 }
 
 func pluginLsCommand(a *app) *cobra.Command {
 	var o pluginLsOptions
-	cmd := o.command("List plugins", "Print only ids", func(ctx context.Context) error { return o.run(ctx, a) })
+	cmd := o.Command("List plugins", "Print only ids", func(ctx context.Context) error { return o.run(ctx, a) })
 	cmd.Flags().BoolVar(&o.noTrunc, "no-trunc", false, "Do not shorten ids and descriptions")
 	return cmd
 }
@@ -30,7 +31,7 @@ func (o *pluginLsOptions) run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	res, err := c.PluginList(ctx, moby.PluginListOptions{Filters: moby.Filters(o.filter)})
+	res, err := c.PluginList(ctx, moby.PluginListOptions{Filters: moby.Filters(o.Filter)})
 	if err != nil {
 		return err
 	}
@@ -39,7 +40,7 @@ func (o *pluginLsOptions) run(ctx context.Context, a *app) error {
 	for i := range res.Items {
 		rows[i] = &pluginRow{&res.Items[i], o.noTrunc}
 	}
-	return table.Write(a.out, pluginsFormat(o.formatOr(a.config.PluginsFormat), o.quiet), &pluginRow{}, rows)
+	return table.Write(a.out, pluginsFormat(o.FormatOr(a.config.PluginsFormat), o.Quiet), &pluginRow{}, rows)
 }
 
 func pluginsFormat(format string, quiet bool) table.Format {

@@ -7,10 +7,12 @@ import (
 	"strconv"
 	"strings"
 
-	"escale.dev/escale/internal/cli/tty"
 	"github.com/docker/go-units"
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
+
+	"escale.dev/escale/internal/cli/tty"
+	"escale.dev/escale/internal/cli/verb"
 )
 
 type pruneOptions struct {
@@ -31,7 +33,7 @@ func (o *pruneOptions) filters(a *app) moby.Filters {
 	maps.Copy(out, o.filter)
 	given := out.Clone()
 	for _, f := range a.config.PruneFilters {
-		name, value, ok := cutFilter(f)
+		name, value, ok := verb.CutFilter(f)
 		opposite := map[string]string{"label": "label!", "label!": "label"}[name]
 		if ok && !given[name][value] && !given[opposite][value] {
 			out.Add(name, value)

@@ -8,12 +8,13 @@ import (
 	"github.com/spf13/cobra"
 
 	"escale.dev/escale/internal/cli/table"
+	"escale.dev/escale/internal/cli/verb"
 )
 
 const (
-	formatHelp  = `Print with a Go template: 'table TEMPLATE', 'TEMPLATE' or 'json'`
-	inspectHelp = `Print with a Go template: 'json' or 'TEMPLATE'`
-	filterHelp  = "Show only what matches: NAME=VALUE"
+	formatHelp  = verb.FormatHelp
+	inspectHelp = verb.InspectHelp
+	filterHelp  = verb.FilterHelp
 )
 
 type psOptions struct {

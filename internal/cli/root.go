@@ -59,14 +59,14 @@ func newRoot(a *app) *cobra.Command {
 	return root
 }
 
-// verb is a command without a group before it.
-type verb struct {
+// single is a command without a group before it.
+type single struct {
 	name, group, short string
 	build              func(*app) *cobra.Command
 }
 
-func verbs() []verb {
-	return []verb{
+func verbs() []single {
+	return []single{
 		{"run", groupCommon, "Create a container from an image and start it", runCommand},
 		{"exec", groupCommon, "Run a command in a running container", execCommand},
 		{"ps", groupCommon, "List containers", psCommand},
@@ -133,7 +133,7 @@ func addCommands(a *app, root *cobra.Command) {
 		c.GroupID = v.group
 		root.AddCommand(described(c, v.short))
 	}
-	for _, g := range []*cobra.Command{
+	for _, g := range append(swarmGroups(a),
 		group(a, "builder", "Build images, and look after the cache", builderCommands, "build"),
 		group(a, "container", "Manage containers", containerCommands, "attach", "commit", "cp", "create", "diff", "exec", "export", "kill", "logs", "ps",
 			"pause", "port", "rename", "restart", "rm", "run", "start", "stats", "stop", "top", "unpause", "update", "wait"),
@@ -144,7 +144,7 @@ func addCommands(a *app, root *cobra.Command) {
 		group(a, "registry", "Serve and look after a registry of images", registryCommands),
 		group(a, "system", "Look at the engine and what it keeps", systemCommands, "events", "info"),
 		group(a, "volume", "Manage volumes", volumeCommands),
-	} {
+	) {
 		g.GroupID = groupManage
 		root.AddCommand(g)
 	}
@@ -250,27 +250,3 @@ type hostList struct{ values *[]string }
 func (h *hostList) Set(s string) error { *h.values = append(*h.values, s); return nil }
 func (h *hostList) String() string     { return "" }
 func (h *hostList) Type() string       { return "list" }
-
-// filterFlag is -f NAME=VALUE, repeatable.
-type filterFlag map[string]map[string]bool
-
-func (m *filterFlag) Set(s string) error {
-	if s == "" {
-		return nil
-	}
-	name, value, ok := cutFilter(s)
-	if !ok {
-		return fmt.Errorf("bad format of filter (expected name=value)")
-	}
-	if *m == nil {
-		*m = filterFlag{}
-	}
-	if (*m)[name] == nil {
-		(*m)[name] = map[string]bool{}
-	}
-	(*m)[name][value] = true
-	return nil
-}
-
-func (m *filterFlag) String() string { return "" }
-func (m *filterFlag) Type() string   { return "filter" }

@@ -144,7 +144,7 @@ func runVersion(ctx context.Context, a *app, format string) error {
 		"keys": func(m map[string]string) []string { return slices.Sorted(maps.Keys(m)) },
 	}).Parse(format)
 	if err != nil {
-		return &statusError{code: 64, text: "template parsing error: " + err.Error()}
+		return &statusError{Code: 64, Text: "template parsing error: " + err.Error()}
 	}
 	c, err := a.client()
 	if err != nil {

@@ -12,45 +12,14 @@ import (
 	"github.com/spf13/cobra"
 
 	"escale.dev/escale/internal/cli/table"
+	"escale.dev/escale/internal/cli/verb"
 )
 
-// listOptions are those of a list whose order and columns are its own.
-type listOptions struct {
-	quiet  bool
-	format string
-	filter filterFlag
-}
-
-// command makes the ls of a kind of object.
-func (o *listOptions) command(short, quietHelp string, run func(context.Context) error) *cobra.Command {
-	cmd := &cobra.Command{
-		Use:               "ls [OPTIONS]",
-		Aliases:           []string{"list"},
-		Short:             short,
-		Args:              noArgs,
-		ValidArgsFunction: cobra.NoFileCompletions,
-		RunE:              func(cmd *cobra.Command, _ []string) error { return run(cmd.Context()) },
-	}
-	f := cmd.Flags()
-	f.VarP(&o.filter, "filter", "f", filterHelp)
-	f.StringVar(&o.format, "format", "", formatHelp)
-	f.BoolVarP(&o.quiet, "quiet", "q", false, quietHelp)
-	return cmd
-}
-
-// formatOr is what was asked for, or what the configuration has, or a table.
-func (o *listOptions) formatOr(configured string) string {
-	if o.format == "" && !o.quiet {
-		return cmp.Or(configured, "table")
-	}
-	return cmp.Or(o.format, "table")
-}
-
-type volumeLsOptions struct{ listOptions }
+type volumeLsOptions struct{ verb.List }
 
 func volumeLsCommand(a *app) *cobra.Command {
 	var o volumeLsOptions
-	return o.command("List volumes", "Print only names", func(ctx context.Context) error { return o.run(ctx, a) })
+	return o.Command("List volumes", "Print only names", func(ctx context.Context) error { return o.run(ctx, a) })
 }
 
 func (o *volumeLsOptions) run(ctx context.Context, a *app) error {
@@ -58,7 +27,7 @@ func (o *volumeLsOptions) run(ctx context.Context, a *app) error {
 	if err != nil {
 		return err
 	}
-	res, err := c.VolumeList(ctx, moby.VolumeListOptions{Filters: moby.Filters(o.filter)})
+	res, err := c.VolumeList(ctx, moby.VolumeListOptions{Filters: moby.Filters(o.Filter)})
 	if err != nil {
 		return err
 	}
@@ -70,7 +39,7 @@ func (o *volumeLsOptions) run(ctx context.Context, a *app) error {
 	for i := range res.Items {
 		rows[i] = &volumeRow{&res.Items[i]}
 	}
-	return table.Write(a.out, volumesFormat(o.formatOr(a.config.VolumesFormat), o.quiet), &volumeRow{}, rows)
+	return table.Write(a.out, volumesFormat(o.FormatOr(a.config.VolumesFormat), o.Quiet), &volumeRow{}, rows)
 }
 
 func volumesFormat(format string, quiet bool) table.Format {

@@ -23,7 +23,7 @@ type swarming struct {
 	addr   string // of the swarm
 }
 
-func newSwarming(t *testing.T, client string, path string) *swarming {
+func newSwarming(t *testing.T, path string) *swarming {
 	if foreign != "" {
 		t.Skip("another's swarm is left alone")
 	}
@@ -100,6 +100,22 @@ func (s *swarming) until(words string, ok func(string) bool, args ...string) {
 	}
 }
 
+// tillFails waits until a command fails with words.
+func (s *swarming) tillFails(words string, args ...string) {
+	s.Helper()
+	end := time.Now().Add(harness.Patience(20 * time.Second))
+	for {
+		out, err := s.try(args...)
+		if err != nil && strings.Contains(out, words) {
+			return
+		}
+		if time.Now().After(end) {
+			s.Fatalf("%s: %v\n%s\nwant: %s", strings.Join(args, " "), err, out, words)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
 // init begins a swarm on a loopback address of its own: others may have theirs.
 func (s *swarming) init(args ...string) string {
 	s.Helper()
@@ -112,11 +128,15 @@ func (s *swarming) list(args ...string) []string { return strings.Fields(s.run(a
 // swarmClients calls f with each client there is.
 func swarmClients(t *testing.T, f func(*swarming)) {
 	needs(t)
-	path, err := exec.LookPath("docker")
-	if err != nil {
-		t.Skip("needs the docker client")
+	for _, name := range []string{"docker", "escale"} {
+		t.Run(name, func(t *testing.T) {
+			path := clients()[name]
+			if _, err := os.Stat(path); err != nil {
+				t.Skipf("no client %s: the swarm is not tried with it", name)
+			}
+			f(newSwarming(t, path))
+		})
 	}
-	t.Run("docker", func(t *testing.T) { f(newSwarming(t, "docker", path)) })
 }
 
 // A swarm begins, tells of itself, changes its tokens, and ends without a trace.
@@ -129,7 +149,7 @@ func TestSwarmInit(t *testing.T) {
 		s.fails("This node is not part of a swarm", "swarm", "leave")
 		s.shows("inactive", "info", "-f", "{{.Swarm.LocalNodeState}}")
 		s.fails("must be a non-zero IP address or network interface", "swarm", "init", "--advertise-addr", "nosuch0")
-		if out := s.init("--default-addr-pool", "10.77.0.0/16", "--default-addr-pool-mask-length", "26"); !strings.Contains(out, "docker swarm join --token SWMTKN-1-") {
+		if out := s.init("--default-addr-pool", "10.77.0.0/16", "--default-addr-pool-mask-length", "26"); !strings.Contains(out, filepath.Base(s.client)+" swarm join --token SWMTKN-1-") {
 			s.Error(out)
 		}
 		s.fails("This node is already part of a swarm", "swarm", "init")
@@ -161,7 +181,7 @@ func TestSwarmInit(t *testing.T) {
 		s.till("Leader", "node", "ls")
 		s.fails("Use `--force` to ignore this message", "swarm", "leave")
 		s.run("swarm", "leave", "--force")
-		s.fails(no, "node", "ls")
+		s.tillFails(no, "node", "ls")
 	})
 }
 

@@ -24,6 +24,12 @@ type Config struct {
 	VolumesFormat  string            `json:"volumesFormat"`
 	PluginsFormat  string            `json:"pluginsFormat"`
 	NetworksFormat string            `json:"networksFormat"`
+	ServicesFormat string            `json:"servicesFormat"`
+	ServiceFormat  string            `json:"serviceInspectFormat"`
+	TasksFormat    string            `json:"tasksFormat"`
+	NodesFormat    string            `json:"nodesFormat"`
+	SecretFormat   string            `json:"secretFormat"`
+	ConfigFormat   string            `json:"configFormat"`
 	PruneFilters   []string          `json:"pruneFilters"`
 	Proxies        map[string]Proxy  `json:"proxies"`
 }
