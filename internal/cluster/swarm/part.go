@@ -42,7 +42,7 @@ func (s *Swarm) Leave(ctx context.Context, force bool) error {
 			return say(errdefs.ErrUnavailable, warning+"Removing this node leaves %d managers out of %d. Without a Raft quorum your swarm will be inaccessible. "+
 				"The only way to restore a swarm that has lost consensus is to reinitialize it with `--force-new-cluster`. Use `--force` to suppress this message.", reachable-1, all)
 		case all <= 1 && part.Ready:
-			if err := s.erase(ctx); err != nil {
+			if err := erase(ctx, s.Store); err != nil {
 				return err
 			}
 		}
@@ -55,21 +55,21 @@ func (s *Swarm) Leave(ctx context.Context, force bool) error {
 const ends = time.Minute
 
 // erase removes all that is the swarm's, and waits until it is gone.
-func (s *Swarm) erase(ctx context.Context) error {
+func erase(ctx context.Context, s store.Store) error {
 	ctx, cancel := context.WithTimeout(ctx, ends)
 	defer cancel()
 	for {
-		w, err := s.Store.Watch(s.Store.View().Revision())
+		w, err := s.Watch(s.View().Revision())
 		if err != nil {
 			return err
 		}
-		v := s.Store.View()
+		v := s.View()
 		last := leftovers(v)
 		if len(last) == 0 {
 			return nil
 		}
 		if changes := leaving(last); len(changes) > 0 {
-			if _, err := s.Store.Commit(ctx, changes...); err != nil && !errdefs.IsConflict(err) && !errdefs.IsNotFound(err) {
+			if _, err := s.Commit(ctx, changes...); err != nil && !errdefs.IsConflict(err) && !errdefs.IsNotFound(err) {
 				return err
 			}
 			continue

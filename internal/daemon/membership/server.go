@@ -27,7 +27,6 @@ type server struct {
 	m     *Membership
 	rec   record
 	child *child.Child
-	roots []byte // that the process trusts: it reads them once
 	ring  atomic.Pointer[seal.Ring]
 	store atomic.Pointer[etcd.Store]
 
@@ -50,7 +49,7 @@ func (m *Membership) begin(r record, ring *seal.Ring) (*server, error) {
 		return nil, fmt.Errorf("certificate for the store: %w", err)
 	}
 	id := keeper.Identity()
-	s := &server{m: m, rec: r, roots: id.Roots, ended: make(chan struct{})}
+	s := &server{m: m, rec: r, ended: make(chan struct{})}
 	s.ring.Store(ring)
 	s.child = child.New(child.Config{
 		Name: r.Node, Dir: filepath.Join(m.cfg.Dir, serverDir), Socket: filepath.Join(m.cfg.RunDir, "store.sock"),
@@ -222,8 +221,8 @@ func (s *server) unseat(ctx context.Context, id, url string) error {
 const watched = time.Second
 
 // attendFiles keeps on disk what the server and a later start of the engine read: the
-// certificate, and the keys as the cluster wants them kept. It gives an error when the server
-// has to begin anew, which reads the roots but once.
+// certificate and the roots, which the server looks at, and the keys as the cluster wants
+// them kept.
 func (s *server) attendFiles(ctx context.Context, st store.Store) error {
 	m := s.m
 	m.mu.Lock()
@@ -236,9 +235,6 @@ func (s *server) attendFiles(ctx context.Context, st store.Store) error {
 				return err
 			}
 			had = is
-			if string(is.Roots) != string(s.roots) {
-				return errors.New("other roots are trusted now: the store's server begins anew")
-			}
 		}
 		if key, err := unlockKey(st.View()); err == nil && key != locked {
 			if err := (locksmith{m}).keepKeys(s.ring.Load(), key); err != nil {
