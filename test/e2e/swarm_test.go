@@ -374,7 +374,7 @@ func TestSwarmReach(t *testing.T) {
 // manager reaches containers, files and logs of tasks that are not its own.
 func TestSwarmNeighbours(t *testing.T) {
 	swarmClients(t, func(s *swarming) {
-		other := newSwarming(t, "docker", s.client)
+		other := newSwarming(t, s.client)
 		s.init()
 		token := s.run("swarm", "join-token", "-q", "worker")
 		other.run("swarm", "join", "--token", token, "--advertise-addr", other.addr, "--listen-addr", other.addr, s.addr+":2377")
