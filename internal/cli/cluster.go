@@ -8,10 +8,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"escale.dev/escale/internal/cli/handed"
+	"escale.dev/escale/internal/cli/swarm/status"
 )
 
-func clusterCommands(*app) []*cobra.Command {
-	return []*cobra.Command{clusterDev()}
+func clusterCommands(a *app) []*cobra.Command {
+	return []*cobra.Command{clusterDev(), status.Command(a.verb())}
 }
 
 // clusterDev becomes the engine's own program, as registryServe does: it makes networks.

@@ -138,7 +138,7 @@ func addCommands(a *app, root *cobra.Command) {
 		group(a, "container", "Manage containers", containerCommands, "attach", "commit", "cp", "create", "diff", "exec", "export", "kill", "logs", "ps",
 			"pause", "port", "rename", "restart", "rm", "run", "start", "stats", "stop", "top", "unpause", "update", "wait"),
 		group(a, "image", "Manage images", imageCommands, "build", "history", "import", "load", "images", "pull", "push", "rmi", "save", "tag"),
-		group(a, "cluster", "Try a cluster on this machine", clusterCommands),
+		group(a, "cluster", "Look at a cluster, or try one on this machine", clusterCommands),
 		group(a, "network", "Manage networks", networkCommands),
 		group(a, "plugin", "Manage plugins", pluginCommands),
 		group(a, "registry", "Serve and look after a registry of images", registryCommands),
