@@ -71,6 +71,19 @@ func TestSwarmAsDocker(t *testing.T) {
 
 func swarmDir(t *testing.T) string {
 	dir := bodyDir(t)
+	files, err := filepath.Glob("testdata/stack/*")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no compose files: %v", err)
+	}
+	for _, f := range files {
+		text, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, filepath.Base(f)), text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
 	const root = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 	for name, text := range map[string]string{"secret": "hush", "empty": "", "root.pem": root, "root.key": strings.ReplaceAll(root, "CERTIFICATE", "PRIVATE KEY")} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
@@ -140,6 +153,13 @@ func runSwarm(t *testing.T, p *paper, dir, client, line string, member bool) tol
 	for _, s := range p.sent {
 		r.sent = append(r.sent, normalRequest(t, s))
 	}
+	if strings.HasPrefix(line, "stack deploy") {
+		// The stock client takes the services, and networks, of a file in an order of chance.
+		slices.Sort(r.sent)
+		lines := strings.Split(r.out, "\n")
+		slices.Sort(lines)
+		r.out = strings.Join(slices.Compact(lines), "\n")
+	}
 	return r
 }
 
@@ -184,7 +204,7 @@ func sortSets(key string, v any) {
 			sortSets("", e)
 		}
 		switch key {
-		case "Env", "Ports", "Secrets", "Configs", "GenericResources":
+		case "Env", "Ports", "Secrets", "Configs", "GenericResources", "Aliases":
 			slices.SortFunc(x, func(a, b any) int { return strings.Compare(text(a), text(b)) })
 		}
 	}

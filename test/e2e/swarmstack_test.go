@@ -12,9 +12,6 @@ import (
 // on which somebody is stays, and one that containers may use is used.
 func TestSwarmStack(t *testing.T) {
 	swarmClients(t, func(s *swarming) {
-		if filepath.Base(s.client) != "docker" {
-			s.Skip("escale has no stack deploy yet")
-		}
 		s.fails("This node is not a swarm manager", "network", "create", "-d", "overlay", "early")
 		s.init()
 		s.till("ingress", "network", "ls", "--filter", "driver=overlay", "--filter", "scope=swarm", "--format", "{{.Name}}")

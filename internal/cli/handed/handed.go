@@ -52,3 +52,38 @@ func Decode(r io.Reader) (*Engine, error) {
 	}
 	return &e, nil
 }
+
+// StackWord is the word that makes escaled do what a Stack asks for, which comes on FD.
+const StackWord = "stack"
+
+// What is done about a stack.
+const (
+	StackDeploy = "deploy"
+	StackConfig = "config"
+)
+
+// Stack is what is asked of the compose files of a stack, and of which engine.
+type Stack struct {
+	Engine              Engine
+	Do                  string // StackDeploy or StackConfig
+	Name                string
+	Files               []string
+	SkipInterpolation   bool // of StackConfig; the others are of StackDeploy
+	Auth, Prune, Quiet  bool
+	Detach, DetachGiven bool
+	ResolveImage        string // always, changed or never
+}
+
+// ReadStack reads what was handed on FD, and closes it.
+func ReadStack() (*Stack, error) {
+	f := os.NewFile(FD, "handed")
+	if f == nil {
+		return nil, fmt.Errorf("descriptor %d is not open", FD)
+	}
+	defer f.Close()
+	var s Stack
+	if err := json.NewDecoder(f).Decode(&s); err != nil {
+		return nil, fmt.Errorf("the stack that was handed over: %w", err)
+	}
+	return &s, nil
+}

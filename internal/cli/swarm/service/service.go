@@ -91,7 +91,7 @@ escale service create --name nightly --mode replicated-job --replicas 10 --max-c
 		if err != nil {
 			return err
 		}
-		s, err := o.Create(ctx, args[0], args[1:], ids{c})
+		s, err := o.Create(ctx, args[0], args[1:], IDs{c})
 		if err != nil {
 			return err
 		}
@@ -180,7 +180,7 @@ func change(ctx context.Context, a *verb.App, c *client.Client, o *spec.Options,
 	if s.Spec.TaskTemplate.ContainerSpec == nil {
 		return fmt.Errorf("service %s has no containers", name)
 	}
-	if err := o.Update(ctx, &s.Spec, ids{c}); err != nil {
+	if err := o.Update(ctx, &s.Spec, IDs{c}); err != nil {
 		return err
 	}
 	offline, _ := f.GetBool("no-resolve-image")
@@ -341,12 +341,12 @@ func rmCommand(a *verb.App) *cobra.Command {
 	}
 }
 
-// ids finds IDs by names.
-type ids struct{ c *client.Client }
+// IDs finds IDs by names, of one engine.
+type IDs struct{ Client *client.Client }
 
 // Network gives the ID of a network of the cluster.
-func (i ids) Network(ctx context.Context, name string) (string, error) {
-	res, err := i.c.NetworkInspect(ctx, name, moby.NetworkInspectOptions{Scope: "swarm"})
+func (i IDs) Network(ctx context.Context, name string) (string, error) {
+	res, err := i.Client.NetworkInspect(ctx, name, moby.NetworkInspectOptions{Scope: "swarm"})
 	return res.Network.ID, err
 }
 
@@ -356,8 +356,8 @@ func named(names []string) moby.Filters {
 }
 
 // Secrets gives the IDs of those that are there.
-func (i ids) Secrets(ctx context.Context, names []string) (map[string]string, error) {
-	res, err := i.c.SecretList(ctx, moby.SecretListOptions{Filters: named(names)})
+func (i IDs) Secrets(ctx context.Context, names []string) (map[string]string, error) {
+	res, err := i.Client.SecretList(ctx, moby.SecretListOptions{Filters: named(names)})
 	found := map[string]string{}
 	for _, s := range res.Items {
 		found[s.Spec.Name] = s.ID
@@ -366,8 +366,8 @@ func (i ids) Secrets(ctx context.Context, names []string) (map[string]string, er
 }
 
 // Configs gives the IDs of those that are there.
-func (i ids) Configs(ctx context.Context, names []string) (map[string]string, error) {
-	res, err := i.c.ConfigList(ctx, moby.ConfigListOptions{Filters: named(names)})
+func (i IDs) Configs(ctx context.Context, names []string) (map[string]string, error) {
+	res, err := i.Client.ConfigList(ctx, moby.ConfigListOptions{Filters: named(names)})
 	found := map[string]string{}
 	for _, s := range res.Items {
 		found[s.Spec.Name] = s.ID

@@ -27,8 +27,8 @@ func capabilitySet(words []string) map[string]bool {
 	return set
 }
 
-// capabilities are those of a new service: what is added is not dropped.
-func capabilities(add, drop []string) (added, dropped []string) {
+// Capabilities are those of a new service: what is added is not dropped.
+func Capabilities(add, drop []string) (added, dropped []string) {
 	a, d := capabilitySet(add), capabilitySet(drop)
 	for _, set := range []map[string]bool{a, d} {
 		delete(set, resetCapabilities)

@@ -77,7 +77,7 @@ func (o *Options) containerSpec(image string, args, env []string, health *contai
 		Ulimits:         o.ulimits.List(),
 		OomScoreAdj:     o.oomScoreAdj,
 	}
-	c.CapabilityAdd, c.CapabilityDrop = capabilities(o.capAdd.Values, o.capDrop.Values)
+	c.CapabilityAdd, c.CapabilityDrop = Capabilities(o.capAdd.Values, o.capDrop.Values)
 	return c
 }
 

@@ -1,5 +1,6 @@
 // Package stack holds the commands about stacks: the services, networks, secrets and
-// configs of a compose file, which bear the stack's name as a label.
+// configs of a compose file, which bear the stack's name as a label. What reads compose
+// files is done by escaled, in the package deploy below.
 package stack
 
 import (
@@ -27,7 +28,7 @@ const label = "com.docker.stack.namespace"
 
 // Commands are those of `stack`.
 func Commands(a *verb.App) []*cobra.Command {
-	return []*cobra.Command{lsCommand(a), psCommand(a), rmCommand(a), servicesCommand(a)}
+	return []*cobra.Command{configCommand(a), deployCommand(a), lsCommand(a), psCommand(a), rmCommand(a), servicesCommand(a)}
 }
 
 // names offers the names of stacks.
