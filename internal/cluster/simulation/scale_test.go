@@ -21,17 +21,16 @@ import (
 	"github.com/moby/moby/api/types/container"
 )
 
-// perService is how many replicas each service of TestScale has.
-const perService = 100
-
 // The loops, as they run, on many machines that are made up: everything that is asked gets
 // placed and runs. It prints what that costs (docs/scale.md): $ESCALE_SCALE_NODES and
-// $ESCALE_SCALE_TASKS say how many.
+// $ESCALE_SCALE_TASKS say how many, $ESCALE_SCALE_REPLICAS how many tasks a service has.
 func TestScale(t *testing.T) {
 	nodes, tasks := envInt("ESCALE_SCALE_NODES", 50), envInt("ESCALE_SCALE_TASKS", 1000)
+	perService := uint64(min(envInt("ESCALE_SCALE_REPLICAS", 100), tasks))
 	c := newCrowd(t, nodes)
 	before := usage(t)
-	for i := range tasks / perService {
+	services := tasks / int(perService)
+	for i := range services {
 		c.commit(store.Create(&cluster.Service{Meta: cluster.Meta{Name: fmt.Sprint("s", i)}, Spec: scaleSpec(perService), Numbers: 1}))
 	}
 	c.until("all tasks run", func() bool { return c.up() >= tasks })
@@ -54,7 +53,7 @@ func TestScale(t *testing.T) {
 			t.Errorf("%s has %d tasks, %d would be fair", node, n, fair)
 		}
 	}
-	changes := c.measure(30, tasks)
+	changes := c.measure(30, tasks, services)
 	t.Logf("one replica more, until it runs: median %.2f ms, worst %.2f ms, %.2f ms of CPU each", ms(changes.median), ms(changes.worst), ms(changes.cpu))
 	c.roll(t)
 }
@@ -238,13 +237,13 @@ func (c *crowd) until(what string, done func() bool) {
 type figures struct{ median, worst, cpu time.Duration }
 
 // measure asks one service after another for one replica more and waits until it runs.
-func (c *crowd) measure(times, tasks int) (f figures) {
+func (c *crowd) measure(times, tasks, services int) (f figures) {
 	c.t.Helper()
 	begin := usage(c.t)
 	var took []time.Duration
 	for i := range times {
 		at, want := time.Now(), tasks+i+1
-		c.scale(fmt.Sprint("s", i%(tasks/perService)), 1)
+		c.scale(fmt.Sprint("s", i%services), 1)
 		c.until("one replica more", func() bool { return c.up() >= want })
 		took = append(took, time.Since(at))
 	}
