@@ -47,7 +47,9 @@ func (m *Membership) Leave(ctx context.Context) error {
 			return err
 		}
 		if last {
-			return m.turn(ctx, leaver{m}.home)
+			if err := m.turn(ctx, leaver{m}.home); err != nil {
+				return err
+			}
 		}
 	}
 	if err := m.turn(ctx, func(context.Context) error {
