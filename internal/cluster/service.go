@@ -97,6 +97,22 @@ type Port struct {
 	Host      bool   `json:",omitempty"` // each task on its own node, rather than balanced
 }
 
+// HostPorts are those that each task has on its own node.
+func (s *ServiceSpec) HostPorts() (out []Port) {
+	for _, p := range s.Ports {
+		if p.Host {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// Excludes tells whether one node cannot have both ports.
+func (p Port) Excludes(o Port) bool {
+	every := func(a string) bool { return a == "" || a == "0.0.0.0" || a == "::" }
+	return p.Published != 0 && p.Published == o.Published && p.Proto == o.Proto && (p.Address == o.Address || every(p.Address) || every(o.Address))
+}
+
 // Need is a condition on another service.
 type Need struct {
 	Service   string // name

@@ -72,7 +72,7 @@ func (s *Service) First(slot uint64, node string) *Task {
 	}
 	return &Task{
 		Meta: Meta{Name: name, Owner: s.ID, Labels: s.Spec.Labels}, Spec: s.Spec.Task, SpecNumber: s.Spec.Number, Slot: slot, Node: node,
-		Number: 1, Desired: TaskRunning, Status: TaskStatus{State: TaskNew}, Networks: s.Spec.Networks, Halted: s.Spec.Halted, App: s.Owner,
+		Number: 1, Desired: TaskRunning, Status: TaskStatus{State: TaskNew}, Networks: s.Spec.Networks, Ports: s.Spec.HostPorts(), Halted: s.Spec.Halted, App: s.Owner,
 	}
 }
 
@@ -80,7 +80,7 @@ func (s *Service) First(slot uint64, node string) *Task {
 func (t *Task) Successor(spec TaskSpec, number uint64) *Task {
 	next := &Task{
 		Meta: Meta{Name: t.Name, Owner: t.Owner, Labels: t.Labels}, Spec: spec, SpecNumber: number, Slot: t.Slot,
-		Number: t.Number + 1, Desired: TaskRunning, Status: TaskStatus{State: TaskNew}, Networks: t.Networks, App: t.App,
+		Number: t.Number + 1, Desired: TaskRunning, Status: TaskStatus{State: TaskNew}, Networks: t.Networks, Ports: t.Ports, App: t.App,
 	}
 	if t.Slot == 0 {
 		next.Node = t.Node

@@ -28,6 +28,7 @@ type Task struct {
 	App        string       `json:",omitempty"` // id of the app that the service is of
 	// Addresses are those on overlay networks; it gets a node once it has all of them.
 	Addresses []TaskAddress `json:",omitempty"`
+	Ports     []Port        `json:",omitempty"` // that it has on its own node
 }
 
 // TaskAddress is an address of a task on an overlay network.
@@ -120,8 +121,9 @@ type TaskStatus struct {
 // ContainerStatus is what is known of a task's container.
 type ContainerStatus struct {
 	ID       string
-	PID      int `json:",omitempty"`
-	ExitCode int `json:",omitempty"`
+	PID      int    `json:",omitempty"`
+	ExitCode int    `json:",omitempty"`
+	Ports    []Port `json:",omitempty"` // of its own node, as it has got them
 }
 
 // Held tells whether the task must not start yet: it waits for its turn, for what it

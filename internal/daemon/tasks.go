@@ -114,6 +114,14 @@ func (c taskContainers) Kept(context.Context) ([]executor.Container, error) {
 
 func taskContainer(v *container.View) executor.Container {
 	out := executor.Container{ID: string(v.ID), Name: v.Name, Labels: v.Config.Labels, Anonymous: v.Anonymous(), PID: v.State.Pid}
+	for _, e := range v.Endpoints {
+		for p, list := range e.Ports {
+			if out.Ports == nil {
+				out.Ports = network.PortMap{}
+			}
+			out.Ports[p] = append(out.Ports[p], list...)
+		}
+	}
 	if v.Owner != nil { // else it was let go just now
 		out.Task, out.Node = v.Owner.Task, v.Owner.Node
 	}

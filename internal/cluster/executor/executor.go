@@ -83,6 +83,7 @@ type Container struct {
 	Labels     map[string]string
 	Anonymous  map[string]string // volumes that nobody gave a name, by destination
 	PID        int
+	Ports      network.PortMap // as they are published now
 }
 
 // Supplies are what containers need. The methods are idempotent, and block.
@@ -289,46 +290,6 @@ func (c *controller) labels() map[string]string {
 	return out
 }
 
-// publish gives the container the ports of its service, balanced between its tasks
-// unless they are each task's own.
-func (c *controller) publish(v store.View, cfg *container.Config, host *container.HostConfig) error {
-	s, err := store.Find[*cluster.Service](v, c.t.Owner)
-	if errdefs.IsNotFound(err) {
-		return nil // it is about to go, and its task with it
-	}
-	if err != nil || len(s.Spec.Ports) == 0 {
-		return err
-	}
-	host.PortBindings = maps.Clone(host.PortBindings)
-	if host.PortBindings == nil {
-		host.PortBindings = network.PortMap{}
-	}
-	ports := s.Spec.Ports
-	if len(s.Status.Ports) > 0 {
-		ports = s.Status.Ports
-	}
-	for _, p := range ports {
-		port, ok := network.PortFrom(p.Target, p.Proto)
-		if !ok {
-			return fmt.Errorf("port %d/%s: %w", p.Target, p.Proto, errdefs.ErrInvalidArgument)
-		}
-		var b network.PortBinding
-		if p.Address != "" {
-			if err := b.HostIP.UnmarshalText([]byte(p.Address)); err != nil {
-				return fmt.Errorf("port %d/%s: %w: %w", p.Target, p.Proto, err, errdefs.ErrInvalidArgument)
-			}
-		}
-		if p.Published != 0 {
-			b.HostPort = strconv.Itoa(int(p.Published))
-		}
-		host.PortBindings[port] = append(slices.Clone(host.PortBindings[port]), b)
-		if !p.Host && p.Published != 0 {
-			cfg.Labels[LabelBalance] = s.ID
-		}
-	}
-	return nil
-}
-
 // Start implements cluster.Controller.
 func (c *controller) Start(ctx context.Context) (cluster.ContainerStatus, error) {
 	found, err := c.x.c.Of(ctx, c.t.ID)
@@ -341,7 +302,7 @@ func (c *controller) Start(ctx context.Context) (cluster.ContainerStatus, error)
 	if found, err = c.x.c.Of(ctx, c.t.ID); err != nil {
 		return cluster.ContainerStatus{}, err
 	}
-	return cluster.ContainerStatus{ID: found.ID, PID: found.PID}, nil
+	return cluster.ContainerStatus{ID: found.ID, PID: found.PID, Ports: published(c.t.Ports, found.Ports)}, nil
 }
 
 // Runs implements cluster.Controller.

@@ -34,6 +34,11 @@ func filters(t *cluster.Task) ([]filter, error) {
 			return slices.ContainsFunc(list, func(p cluster.Platform) bool { return r.Node.Status.Platform.Suits(p) })
 		}})
 	}
+	if slices.ContainsFunc(t.Ports, func(p cluster.Port) bool { return p.Published != 0 }) {
+		out = append(out, filter{"host-mode port already in use", func(r *Room) bool {
+			return !slices.ContainsFunc(t.Ports, func(p cluster.Port) bool { return slices.ContainsFunc(r.Ports, p.Excludes) })
+		}})
+	}
 	if most := t.Spec.Placement.MaxPerNode; most > 0 {
 		out = append(out, filter{"max replicas per node limit exceed", func(r *Room) bool { return uint64(r.Services[t.Owner]) < most }})
 	}

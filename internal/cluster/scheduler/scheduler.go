@@ -79,7 +79,7 @@ func rooms(v store.View) []*Room {
 	out := []*Room{}
 	for _, n := range store.List[*cluster.Node](v) {
 		load := v.NodeLoad(n.ID)
-		out = append(out, &Room{Node: n, Tasks: load.Tasks, Services: load.Services, Reserved: load.Reserved})
+		out = append(out, &Room{Node: n, Tasks: load.Tasks, Services: load.Services, Reserved: load.Reserved, Ports: load.Ports})
 	}
 	return out
 }
@@ -157,7 +157,7 @@ func (r *round) choose(t *cluster.Task) (*Room, string) {
 // alike tells whether what was found for one task holds for the other: replicas of one spec.
 func alike(a, b *cluster.Task) bool {
 	return a != nil && a.Owner == b.Owner && a.SpecNumber == b.SpecNumber && a.Slot != 0 && b.Slot != 0 && a.Node == b.Node && a.Spec.Force == b.Spec.Force &&
-		reflect.DeepEqual(a.Spec.Placement, b.Spec.Placement) && a.Spec.Reserved.Equal(b.Spec.Reserved)
+		reflect.DeepEqual(a.Spec.Placement, b.Spec.Placement) && a.Spec.Reserved.Equal(b.Spec.Reserved) && slices.Equal(a.Ports, b.Ports)
 }
 
 // look finds the nodes that will do for a task.
@@ -203,7 +203,8 @@ type Room struct {
 	Tasks    int
 	Services map[string]int // tasks, by service; shared with the store until it is touched
 	Reserved cluster.Resources
-	own      bool // Services is
+	Ports    []cluster.Port // that tasks have on the node alone; shared as Services is
+	own      bool           // Services is
 	// Near are, for the task that is being placed, the tasks of its service on nodes
 	// with the same value of each label that it is spread over.
 	Near []int
@@ -240,6 +241,9 @@ func (r *Room) take(t *cluster.Task) {
 	r.Tasks++
 	r.Services[t.Owner]++
 	r.Reserved = r.Reserved.Plus(t.Spec.Reserved, 1)
+	if len(t.Ports) > 0 {
+		r.Ports = slices.Concat(r.Ports, t.Ports)
+	}
 }
 
 // Score orders two nodes that will do for a task, the better one first.

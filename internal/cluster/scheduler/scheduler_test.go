@@ -33,22 +33,28 @@ func schedule(t *testing.T, s *mem.Store, l Loop, tasks ...cluster.TaskSpec) (ou
 	t.Helper()
 	for i, spec := range tasks {
 		task := &cluster.Task{Meta: cluster.Meta{Owner: "service"}, Spec: spec, Slot: uint64(i + 1), Number: 1, Desired: cluster.TaskRunning, Status: cluster.TaskStatus{State: cluster.TaskNew}}
-		if _, err := s.Commit(t.Context(), store.Create(task)); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := s.Commit(t.Context(), l.Decide(s.View(), all, time.Now()).Changes...); err != nil {
-			t.Fatal(err)
-		}
-		if again := l.Decide(s.View(), all, time.Now()); len(again.Changes) > 0 {
-			t.Errorf("it is never content: %+v", again)
-		}
-		got, err := store.Find[*cluster.Task](s.View(), task.ID)
-		if err != nil {
-			t.Fatal(err)
-		}
-		out = append(out, got.Node+got.Status.Err)
+		out = append(out, place(t, s, l, task))
 	}
 	return out
+}
+
+// place makes a task and gives it its node, or why it has none.
+func place(t *testing.T, s *mem.Store, l Loop, task *cluster.Task) string {
+	t.Helper()
+	if _, err := s.Commit(t.Context(), store.Create(task)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Commit(t.Context(), l.Decide(s.View(), all, time.Now()).Changes...); err != nil {
+		t.Fatal(err)
+	}
+	if again := l.Decide(s.View(), all, time.Now()); len(again.Changes) > 0 {
+		t.Errorf("it is never content: %+v", again)
+	}
+	got, err := store.Find[*cluster.Task](s.View(), task.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got.Node + got.Status.Err
 }
 
 func TestFilters(t *testing.T) {
@@ -202,5 +208,70 @@ func TestManyAtOnce(t *testing.T) {
 				t.Errorf("%s: %d tasks on %s, load %+v", name, on[node], node, l)
 			}
 		}
+	}
+}
+
+// Tasks that want one port of their node are never on one node, and say why they wait.
+func TestHostPorts(t *testing.T) {
+	s := machines(t, 2, func(int, *cluster.Node) {})
+	tcp := func(address string, published uint16) cluster.Port {
+		return cluster.Port{Proto: "tcp", Target: 80, Published: published, Address: address, Host: true}
+	}
+	for i, c := range []struct {
+		port cluster.Port
+		want string
+	}{
+		{tcp("", 8080), "node0"},
+		{tcp("", 8080), "node1"},
+		{tcp("", 8080), "no suitable node (host-mode port already in use on 2 nodes)"},
+		{tcp("127.0.0.1", 8080), "no suitable node (host-mode port already in use on 2 nodes)"},
+		{cluster.Port{Proto: "udp", Target: 80, Published: 8080, Host: true}, "node0"},
+		{tcp("", 0), "node1"},
+		{tcp("127.0.0.1", 90), "node0"},
+		{tcp("127.0.0.2", 90), "node1"},
+		{tcp("127.0.0.2", 90), "node0"},
+		{tcp("0.0.0.0", 90), "no suitable node (host-mode port already in use on 2 nodes)"},
+	} {
+		task := &cluster.Task{Meta: cluster.Meta{Owner: fmt.Sprint("service", i)}, Slot: 1, Number: 1, Desired: cluster.TaskRunning, Status: cluster.TaskStatus{State: cluster.TaskNew}, Ports: []cluster.Port{c.port}}
+		if got := place(t, s, Loop{}, task); got != c.want {
+			t.Errorf("%d: %q, want %q", i, got, c.want)
+		}
+	}
+	// Whoever ends makes room.
+	first := store.Copy(store.List[*cluster.Task](s.View(), store.Owner("service0"))[0])
+	first.Status.State = cluster.TaskComplete
+	d := Loop{}.Keys(s.View(), store.Event{Old: first, New: first})
+	if _, err := s.Commit(t.Context(), store.Update(first)); err != nil || len(d) != 1 {
+		t.Fatal(err, d)
+	}
+	if _, err := s.Commit(t.Context(), Loop{}.Decide(s.View(), all, time.Now()).Changes...); err != nil {
+		t.Fatal(err)
+	}
+	if got := store.List[*cluster.Task](s.View(), store.Owner("service2"))[0]; got.Node != "node0" {
+		t.Errorf("%q %q", got.Node, got.Status.Err)
+	}
+}
+
+// Replicas that are placed in one look see each other's ports.
+func TestHostPortsAtOnce(t *testing.T) {
+	s := machines(t, 3, func(int, *cluster.Node) {})
+	service := &cluster.Service{Meta: cluster.Meta{ID: "service", Name: "web"}, Spec: cluster.ServiceSpec{Number: 1, Ports: []cluster.Port{{Proto: "tcp", Target: 80, Published: 8080, Host: true}, {Proto: "tcp", Target: 81, Published: 8081}}}}
+	for n := range uint64(4) {
+		if _, err := s.Commit(t.Context(), store.Create(service.First(n+1, ""))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := s.Commit(t.Context(), Loop{}.Decide(s.View(), all, time.Now()).Changes...); err != nil {
+		t.Fatal(err)
+	}
+	nodes := map[string]int{}
+	for _, task := range store.List[*cluster.Task](s.View()) {
+		nodes[task.Node]++
+		if task.Node == "" && task.Status.Err != "no suitable node (host-mode port already in use on 3 nodes)" {
+			t.Error(task.Status.Err)
+		}
+	}
+	if len(nodes) != 4 {
+		t.Errorf("%v", nodes)
 	}
 }

@@ -2,6 +2,7 @@ package store
 
 import (
 	"maps"
+	"slices"
 
 	"escale.dev/escale/internal/cluster"
 	"github.com/hashicorp/go-memdb"
@@ -15,6 +16,7 @@ type NodeLoad struct {
 	Tasks    int
 	Services map[string]int // tasks, by service
 	Reserved cluster.Resources
+	Ports    []cluster.Port // that tasks have on the node alone
 }
 
 // loads is the table of them, by node.
@@ -53,7 +55,7 @@ func counts(o cluster.Object) (*cluster.Task, bool) {
 func weigh(txn *memdb.Txn, before, after cluster.Object) error {
 	was, wasIn := counts(before)
 	is, isIn := counts(after)
-	if wasIn == isIn && (!isIn || was.Node == is.Node && was.Owner == is.Owner && was.Spec.Reserved.Equal(is.Spec.Reserved)) {
+	if wasIn == isIn && (!isIn || was.Node == is.Node && was.Owner == is.Owner && was.Spec.Reserved.Equal(is.Spec.Reserved) && slices.Equal(was.Ports, is.Ports)) {
 		return nil
 	}
 	for _, c := range []struct {
@@ -92,5 +94,15 @@ func (l NodeLoad) plus(t *cluster.Task, sign int) NodeLoad {
 		delete(l.Services, t.Owner)
 	}
 	l.Reserved = l.Reserved.Plus(t.Spec.Reserved, int64(sign))
+	if len(t.Ports) > 0 {
+		l.Ports = slices.Clone(l.Ports)
+	}
+	for _, p := range t.Ports {
+		if i := slices.Index(l.Ports, p); sign < 0 && i >= 0 {
+			l.Ports = slices.Delete(l.Ports, i, i+1)
+		} else if sign > 0 {
+			l.Ports = append(l.Ports, p)
+		}
+	}
 	return l
 }

@@ -19,6 +19,10 @@ func TestNodeLoad(t *testing.T) {
 		task.Owner, task.Node = fmt.Sprint("s", rng.IntN(3)), []string{"", "a", "b", "c"}[rng.IntN(4)]
 		task.Status.State = states[rng.IntN(len(states))]
 		task.Spec.Reserved = cluster.Resources{NanoCPUs: rng.Int64N(3), Memory: rng.Int64N(3)}
+		task.Ports = nil
+		for range rng.IntN(3) {
+			task.Ports = append(task.Ports, cluster.Port{Proto: "tcp", Published: uint16(80 + rng.IntN(3)), Host: true})
+		}
 		if rng.IntN(2) == 0 {
 			task.Spec.Reserved.Generic = map[string]int64{"gpu": 1 + rng.Int64N(2)}
 		}
@@ -80,6 +84,10 @@ func TestNodeLoad(t *testing.T) {
 	}
 }
 
+func sorted(list []cluster.Port) []cluster.Port {
+	return slices.SortedFunc(slices.Values(list), func(a, b cluster.Port) int { return int(a.Published) - int(b.Published) })
+}
+
 func recount(t *testing.T, v View) {
 	t.Helper()
 	want := map[string]NodeLoad{}
@@ -96,7 +104,7 @@ func recount(t *testing.T, v View) {
 	}
 	for _, node := range []string{"a", "b", "c"} {
 		is, want := v.NodeLoad(node), want[node]
-		if is.Tasks != want.Tasks || !is.Reserved.Equal(want.Reserved) || !maps.Equal(is.Services, want.Services) {
+		if is.Tasks != want.Tasks || !is.Reserved.Equal(want.Reserved) || !maps.Equal(is.Services, want.Services) || !slices.Equal(sorted(is.Ports), sorted(want.Ports)) {
 			t.Fatalf("load of %s: %+v, counted %+v", node, is, want)
 		}
 	}

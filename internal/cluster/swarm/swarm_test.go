@@ -789,7 +789,7 @@ func TestTasks(t *testing.T) {
 		return task.ID
 	}
 	up := make(1, func(t *cluster.Task) {
-		t.Status = cluster.TaskStatus{State: cluster.TaskRunning, Healthy: true, HealthyAt: time.Now(), Container: &cluster.ContainerStatus{ID: "c0ffee", PID: 7}}
+		t.Status = cluster.TaskStatus{State: cluster.TaskRunning, Healthy: true, HealthyAt: time.Now(), Container: &cluster.ContainerStatus{ID: "c0ffee", PID: 7, Ports: []cluster.Port{{Proto: "tcp", Target: 80, Published: 8080, Host: true}}}}
 	})
 	waits := make(2, func(t *cluster.Task) { t.Status.State = cluster.TaskRunning }) // for its health check
 	make(3, func(t *cluster.Task) {
@@ -813,6 +813,9 @@ func TestTasks(t *testing.T) {
 	task, err := r.GetTask(up)
 	if err != nil || task.Status.ContainerStatus.PID != 7 || task.Slot != 1 || task.NodeID != "node1" || task.Spec.ContainerSpec.Image != "nginx:1" || task.Status.State != "running" {
 		t.Errorf("%+v %v", task, err)
+	}
+	if p := task.Status.PortStatus.Ports; len(p) != 1 || p[0] != (swarm.PortConfig{Protocol: "tcp", TargetPort: 80, PublishedPort: 8080, PublishMode: "host"}) {
+		t.Errorf("%+v", p)
 	}
 	if task, _ = r.GetTask("web.2." + waits); task.Status.State != "starting" {
 		t.Errorf("%+v", task.Status)

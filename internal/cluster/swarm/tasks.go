@@ -115,6 +115,9 @@ func tellTask(v store.View, t *cluster.Task) swarm.Task {
 	}
 	if c := t.Status.Container; c != nil {
 		out.Status.ContainerStatus = &swarm.ContainerStatus{ContainerID: c.ID, PID: c.PID, ExitCode: c.ExitCode}
+		if !t.Status.State.Ended() {
+			out.Status.PortStatus.Ports = fromPorts(c.Ports)
+		}
 	}
 	for _, a := range t.Addresses {
 		at := slices.IndexFunc(out.NetworksAttachments, func(n swarm.NetworkAttachment) bool { return n.Network.ID == a.Network })

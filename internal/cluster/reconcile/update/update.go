@@ -219,7 +219,7 @@ func (d *decision) exchange() {
 			d.Changes = append(d.Changes, store.Unchanged(d.service))
 		}
 		next := t.Successor(d.service.Spec.Task, d.service.Spec.Number)
-		next.Networks, next.Labels = d.service.Spec.Networks, d.service.Spec.Labels
+		next.Networks, next.Labels, next.Ports = d.service.Spec.Networks, d.service.Spec.Labels, d.service.Spec.HostPorts()
 		if !startFirst && !t.Status.State.Ended() {
 			next.Desired = cluster.TaskReady
 			d.want(t, cluster.TaskShutdown)
