@@ -43,8 +43,42 @@ func (authority) NewRoot(id string, now time.Time) (swarm.Root, error) {
 	if err != nil {
 		return swarm.Root{}, err
 	}
+	return asRoot(r)
+}
+
+func asRoot(r *ca.Root) (swarm.Root, error) {
 	key, err := r.KeyPEM()
-	return swarm.Root{Cert: r.PEM(), Key: key}, err
+	return swarm.Root{Cert: r.PEM(), Key: key, Ends: r.Ends()}, err
+}
+
+// LoadRoot implements swarm.Authority.
+func (authority) LoadRoot(cert, key []byte) (swarm.Root, error) {
+	r, err := ca.LoadRoot(cert, key)
+	if err != nil {
+		return swarm.Root{}, err
+	}
+	return asRoot(r)
+}
+
+// Rotate implements swarm.Authority.
+func (authority) Rotate(root, next swarm.Root) (out cluster.RootRotation, err error) {
+	old, err := ca.LoadRoot(root.Cert, root.Key)
+	if err != nil {
+		return out, err
+	}
+	to, err := ca.LoadRoot(next.Cert, next.Key)
+	if err != nil {
+		return out, err
+	}
+	a, err := ca.NewAuthority(old, nil)
+	if err != nil {
+		return out, err
+	}
+	r, err := a.Rotate(to)
+	if err != nil {
+		return out, err
+	}
+	return cluster.RootRotation{Cert: r.Cert, Key: r.Key, Cross: r.Cross, Issuer: to.Issuer()}, nil
 }
 
 // Token implements swarm.Authority.

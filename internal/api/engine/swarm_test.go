@@ -22,6 +22,12 @@ import (
 // paperSwarm is what a swarm needs of an engine, made up.
 type paperSwarm struct{}
 
+func (paperSwarm) LoadRoot([]byte, []byte) (swarm.Root, error) { return swarm.Root{}, nil }
+
+func (paperSwarm) Rotate(swarm.Root, swarm.Root) (cluster.RootRotation, error) {
+	return cluster.RootRotation{}, nil
+}
+
 func (paperSwarm) NewRoot(string, time.Time) (swarm.Root, error) {
 	return swarm.Root{Cert: []byte("root"), Key: []byte("key")}, nil
 }

@@ -100,6 +100,9 @@ func (a *Authority) CheckSigner() error {
 	return err
 }
 
+// Issuer names the key of the root, as Authority.Issuer does.
+func (r *Root) Issuer() string { return issuer(r.cert.SubjectKeyId) }
+
 func issuer(id []byte) string { return base64.StdEncoding.EncodeToString(id) }
 
 // poolOf are the certificates of a PEM. InvalidArgument.

@@ -91,6 +91,11 @@ func LoadRoot(cert, key []byte) (*Root, error) {
 	if err := r.check(time.Now()); err != nil {
 		return nil, fmt.Errorf("root certificate: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
+	if len(r.cert.SubjectKeyId) == 0 { // what it signs says by it who has
+		if r.cert.SubjectKeyId, err = keyID(r.cert.PublicKey); err != nil {
+			return nil, fmt.Errorf("root certificate: %w: %w", err, errdefs.ErrInvalidArgument)
+		}
+	}
 	if len(key) == 0 {
 		return r, nil
 	}
@@ -132,6 +137,9 @@ func (r *Root) KeyPEM() ([]byte, error) {
 
 // Digest is what tokens name the root by: SHA-256 of its PEM, 50 digits of base 36.
 func (r *Root) Digest() string { return digest(r.PEM()) }
+
+// Ends is when the root is valid no more.
+func (r *Root) Ends() time.Time { return r.cert.NotAfter }
 
 // Same tells whether the roots are of one certificate.
 func (r *Root) Same(other *Root) bool { return r.cert.Equal(other.cert) }

@@ -2,9 +2,6 @@ package swarm
 
 import (
 	"context"
-	"crypto/x509"
-	"encoding/pem"
-	"fmt"
 	"net/netip"
 	"reflect"
 	"time"
@@ -72,9 +69,11 @@ func check(s *swarm.Spec) error {
 	case s.Dispatcher.HeartbeatPeriod < 0:
 		return invalid("heartbeat time period cannot be a negative duration")
 	case len(ca.ExternalCAs) > 0:
-		return say(errdefs.ErrNotImplemented, "external certificate authorities are not supported")
-	case ca.SigningCACert != "" || ca.SigningCAKey != "":
-		return say(errdefs.ErrNotImplemented, "a certificate authority of one's own is not supported: the swarm makes its own")
+		return say(errdefs.ErrNotImplemented, "external certificate authorities are not supported: the swarm signs by itself, with a root that it makes or is given (docker swarm ca --rotate --ca-cert --ca-key)")
+	case ca.SigningCACert == "" && ca.SigningCAKey != "":
+		return invalid("if a signing CA key is provided, the signing CA cert must also be provided")
+	case ca.SigningCACert != "" && ca.SigningCAKey == "":
+		return say(errdefs.ErrNotImplemented, "a root without its key needs an external certificate authority to sign, which is not supported: give its key, too")
 	case s.TaskDefaults.LogDriver != nil:
 		return say(errdefs.ErrNotImplemented, "a log driver for all tasks is set by the engines (--log-driver), or by each service")
 	case !reflect.DeepEqual(s.Raft, standard):
@@ -158,9 +157,9 @@ func (s *Swarm) Init(ctx context.Context, r swarm.InitRequest) (string, error) {
 	node.Spec.Availability, node.Spec.Manager = availability, true
 
 	c := &cluster.Cluster{Meta: cluster.Meta{ID: cluster.NewID(), Name: cluster.DefaultCluster, Labels: spec.Labels}, Spec: spec}
-	root, err := s.Authority.NewRoot(c.ID, s.Now())
+	root, err := s.firstRoot(c)
 	if err != nil {
-		return "", fmt.Errorf("root certificate: %w", err)
+		return "", err
 	}
 	c.Status = cluster.ClusterStatus{
 		RootCA: root.Cert, Key: root.Key, WorkerSecret: s.Authority.NewSecret(), ManagerSecret: s.Authority.NewSecret(),
@@ -227,19 +226,8 @@ func (s *Swarm) Inspect() (swarm.Swarm, error) {
 // info is what everybody may know of the swarm.
 func info(c *cluster.Cluster) swarm.ClusterInfo {
 	out := swarm.ClusterInfo{
-		ID: c.ID, Meta: meta(&c.Meta), Spec: c.Spec, TLSInfo: tlsInfo(c.Status.RootCA), DefaultAddrPool: c.Status.AddressPools,
-		SubnetSize: uint32(c.Status.SubnetSize), DataPathPort: uint32(c.Status.DataPathPort),
-	}
-	return out
-}
-
-// tlsInfo is how certificates of a root are recognized.
-func tlsInfo(root []byte) swarm.TLSInfo {
-	out := swarm.TLSInfo{TrustRoot: string(root)}
-	if block, _ := pem.Decode(root); block != nil {
-		if c, err := x509.ParseCertificate(block.Bytes); err == nil {
-			out.CertIssuerSubject, out.CertIssuerPublicKey = c.RawSubject, c.RawSubjectPublicKeyInfo
-		}
+		ID: c.ID, Meta: meta(&c.Meta), Spec: c.Spec, TLSInfo: tlsInfo(c), DefaultAddrPool: c.Status.AddressPools,
+		SubnetSize: uint32(c.Status.SubnetSize), DataPathPort: uint32(c.Status.DataPathPort), RootRotationInProgress: c.Status.RootRotation != nil,
 	}
 	return out
 }
@@ -262,17 +250,11 @@ func (s *Swarm) Update(ctx context.Context, version uint64, asked swarm.Spec, ro
 		return errOutOfOrder
 	}
 	c = store.Copy(c)
-	if spec.CAConfig.ForceRotate != c.Spec.CAConfig.ForceRotate {
-		root, err := s.Authority.NewRoot(c.ID, s.Now())
-		if err != nil {
-			return fmt.Errorf("root certificate: %w", err)
-		}
-		if n := len(store.List[*cluster.Node](v)); n > 1 {
-			return say(errdefs.ErrNotImplemented, "the root certificate of a swarm of %d nodes cannot be rotated yet", n)
-		}
-		c.Status.RootCA, c.Status.Key = root.Cert, root.Key
+	if err := s.rotate(c, &spec.CAConfig); err != nil {
+		return err
 	}
 	c.Spec, c.Labels = spec, spec.Labels
+	forget(&c.Spec.CAConfig)
 	if rotate.WorkerToken {
 		c.Status.WorkerSecret = s.Authority.NewSecret()
 	}

@@ -85,7 +85,7 @@ func tellNode(c *cluster.Cluster, n *cluster.Node) swarm.Node {
 		},
 		Description: swarm.NodeDescription{
 			Hostname: n.Name, Platform: swarm.Platform{Architecture: machine(n.Status.Platform.Architecture), OS: n.Status.Platform.OS},
-			Resources: tellResources(n.Status.Resources), TLSInfo: tlsInfo(c.Status.RootCA),
+			Resources: tellResources(n.Status.Resources), TLSInfo: nodeTLS(c, n),
 			Engine: swarm.EngineDescription{EngineVersion: n.Status.Version, Labels: n.Status.EngineLabels},
 		},
 		Status: swarm.NodeStatus{State: swarm.NodeStateDown, Message: n.Status.Message, Addr: n.Status.Addr},

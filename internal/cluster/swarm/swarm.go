@@ -18,12 +18,20 @@ import (
 )
 
 // Root is the certificate authority of a swarm, both PEM.
-type Root struct{ Cert, Key []byte }
+type Root struct {
+	Cert, Key []byte
+	Ends      time.Time // it is valid until then
+}
 
 // Authority makes what nodes know each other by.
 type Authority interface {
 	// NewRoot makes a root for the cluster of an id.
 	NewRoot(cluster string, now time.Time) (Root, error)
+	// LoadRoot reads one that somebody gives, in the form in which roots are compared.
+	// InvalidArgument when it is none, or the key is another's.
+	LoadRoot(cert, key []byte) (Root, error)
+	// Rotate makes what is needed to exchange a root for the next.
+	Rotate(root, next Root) (cluster.RootRotation, error)
 	// Token is what a node shows to join: it names the root and has a secret.
 	Token(cert []byte, secret string) (string, error)
 	// NewSecret is the secret part of a token that nobody has.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/ca"
 	"escale.dev/escale/internal/cluster/store"
 	"escale.dev/escale/internal/cluster/store/mem"
 	"escale.dev/escale/internal/logs"
@@ -33,7 +34,22 @@ type paper struct {
 }
 
 func (p *paper) NewRoot(cluster string, _ time.Time) (Root, error) {
-	return Root{Cert: []byte("root of " + cluster), Key: []byte("key")}, nil
+	r, err := ca.NewRoot(cluster, time.Now())
+	if err != nil {
+		return Root{}, err
+	}
+	key, err := r.KeyPEM()
+	return Root{Cert: r.PEM(), Key: key, Ends: r.Ends()}, err
+}
+func (p *paper) LoadRoot(cert, key []byte) (Root, error) {
+	r, err := ca.LoadRoot(cert, key)
+	if err != nil {
+		return Root{}, err
+	}
+	return Root{Cert: r.PEM(), Key: key, Ends: r.Ends()}, nil
+}
+func (p *paper) Rotate(root, next Root) (cluster.RootRotation, error) {
+	return cluster.RootRotation{Cert: next.Cert, Key: next.Key, Cross: append([]byte("by "), root.Cert...), Issuer: "next"}, nil
 }
 func (p *paper) Token(cert []byte, secret string) (string, error) {
 	return "SWMTKN-1-" + string(cert) + "-" + secret, nil
