@@ -120,6 +120,52 @@ func TestGivenKey(t *testing.T) {
 	}
 }
 
+// bareCert is a root of openssl's that does not name its own key, from 2026 to 2126.
+const bareCert = `-----BEGIN CERTIFICATE-----
+MIIBQzCB66ADAgECAhQuJDR8nOBs0ypE7R0KiPj3h3vCejAKBggqhkjOPQQDAjAP
+MQ0wCwYDVQQDDARvdXJzMCAXDTI2MTEyMjA0MDgyMloYDzIxMjYxMDI5MDQwODIy
+WjAPMQ0wCwYDVQQDDARvdXJzMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEOaVZ
+VtrJXAWRPi//Xl5W3On5gQdv3k10QY6HqwYBJo/66be2WyM2d9e0AtciSSZ+Jbu+
+yxATiqe2shpRJ2e21KMjMCEwDwYDVR0TAQH/BAUwAwEB/zAOBgNVHQ8BAf8EBAMC
+AgQwCgYIKoZIzj0EAwIDRwAwRAIgUI9x1ccEBUIYc72YV8G1JnGZr8f5qaFiDXri
+g9xRms4CIFGZF2LoZZc0i/JKYdYX4RK3JjsyrmQCWZnScmXDpNyy
+-----END CERTIFICATE-----
+`
+
+const bareKey = `-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgfbUXUHL8RlZOnfZW
+mbmfyOEulYh5rdIEqANZSwqM4f+hRANCAAQ5pVlW2slcBZE+L/9eXlbc6fmBB2/e
+TXRBjoerBgEmj/rpt7ZbIzZ317QC1yJJJn4lu77LEBOKp7ayGlEnZ7bU
+-----END PRIVATE KEY-----
+`
+
+// What a root signs that has no name for its key says all the same who has signed it.
+func TestRootWithoutKeyName(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		time.Sleep(time.Until(time.Date(2040, 1, 1, 0, 0, 0, 0, time.UTC)))
+		r, err := LoadRoot([]byte(bareCert), []byte(bareKey))
+		if err != nil || r.Issuer() == "" || !r.Ends().After(time.Now().AddDate(80, 0, 0)) {
+			t.Fatal(r, err)
+		}
+		key, csr, err := NewRequest()
+		if err != nil {
+			t.Fatal(err)
+		}
+		a, err := NewAuthority(r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		cert, err := a.Issue(csr, Worker, "n1", "c1", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id, err := newIdentity(key, cert, a.Trusted())
+		if err != nil || id.Issuer != r.Issuer() || id.Issuer != a.Issuer() {
+			t.Errorf("%+v %v", id, err)
+		}
+	})
+}
+
 // A root is not believed before its time, nor after.
 func TestRootExpires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
