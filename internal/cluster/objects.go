@@ -129,12 +129,17 @@ type Secret struct {
 // Kind implements Object.
 func (*Secret) Kind() Kind { return KindSecret }
 
+// Replaced tells whether another one has its name now: it is there for those who go back.
+func (s *Secret) Replaced() bool { return s.Spec.ReplacedBy != "" }
+
 // SecretSpec is a secret; at most 500 kB.
 type SecretSpec struct {
 	Name     string `json:",omitempty"`
 	External bool   `json:",omitempty"`
 	Data     []byte `json:",omitempty"`
 	Template bool   `json:",omitempty"` // Data is a template: see Place.Expand
+
+	ReplacedBy string `json:",omitempty"` // id of the one that has its name now; this one has another in the store
 }
 
 // Config is a file for tasks.
@@ -146,12 +151,17 @@ type Config struct {
 // Kind implements Object.
 func (*Config) Kind() Kind { return KindConfig }
 
+// Replaced tells whether another one has its name now: it is there for those who go back.
+func (c *Config) Replaced() bool { return c.Spec.ReplacedBy != "" }
+
 // ConfigSpec is a config; at most 500 kB.
 type ConfigSpec struct {
 	Name     string `json:",omitempty"`
 	External bool   `json:",omitempty"`
 	Data     []byte `json:",omitempty"`
 	Template bool   `json:",omitempty"` // Data is a template: see Place.Expand
+
+	ReplacedBy string `json:",omitempty"` // id of the one that has its name now; this one has another in the store
 }
 
 // Node is a machine.

@@ -31,6 +31,7 @@ import (
 	"escale.dev/escale/internal/cluster/reconcile/reaper"
 	"escale.dev/escale/internal/cluster/reconcile/replicated"
 	"escale.dev/escale/internal/cluster/reconcile/restart"
+	"escale.dev/escale/internal/cluster/reconcile/retire"
 	"escale.dev/escale/internal/cluster/reconcile/root"
 	"escale.dev/escale/internal/cluster/reconcile/sweep"
 	"escale.dev/escale/internal/cluster/reconcile/update"
@@ -170,7 +171,7 @@ func (d *Daemon) keepApps(ctx context.Context) (release func()) {
 func (o *orchestrator) loops() []loop.Loop {
 	return []loop.Loop{
 		app.Loop{}, replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{}, depend.Loop{}, restart.Loop{}, update.Loop{}, enforce.Loop{}, reaper.Loop{}, allocate.Loop{},
-		root.Loop{}, sweep.Loop{}, scheduler.Loop{Score: scheduler.Scores()[o.d.cfg.Scheduling]},
+		root.Loop{}, retire.Loop{}, sweep.Loop{}, scheduler.Loop{Score: scheduler.Scores()[o.d.cfg.Scheduling]},
 	}
 }
 

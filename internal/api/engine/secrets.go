@@ -1,9 +1,11 @@
 package engine
 
 import (
+	"context"
 	"net/http"
 
-	"github.com/moby/moby/api/types/swarm"
+	"escale.dev/escale/internal/cluster/swarm"
+	api "github.com/moby/moby/api/types/swarm"
 )
 
 // secretRoutes answer for secrets and configs of the swarm.
@@ -21,6 +23,9 @@ func (s secretRoutes) routes() []route {
 		{http.MethodGet, "/configs/{name}", s.config},
 		{http.MethodDelete, "/configs/{name}", s.removeConfig},
 		{http.MethodPost, "/configs/{name}/update", s.updateConfig},
+		// Escale's own: docs/api/escale.yaml describes them.
+		{http.MethodPost, "/escale/secrets/{name}/renew", s.renew},
+		{http.MethodPost, "/escale/configs/{name}/renew", s.renewConfig},
 	}
 }
 
@@ -32,7 +37,7 @@ func (s secretRoutes) list(w *response, r *request) error {
 }
 
 func (s secretRoutes) create(w *response, r *request) error {
-	var spec swarm.SecretSpec
+	var spec api.SecretSpec
 	if err := readJSON(w, r, &spec); err != nil {
 		return err
 	}
@@ -58,7 +63,7 @@ func (s secretRoutes) remove(w *response, r *request) error {
 }
 
 func (s secretRoutes) update(w *response, r *request) error {
-	var spec swarm.SecretSpec
+	var spec api.SecretSpec
 	if err := readJSON(w, r, &spec); err != nil {
 		return err
 	}
@@ -74,7 +79,7 @@ func (s secretRoutes) configs(w *response, r *request) error {
 }
 
 func (s secretRoutes) createConfig(w *response, r *request) error {
-	var spec swarm.ConfigSpec
+	var spec api.ConfigSpec
 	if err := readJSON(w, r, &spec); err != nil {
 		return err
 	}
@@ -92,7 +97,7 @@ func (s secretRoutes) removeConfig(w *response, r *request) error {
 }
 
 func (s secretRoutes) updateConfig(w *response, r *request) error {
-	var spec swarm.ConfigSpec
+	var spec api.ConfigSpec
 	if err := readJSON(w, r, &spec); err != nil {
 		return err
 	}
@@ -101,4 +106,22 @@ func (s secretRoutes) updateConfig(w *response, r *request) error {
 		return err
 	}
 	return nothing(w, s.cfg.Swarm.UpdateConfig(detached(r), r.name, version, spec))
+}
+
+func (s secretRoutes) renew(w *response, r *request) error {
+	return renewed(w, r, s.cfg.Swarm.RenewSecret)
+}
+
+func (s secretRoutes) renewConfig(w *response, r *request) error {
+	return renewed(w, r, s.cfg.Swarm.RenewConfig)
+}
+
+// renewed gives a secret or config the content of the body.
+func renewed(w *response, r *request, renew func(context.Context, string, []byte) (swarm.Renewed, error)) error {
+	var body struct{ Data []byte }
+	if err := readJSON(w, r, &body); err != nil {
+		return err
+	}
+	out, err := renew(detached(r), r.name, body.Data)
+	return one(w, out, err)
 }

@@ -62,6 +62,8 @@ type SwarmFiles interface {
 	GetConfig(ref string) (api.Config, error)
 	CreateConfig(ctx context.Context, s api.ConfigSpec) (id string, err error)
 	UpdateConfig(ctx context.Context, ref string, version uint64, s api.ConfigSpec) error
+	RenewSecret(ctx context.Context, ref string, data []byte) (swarm.Renewed, error)
+	RenewConfig(ctx context.Context, ref string, data []byte) (swarm.Renewed, error)
 	RemoveConfig(ctx context.Context, ref string) error
 }
 

@@ -60,8 +60,10 @@ func event(was, is cluster.Object) (m events.Message, ok bool) {
 		if !told {
 			told = serviceAttrs(attrs, was.(*cluster.Service), o)
 		}
-	case *cluster.Secret, *cluster.Config:
-		told = true
+	case *cluster.Secret:
+		told = !o.Replaced() // that it was is told of the one that has its name
+	case *cluster.Config:
+		told = !o.Replaced()
 	case *cluster.Network:
 		told = told && b.Owner == ""
 		if o.Spec.Name != "" {

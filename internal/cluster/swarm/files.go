@@ -44,7 +44,7 @@ func (s *Swarm) Secrets(f Filters) ([]swarm.Secret, error) {
 	}
 	out := []swarm.Secret{}
 	for _, o := range store.List[*cluster.Secret](v) {
-		if f.filter(&o.Meta) {
+		if f.filter(&o.Meta) && !o.Replaced() {
 			out = append(out, tellSecret(o))
 		}
 	}
@@ -156,7 +156,7 @@ func (s *Swarm) Configs(f Filters) ([]swarm.Config, error) {
 	}
 	out := []swarm.Config{}
 	for _, o := range store.List[*cluster.Config](v) {
-		if f.filter(&o.Meta) {
+		if f.filter(&o.Meta) && !o.Replaced() {
 			out = append(out, tellConfig(o))
 		}
 	}

@@ -348,7 +348,7 @@ func uses[T cluster.Object](out []store.Change, v store.View, what string, refs 
 		if err != nil {
 			return nil, invalid("%s not found: %s", what, r.Name)
 		}
-		if o.Base().Name != r.Name {
+		if name, _, _ := file(o); o.Base().Name != r.Name && *name != r.Name {
 			return nil, invalid("%s %s is not named %s", what, r.ID, r.Name)
 		}
 		if !seen[r.ID] {
