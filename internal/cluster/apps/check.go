@@ -1,13 +1,13 @@
 package apps
 
 import (
+	"strings"
 	"fmt"
 	"regexp"
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
 	"github.com/containerd/errdefs"
-	"github.com/robfig/cron/v3"
 )
 
 // Bounds of what an app can be.
@@ -105,8 +105,8 @@ func checkMode(m cluster.Mode) error {
 		return bad("only a job can have a schedule")
 	}
 	if m.Schedule != "" {
-		if _, err := cron.ParseStandard(m.Schedule); err != nil {
-			return bad("schedule %q: %s", m.Schedule, err)
+		if _, err := cluster.ParseSchedule(m.Schedule); err != nil {
+			return bad("%s", strings.TrimSuffix(err.Error(), ": invalid argument"))
 		}
 	}
 	return nil

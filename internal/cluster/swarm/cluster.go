@@ -61,6 +61,9 @@ func defaults(s swarm.Spec) swarm.Spec {
 func check(s *swarm.Spec) error {
 	ca := s.CAConfig
 	standard := defaults(swarm.Spec{}).Raft
+	if err := checkPermit(s.Labels); err != nil {
+		return err
+	}
 	switch {
 	case s.Name != "" && s.Name != cluster.DefaultCluster:
 		return invalid("modification of cluster name is not allowed")

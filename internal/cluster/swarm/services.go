@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"time"
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
@@ -207,6 +208,9 @@ func (s *Swarm) UpdateService(ctx context.Context, ref string, version uint64, a
 		}
 		next.Spec.Number = number(next, o)
 		next.Status.Rollout, next.Status.Wanted = nil, nil
+		if spec.Mode.Schedule != o.Spec.Mode.Schedule {
+			next.Status.Due = time.Time{}
+		}
 		_, err = s.Store.Commit(ctx, append(used, store.Update(next))...)
 		if !errdefs.IsConflict(err) || s.moved(o) {
 			return warnings, written(err)
@@ -222,10 +226,10 @@ func (s *Swarm) moved(o *cluster.Service) bool {
 }
 
 // number is that of a service's next spec: another one when its tasks are to be others,
-// or its job is to be done again.
+// or its job is to be done again, which one with a schedule is when it is due.
 func number(next, was *cluster.Service) uint64 {
 	job := was.Spec.Mode.Job != nil || was.Spec.Mode.GlobalJob
-	if !job && !was.Spec.Replaces(&next.Spec) {
+	if (!job || next.Spec.Mode.Schedule != "") && !was.Spec.Replaces(&next.Spec) {
 		return was.Spec.Number
 	}
 	next.Numbers++
@@ -240,13 +244,16 @@ func (s *Swarm) goBack(ctx context.Context, o *cluster.Service, version uint64) 
 	if o.Previous == nil {
 		return rpc(errdefs.ErrFailedPrecondition, "service %s does not have a previous spec", o.ID)
 	}
+	if err := permitted(s.Store.View(), &o.Previous.Task); err != nil {
+		return err
+	}
 	next := store.Copy(o)
 	was := next.Spec
 	next.Spec, next.Previous = *next.Previous, &was
 	next.Labels, next.Status.Wanted = next.Spec.Labels, nil
 	if next.Spec.Mode.Job != nil || next.Spec.Mode.GlobalJob {
 		next.Spec.Number = number(next, o)
-		next.Status.Rollout = nil
+		next.Status.Rollout, next.Status.Due = nil, time.Time{}
 	} else {
 		next.Status.Rollout = &cluster.RolloutStatus{State: cluster.RollingBack, Number: next.Spec.Number, StartedAt: s.Now(), Message: "manually requested rollback"}
 	}
@@ -321,6 +328,9 @@ func pinned(ref string) bool {
 // settle finds in a view what a spec names, and refuses ports that another service has. The
 // changes say that what it uses is as it was.
 func (s *Swarm) settle(v store.View, was *cluster.Service, spec *cluster.ServiceSpec) (used []store.Change, err error) {
+	if err := permitted(v, &spec.Task); err != nil {
+		return nil, err
+	}
 	spec.Networks = slices.Clone(spec.Networks) // who settles anew begins with what was asked
 	for i := range spec.Networks {
 		if err := onNetwork(v, s.Networks, &spec.Networks[i]); err != nil {

@@ -30,6 +30,9 @@ func toSpec(asked *swarm.ServiceSpec) (out cluster.ServiceSpec, err error) {
 	if out.Mode, err = toMode(&asked.Mode); err != nil {
 		return out, err
 	}
+	if err := toSchedule(asked.Labels, &out.Mode); err != nil {
+		return out, err
+	}
 	if out.Task, err = toTask(&asked.TaskTemplate); err != nil {
 		return out, err
 	}
@@ -107,6 +110,9 @@ func toTask(t *swarm.TaskSpec) (out cluster.TaskSpec, err error) {
 		Resources: container.Resources{Ulimits: c.Ulimits},
 	}
 	if out.Host.SecurityOpt, err = toSecurity(c.Privileges); err != nil {
+		return out, err
+	}
+	if err := toRights(c.Labels, out.Host); err != nil {
 		return out, err
 	}
 	for _, line := range c.Hosts {

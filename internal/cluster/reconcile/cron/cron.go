@@ -5,14 +5,11 @@
 package cron
 
 import (
-	"fmt"
 	"time"
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
 	"escale.dev/escale/internal/cluster/store/loop"
-	"github.com/containerd/errdefs"
-	"github.com/robfig/cron/v3"
 )
 
 // Loop is the loop.
@@ -21,16 +18,6 @@ type Loop struct {
 }
 
 var _ loop.Loop = Loop{}
-
-// Parse reads a schedule: minute, hour, day of the month, month, day of the week, or
-// @daily and the like. InvalidArgument when it is none.
-func Parse(s string) (cron.Schedule, error) {
-	sched, err := cron.ParseStandard(s)
-	if err != nil {
-		return nil, fmt.Errorf("schedule %q: %w: %w", s, err, errdefs.ErrInvalidArgument)
-	}
-	return sched, nil
-}
 
 // Name implements loop.Loop.
 func (Loop) Name() string { return "cron" }
@@ -63,7 +50,7 @@ func (l Loop) Decide(v store.View, key string, now time.Time) (d loop.Decision) 
 	if err != nil || s.Spec.Mode.Schedule == "" {
 		return d
 	}
-	sched, err := Parse(s.Spec.Mode.Schedule)
+	sched, err := cluster.ParseSchedule(s.Spec.Mode.Schedule)
 	if err != nil {
 		return d // whoever wrote it was told
 	}

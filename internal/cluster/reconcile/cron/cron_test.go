@@ -7,7 +7,6 @@ import (
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
 	"escale.dev/escale/internal/cluster/store/loop/looptest"
-	"github.com/containerd/errdefs"
 )
 
 // at sets the clock; the day is one without a change of the clocks.
@@ -103,12 +102,4 @@ func TestPlace(t *testing.T) {
 	}
 	b.Commit(store.Update(d.Changes[0].Object))
 	due(b, "2026-03-02 01:00")
-}
-
-func TestParse(t *testing.T) {
-	for schedule, good := range map[string]bool{"* * * * *": true, "@hourly": true, "*/5 1-3 * JAN MON": true, "": false, "* * * *": false, "60 * * * *": false} {
-		if _, err := Parse(schedule); (err == nil) != good || err != nil && !errdefs.IsInvalidArgument(err) {
-			t.Errorf("%q: %v", schedule, err)
-		}
-	}
 }
