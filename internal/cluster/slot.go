@@ -80,7 +80,7 @@ func (s *Service) First(slot uint64, node string) *Task {
 func (t *Task) Successor(spec TaskSpec, number uint64) *Task {
 	next := &Task{
 		Meta: Meta{Name: t.Name, Owner: t.Owner, Labels: t.Labels}, Spec: spec, SpecNumber: number, Slot: t.Slot,
-		Number: t.Number + 1, Desired: TaskRunning, Status: TaskStatus{State: TaskNew}, Networks: t.Networks, Ports: t.Ports, App: t.App,
+		Number: t.Number + 1, Desired: TaskRunning, Status: TaskStatus{State: TaskNew}, Networks: t.Networks, Ports: t.Ports, App: t.App, Home: t.home(&spec),
 	}
 	if t.Slot == 0 {
 		next.Node = t.Node

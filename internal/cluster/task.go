@@ -29,6 +29,8 @@ type Task struct {
 	// Addresses are those on overlay networks; it gets a node once it has all of them.
 	Addresses []TaskAddress `json:",omitempty"`
 	Ports     []Port        `json:",omitempty"` // that it has on its own node
+	Home      *Home         `json:",omitempty"` // where its volumes are
+	Toward    string        `json:",omitempty"` // id of a node that it goes to if that will do
 }
 
 // TaskAddress is an address of a task on an overlay network.

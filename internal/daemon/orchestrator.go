@@ -169,10 +169,14 @@ func (d *Daemon) keepApps(ctx context.Context) (release func()) {
 
 // loops are all there are.
 func (o *orchestrator) loops() []loop.Loop {
-	return []loop.Loop{
+	list := []loop.Loop{
 		app.Loop{}, replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{}, depend.Loop{}, restart.Loop{}, update.Loop{}, enforce.Loop{}, reaper.Loop{}, allocate.Loop{},
 		root.Loop{}, retire.Loop{}, sweep.Loop{}, scheduler.Loop{Score: scheduler.Scores()[o.d.cfg.Scheduling]},
 	}
+	if o.d.cfg.Scheduling == "spread" { // the others put tasks where it would take them from
+		list = append(list, scheduler.Rebalance{})
+	}
+	return list
 }
 
 // run keeps apps until ctx ends, and blocks. What runs goes on. In safe mode no container is

@@ -1,9 +1,9 @@
 package apps
 
 import (
-	"strings"
 	"fmt"
 	"regexp"
+	"strings"
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"

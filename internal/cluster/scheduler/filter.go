@@ -1,48 +1,83 @@
 package scheduler
 
 import (
+	"cmp"
+	"fmt"
 	"slices"
 
 	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/cluster/store"
 )
 
-// filter refuses nodes, and says why in a few words that are followed by "on n nodes".
+// filter refuses nodes, and says why in a few words that are followed by "on n nodes",
+// unless they are whole, and true whenever there is none for it.
 type filter struct {
-	why  string
-	fits func(*Room) bool
+	why   string
+	fits  func(*Room) bool
+	whole bool
 }
 
 // filters are those that a task asks for.
-func filters(t *cluster.Task) ([]filter, error) {
+func filters(v store.View, t *cluster.Task) ([]filter, error) {
 	constraints, err := cluster.ParseConstraints(t.Spec.Placement.Constraints)
 	if err != nil {
 		return nil, err
 	}
-	out := []filter{
-		{"node not available", func(r *Room) bool { return r.Node.Status.Ready && available(r.Node, t) }},
+	var out []filter
+	if at, volume := home(v, t); at != nil {
+		out = append(out, filter{fmt.Sprintf("volume %q is on node %s", volume, cmp.Or(at.Name, at.ID)), func(r *Room) bool { return r.Node.ID == at.ID }, true})
 	}
+	add := func(why string, fits func(*Room) bool) { out = append(out, filter{why, fits, false}) }
+	add("node not available", func(r *Room) bool { return r.Node.Status.Ready && available(r.Node, t) })
 	if want := t.Spec.Reserved; want.NanoCPUs > 0 || want.Memory > 0 || len(want.Generic) > 0 {
-		out = append(out, filter{"insufficient resources", func(r *Room) bool { return r.holds(want) }})
+		add("insufficient resources", func(r *Room) bool { return r.holds(want) })
 	}
 	if len(constraints) > 0 {
-		out = append(out, filter{"scheduling constraints not satisfied", func(r *Room) bool {
+		add("scheduling constraints not satisfied", func(r *Room) bool {
 			return !slices.ContainsFunc(constraints, func(c cluster.Constraint) bool { return !c.Holds(r.Node) })
-		}})
+		})
 	}
 	if list := t.Spec.Placement.Platforms; len(list) > 0 {
-		out = append(out, filter{"unsupported platform", func(r *Room) bool {
+		add("unsupported platform", func(r *Room) bool {
 			return slices.ContainsFunc(list, func(p cluster.Platform) bool { return r.Node.Status.Platform.Suits(p) })
-		}})
+		})
 	}
 	if slices.ContainsFunc(t.Ports, func(p cluster.Port) bool { return p.Published != 0 }) {
-		out = append(out, filter{"host-mode port already in use", func(r *Room) bool {
+		add("host-mode port already in use", func(r *Room) bool {
 			return !slices.ContainsFunc(t.Ports, func(p cluster.Port) bool { return slices.ContainsFunc(r.Ports, p.Excludes) })
-		}})
+		})
 	}
 	if most := t.Spec.Placement.MaxPerNode; most > 0 {
-		out = append(out, filter{"max replicas per node limit exceed", func(r *Room) bool { return uint64(r.Services[t.Owner]) < most }})
+		add("max replicas per node limit exceed", func(r *Room) bool { return uint64(r.Services[t.Owner]) < most })
 	}
 	return out, nil
+}
+
+// home is the node that a task cannot leave, and which of its volumes is there; nil: there
+// is none. What was on a node that is no more holds nobody.
+func home(v store.View, t *cluster.Task) (*cluster.Node, string) {
+	h := t.Bound()
+	if h == nil {
+		return nil, ""
+	}
+	n, err := store.Find[*cluster.Node](v, h.Node)
+	if err != nil {
+		return nil, ""
+	}
+	known := store.List[*cluster.Volume](v)
+	for _, name := range h.Volumes {
+		shared := slices.ContainsFunc(known, func(o *cluster.Volume) bool {
+			return o.Spec.Name == name && !cluster.LocalDriver(o.Spec.Driver, o.Spec.Options)
+		})
+		if shared {
+			continue
+		}
+		if text, err := t.Place(n).Expand(name, nil); err == nil {
+			name = text
+		}
+		return n, name
+	}
+	return nil, ""
 }
 
 // available tells whether a node may get a task. One that is paused keeps its place of

@@ -53,7 +53,7 @@ func (Loop) All(store.View) []string { return []string{all} }
 // Decide implements loop.Loop. What it costs grows with the nodes and with the tasks that
 // wait, not with those that have their place.
 func (l Loop) Decide(v store.View, _ string, now time.Time) (d loop.Decision) {
-	r := round{score: l.Score, now: now}
+	r := round{v: v, score: l.Score, now: now}
 	if r.score == nil {
 		r.score = Spread
 	}
@@ -86,6 +86,7 @@ func rooms(v store.View) []*Room {
 
 // round gives tasks their nodes, one after the other, each seeing where the ones before went.
 type round struct {
+	v     store.View
 	score Score
 	now   time.Time
 	nodes []*Room // by id
@@ -138,13 +139,7 @@ func (r *round) choose(t *cluster.Task) (*Room, string) {
 	if len(c.fit) == 0 {
 		return nil, explain(c.checks, c.refused)
 	}
-	spread(t, r.nodes)
-	best := 0
-	for i, n := range c.fit {
-		if cmp.Or(r.score(t, n, c.fit[best]), cmp.Compare(n.Node.ID, c.fit[best].Node.ID)) < 0 {
-			best = i
-		}
-	}
+	best := r.best(t, c.fit)
 	to := c.fit[best]
 	to.take(t)
 	if i := slices.IndexFunc(c.checks, func(f filter) bool { return !f.fits(to) }); i >= 0 { // it is full now
@@ -154,15 +149,60 @@ func (r *round) choose(t *cluster.Task) (*Room, string) {
 	return to, ""
 }
 
+// best is which of some nodes is the best for a task.
+func (r *round) best(t *cluster.Task, fit []*Room) int {
+	if i := slices.IndexFunc(fit, func(n *Room) bool { return t.Toward != "" && n.Node.ID == t.Toward }); i >= 0 {
+		return i
+	}
+	spread(t, r.nodes)
+	best, shunned := 0, shun(r.v, t)
+	away := func(n *Room) int {
+		if n.Node.ID == shunned && shunned != "" {
+			return 1
+		}
+		return 0
+	}
+	for i, n := range fit {
+		if cmp.Or(away(n)-away(fit[best]), r.score(t, n, fit[best]), cmp.Compare(n.Node.ID, fit[best].Node.ID)) < 0 {
+			best = i
+		}
+	}
+	return best
+}
+
+// shunned is how often in a row tasks of a place fail before another node is tried.
+const shunned = 3
+
+// shun is the node on which the last task in the place of t has failed, one of several in a
+// row; "": they do not.
+func shun(v store.View, t *cluster.Task) (node string) {
+	if t.Failures < shunned || t.Slot == 0 {
+		return ""
+	}
+	var last time.Time
+	for _, o := range store.List[*cluster.Task](v, store.Owner(t.Owner)) {
+		if o.Slot == t.Slot && failed(o) && o.Status.At.After(last) {
+			node, last = o.Node, o.Status.At
+		}
+	}
+	return node
+}
+
+// failed tells whether a task has ended badly.
+func failed(t *cluster.Task) bool {
+	return t.Status.State == cluster.TaskFailed || t.Status.State == cluster.TaskRejected
+}
+
 // alike tells whether what was found for one task holds for the other: replicas of one spec.
 func alike(a, b *cluster.Task) bool {
 	return a != nil && a.Owner == b.Owner && a.SpecNumber == b.SpecNumber && a.Slot != 0 && b.Slot != 0 && a.Node == b.Node && a.Spec.Force == b.Spec.Force &&
-		reflect.DeepEqual(a.Spec.Placement, b.Spec.Placement) && a.Spec.Reserved.Equal(b.Spec.Reserved) && slices.Equal(a.Ports, b.Ports)
+		reflect.DeepEqual(a.Spec.Placement, b.Spec.Placement) && a.Spec.Reserved.Equal(b.Spec.Reserved) && slices.Equal(a.Ports, b.Ports) &&
+		reflect.DeepEqual(a.Bound(), b.Bound())
 }
 
 // look finds the nodes that will do for a task.
 func (r *round) look(t *cluster.Task) choice {
-	checks, err := filters(t)
+	checks, err := filters(r.v, t)
 	if err != nil {
 		return choice{wrong: err.Error()}
 	}
@@ -187,7 +227,9 @@ next:
 func explain(checks []filter, refused []int) string {
 	var why []string
 	for i, f := range checks {
-		if n := refused[i]; n > 0 {
+		if n := refused[i]; f.whole { // true of the node that is left, too
+			why = append(why, f.why)
+		} else if n > 0 {
 			why = append(why, fmt.Sprintf("%s on %d node%s", f.why, n, map[bool]string{true: "s"}[n > 1]))
 		}
 	}

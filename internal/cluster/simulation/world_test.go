@@ -17,6 +17,8 @@ import (
 	"escale.dev/escale/internal/cluster/reconcile/reaper"
 	"escale.dev/escale/internal/cluster/reconcile/replicated"
 	"escale.dev/escale/internal/cluster/reconcile/restart"
+	"escale.dev/escale/internal/cluster/reconcile/retire"
+	"escale.dev/escale/internal/cluster/reconcile/root"
 	"escale.dev/escale/internal/cluster/reconcile/update"
 	"escale.dev/escale/internal/cluster/scheduler"
 	"escale.dev/escale/internal/cluster/store"
@@ -35,6 +37,7 @@ type world struct {
 	loops []loop.Loop
 	again time.Time
 	watch func() // looks at what must always hold
+	away  string // a node of which nothing is heard
 }
 
 func newWorld(t *testing.T, seed uint64, nodes int) *world {
@@ -51,7 +54,7 @@ func newWorld(t *testing.T, seed uint64, nodes int) *world {
 
 // all are the loops that a manager runs.
 func all() []loop.Loop {
-	return []loop.Loop{replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{In: time.UTC}, restart.Loop{}, depend.Loop{}, app.Loop{}, update.Loop{}, enforce.Loop{}, reaper.Loop{}, allocate.Loop{}, scheduler.Loop{}}
+	return []loop.Loop{replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{In: time.UTC}, restart.Loop{}, depend.Loop{}, app.Loop{}, update.Loop{}, enforce.Loop{}, reaper.Loop{}, allocate.Loop{}, root.Loop{}, retire.Loop{}, scheduler.Loop{}, scheduler.Rebalance{}}
 }
 
 func (w *world) commit(changes ...store.Change) {
@@ -149,6 +152,9 @@ const (
 
 // act lets a task's node take it one state further.
 func (w *world) act(t *cluster.Task) bool {
+	if w.away != "" && t.Node == w.away {
+		return false
+	}
 	if t.Node != "" && t.Status.State.Ended() && t.Desired == cluster.TaskRemove && !t.Status.Gone {
 		t = store.Copy(t)
 		t.Status.Gone = true

@@ -66,7 +66,9 @@ func TestPermit(t *testing.T) {
 	if _, _, err = r.CreateService(ctx, labelled(labelDevices, "/dev/fuse"), Asked{}); err != nil {
 		t.Fatal(err)
 	}
-	err = r.change("web", Asked{}, func(s *swarm.ServiceSpec) { s.TaskTemplate.ContainerSpec.Labels[labelPrivileged] = "true" })
+	err = r.change("web", Asked{}, func(s *swarm.ServiceSpec) {
+		s.TaskTemplate.ContainerSpec.Labels = map[string]string{labelPrivileged: "true"}
+	})
 	wants(t, err, errdefs.IsPermissionDenied, "privileged")
 	if err = r.change("web", Asked{}, func(s *swarm.ServiceSpec) { s.TaskTemplate.ContainerSpec.Labels = nil }); err != nil {
 		t.Fatal(err)
@@ -115,8 +117,8 @@ func TestScheduled(t *testing.T) {
 	}{
 		{func(s *swarm.ServiceSpec) {}, 1, true},
 		{func(s *swarm.ServiceSpec) { s.TaskTemplate.ContainerSpec.Image = "other" }, 2, true},
-		{func(s *swarm.ServiceSpec) { s.Labels[labelSchedule] = "@daily" }, 2, false},
-		{func(s *swarm.ServiceSpec) { delete(s.Labels, labelSchedule) }, 3, false},
+		{func(s *swarm.ServiceSpec) { s.Labels = map[string]string{labelSchedule: "@daily"} }, 2, false},
+		{func(s *swarm.ServiceSpec) { s.Labels = nil }, 3, false},
 	} {
 		if err := r.change("web", Asked{}, c.f); err != nil {
 			t.Fatal(err)

@@ -111,10 +111,12 @@ func TestGivenRoot(t *testing.T) {
 		"if a signing CA key is provided, the signing CA cert must also be provided": func(ca *swarm.CAConfig) { ca.SigningCAKey = "x" },
 		"needs an external certificate authority":                                    func(ca *swarm.CAConfig) { ca.SigningCACert = string(mine.Cert) },
 		"no PEM of certificates":                                                     func(ca *swarm.CAConfig) { ca.SigningCACert, ca.SigningCAKey = "x", "y" },
-		"2 certificates, one is wanted":                                              func(ca *swarm.CAConfig) { ca.SigningCACert, ca.SigningCAKey = string(mine.Cert)+string(other.Cert), "y" },
-		"it is not the key of the certificate":                                       func(ca *swarm.CAConfig) { ca.SigningCACert, ca.SigningCAKey = string(mine.Cert), string(other.Key) },
-		"minimum certificate expiry time is: 1h0m0s":                                 func(ca *swarm.CAConfig) { ca.NodeCertExpiry = 1 },
-		"external certificate authorities are not supported":                         func(ca *swarm.CAConfig) { ca.ExternalCAs = []*swarm.ExternalCA{{}} },
+		"2 certificates, one is wanted": func(ca *swarm.CAConfig) {
+			ca.SigningCACert, ca.SigningCAKey = string(mine.Cert)+string(other.Cert), "y"
+		},
+		"it is not the key of the certificate":               func(ca *swarm.CAConfig) { ca.SigningCACert, ca.SigningCAKey = string(mine.Cert), string(other.Key) },
+		"minimum certificate expiry time is: 1h0m0s":         func(ca *swarm.CAConfig) { ca.NodeCertExpiry = 1 },
+		"external certificate authorities are not supported": func(ca *swarm.CAConfig) { ca.ExternalCAs = []*swarm.ExternalCA{{}} },
 	} {
 		err := r.ask(f)
 		wants(t, err, nil, words)

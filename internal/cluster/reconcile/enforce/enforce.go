@@ -27,19 +27,29 @@ func (Loop) Kinds() []cluster.Kind { return []cluster.Kind{cluster.KindNode, clu
 // Keys implements loop.Loop: the services of a node's tasks, and that of a task that has
 // just got its node, which may have changed meanwhile.
 func (Loop) Keys(v store.View, e store.Event) (out []string) {
+	old, was := e.Old.(*cluster.Node)
 	switch o := e.New.(type) {
 	case *cluster.Node:
-		if old, ok := e.Old.(*cluster.Node); ok && same(old, o) {
-			return nil
+		if !was || !same(old, o) {
+			return owners(v, o.ID)
 		}
-		for _, t := range store.List[*cluster.Task](v, store.OnNode(o.ID)) {
-			if !slices.Contains(out, t.Owner) {
-				out = append(out, t.Owner)
-			}
+	case nil:
+		if was { // it was removed, maybe while it was well
+			return owners(v, old.ID)
 		}
 	case *cluster.Task:
 		if o.Status.State == cluster.TaskAssigned && unfit(v, o) != fits {
 			return []string{o.Owner}
+		}
+	}
+	return nil
+}
+
+// owners are the services of a node's tasks.
+func owners(v store.View, node string) (out []string) {
+	for _, t := range store.List[*cluster.Task](v, store.OnNode(node)) {
+		if !slices.Contains(out, t.Owner) {
+			out = append(out, t.Owner)
 		}
 	}
 	return out
@@ -118,8 +128,10 @@ func move(v store.View, s *cluster.Service, t *cluster.Task, why reason) []store
 	next := t.Successor(t.Spec, t.SpecNumber)
 	next.Desired, next.Halted, next.Restarts, next.Released = t.Desired, t.Halted, t.Restarts, t.Released
 	switch {
+	case why == down && next.Bound() != nil && t.Desired == cluster.TaskRunning && t.SpecNumber == s.Spec.Number: // not while the old one could have its volumes
+		next.Desired = cluster.TaskReady
 	case why == down || t.Desired != cluster.TaskRunning || t.SpecNumber != s.Spec.Number: // it can begin at once
-	case s.Spec.Update != nil && s.Spec.Update.StartFirst && elsewhere(v, t):
+	case s.Spec.Update != nil && s.Spec.Update.StartFirst && next.Bound() == nil && elsewhere(v, t):
 		// The old one is told to end once the new one is up: the update loop does that.
 		return []store.Change{store.Unchanged(t), store.Create(next)}
 	default:

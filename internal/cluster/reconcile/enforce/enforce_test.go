@@ -5,6 +5,8 @@ import (
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store/loop/looptest"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/mount"
 )
 
 func TestMoves(t *testing.T) {
@@ -86,4 +88,42 @@ func TestGlobalJob(t *testing.T) {
 	b.Task("web", 0, cluster.TaskRunning, func(t *cluster.Task) { t.Node, t.Desired = "a", cluster.TaskComplete })
 	b.ChangeNode("a", func(n *cluster.Node) { n.Spec.Availability = cluster.Drain })
 	b.Steps("web.#1: wants remove", "")
+}
+
+// A node that is removed, even while it is well, leaves its tasks to others; whose volumes
+// were there waits until it is told that nobody has them.
+func TestNodeRemoved(t *testing.T) {
+	for volume, want := range map[string]string{"": "web.1#1: wants shutdown, web.1#2 made", "data": "web.1#1: wants shutdown, web.1#2 made wants ready"} {
+		b := looptest.New(t, Loop{})
+		b.Node("a")
+		b.Node("b")
+		b.Service("web", looptest.Replicated(1), func(s *cluster.ServiceSpec) {
+			s.Task.Host = &container.HostConfig{}
+			if volume != "" {
+				s.Task.Host.Mounts = []mount.Mount{{Type: mount.TypeVolume, Source: volume, Target: "/data"}}
+			}
+		})
+		b.Task("web", 1, cluster.TaskRunning, func(t *cluster.Task) { t.Node = "a" })
+		b.Steps("")
+		b.DeleteNode("a")
+		b.Steps(want)
+		b.Rest(0)
+	}
+}
+
+// What has its volumes on a node stays there while it may, and starts first nowhere else.
+func TestBound(t *testing.T) {
+	b := looptest.New(t, Loop{})
+	b.Node("a")
+	b.Node("b")
+	b.Service("web", looptest.Replicated(1), func(s *cluster.ServiceSpec) {
+		s.Update = &cluster.Rollout{StartFirst: true}
+		s.Task.Host = &container.HostConfig{Mounts: []mount.Mount{{Type: mount.TypeVolume, Source: "data", Target: "/data"}}}
+	})
+	b.Task("web", 1, cluster.TaskRunning, func(t *cluster.Task) { t.Node = "a" })
+	b.ChangeNode("a", func(n *cluster.Node) { n.Spec.Availability = cluster.Drain })
+	b.Steps("web.1#1: wants shutdown, web.1#2 made wants ready")
+	if h := b.Find("web.1#2").Home; h == nil || h.Node != "a" || len(h.Volumes) != 1 {
+		t.Errorf("%+v", h)
+	}
 }

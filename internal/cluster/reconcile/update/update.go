@@ -40,8 +40,12 @@ func (Loop) Keys(_ store.View, e store.Event) []string {
 		return []string{o.ID}
 	case *cluster.Task:
 		return []string{o.Owner}
+	case nil: // what is gone needs no update; but a task that went with its node makes room
+		if old, ok := e.Old.(*cluster.Task); ok && !old.Status.State.Ended() {
+			return []string{old.Owner}
+		}
 	}
-	return nil // what is gone needs no update
+	return nil
 }
 
 // All implements loop.Loop.

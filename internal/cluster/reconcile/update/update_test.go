@@ -43,6 +43,16 @@ func TestStopFirst(t *testing.T) {
 	b.Steps(completed, "")
 }
 
+// The same when the old one went with its node, of which nobody tells any more.
+func TestOldOneGoes(t *testing.T) {
+	b := newBench(t, 1, nil)
+	b.Steps("web.1#1: wants shutdown, web.1#2 made wants ready of 2")
+	b.Becomes("web.1#2", cluster.TaskReady)
+	b.Rest(0)
+	b.Deleted("web.1#1")
+	b.Steps("web.1#2: wants running")
+}
+
 // With start first, the old one ends when the new one is healthy.
 func TestStartFirst(t *testing.T) {
 	b := newBench(t, 2, &cluster.Rollout{Parallelism: 1, StartFirst: true, Monitor: time.Minute})
