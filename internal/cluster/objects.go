@@ -195,19 +195,20 @@ const (
 type NodeStatus struct {
 	Ready        bool
 	Since        time.Time
-	Message      string            `json:",omitempty"`
-	Addr         string            `json:",omitempty"`
-	Platform     Platform          `json:",omitzero"`
-	Resources    Resources         `json:",omitzero"`
-	Used         Resources         `json:",omitzero"` // of them, by whatever runs on the node; measured where scheduling asks for it
-	EngineLabels map[string]string `json:",omitempty"`
-	Version      string            `json:",omitempty"`
-	Routes       []netip.Prefix    `json:",omitempty"` // that it has beside those of its networks: no overlay network is to overlap with them
-	Plugins      []Plugin          `json:",omitempty"` // drivers that its engine has
-	ListenAddr   string            `json:",omitempty"` // host:port where other nodes call it
-	DataPathAddr string            `json:",omitempty"` // where overlay networks' packets go; "": Addr
-	CertIssuer   string            `json:",omitempty"` // names the key that has signed the node's certificate
-	Manager      *ManagerStatus    `json:",omitempty"` // of a manager
+	Message      string              `json:",omitempty"`
+	Addr         string              `json:",omitempty"`
+	Platform     Platform            `json:",omitzero"`
+	Resources    Resources           `json:",omitzero"`
+	Used         Resources           `json:",omitzero"` // of them, by whatever runs on the node; measured where scheduling asks for it
+	EngineLabels map[string]string   `json:",omitempty"`
+	Version      string              `json:",omitempty"`
+	Routes       []netip.Prefix      `json:",omitempty"` // that it has beside those of its networks: no overlay network is to overlap with them
+	Plugins      []Plugin            `json:",omitempty"` // drivers that its engine has
+	Named        map[string][]string `json:",omitempty"` // the resources that have names, by their kind; Resources counts them, too
+	ListenAddr   string              `json:",omitempty"` // host:port where other nodes call it
+	DataPathAddr string              `json:",omitempty"` // where overlay networks' packets go; "": Addr
+	CertIssuer   string              `json:",omitempty"` // names the key that has signed the node's certificate
+	Manager      *ManagerStatus      `json:",omitempty"` // of a manager
 }
 
 // Plugin is a driver that an engine has, its own among them.

@@ -30,7 +30,10 @@ type Task struct {
 	Addresses []TaskAddress `json:",omitempty"`
 	Ports     []Port        `json:",omitempty"` // that it has on its own node
 	Home      *Home         `json:",omitempty"` // where its volumes are
-	Toward    string        `json:",omitempty"` // id of a node that it goes to if that will do
+	// Claimed are the resources that the task has got of those that have names on its node,
+	// by their kind.
+	Claimed map[string][]string `json:",omitempty"`
+	Toward  string              `json:",omitempty"` // id of a node that it goes to if that will do
 }
 
 // TaskAddress is an address of a task on an overlay network.

@@ -60,6 +60,7 @@ type Config struct {
 	InitPath     string
 	Ulimits      map[string]*units.Ulimit
 	Labels       []string
+	Generic      []string
 	CgroupParent string
 	StopTimeout  int
 	StartTimeout int
@@ -140,6 +141,7 @@ func (c *Config) flags() *pflag.FlagSet {
 	fs.StringVar(&c.InitPath, "init-path", "", "Path of the init binary")
 	fs.Var(ulimitFlag{&c.Ulimits}, "default-ulimit", "Default ulimit of containers, name=soft[:hard]")
 	fs.StringArrayVar(&c.Labels, "label", nil, "Label of this engine, key=value")
+	fs.StringArrayVar(&c.Generic, "node-generic-resource", nil, "Resource of this node, that services can reserve: KIND=NUMBER or KIND=NAME")
 	c.registryConfig.flags(fs)
 	c.pluginConfig.flags(fs)
 	fs.StringVar(&c.Registry.Addr, "registry", "", "Serve a registry of images here too, HOST:PORT; its content is kept in <data-root>/registry")
@@ -386,6 +388,9 @@ func (c *Config) validate() error {
 		if k, _, ok := strings.Cut(l, "="); !ok || k == "" {
 			return fmt.Errorf("invalid label %q: want key=value", l)
 		}
+	}
+	if _, _, err := generics(c.Generic); err != nil {
+		return err
 	}
 	if _, err := c.pools(); err != nil {
 		return err

@@ -52,6 +52,7 @@ func (s systemInfo) Info(ctx context.Context) (*system.Info, error) {
 		DockerRootDir:      d.cfg.DataRoot,
 		Name:               h.Hostname,
 		Labels:             now.cfg.Labels,
+		GenericResources:   d.orchestrator.generic(),
 		ServerVersion:      Version,
 		Runtimes:           map[string]system.RuntimeWithStatus{},
 		DefaultRuntime:     now.cfg.Runtime,

@@ -3,7 +3,7 @@ package daemon
 // fileKeys maps keys of daemon.json to flags where the names differ.
 var fileKeys = map[string]string{
 	"hosts": "host", "labels": "label", "log-opts": "log-opt", "dns-opts": "dns-opt", "default-ulimits": "default-ulimit",
-	"default-address-pools": "default-address-pool", "runtimes": "add-runtime", "insecure-registries": "insecure-registry", "registry-mirrors": "registry-mirror", "bridge": "bridge-name",
+	"default-address-pools": "default-address-pool", "runtimes": "add-runtime", "insecure-registries": "insecure-registry", "node-generic-resources": "node-generic-resource", "registry-mirrors": "registry-mirror", "bridge": "bridge-name",
 	"live-restore":  "stop-containers", // the other way round
 	"cdi-spec-dirs": "cdi-spec-dir", "features": "feature", "host-gateway-ips": "host-gateway-ip",
 }
@@ -18,7 +18,7 @@ var dockerKeys = map[string]bool{
 	"experimental": true, "fixed-cidr": true, "fixed-cidr-v6": true,
 	"ip6tables": true, "iptables": true, "ipv6": true,
 	"log-format": true, "metrics-addr": true,
-	"no-pivot-root": true, "node-generic-resources": true, "oom-score-adjust": true, "proxies": true,
+	"no-pivot-root": true, "oom-score-adjust": true, "proxies": true,
 	"raw-logs": true, "rootless": true, "selinux-enabled": true, "storage-driver": true,
 	"storage-opts": true, "swarm-default-advertise-addr": true, "userland-proxy-path": true, "userns-remap": true, "exec-opts": true,
 }

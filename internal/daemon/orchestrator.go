@@ -57,6 +57,7 @@ type orchestrator struct {
 	swarm  *swarm.Swarm
 	lost   error // why there is no store; nothing is kept then
 	used   atomic.Pointer[cluster.Resources]
+	reach  reach
 }
 
 var _ membership.Parts = (*orchestrator)(nil)
@@ -264,6 +265,7 @@ func (o *orchestrator) Describe() (string, cluster.NodeStatus) {
 	if u := o.used.Load(); u != nil {
 		s.Used = *u
 	}
+	o.outward(&s)
 	return f.Hostname, s
 }
 

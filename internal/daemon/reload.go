@@ -39,7 +39,7 @@ func changes(old, next *Config) (can, cannot []string) {
 	names := map[string]string{}
 	for flag, key := range map[string]string{"Pools": "default-address-pools", "BIP": "bip", "ICC": "icc", "MTU": "mtu", "DNS": "dns", "DNSSearch": "dns-search",
 		"DNSOptions": "dns-opts", "IPForward": "ip-forward", "IPMasq": "ip-masq", "TLSVerify": "tlsverify", "TLSCACert": "tlscacert", "TLSCert": "tlscert",
-		"TLSKey": "tlskey", "InsecureTCP": "insecure-tcp", "LogOpts": "log-opts", "Ulimits": "default-ulimits", "InitPath": "init-path"} {
+		"TLSKey": "tlskey", "InsecureTCP": "insecure-tcp", "LogOpts": "log-opts", "Ulimits": "default-ulimits", "InitPath": "init-path", "Generic": "node-generic-resources"} {
 		names[flag] = key
 	}
 	differing(reflect.ValueOf(old).Elem(), reflect.ValueOf(next).Elem(), func(field string) {

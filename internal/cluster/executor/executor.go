@@ -219,6 +219,7 @@ func (c *controller) made(ctx context.Context, v store.View) (Request, error) {
 	if err := c.expand(v, &cfg, &host); err != nil {
 		return Request{}, err
 	}
+	c.resources(&cfg)
 	return Request{
 		Name: t.ContainerName(), Platform: t.Spec.Platform, Config: &cfg, Host: &host, Networks: c.endpoints(v, &host),
 		Task: t.ID, Node: c.x.node, Restart: t.Spec.Host.RestartPolicy, TakesOver: c.before(ctx, v),

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	gotemplate "text/template"
 
@@ -64,6 +65,19 @@ func (c *controller) expand(v store.View, cfg *container.Config, host *container
 		m.VolumeOptions = &o
 	}
 	return failed
+}
+
+// resources tells the program which resources it has got, as Docker does: those that have
+// names by these, the others by their number.
+func (c *controller) resources(cfg *container.Config) {
+	cfg.Env = slices.Clone(cfg.Env)
+	for _, kind := range slices.Sorted(maps.Keys(c.t.Spec.Reserved.Generic)) {
+		has := strings.Join(c.t.Claimed[kind], ",")
+		if has == "" {
+			has = strconv.FormatInt(c.t.Spec.Reserved.Generic[kind], 10)
+		}
+		cfg.Env = append(cfg.Env, "DOCKER_RESOURCE_"+strings.ToUpper(kind)+"="+has)
+	}
 }
 
 // render makes of a secret or config that is a template what the task gets: its own

@@ -47,3 +47,20 @@ func TestPublished(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+// A program is told which resources it has got.
+func TestResources(t *testing.T) {
+	r := begin(t)
+	c := r.task("t1", func(t *cluster.Task) {
+		t.Spec.Container.Env = []string{"A=b"}
+		t.Spec.Reserved.Generic = map[string]int64{"ssd": 2, "Gpu": 2}
+		t.Claimed = map[string][]string{"Gpu": {"x", "y"}}
+	})
+	if err := c.Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"A=b", "DOCKER_RESOURCE_GPU=x,y", "DOCKER_RESOURCE_SSD=2"}
+	if got := r.e.list[0].config.Env; !slices.Equal(got, want) || len(c.t.Spec.Container.Env) != 1 {
+		t.Errorf("%v, want %v", got, want)
+	}
+}

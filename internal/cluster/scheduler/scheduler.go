@@ -120,7 +120,7 @@ func (r *round) place(t *cluster.Task) *cluster.Task {
 	t = store.Copy(t)
 	t.Status = cluster.TaskStatus{State: state, At: r.now, Message: message, Err: why}
 	if to != nil {
-		t.Node = to.Node.ID
+		t.Node, t.Claimed = to.Node.ID, to.claim(r.v, t.Spec.Reserved.Generic)
 	} else {
 		t.Status.Message = "pending task scheduling"
 	}
@@ -245,8 +245,9 @@ type Room struct {
 	Tasks    int
 	Services map[string]int // tasks, by service; shared with the store until it is touched
 	Reserved cluster.Resources
-	Ports    []cluster.Port // that tasks have on the node alone; shared as Services is
-	own      bool           // Services is
+	Ports    []cluster.Port  // that tasks have on the node alone; shared as Services is
+	own      bool            // Services is
+	claimed  map[string]bool // resources that have names, by kind and name; nil: nobody has asked
 	// Near are, for the task that is being placed, the tasks of its service on nodes
 	// with the same value of each label that it is spread over.
 	Near []int
@@ -286,6 +287,32 @@ func (r *Room) take(t *cluster.Task) {
 	if len(t.Ports) > 0 {
 		r.Ports = slices.Concat(r.Ports, t.Ports)
 	}
+}
+
+// claim gives a task as many of the node's resources as it reserves, where they have names.
+func (r *Room) claim(v store.View, want map[string]int64) (out map[string][]string) {
+	for kind, n := range want {
+		names := r.Node.Status.Named[kind]
+		if len(names) > 0 && r.claimed == nil {
+			r.claimed = map[string]bool{}
+			for _, t := range store.List[*cluster.Task](v, store.OnNode(r.Node.ID)) {
+				for kind, list := range t.Claimed {
+					for _, name := range list {
+						r.claimed[kind+"="+name] = r.claimed[kind+"="+name] || !t.Status.State.Ended()
+					}
+				}
+			}
+		}
+		for _, name := range names {
+			if at := kind + "=" + name; int64(len(out[kind])) < n && !r.claimed[at] {
+				if out == nil {
+					out = map[string][]string{}
+				}
+				r.claimed[at], out[kind] = true, append(out[kind], name)
+			}
+		}
+	}
+	return out
 }
 
 // Score orders two nodes that will do for a task, the better one first.

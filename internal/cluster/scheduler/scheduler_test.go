@@ -275,3 +275,56 @@ func TestHostPortsAtOnce(t *testing.T) {
 		t.Errorf("%v", nodes)
 	}
 }
+
+// Of resources that have names each task gets some of its own, and gives them back.
+func TestClaims(t *testing.T) {
+	s := machines(t, 1, func(_ int, n *cluster.Node) {
+		n.Status.Named = map[string][]string{"gpu": {"a", "b", "c"}}
+		n.Status.Resources.Generic = map[string]int64{"gpu": 3, "ssd": 1}
+	})
+	claim := func(service, kind string, n int64) *cluster.Task {
+		return &cluster.Task{
+			Meta: cluster.Meta{Owner: service}, Slot: 1, Number: 1, Desired: cluster.TaskRunning, Status: cluster.TaskStatus{State: cluster.TaskNew},
+			Spec: cluster.TaskSpec{Reserved: cluster.Resources{Generic: map[string]int64{kind: n}}},
+		}
+	}
+	has := func(service string) string {
+		return fmt.Sprint(store.List[*cluster.Task](s.View(), store.Owner(service))[0].Claimed)
+	}
+	if got := place(t, s, Loop{}, claim("one", "gpu", 2)); got != "node0" || has("one") != "map[gpu:[a b]]" {
+		t.Error(got, has("one"))
+	}
+	if got := place(t, s, Loop{}, claim("two", "gpu", 2)); got != "no suitable node (insufficient resources on 1 node)" {
+		t.Error(got)
+	}
+	one := store.Copy(store.List[*cluster.Task](s.View(), store.Owner("one"))[0])
+	one.Status.State = cluster.TaskFailed
+	if _, err := s.Commit(t.Context(), store.Update(one)); err != nil {
+		t.Fatal(err)
+	}
+	if got := place(t, s, Loop{}, claim("three", "gpu", 1)); got != "node0" || has("two") != "map[gpu:[a b]]" || has("three") != "map[gpu:[c]]" {
+		t.Error(got, has("two"), has("three"))
+	}
+	if got := place(t, s, Loop{}, claim("four", "ssd", 1)); got != "node0" || has("four") != "map[]" {
+		t.Error(got, has("four"))
+	}
+}
+
+// Tasks of a place that fail again and again are tried elsewhere.
+func TestShuns(t *testing.T) {
+	s := machines(t, 2, func(int, *cluster.Node) {})
+	for n, want := range []string{"node0", "node1"} {
+		failures := []uint64{shunned - 1, shunned}[n]
+		task := &cluster.Task{Meta: cluster.Meta{Owner: "service"}, Slot: 1, Number: uint64(n + 2), Failures: failures, Desired: cluster.TaskRunning, Status: cluster.TaskStatus{State: cluster.TaskNew}}
+		if got := place(t, s, Loop{}, task); got != want {
+			t.Errorf("after %d failures: %s, want %s", failures, got, want)
+		}
+		for _, task := range store.List[*cluster.Task](s.View(), store.OnNode(want)) {
+			task = store.Copy(task)
+			task.Status.State, task.Status.At = cluster.TaskFailed, time.Unix(int64(n+1), 0)
+			if _, err := s.Commit(t.Context(), store.Update(task)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+}

@@ -139,7 +139,7 @@ func fromResources(t *cluster.TaskSpec) *swarm.ResourceRequirements {
 		out.SwapBytes = &n
 	}
 	if r := t.Reserved; r.NanoCPUs != 0 || r.Memory != 0 || len(r.Generic) > 0 {
-		have := tellResources(r)
+		have := tellResources(r, nil)
 		out.Reservations = &have
 	}
 	if *out == (swarm.ResourceRequirements{}) {

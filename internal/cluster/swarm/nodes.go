@@ -85,7 +85,7 @@ func tellNode(c *cluster.Cluster, n *cluster.Node) swarm.Node {
 		},
 		Description: swarm.NodeDescription{
 			Hostname: n.Name, Platform: swarm.Platform{Architecture: machine(n.Status.Platform.Architecture), OS: n.Status.Platform.OS},
-			Resources: tellResources(n.Status.Resources), TLSInfo: nodeTLS(c, n),
+			Resources: tellResources(n.Status.Resources, n.Status.Named), TLSInfo: nodeTLS(c, n),
 			Engine: swarm.EngineDescription{EngineVersion: n.Status.Version, Labels: n.Status.EngineLabels},
 		},
 		Status: swarm.NodeStatus{State: swarm.NodeStateDown, Message: n.Status.Message, Addr: n.Status.Addr},
@@ -122,11 +122,20 @@ func machine(arch string) string {
 	return arch
 }
 
-// tellResources are resources in Docker's form.
-func tellResources(r cluster.Resources) swarm.Resources {
-	out := swarm.Resources{NanoCPUs: r.NanoCPUs, MemoryBytes: r.Memory}
-	for _, name := range sortedKeys(r.Generic) {
-		out.GenericResources = append(out.GenericResources, swarm.GenericResource{DiscreteResourceSpec: &swarm.DiscreteGenericResource{Kind: name, Value: r.Generic[name]}})
+// tellResources are resources in Docker's form; of some kinds each has a name.
+func tellResources(r cluster.Resources, named map[string][]string) swarm.Resources {
+	return swarm.Resources{NanoCPUs: r.NanoCPUs, MemoryBytes: r.Memory, GenericResources: generic(r.Generic, named)}
+}
+
+// generic are resources of kinds that people make up: each by its name, or counted.
+func generic(counts map[string]int64, named map[string][]string) (out []swarm.GenericResource) {
+	for _, kind := range sortedKeys(counts) {
+		for _, name := range named[kind] {
+			out = append(out, swarm.GenericResource{NamedResourceSpec: &swarm.NamedGenericResource{Kind: kind, Value: name}})
+		}
+		if len(named[kind]) == 0 {
+			out = append(out, swarm.GenericResource{DiscreteResourceSpec: &swarm.DiscreteGenericResource{Kind: kind, Value: counts[kind]}})
+		}
 	}
 	return out
 }

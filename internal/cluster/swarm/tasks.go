@@ -119,6 +119,9 @@ func tellTask(v store.View, t *cluster.Task) swarm.Task {
 			out.Status.PortStatus.Ports = fromPorts(c.Ports)
 		}
 	}
+	if t.Node != "" {
+		out.GenericResources = generic(t.Spec.Reserved.Generic, t.Claimed)
+	}
 	for _, a := range t.Addresses {
 		at := slices.IndexFunc(out.NetworksAttachments, func(n swarm.NetworkAttachment) bool { return n.Network.ID == a.Network })
 		if at < 0 {
