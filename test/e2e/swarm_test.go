@@ -23,11 +23,11 @@ type swarming struct {
 	addr   string // of the swarm
 }
 
-func newSwarming(t *testing.T, path string) *swarming {
+func newSwarming(t *testing.T, path string, args ...string) *swarming {
 	if foreign != "" {
 		t.Skip("another's swarm is left alone")
 	}
-	s := &swarming{t, start(t, harness.Options{}), path, nil, fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(250), rand.IntN(250), 1+rand.IntN(250))}
+	s := &swarming{t, start(t, harness.Options{Args: args}), path, nil, fmt.Sprintf("127.%d.%d.%d", 1+rand.IntN(250), rand.IntN(250), 1+rand.IntN(250))}
 	s.env = append(os.Environ(), "DOCKER_HOST="+s.e.Host(), "ESCALE_HOST="+s.e.Host(), "DOCKER_CONFIG="+t.TempDir(), "DOCKER_CLI_HINTS=false")
 	s.Cleanup(func() { _, _ = s.try("swarm", "leave", "--force") })
 	return s
@@ -126,7 +126,7 @@ func (s *swarming) init(args ...string) string {
 func (s *swarming) list(args ...string) []string { return strings.Fields(s.run(args...)) }
 
 // swarmClients calls f with each client there is.
-func swarmClients(t *testing.T, f func(*swarming)) {
+func swarmClients(t *testing.T, f func(*swarming), args ...string) {
 	needs(t)
 	for _, name := range []string{"docker", "escale"} {
 		t.Run(name, func(t *testing.T) {
@@ -134,7 +134,7 @@ func swarmClients(t *testing.T, f func(*swarming)) {
 			if _, err := os.Stat(path); err != nil {
 				t.Skipf("no client %s: the swarm is not tried with it", name)
 			}
-			f(newSwarming(t, path))
+			f(newSwarming(t, path, args...))
 		})
 	}
 }
