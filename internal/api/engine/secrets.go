@@ -1,10 +1,9 @@
 package engine
 
 import (
-	"context"
 	"net/http"
 
-	"escale.dev/escale/internal/cluster/swarm"
+	"escale.dev/escale/internal/cluster"
 	api "github.com/moby/moby/api/types/swarm"
 )
 
@@ -109,19 +108,19 @@ func (s secretRoutes) updateConfig(w *response, r *request) error {
 }
 
 func (s secretRoutes) renew(w *response, r *request) error {
-	return renewed(w, r, s.cfg.Swarm.RenewSecret)
+	return s.renewed(w, r, cluster.KindSecret)
 }
 
 func (s secretRoutes) renewConfig(w *response, r *request) error {
-	return renewed(w, r, s.cfg.Swarm.RenewConfig)
+	return s.renewed(w, r, cluster.KindConfig)
 }
 
 // renewed gives a secret or config the content of the body.
-func renewed(w *response, r *request, renew func(context.Context, string, []byte) (swarm.Renewed, error)) error {
+func (s secretRoutes) renewed(w *response, r *request, kind cluster.Kind) error {
 	var body struct{ Data []byte }
 	if err := readJSON(w, r, &body); err != nil {
 		return err
 	}
-	out, err := renew(detached(r), r.name, body.Data)
+	out, err := s.cfg.Swarm.Renew(detached(r), kind, r.name, body.Data)
 	return one(w, out, err)
 }

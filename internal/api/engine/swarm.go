@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strconv"
 
+	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/swarm"
 	"escale.dev/escale/internal/logs"
 	api "github.com/moby/moby/api/types/swarm"
@@ -62,8 +63,7 @@ type SwarmFiles interface {
 	GetConfig(ref string) (api.Config, error)
 	CreateConfig(ctx context.Context, s api.ConfigSpec) (id string, err error)
 	UpdateConfig(ctx context.Context, ref string, version uint64, s api.ConfigSpec) error
-	RenewSecret(ctx context.Context, ref string, data []byte) (swarm.Renewed, error)
-	RenewConfig(ctx context.Context, ref string, data []byte) (swarm.Renewed, error)
+	Renew(ctx context.Context, kind cluster.Kind, ref string, data []byte) (swarm.Renewed, error)
 	RemoveConfig(ctx context.Context, ref string) error
 }
 

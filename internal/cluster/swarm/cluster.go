@@ -160,7 +160,7 @@ func (s *Swarm) Init(ctx context.Context, r swarm.InitRequest) (string, error) {
 	node.Spec.Availability, node.Spec.Manager = availability, true
 
 	c := &cluster.Cluster{Meta: cluster.Meta{ID: cluster.NewID(), Name: cluster.DefaultCluster, Labels: spec.Labels}, Spec: spec}
-	root, err := s.firstRoot(c)
+	root, err := firstRoot(s.Authority, c, s.Now())
 	if err != nil {
 		return "", err
 	}
@@ -253,7 +253,7 @@ func (s *Swarm) Update(ctx context.Context, version uint64, asked swarm.Spec, ro
 		return errOutOfOrder
 	}
 	c = store.Copy(c)
-	if err := s.rotate(c, &spec.CAConfig); err != nil {
+	if err := exchange(s.Authority, c, &spec.CAConfig, s.Now()); err != nil {
 		return err
 	}
 	c.Spec, c.Labels = spec, spec.Labels

@@ -22,21 +22,17 @@ type Renewed struct {
 // one that is replaced and the one that replaces it.
 const maxRenewed = store.MaxChanges - 2
 
-// RenewSecret gives a secret other content. Services that use it exchange their tasks as
-// they do for every update, and have the old one again when they go back. NotFound.
-func (s *Swarm) RenewSecret(ctx context.Context, ref string, data []byte) (Renewed, error) {
-	if len(data) == 0 || len(data) >= maxSecret {
-		return Renewed{}, invalid("secret data must be larger than 0 and less than %d bytes", maxSecret)
+// Renew gives a secret or config other content. Services that use it exchange their tasks
+// as they do for every update, and have the old one again when they go back. NotFound.
+func (s *Swarm) Renew(ctx context.Context, kind cluster.Kind, ref string, data []byte) (Renewed, error) {
+	most := map[cluster.Kind]int{cluster.KindSecret: maxSecret, cluster.KindConfig: maxConfig}[kind]
+	if len(data) == 0 || len(data) >= most {
+		return Renewed{}, invalid("%s data must be larger than 0 and less than %d bytes", kind, most)
 	}
-	return renew[*cluster.Secret](ctx, s, "secret", ref, data)
-}
-
-// RenewConfig does the same for a config. NotFound.
-func (s *Swarm) RenewConfig(ctx context.Context, ref string, data []byte) (Renewed, error) {
-	if len(data) == 0 || len(data) >= maxConfig {
-		return Renewed{}, invalid("config data must be larger than 0 and less than %d bytes", maxConfig)
+	if kind == cluster.KindConfig {
+		return renew[*cluster.Config](ctx, s, string(kind), ref, data)
 	}
-	return renew[*cluster.Config](ctx, s, "config", ref, data)
+	return renew[*cluster.Secret](ctx, s, string(kind), ref, data)
 }
 
 // file are the parts that secrets and configs have in common.

@@ -52,7 +52,7 @@ func TestRenew(t *testing.T) {
 	if _, _, err := r.CreateService(ctx, plain, Asked{}); err != nil {
 		t.Fatal(err)
 	}
-	got, err := r.RenewSecret(ctx, "key", []byte("new"))
+	got, err := r.Renew(ctx, cluster.KindSecret, "key", []byte("new"))
 	if err != nil || fmt.Sprint(got.Services) != "[a b]" || got.ID == old {
 		t.Fatal(got, err)
 	}
@@ -72,7 +72,7 @@ func TestRenew(t *testing.T) {
 	if o, err := store.Named[*cluster.Service](r.Store.View(), "plain"); err != nil || o.Spec.Number != 1 {
 		t.Error("a service that does not use it was changed", err)
 	}
-	if again, err := r.RenewSecret(ctx, "key", []byte("new")); err != nil || again.ID != got.ID || len(again.Services) != 0 {
+	if again, err := r.Renew(ctx, cluster.KindSecret, "key", []byte("new")); err != nil || again.ID != got.ID || len(again.Services) != 0 {
 		t.Error("the same content is no other", again, err)
 	}
 	// Back, changed there, and renewed from there.
@@ -86,9 +86,9 @@ func TestRenew(t *testing.T) {
 	if err := r.change("a", Asked{}, func(s *swarm.ServiceSpec) { s.TaskTemplate.ForceUpdate++ }); err != nil {
 		t.Errorf("one that has gone back cannot be changed: %v", err)
 	}
-	_, err = r.RenewSecret(ctx, old, []byte("x"))
+	_, err = r.Renew(ctx, cluster.KindSecret, old, []byte("x"))
 	wants(t, err, errdefs.IsFailedPrecondition, "was replaced by "+got.ID)
-	third, err := r.RenewSecret(ctx, "key", []byte("third"))
+	third, err := r.Renew(ctx, cluster.KindSecret, "key", []byte("third"))
 	if err != nil || fmt.Sprint(third.Services) != "[a b]" {
 		t.Fatal(third, err)
 	}
@@ -107,11 +107,11 @@ func TestRenewRefused(t *testing.T) {
 	r, id := keyed(t, names...)
 	ctx := t.Context()
 	before := r.Store.View().Revision()
-	_, err := r.RenewSecret(ctx, "key", make([]byte, maxSecret))
+	_, err := r.Renew(ctx, cluster.KindSecret, "key", make([]byte, maxSecret))
 	wants(t, err, errdefs.IsInvalidArgument, "secret data must be larger than 0 and less than 512000 bytes")
-	_, err = r.RenewSecret(ctx, "none", []byte("x"))
+	_, err = r.Renew(ctx, cluster.KindSecret, "none", []byte("x"))
 	wants(t, err, errdefs.IsNotFound, "secret none not found")
-	_, err = r.RenewSecret(ctx, "key", []byte("x"))
+	_, err = r.Renew(ctx, cluster.KindSecret, "key", []byte("x"))
 	wants(t, err, errdefs.IsFailedPrecondition, "secret key is used by 99 services: at most 98 can be renewed at once")
 	if r.Store.View().Revision() != before {
 		t.Error("something was written")
@@ -119,11 +119,11 @@ func TestRenewRefused(t *testing.T) {
 	if err := r.RemoveService(ctx, "s0"); err != nil {
 		t.Fatal(err)
 	}
-	if got, err := r.RenewSecret(ctx, id, []byte("x")); err != nil || len(got.Services) != maxRenewed {
+	if got, err := r.Renew(ctx, cluster.KindSecret, id, []byte("x")); err != nil || len(got.Services) != maxRenewed {
 		t.Error(len(got.Services), err)
 	}
 	r.commit(store.Create(&cluster.App{Meta: cluster.Meta{ID: "shop", Name: "shop"}}), store.Create(&cluster.Config{Meta: cluster.Meta{Name: "shop_c", Owner: "shop"}}))
-	_, err = r.RenewConfig(ctx, "shop_c", []byte("x"))
+	_, err = r.Renew(ctx, cluster.KindConfig, "shop_c", []byte("x"))
 	wants(t, err, errdefs.IsConflict, "is of app shop")
 }
 
@@ -140,7 +140,7 @@ func TestRenewOfJob(t *testing.T) {
 	if _, _, err := r.CreateService(t.Context(), s, Asked{}); err != nil {
 		t.Fatal(err)
 	}
-	got, err := r.RenewConfig(t.Context(), "c", []byte("new"))
+	got, err := r.Renew(t.Context(), cluster.KindConfig, "c", []byte("new"))
 	o, _ := store.Named[*cluster.Service](r.Store.View(), "web")
 	if err != nil || len(got.Services) != 1 || o.Spec.Number != 1 || o.Spec.Task.Configs[0].ID != got.ID {
 		t.Errorf("%+v %v %+v", got, err, o.Spec)

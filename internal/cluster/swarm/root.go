@@ -16,16 +16,16 @@ import (
 const minRootLife = 365 * 24 * time.Hour
 
 // firstRoot is the root that a swarm begins with: the one that its spec gives, or one of its own.
-func (s *Swarm) firstRoot(c *cluster.Cluster) (Root, error) {
-	given, err := s.given(&c.Spec.CAConfig)
+func firstRoot(a Authority, c *cluster.Cluster, now time.Time) (Root, error) {
+	mine, err := given(a, &c.Spec.CAConfig, now)
 	if err != nil {
 		return Root{}, err
 	}
-	if given != nil {
+	if mine != nil {
 		forget(&c.Spec.CAConfig)
-		return *given, nil
+		return *mine, nil
 	}
-	root, err := s.Authority.NewRoot(c.ID, s.Now())
+	root, err := a.NewRoot(c.ID, now)
 	if err != nil {
 		return root, fmt.Errorf("root certificate: %w", err)
 	}
@@ -33,49 +33,49 @@ func (s *Swarm) firstRoot(c *cluster.Cluster) (Root, error) {
 }
 
 // given is the root that a client gives; nil: none.
-func (s *Swarm) given(ca *swarm.CAConfig) (*Root, error) {
+func given(a Authority, ca *swarm.CAConfig, now time.Time) (*Root, error) {
 	if ca.SigningCACert == "" {
 		return nil, nil
 	}
-	root, err := s.Authority.LoadRoot([]byte(ca.SigningCACert), []byte(ca.SigningCAKey))
+	root, err := a.LoadRoot([]byte(ca.SigningCACert), []byte(ca.SigningCAKey))
 	switch {
 	case err != nil:
 		return nil, invalid("%s", strings.TrimSuffix(err.Error(), ": invalid argument"))
-	case root.Ends.Before(s.Now().Add(minRootLife)):
+	case root.Ends.Before(now.Add(minRootLife)):
 		return nil, invalid("CA certificate expires too soon")
 	}
 	return &root, nil
 }
 
-// rotate begins to exchange the root of a swarm, if that is asked: nodes get certificates of
+// exchange begins to exchange the root of a swarm, if that is asked: nodes get certificates of
 // the next one, by which those who trust the old one believe them, and the loop for roots
 // ends it once they all have. Whoever gives the root that is in use calls an exchange off.
-func (s *Swarm) rotate(c *cluster.Cluster, ca *swarm.CAConfig) error {
-	given, err := s.given(ca)
+func exchange(a Authority, c *cluster.Cluster, ca *swarm.CAConfig, now time.Time) error {
+	mine, err := given(a, ca, now)
 	if err != nil {
 		return err
 	}
 	forced := ca.ForceRotate != c.Spec.CAConfig.ForceRotate
 	st := &c.Status
-	now := Root{Cert: st.RootCA, Key: st.Key}
+	root := Root{Cert: st.RootCA, Key: st.Key}
 	var next Root
 	switch {
-	case given != nil && bytes.Equal(given.Cert, st.RootCA):
-		st.Key, st.RootRotation = given.Key, nil
+	case mine != nil && bytes.Equal(mine.Cert, st.RootCA):
+		st.Key, st.RootRotation = mine.Key, nil
 		return nil
-	case given != nil && st.RootRotation != nil && bytes.Equal(given.Cert, st.RootRotation.Cert):
-		st.RootRotation.Key = given.Key
+	case mine != nil && st.RootRotation != nil && bytes.Equal(mine.Cert, st.RootRotation.Cert):
+		st.RootRotation.Key = mine.Key
 		return nil
-	case given != nil:
-		next = *given
+	case mine != nil:
+		next = *mine
 	case !forced:
 		return nil
 	default:
-		if next, err = s.Authority.NewRoot(c.ID, s.Now()); err != nil {
+		if next, err = a.NewRoot(c.ID, now); err != nil {
 			return fmt.Errorf("root certificate: %w", err)
 		}
 	}
-	r, err := s.Authority.Rotate(now, next)
+	r, err := a.Rotate(root, next)
 	if err != nil {
 		return fmt.Errorf("root certificate: %w", err)
 	}

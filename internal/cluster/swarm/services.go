@@ -153,7 +153,7 @@ func (s *Swarm) CreateService(ctx context.Context, asked swarm.ServiceSpec, a As
 		}
 		o := &cluster.Service{Meta: cluster.Meta{ID: cluster.NewID(), Name: asked.Name, Labels: spec.Labels}, Spec: spec, Numbers: 1}
 		o.Spec.Number = 1
-		used, err := s.settle(v, nil, &o.Spec)
+		used, err := bind(v, s.Networks, nil, &o.Spec)
 		if err != nil {
 			return "", nil, err
 		}
@@ -202,7 +202,7 @@ func (s *Swarm) UpdateService(ctx context.Context, ref string, version uint64, a
 		before := store.Copy(o).Spec
 		next.Previous = &before
 		next.Spec, next.Labels = spec, spec.Labels
-		used, err := s.settle(s.Store.View(), o, &next.Spec)
+		used, err := bind(s.Store.View(), s.Networks, o, &next.Spec)
 		if err != nil {
 			return nil, err
 		}
@@ -212,7 +212,7 @@ func (s *Swarm) UpdateService(ctx context.Context, ref string, version uint64, a
 			next.Status.Due = time.Time{}
 		}
 		_, err = s.Store.Commit(ctx, append(used, store.Update(next))...)
-		if !errdefs.IsConflict(err) || s.moved(o) {
+		if !errdefs.IsConflict(err) || moved(s.Store, o) {
 			return warnings, written(err)
 		}
 		// Of a secret or config that it uses.
@@ -220,8 +220,8 @@ func (s *Swarm) UpdateService(ctx context.Context, ref string, version uint64, a
 }
 
 // moved tells whether a service is not any more as it was seen.
-func (s *Swarm) moved(o *cluster.Service) bool {
-	now, err := store.Find[*cluster.Service](s.Store.View(), o.ID)
+func moved(s store.Store, o *cluster.Service) bool {
+	now, err := store.Find[*cluster.Service](s.View(), o.ID)
 	return err != nil || now.Revision != o.Revision
 }
 
@@ -325,15 +325,15 @@ func pinned(ref string) bool {
 	return digested
 }
 
-// settle finds in a view what a spec names, and refuses ports that another service has. The
+// bind finds in a view what a spec names, and refuses ports that another service has. The
 // changes say that what it uses is as it was.
-func (s *Swarm) settle(v store.View, was *cluster.Service, spec *cluster.ServiceSpec) (used []store.Change, err error) {
+func bind(v store.View, locals Networks, was *cluster.Service, spec *cluster.ServiceSpec) (used []store.Change, err error) {
 	if err := permitted(v, &spec.Task); err != nil {
 		return nil, err
 	}
 	spec.Networks = slices.Clone(spec.Networks) // who settles anew begins with what was asked
 	for i := range spec.Networks {
-		if err := onNetwork(v, s.Networks, &spec.Networks[i]); err != nil {
+		if err := onNetwork(v, locals, &spec.Networks[i]); err != nil {
 			return nil, err
 		}
 	}
