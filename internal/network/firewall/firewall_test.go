@@ -1,6 +1,7 @@
 package firewall
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"log/slog"
@@ -49,6 +50,7 @@ var goldens = []struct {
 	name     string
 	networks []Network
 	shared   []Port
+	mesh     Mesh
 }{
 	{name: "none"},
 	{name: "default", networks: one},
@@ -70,13 +72,22 @@ var goldens = []struct {
 		port(6, "0.0.0.0:80", "172.17.0.2:8080"), port(6, "0.0.0.0:80", "172.17.0.3:8080"), port(6, "0.0.0.0:80", "172.17.0.4:8080"),
 		port(6, "[::]:80", "[fd00:17::2]:8080"), port(17, "192.0.2.1:53", "172.17.0.2:53"), port(17, "[2001:db8::1]:53", "[fd00:17::2]:53"),
 	}},
+	{name: "mesh", networks: append(one[:1:1], Network{Bridge: "br-in", V4: in(NAT, "10.0.0.0/24", ""), V6: in(NAT, "fd00:10::/64", ""), ICC: true}),
+		shared: []Port{port(6, "0.0.0.0:80", "172.17.0.2:8080")},
+		mesh: Mesh{
+			Ports: []Port{
+				port(6, "0.0.0.0:80", "10.0.0.7:8080"), port(6, "0.0.0.0:80", "10.0.0.9:8080"), port(6, "[::]:80", "[fd00:10::7]:8080"),
+				port(17, "0.0.0.0:53", "10.0.0.8:53"), port(132, "0.0.0.0:53", "10.0.0.8:53"),
+			},
+			Far: []netip.Addr{netip.MustParseAddr("10.0.0.9"), netip.MustParseAddr("fd00:10::7"), netip.MustParseAddr("10.0.0.9")},
+		}},
 }
 
 func TestRulesGolden(t *testing.T) {
 	for _, g := range goldens {
 		t.Run(g.name, func(t *testing.T) {
 			file := filepath.Join("testdata", g.name+".nft")
-			got := rules("escale", g.networks, together(g.shared)).String()
+			got := rules("escale", g.networks, together(g.shared), g.mesh).String()
 			if *update {
 				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
 					t.Fatal(err)
@@ -110,14 +121,14 @@ func TestKernelHoldsTheGolden(t *testing.T) {
 			for i := range g.shared {
 				g.shared[i].Group = "g"
 			}
-			if err := f.Add(g.shared...); err != nil {
+			if err := errors.Join(f.Add(g.shared...), f.SetMesh(g.mesh)); err != nil {
 				t.Fatal(err)
 			}
 			out, err := exec.Command(list, "list", "table", "inet", "escale-escale").CombinedOutput()
 			if err != nil {
 				t.Fatalf("%v: %s", err, out)
 			}
-			differ(t, string(out), rules("escale", g.networks, together(g.shared)).String())
+			differ(t, string(out), rules("escale", g.networks, together(g.shared), g.mesh).String())
 		})
 	}
 }
@@ -609,4 +620,36 @@ func TestHonesty(t *testing.T) {
 	networks[0].V4.Host = netip.Addr{}
 	ok(again.Open(networks))
 	holds("172.17.0.3", `"veth1234b" . 172.17.0.3`)
+}
+
+// A mesh is changed in one step, whatever it grows to, and stays when networks and ports of
+// containers come and go.
+func TestMesh(t *testing.T) {
+	netnstest.Root(t)
+	f := newFirewall(t)
+	mesh := goldens[len(goldens)-1]
+	if mesh.name != "mesh" {
+		t.Fatal("another golden file")
+	}
+	if err := errors.Join(f.SetMesh(mesh.mesh), f.Open(one)); err != nil {
+		t.Fatal(err)
+	}
+	big := Mesh{}
+	for i := range 2000 {
+		a := netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})
+		big.Ports = append(big.Ports, Port{Proto: 6, Host: netip.MustParseAddrPort("0.0.0.0:80"), To: netip.AddrPortFrom(a, 80), Group: "g"})
+		big.Far = append(big.Far, a)
+	}
+	if err := errors.Join(f.SetMesh(big), f.Add(mesh.shared...), f.Sync(nil, nil), f.Open(mesh.networks)); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(f.SetMesh(mesh.mesh), f.Check()); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.SetMesh(Mesh{}); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := f.wanted().String(), Rules("escale", mesh.networks).String(); got != want {
+		t.Errorf("of a mesh that is no more is left:\n%s", got)
+	}
 }

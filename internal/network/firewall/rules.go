@@ -117,14 +117,17 @@ const UserChain = "user"
 func TableName(instance string) string { return "escale-" + instance }
 
 // Rules is the table of an instance with these networks, without groups.
-func Rules(instance string, networks []Network) nft.Table { return rules(instance, networks, nil) }
+func Rules(instance string, networks []Network) nft.Table {
+	return rules(instance, networks, nil, Mesh{})
+}
 
-func rules(instance string, networks []Network, shared groups) nft.Table {
+func rules(instance string, networks []Network, shared groups, mesh Mesh) nft.Table {
 	b := builder{guards: byLink("guards"), in: byLink("in"), out: byLink("out"), back: byLink("back"), leave: byLink("leave"), bridges: bridges}
 	for _, n := range networks {
 		b.network(n)
 	}
 	p4, p6 := published4, published6
+	shared = mesh.places(shared)
 	shared.define(&p4, &p6)
 	t := nft.Table{Family: nft.Inet, Name: TableName(instance), Kept: UserChain}
 	for _, p := range []publication{p4, p6} {
@@ -151,6 +154,7 @@ func rules(instance string, networks []Network, shared groups) nft.Table {
 		}},
 	}
 	t.Chains = append(append(t.Chains, b.chains...), shared.chains()...)
+	mesh.enter(&t)
 	return t
 }
 

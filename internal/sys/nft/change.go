@@ -161,7 +161,16 @@ func (b *batch) exprs(r Rule) []expr.Any {
 		b.next++
 		set := s.anonymous.set(b.kt, b.next)
 		set.Name, set.Anonymous, set.Constant = "__map%d", true, true
-		b.note(b.c.AddSet(set, convert(*s.anonymous, s.anonymous.Fixed, true)))
+		first := s.anonymous.Fixed[:min(chunk, len(s.anonymous.Fixed))]
+		if len(first) < len(s.anonymous.Fixed) {
+			set.Size = uint32(len(s.anonymous.Fixed)) // or it has room for the first only
+		}
+		b.note(b.c.AddSet(set, convert(*s.anonymous, first, true)))
+		rest := *set
+		rest.Anonymous = false // or the library would refuse to add to it; the kernel goes by the number
+		for part := range slices.Chunk(s.anonymous.Fixed[len(first):], chunk) {
+			b.note(b.c.SetAddElements(&rest, convert(*s.anonymous, part, true)))
+		}
 		for _, e := range s.exprs {
 			if l, ok := e.(*expr.Lookup); ok && l.SetName == "" {
 				named := *l
@@ -295,8 +304,8 @@ func missing(a, b []Element) []Element {
 
 // Change brings the table from what it was to what it is to be, and deletes and
 // adds elements of its maps, in one transaction whose cost depends on the
-// difference only. The two tables have the same name and the same maps, but for
-// what is fixed in those. An error wraps ENOENT when something that is to change
+// difference only. The two tables have the same name, and maps of one name have the
+// same types. An error wraps ENOENT when something that is to change
 // is not there, and EEXIST when a key to add holds another value; nothing was
 // changed then.
 func (c *Conn) Change(was, is Table, del, ins Elements) error {
@@ -321,9 +330,17 @@ func (b *batch) change(was Table) {
 	if len(was.Chains) > 0 && len(was.Chains) == len(b.t.Chains) && &was.Chains[0] == &b.t.Chains[0] {
 		return // the very same
 	}
-	old := map[string]Chain{}
+	old, maps := map[string]Chain{}, map[string]Map{}
 	for _, ch := range was.Chains {
 		old[ch.Name] = ch
+	}
+	for _, m := range was.Maps {
+		maps[m.Name] = m
+	}
+	for _, m := range b.t.Maps {
+		if _, ok := maps[m.Name]; !ok {
+			b.addMap(m)
+		}
 	}
 	var differ []Chain
 	for _, ch := range b.t.Chains {
@@ -344,13 +361,13 @@ func (b *batch) change(was Table) {
 			b.fill(ch)
 		}
 	}
-	for i, m := range b.t.Maps {
-		b.take(m, missing(was.Maps[i].Fixed, m.Fixed))
-		b.put(m, missing(m.Fixed, was.Maps[i].Fixed))
+	for _, m := range b.t.Maps {
+		b.take(m, missing(maps[m.Name].Fixed, m.Fixed))
+		b.put(m, missing(m.Fixed, maps[m.Name].Fixed))
 	}
 }
 
-// remove takes away the chains that are no more.
+// remove takes away the chains and maps that are no more.
 func (b *batch) remove(was Table) {
 	is := map[string]bool{}
 	for _, ch := range b.t.Chains {
@@ -359,6 +376,11 @@ func (b *batch) remove(was Table) {
 	for _, ch := range was.Chains {
 		if !b.t.keeps(ch.Name) && !is[ch.Name] {
 			b.delChain(ch.Name)
+		}
+	}
+	for _, m := range was.Maps {
+		if !slices.ContainsFunc(b.t.Maps, func(o Map) bool { return o.Name == m.Name }) {
+			b.delMap(m.Name)
 		}
 	}
 }
