@@ -38,11 +38,14 @@ type Config struct {
 	// Strict leaves the chains of other firewalls alone: what may pass is for their
 	// owner to say.
 	Strict   bool
-	NetnsDir string         // absolute; handles of namespaces are bound in it
-	Dir      string         // absolute; records of the networks that users make. Empty: they can make none
-	Seed     string         // what the machine's own range of IPv6 is derived from
-	Events   EventPublisher // nil: nobody is told
-	Logger   *slog.Logger
+	NetnsDir string // absolute; handles of namespaces are bound in it
+	// IngressFile keeps what is published for a cluster until the machine stops; absolute.
+	// Empty: it is not kept.
+	IngressFile string
+	Dir         string         // absolute; records of the networks that users make. Empty: they can make none
+	Seed        string         // what the machine's own range of IPv6 is derived from
+	Events      EventPublisher // nil: nobody is told
+	Logger      *slog.Logger
 
 	Resolver   Resolver // answers names in containers; nil: nobody does
 	ResolvConf string   // the host's file; empty: /etc/resolv.conf

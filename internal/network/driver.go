@@ -6,6 +6,7 @@ import (
 	"net/netip"
 
 	"escale.dev/escale/internal/network/inside"
+	"escale.dev/escale/internal/network/port"
 	"escale.dev/escale/internal/sys/netns"
 )
 
@@ -60,6 +61,25 @@ type Publisher interface {
 	// if it is Resting, else puts it back. Idempotent, quick.
 	Rotate(ctx context.Context, ep Endpoint) error
 }
+
+// Spreader is a Driver that spreads what comes to ports of the host over places of which some
+// are on other hosts.
+type Spreader interface {
+	// Spread makes these the ports that are spread so, in one step; without any there are
+	// none. Far are the addresses that are on other hosts. What has gone astray by then the
+	// kernel is told to forget, as well as can be. Idempotent, quick.
+	Spread(ctx context.Context, ports []port.Mapping, far []netip.Addr, s Stray) error
+}
+
+// Stray is what the kernel remembers of ports that are spread and that is not so any more.
+type Stray struct {
+	Datagrams map[uint16][]netip.Addr // ports of the host, and who gets what comes to them now
+	Ended     []netip.Addr            // those who are no more
+	Ports     map[uint16]bool         // by which connections came to them
+}
+
+// None tells that nothing has.
+func (s Stray) None() bool { return len(s.Datagrams) == 0 && len(s.Ended) == 0 }
 
 // Watcher is a Driver that looks after its networks while the engine runs.
 type Watcher interface {

@@ -39,6 +39,7 @@ type Manager struct {
 	folder   *netns.Folder // of the namespace handles; set by Open
 	served   sync.Map      // handles of namespaces in which our name server answers
 	host     *resolvconf.Live
+	ingress  *ingress
 }
 
 // base is what every part of the Manager works with.
@@ -66,7 +67,10 @@ func NewManager(cfg Config, drivers ...Driver) *Manager {
 			mender.Mends(b.whose)
 		}
 	}
-	return &Manager{base: b, maker: maker{base: b, records: records(cfg.Dir), making: new(sync.Mutex), spanning: new(sync.Mutex)}, handles: map[string]bool{}, host: resolvconf.NewLive(cfg.ResolvConf)}
+	return &Manager{
+		base: b, maker: maker{base: b, records: records(cfg.Dir), making: new(sync.Mutex), spanning: new(sync.Mutex)}, handles: map[string]bool{}, host: resolvconf.NewLive(cfg.ResolvConf),
+		ingress: newIngress(b),
+	}
 }
 
 // Open makes the predefined networks and those in the records, or takes up and
@@ -144,6 +148,7 @@ func (m *Manager) Close() error {
 	}
 	m.watching.Wait()
 	m.forward.Close()
+	m.ingress.close()
 	var errs []error
 	for _, d := range m.drivers {
 		errs = append(errs, d.Close())
@@ -163,7 +168,7 @@ func (m *Manager) Destroy(ctx context.Context) error {
 		stop() // or the watch would bring back what goes now
 	}
 	m.watching.Wait()
-	errs := []error{m.Restore(ctx, nil)}
+	errs := []error{m.Restore(ctx, nil), m.ingress.end(ctx, "")}
 	networks := m.networks.drain()
 	errs = append(errs, m.batch(func() error {
 		var errs []error

@@ -115,6 +115,7 @@ type Spanned struct {
 	Created              time.Time
 	IPv4, IPv6           bool
 	Internal, Attachable bool
+	Ingress              bool // published ports lead to containers by it
 	Subnets              []Subnet
 	Options, Labels      map[string]string
 }
@@ -140,7 +141,7 @@ func (m maker) Span(ctx context.Context, s Spanned) error {
 	defer m.networks.unclaim(s.Name)
 	r := &record{
 		Format: recordFormat, ID: s.ID, Name: s.Name, Driver: s.Driver, Created: s.Created, EnableIPv4: s.IPv4, EnableIPv6: s.IPv6,
-		Internal: s.Internal, Attachable: s.Attachable, Scope: "swarm", IPAM: IPAM{Driver: defaultIPAM, Subnets: s.Subnets},
+		Internal: s.Internal, Attachable: s.Attachable, Ingress: s.Ingress, Scope: "swarm", IPAM: IPAM{Driver: defaultIPAM, Subnets: s.Subnets},
 		Options: s.Options, Labels: s.Labels,
 	}
 	for i := range r.IPAM.Subnets {

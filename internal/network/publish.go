@@ -267,6 +267,7 @@ func (r *rotation) drop(container string, eps []Endpoint) {
 func (m *Manager) Rotate(ctx context.Context, container string, in bool) {
 	m.names.rest(container, !in)
 	m.rotate(ctx, container, in)
+	m.ingress.rest(ctx, m.networks.endpoints(container), !in)
 }
 
 // rotate puts the shared ports of a container into rotation, or takes them out.

@@ -30,6 +30,7 @@ type record struct {
 	Created                time.Time
 	EnableIPv4, EnableIPv6 bool
 	Internal, Attachable   bool
+	Ingress                bool              `json:",omitempty"`
 	Scope                  string            `json:",omitempty"` // empty: local
 	ConfigOnly             bool              `json:",omitempty"`
 	ConfigFrom             string            `json:",omitempty"`
@@ -40,7 +41,7 @@ type record struct {
 func (r *record) info() Info {
 	return Info{
 		Name: r.Name, ID: r.ID, Driver: r.Driver, Scope: cmp.Or(r.Scope, "local"), Created: r.Created,
-		EnableIPv4: r.EnableIPv4, EnableIPv6: r.EnableIPv6, Internal: r.Internal, Attachable: r.Attachable,
+		EnableIPv4: r.EnableIPv4, EnableIPv6: r.EnableIPv6, Internal: r.Internal, Attachable: r.Attachable, Ingress: r.Ingress,
 		ConfigOnly: r.ConfigOnly, ConfigFrom: r.ConfigFrom, IPAM: r.IPAM,
 		Options: maps.Clone(r.Options), Labels: maps.Clone(r.Labels),
 	}

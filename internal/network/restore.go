@@ -75,7 +75,7 @@ func (m *Manager) Restore(ctx context.Context, live map[string][]Endpoint) error
 			}
 		}
 	}
-	errs = append(errs, restoreAll(ctx, byDriver))
+	errs = append(errs, m.ingress.recall(ctx), restoreAll(ctx, byDriver))
 	m.sweepInside(live)
 	if m.cfg.Others != nil {
 		m.cfg.Others.Settle(m.networks.made(), others)

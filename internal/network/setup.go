@@ -78,7 +78,7 @@ func (s *setup) run(ctx context.Context) error {
 		p := &s.plan.parts[i]
 		j := p.join(s.req, links.next(p))
 		j.Taken = links
-		j.Published, j.Path = (i == s.door || late) && len(s.plan.ports) > 0, s.box.Path
+		j.Published, j.Path = (i == s.door || late) && len(s.plan.ports) > 0 || p.net.info.Ingress, s.box.Path
 		ep, err := s.m.join(ctx, ns, s.req, p, j, i == v4, i == v6)
 		if err != nil {
 			return err
