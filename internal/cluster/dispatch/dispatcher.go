@@ -133,7 +133,7 @@ func (d *Dispatcher) anew(v store.View) {
 
 // begin looks at everything.
 func (s *session) begin() {
-	s.look, s.synced, s.on, s.peers = true, false, map[Ref]string{}, map[string]int{}
+	s.look, s.synced, s.on, s.peers = true, false, map[Ref][]string{}, map[string]int{}
 	for r := range s.sent {
 		s.dirty[r] = true
 	}

@@ -3,6 +3,7 @@ package dispatch
 import (
 	"context"
 	"maps"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -25,11 +26,11 @@ type session struct {
 	end  context.CancelCauseFunc
 
 	wants  wants
-	look   bool           // what it wants may have changed
-	dirty  map[Ref]bool   // to be looked at
-	sent   map[Ref]uint64 // prints of what the node has
-	on     map[Ref]string // nodes of others' tasks that it has
-	peers  map[string]int // and how many of each
+	look   bool             // what it wants may have changed
+	dirty  map[Ref]bool     // to be looked at
+	sent   map[Ref]uint64   // prints of what the node has
+	on     map[Ref][]string // other nodes that tasks and networks are on which it has
+	peers  map[string]int   // and by how many of them each
 	acks   []Ack
 	synced bool
 	over   bool // it is nobody's any more
@@ -39,7 +40,7 @@ type session struct {
 func newSession(node string, have map[Ref]uint64, end context.CancelCauseFunc) *session {
 	return &session{
 		node: node, wake: make(chan struct{}, 1), end: end, look: true, sent: have, wants: wants{map[string]bool{}, map[Ref]bool{}},
-		dirty: map[Ref]bool{}, on: map[Ref]string{}, peers: map[string]int{},
+		dirty: map[Ref]bool{}, on: map[Ref][]string{}, peers: map[string]int{},
 	}
 }
 
@@ -158,31 +159,50 @@ func (d *Dispatcher) pick(s *session, r Ref) (Object, bool) {
 	return Object{}, false
 }
 
-// beside sees to it that a node knows the nodes of the tasks that it knows.
+// beside sees to it that a node knows the nodes of the tasks that it knows, and those that are
+// on its networks themselves, or with containers of their own.
 func (d *Dispatcher) beside(s *session, r Ref) {
-	if r.Kind != cluster.KindTask || s.on[r] != "" {
+	var nodes []string
+	switch o := d.x.form(r).o.(type) {
+	case *cluster.Task:
+		if o.Node != s.node {
+			nodes = []string{o.Node}
+		}
+	case *cluster.Network:
+		for _, a := range o.Status.Attached {
+			if a.Node != s.node {
+				nodes = append(nodes, a.Node)
+			}
+		}
+		slices.Sort(nodes)
+		nodes = slices.Compact(nodes)
+	default:
 		return
 	}
-	t, ok := d.x.form(r).o.(*cluster.Task)
-	if !ok || t.Node == s.node {
-		return
+	had := s.on[r]
+	for _, node := range nodes { // before the others go: most are the same
+		if s.peers[node]++; s.peers[node] == 1 {
+			d.subscribe(s, "node:"+node)
+		}
 	}
-	s.on[r] = t.Node
-	if s.peers[t.Node]++; s.peers[t.Node] == 1 {
-		d.subscribe(s, "node:"+t.Node)
+	d.unpeer(s, had)
+	if s.on[r] = nodes; len(nodes) == 0 {
+		delete(s.on, r)
 	}
 }
 
 // away undoes beside.
 func (d *Dispatcher) away(s *session, r Ref) {
-	node := s.on[r]
-	if node == "" {
-		return
-	}
+	d.unpeer(s, s.on[r])
 	delete(s.on, r)
-	if s.peers[node]--; s.peers[node] == 0 {
-		delete(s.peers, node)
-		d.unsubscribe(s, "node:"+node)
+}
+
+func (d *Dispatcher) unpeer(s *session, nodes []string) {
+	for _, node := range nodes {
+		if s.peers[node]--; s.peers[node] == 0 {
+			delete(s.peers, node)
+			d.unsubscribe(s, "node:"+node)
+		}
 	}
 }
 
