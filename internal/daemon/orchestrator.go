@@ -212,7 +212,7 @@ func (o *orchestrator) Node(ctx context.Context, node string, s store.Store) err
 	for what, run := range map[string]func() error{
 		"agent": func() error { return agent.New(node, s, x, o.log).Run(ctx) },
 		"mesh": func() error {
-			return mesh.New(node, s, &meshEngine{networks: o.d.networks, overlay: o.d.overlay}, o.log).Run(ctx)
+			return mesh.New(node, s, &meshEngine{networks: o.d.networks, overlay: o.d.overlay, span: o.d.spans.make}, o.log).Run(ctx)
 		},
 		"supplies": func() error { return supply.New(s, supplies, o.log).Run(ctx) },
 	} {

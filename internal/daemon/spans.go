@@ -122,7 +122,7 @@ func (s *spans) Find(ctx context.Context, ref string) (network.Spanned, error) {
 	}
 	i := spanned(n)
 	out := network.Spanned{
-		ID: i.ID, Name: i.Name, Driver: i.Driver, Created: i.Created, IPv4: i.EnableIPv4, IPv6: i.EnableIPv6, Internal: i.Internal, Attachable: i.Attachable,
+		ID: i.ID, Name: i.Name, Driver: i.Driver, Created: i.Created, IPv4: i.EnableIPv4, IPv6: i.EnableIPv6, Internal: i.Internal, Attachable: i.Attachable, Ingress: i.Ingress,
 		Subnets: i.IPAM.Subnets, Options: i.Options, Labels: i.Labels,
 	}
 	out.Options["com.docker.network.driver.mtu"] = cmp.Or(out.Options["com.docker.network.driver.mtu"], strconv.Itoa(s.d.overlay.MTU()))
@@ -130,6 +130,15 @@ func (s *spans) Find(ctx context.Context, ref string) (network.Spanned, error) {
 		s.own(n, &out)
 	}
 	return out, nil
+}
+
+// make makes a network of the cluster's on this node.
+func (s *spans) make(ctx context.Context, id string) error {
+	n, err := s.Find(ctx, id)
+	if err != nil {
+		return err
+	}
+	return s.d.networks.Span(ctx, n)
 }
 
 // own makes this node's address on the network of published ports that of its host there:

@@ -55,7 +55,7 @@ func (d *Daemon) openNetwork(ctx context.Context) error {
 	}
 	cfg := network.Config{
 		Instance: d.cfg.Instance, BridgeName: d.cfg.Bridge, Pools: pools, MTU: d.cfg.MTU, ICC: d.cfg.ICC,
-		IPForward: d.cfg.IPForward, IPMasq: d.cfg.IPMasq, NetnsDir: filepath.Join(d.cfg.ExecRoot, "netns"),
+		IPForward: d.cfg.IPForward, IPMasq: d.cfg.IPMasq, NetnsDir: filepath.Join(d.cfg.ExecRoot, "netns"), IngressFile: filepath.Join(d.cfg.ExecRoot, "ingress.json"),
 		Dir: filepath.Join(d.cfg.DataRoot, "networks"), Seed: d.id, Events: d.events, Logger: d.log.With("component", "network"),
 	}
 	if d.cfg.BIP != "" {

@@ -29,6 +29,12 @@ func (c *controller) attachments(v store.View) []cluster.Attachment {
 	return out
 }
 
+// meshed tells whether nodes answer for a port of the task, so that its container need not.
+func (c *controller) meshed(v store.View, p cluster.Port) bool {
+	n := address.Ingress(v)
+	return n != nil && address.Meshed(p) && slices.ContainsFunc(c.t.Addresses, func(a cluster.TaskAddress) bool { return a.Network == n.ID })
+}
+
 // endpoints are the container's places on networks, with the addresses that the task was
 // given.
 func (c *controller) endpoints(v store.View, host *container.HostConfig) map[string]*network.EndpointSettings {

@@ -23,7 +23,8 @@ func (c *controller) publish(v store.View, cfg *container.Config, host *containe
 	if err != nil {
 		return err
 	}
-	ports := c.ports(s)
+	// What every node publishes the container need not.
+	ports := slices.DeleteFunc(slices.Clone(c.ports(s)), func(p cluster.Port) bool { return c.meshed(v, p) })
 	if len(ports) == 0 {
 		return nil
 	}

@@ -9,10 +9,12 @@ import (
 	"net"
 	"net/netip"
 	"reflect"
+	"slices"
 	"time"
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/address"
 	"github.com/containerd/errdefs"
 )
 
@@ -38,6 +40,10 @@ type Network struct {
 	Peers    []Peer
 	Names    map[string][]netip.Addr
 	Services []Service
+	// Ingress says that it is that of published ports: an engine that has not got it makes it
+	// once it is Placed, which is to say that this node has an address there.
+	Ingress, Placed bool
+	Ports           []Port
 }
 
 // Engine has the networks. Its methods block; NotFound when it does not have that one.
@@ -138,6 +144,9 @@ func (m *Mesh) concerns(v store.View, e store.Event) (out []string) {
 			for _, a := range o.Status.VIPs {
 				out = append(out, a.Network)
 			}
+			if in := address.Ingress(v); in != nil && slices.ContainsFunc(slices.Concat(o.Spec.Ports, o.Status.Ports), address.Meshed) {
+				out = append(out, in.ID)
+			}
 			for _, t := range store.List[*cluster.Task](v, store.Owner(o.ID)) { // it has no address of its own
 				for _, a := range t.Addresses {
 					out = append(out, a.Network)
@@ -148,6 +157,9 @@ func (m *Mesh) concerns(v store.View, e store.Event) (out []string) {
 				out = append(out, a.Network)
 			}
 		case *cluster.Node:
+			if in := address.Ingress(v); in != nil && e.Old != nil && e.New != nil && e.Old.(*cluster.Node).Status.Ready != e.New.(*cluster.Node).Status.Ready {
+				out = append(out, in.ID)
+			}
 			if e.Old == nil || e.New == nil || vtep(e.Old.(*cluster.Node)) != vtep(e.New.(*cluster.Node)) {
 				out = append(out, overlays(v)...)
 			}
@@ -171,7 +183,8 @@ func overlays(v store.View) (out []string) {
 
 // look tells the engine of one network if something has changed; false: again later.
 func (m *Mesh) look(ctx context.Context, v store.View, id string) bool {
-	if _, err := store.Find[*cluster.Network](v, id); err != nil {
+	n := Of(v, m.node, id)
+	if _, err := store.Find[*cluster.Network](v, id); err != nil && len(n.Ports) == 0 {
 		delete(m.told, id)
 		if err := m.e.Drop(ctx, id); err != nil && !errdefs.IsNotFound(err) {
 			if ctx.Err() == nil && !errdefs.IsConflict(err) {
@@ -181,7 +194,6 @@ func (m *Mesh) look(ctx context.Context, v store.View, id string) bool {
 		}
 		return true
 	}
-	n := Of(v, m.node, id)
 	if old, ok := m.told[id]; ok && reflect.DeepEqual(old, n) {
 		return true
 	}

@@ -264,3 +264,101 @@ func TestRun(t *testing.T) {
 		}
 	})
 }
+
+// published tells of ports as "8080/tcp web>80: addresses"; those on other nodes have a !, those
+// that take nothing new stand in brackets.
+func (n Network) published() string {
+	var out []string
+	for _, p := range n.Ports {
+		text := fmt.Sprintf("%d/%s %s>%d:", p.Port, p.Proto, p.Service, p.Target)
+		for _, b := range p.Tasks {
+			a := b.Addr.String()
+			if b.Far {
+				a += "!"
+			}
+			if b.Rests {
+				a = "(" + a + ")"
+			}
+			text += " " + a
+		}
+		out = append(out, text)
+	}
+	return strings.Join(out, ", ")
+}
+
+// Every node is told of all tasks behind published ports, and which of them take what is new;
+// of a host that has left with its apps the ports stay as long as the tasks that are reached by
+// the network.
+func TestPorts(t *testing.T) {
+	w := newWorld(t)
+	in := cluster.NewIngress()
+	in.ID = "in"
+	in.Status.Attached = []cluster.Attached{{Node: "there", Addrs: prefixes("10.1.0.2/24")}}
+	w.commit(store.Create(in))
+	ports := []cluster.Port{
+		{Proto: network.TCP, Target: 80, Published: 8080}, {Proto: network.UDP, Target: 53}, {Proto: network.TCP, Target: 81, Published: 81, Host: true},
+		{Proto: network.TCP, Target: 82, Published: 82, Address: "127.0.0.1"},
+	}
+	w.commit(store.Create(&cluster.Service{Meta: cluster.Meta{ID: "pub", Name: "pub"}, Spec: cluster.ServiceSpec{Task: cluster.TaskSpec{Container: &container.Config{}}, Ports: ports}}))
+	on := func(addr string, f ...func(*cluster.Task)) func(*cluster.Task) {
+		return func(t *cluster.Task) {
+			t.Addresses = []cluster.TaskAddress{{Network: "in", Addr: netip.MustParsePrefix(addr)}}
+			for _, f := range f {
+				f(t)
+			}
+		}
+	}
+	w.task("p1", "pub", "here", "", on("10.1.0.11/24"))
+	w.task("p2", "pub", "there", "", on("10.1.0.12/24"))
+	w.task("p3", "pub", "there", "", on("10.1.0.13/24", func(t *cluster.Task) { t.Desired = cluster.TaskShutdown }))
+	w.task("p4", "pub", "here", "", on("10.1.0.14/24", func(t *cluster.Task) { t.Status.State = cluster.TaskFailed }))
+	if n := Of(w.s.View(), "here", "in"); n.published() != "" || !n.Ingress || n.Placed {
+		t.Errorf("before ports are settled: %q, ingress %t, placed %t", n.published(), n.Ingress, n.Placed)
+	}
+	s, err := store.Find[*cluster.Service](w.s.View(), "pub")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s = store.Copy(s)
+	s.Status.Ports = slices.Clone(ports)
+	s.Status.Ports[1].Published = 30000
+	w.commit(store.Update(s))
+	is := func(want string) {
+		t.Helper()
+		if got := Of(w.s.View(), "here", "in").published(); got != want {
+			t.Errorf("published %s\nwant      %s", got, want)
+		}
+	}
+	is("8080/tcp pub>80: 10.1.0.11 10.1.0.12! (10.1.0.13!), 30000/udp pub>53: 10.1.0.11 10.1.0.12! (10.1.0.13!)")
+	if n := Of(w.s.View(), "there", "in"); !n.Placed || !strings.Contains(n.published(), "10.1.0.11! 10.1.0.12 (10.1.0.13)") {
+		t.Errorf("the other node: %s, placed %t", n.published(), n.Placed)
+	}
+	node, err := store.Find[*cluster.Node](w.s.View(), "there")
+	if err != nil {
+		t.Fatal(err)
+	}
+	node = store.Copy(node)
+	node.Status.Ready = false
+	w.commit(store.Update(node))
+	is("8080/tcp pub>80: 10.1.0.11, 30000/udp pub>53: 10.1.0.11")
+	m := New("here", w.s, nil, slog.New(slog.DiscardHandler))
+	for _, o := range []cluster.Object{node, s} {
+		if got := m.concerns(w.s.View(), store.Event{Old: o, New: func() cluster.Object {
+			if n, ok := o.(*cluster.Node); ok {
+				n = store.Copy(n)
+				n.Status.Ready = true
+				return n
+			}
+			return o
+		}()}); !slices.Contains(got, "in") {
+			t.Errorf("a change of %T concerns %v", o, got)
+		}
+	}
+	if in, err = store.Find[*cluster.Network](w.s.View(), "in"); err != nil {
+		t.Fatal(err)
+	}
+	w.commit(store.Delete(in))
+	is("8080/tcp pub>80: 10.1.0.11")
+	w.change("p1", func(t *cluster.Task) { t.Status.State = cluster.TaskShutdown })
+	is("")
+}

@@ -37,11 +37,17 @@ func Of(v store.View, node, id string) Network {
 	for _, t := range store.List[*cluster.Task](v, store.On(id)) {
 		b.task(t)
 	}
-	if n, err := store.Find[*cluster.Network](v, id); err == nil {
+	n, err := store.Find[*cluster.Network](v, id)
+	if err == nil {
 		for _, a := range n.Status.Attached {
 			b.peers(a.Node, a.Addrs)
+			b.n.Placed = b.n.Placed || a.Node == node && a.Container == ""
 		}
 		b.services(n)
+		b.n.Ingress = n.Ingress()
+	}
+	if err != nil || n.Ingress() {
+		b.n.Ports = b.ports(id)
 	}
 	slices.SortFunc(b.n.Peers, func(a, b Peer) int { return a.Addr.Compare(b.Addr) })
 	slices.SortFunc(b.n.Services, func(a, b Service) int { return a.VIP.Compare(b.VIP) })
