@@ -69,6 +69,9 @@ func (m founder) found(ctx context.Context, c *cluster.Cluster, n *cluster.Node)
 		objects(nil)
 		part(nil)
 	}()
+	if is, err := store.Find[*cluster.Node](own.View(), n.ID); err == nil {
+		n.Revision = is.Revision // an engine that has just started writes what it is, and nobody does so any more
+	}
 	if _, err := own.Commit(ctx, store.Create(c), store.Update(n)); err != nil {
 		return err
 	}
