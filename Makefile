@@ -64,7 +64,7 @@ run: ## build, and show an app that is killed, updated under load and rolled bac
 .PHONY: test
 test: build test-needs ## every test (root: the engine's too), some 30 rounds of the kill test
 	go test -timeout 15m $(TESTFLAGS) $$(go list ./... | grep -v '/test/')
-	go test -timeout 20m -count=1 -p 1 $(TESTFLAGS) ./test/...
+	go test -timeout 45m -count=1 -p 1 $(TESTFLAGS) ./test/...
 	@[ "$$(id -u)" = 0 ] || echo "make test: without root, whatever needs namespaces, mounts or cgroups was skipped (go test -v names each); 'sudo make test' runs it"
 
 .PHONY: test-needs
