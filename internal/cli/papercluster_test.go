@@ -374,6 +374,8 @@ func (p *paper) change(w http.ResponseWriter, q *http.Request, path string, part
 			warnings = []string{"a warning"}
 		}
 		reply(w, 201, map[string]any{"ID": p.services[0].ID, "Warnings": warnings})
+	case strings.HasSuffix(path, "/renew"):
+		reply(w, 200, map[string]any{"ID": id("new"), "Services": []string{p.services[0].Spec.Name}})
 	case strings.HasSuffix(path, "/create"):
 		reply(w, 201, map[string]string{"ID": id("new"), "Id": id("new")})
 	case parts[0] == "services" && q.Method == http.MethodPost:

@@ -5,6 +5,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/url"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"escale.dev/escale/internal/cli/spec"
 	"escale.dev/escale/internal/cli/verb"
 )
 
@@ -82,9 +84,11 @@ func (s *settings) mergeCA(to *swarm.Spec, root *string) {
 
 func updateCommand(a *verb.App) *cobra.Command {
 	var s settings
+	var add, remove spec.List
 	cmd := &cobra.Command{
 		Use:               "update [OPTIONS]",
 		Short:             "Change the cluster's settings",
+		Example:           `escale swarm update --label-add escale.permit=privileged,devices`,
 		Args:              verb.NoArgs,
 		ValidArgsFunction: cobra.NoFileCompletions,
 		PreRunE: func(cmd *cobra.Command, _ []string) error {
@@ -102,22 +106,42 @@ func updateCommand(a *verb.App) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			spec := &res.Swarm.Spec
-			locked := spec.EncryptionConfig.AutoLockManagers
-			s.merge(spec, &res.Swarm.TLSInfo.TrustRoot)
-			if _, err := c.SwarmUpdate(cmd.Context(), moby.SwarmUpdateOptions{Version: res.Swarm.Version, Spec: *spec}); err != nil {
+			is := &res.Swarm.Spec
+			locked := is.EncryptionConfig.AutoLockManagers
+			s.merge(is, &res.Swarm.TLSInfo.TrustRoot)
+			if err := relabel(&is.Labels, add.Values, remove.Values); err != nil {
+				return err
+			}
+			if _, err := c.SwarmUpdate(cmd.Context(), moby.SwarmUpdateOptions{Version: res.Swarm.Version, Spec: *is}); err != nil {
 				return err
 			}
 			a.Println("Swarm updated.")
-			if !locked && spec.EncryptionConfig.AutoLockManagers {
+			if !locked && is.EncryptionConfig.AutoLockManagers {
 				return printKey(cmd.Context(), a, c, false)
 			}
 			return nil
 		},
 	}
 	cmd.Flags().BoolVar(&s.autolock, "autolock", false, "Ask for a key when a manager was restarted (true|false)")
+	cmd.Flags().Var(&add, "label-add", "Add or change a label of the cluster: KEY[=VALUE]")
+	cmd.Flags().Var(&remove, "label-rm", "Remove a label of the cluster, by its key")
 	s.addFlags(cmd.Flags())
 	return cmd
+}
+
+// relabel adds labels to some, and takes others away, which must be there.
+func relabel(labels *map[string]string, add, remove []string) error {
+	if *labels == nil {
+		*labels = map[string]string{}
+	}
+	maps.Copy(*labels, spec.KeyValues(add))
+	for _, k := range remove {
+		if _, ok := (*labels)[k]; !ok {
+			return fmt.Errorf("key %s doesn't exist in swarm's labels", k)
+		}
+		delete(*labels, k)
+	}
+	return nil
 }
 
 // listenAddr is ADDRESS|INTERFACE[:PORT], with what is left out filled in.

@@ -60,6 +60,9 @@ func secrets() *kind {
 			_, err := c.SecretRemove(ctx, name, moby.SecretRemoveOptions{})
 			return err
 		},
+		renew: func(ctx context.Context, c *client.Client, name string, data []byte) (client.Renewed, error) {
+			return c.SecretRenew(ctx, name, data)
+		},
 	}
 }
 
@@ -88,6 +91,9 @@ func configs() *kind {
 		remove: func(ctx context.Context, c *client.Client, name string) error {
 			_, err := c.ConfigRemove(ctx, name, moby.ConfigRemoveOptions{})
 			return err
+		},
+		renew: func(ctx context.Context, c *client.Client, name string, data []byte) (client.Renewed, error) {
+			return c.ConfigRenew(ctx, name, data)
 		},
 	}
 }

@@ -48,6 +48,7 @@ type kind struct {
 	inspect func(context.Context, *client.Client, string) (file, []byte, error)
 	create  func(context.Context, *client.Client, file) (string, error)
 	remove  func(context.Context, *client.Client, string) error
+	renew   func(context.Context, *client.Client, string, []byte) (client.Renewed, error)
 }
 
 // Secrets are the commands of `secret`.
@@ -57,7 +58,7 @@ func Secrets(a *verb.App) []*cobra.Command { return secrets().commands(a) }
 func Configs(a *verb.App) []*cobra.Command { return configs().commands(a) }
 
 func (k *kind) commands(a *verb.App) []*cobra.Command {
-	return []*cobra.Command{k.createCommand(a), k.inspectCommand(a), k.lsCommand(a), k.rmCommand(a)}
+	return []*cobra.Command{k.createCommand(a), k.inspectCommand(a), k.lsCommand(a), k.rmCommand(a), k.updateCommand(a)}
 }
 
 func (k *kind) names(a *verb.App) verb.Completer {
