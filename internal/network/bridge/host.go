@@ -84,6 +84,15 @@ func (d *Driver) ensureUser(b *bridged) error {
 // ownName is the name of the bridge of a network that asks for no other.
 func ownName(id string) string { return "br-" + id[:min(12, len(id))] }
 
+// newBridge is a bridge yet to be made, without multicast snooping: nobody on it asks who
+// listens to what, and without such a querier a bridge sends multicast to all ports anyway
+// (Documentation/networking/bridge.rst, "Multicast"). What is kept for it of each port makes ports
+// come and go more slowly the more there are.
+func newBridge(attrs netlink.LinkAttrs) *netlink.Bridge {
+	snoop := false
+	return &netlink.Bridge{LinkAttrs: attrs, MulticastSnooping: &snoop}
+}
+
 // makeUser makes a bridge that bears the mark of its network. The name that a user
 // has chosen comes last: one without the mark would be taken for the user's own.
 func (d *Driver) makeUser(b *bridged) (netlink.Link, error) {
@@ -92,7 +101,7 @@ func (d *Driver) makeUser(b *bridged) (netlink.Link, error) {
 	// Of its own, or the bridge would take that of a port and change it, and
 	// containers would lose their gateway for a while.
 	attrs.HardwareAddr = hardware(b.spec.Subnet(false).Gateway, b.spec.ID)
-	link := &netlink.Bridge{LinkAttrs: attrs}
+	link := newBridge(attrs)
 	err := netlink.LinkAdd(link)
 	if errors.Is(err, unix.EEXIST) { // what is left of an engine that was killed here
 		if err = deleteLink(attrs.Name); err == nil {
@@ -213,7 +222,7 @@ func (d house) ensureBridge(name string, want netip.Prefix, avoid []netip.Prefix
 func (d house) makeBridge(name string, want netip.Prefix, avoid []netip.Prefix) (int, netip.Prefix, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = name, d.cfg.LinkMTU()
-	link := &netlink.Bridge{LinkAttrs: attrs}
+	link := newBridge(attrs)
 	if err := netlink.LinkAdd(link); err != nil {
 		return 0, netip.Prefix{}, err
 	}
