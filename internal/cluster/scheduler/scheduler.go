@@ -4,6 +4,7 @@ package scheduler
 
 import (
 	"cmp"
+	"container/heap"
 	"fmt"
 	"maps"
 	"math"
@@ -98,7 +99,7 @@ type round struct {
 type choice struct {
 	checks  []filter
 	refused []int // nodes, by the check they failed
-	fit     []*Room
+	fit     queue
 	wrong   string // with what was asked
 }
 
@@ -136,38 +137,64 @@ func (r *round) choose(t *cluster.Task) (*Room, string) {
 	if c.wrong != "" {
 		return nil, c.wrong
 	}
-	if len(c.fit) == 0 {
+	if c.fit.Len() == 0 {
 		return nil, explain(c.checks, c.refused)
 	}
-	best := r.best(t, c.fit)
-	to := c.fit[best]
+	best := r.best(t, c)
+	to := c.fit.rooms[best]
 	to.take(t)
 	if i := slices.IndexFunc(c.checks, func(f filter) bool { return !f.fits(to) }); i >= 0 { // it is full now
 		c.refused[i]++
-		c.fit = slices.Delete(c.fit, best, best+1)
+		heap.Remove(&c.fit, best)
+	} else {
+		heap.Fix(&c.fit, best)
 	}
 	return to, ""
 }
 
-// best is which of some nodes is the best for a task.
-func (r *round) best(t *cluster.Task, fit []*Room) int {
+// best is which of the nodes that were found is the best for a task.
+func (r *round) best(t *cluster.Task, c *choice) int {
+	fit := c.fit.rooms
 	if i := slices.IndexFunc(fit, func(n *Room) bool { return t.Toward != "" && n.Node.ID == t.Toward }); i >= 0 {
 		return i
 	}
-	spread(t, r.nodes)
-	best, shunned := 0, shun(r.v, t)
-	away := func(n *Room) int {
-		if n.Node.ID == shunned && shunned != "" {
-			return 1
-		}
+	if len(t.Spec.Placement.Spread) > 0 { // a task counts for all nodes with the same labels
+		spread(t, r.nodes)
+		heap.Init(&c.fit)
+	}
+	shunned := shun(r.v, t)
+	if len(fit) == 1 || fit[0].Node.ID != shunned {
 		return 0
 	}
-	for i, n := range fit {
-		if cmp.Or(away(n)-away(fit[best]), r.score(t, n, fit[best]), cmp.Compare(n.Node.ID, fit[best].Node.ID)) < 0 {
-			best = i
-		}
+	if len(fit) == 2 || c.fit.Less(1, 2) { // the best but for the first is one of the two below it
+		return 1
 	}
-	return best
+	return 2
+}
+
+// queue holds nodes, the best for tasks like one first; a heap.
+type queue struct {
+	rooms []*Room
+	like  *cluster.Task
+	score Score
+}
+
+func (q *queue) Len() int      { return len(q.rooms) }
+func (q *queue) Swap(i, j int) { q.rooms[i], q.rooms[j] = q.rooms[j], q.rooms[i] }
+func (q *queue) Less(i, j int) bool {
+	a, b := q.rooms[i], q.rooms[j]
+	return cmp.Or(q.score(q.like, a, b), cmp.Compare(a.Node.ID, b.Node.ID)) < 0
+}
+
+// Push implements heap.Interface; nodes come by heap.Init alone.
+func (q *queue) Push(n any) { q.rooms = append(q.rooms, n.(*Room)) }
+
+// Pop implements heap.Interface.
+func (q *queue) Pop() any {
+	last := len(q.rooms) - 1
+	n := q.rooms[last]
+	q.rooms = q.rooms[:last]
+	return n
 }
 
 // shunned is how often in a row tasks of a place fail before another node is tried.
@@ -206,7 +233,7 @@ func (r *round) look(t *cluster.Task) choice {
 	if err != nil {
 		return choice{wrong: err.Error()}
 	}
-	c := choice{checks: checks, refused: make([]int, len(checks))}
+	c := choice{checks: checks, refused: make([]int, len(checks)), fit: queue{like: t, score: r.score}}
 next:
 	for _, n := range r.nodes {
 		if t.Node != "" && n.Node.ID != t.Node {
@@ -218,8 +245,10 @@ next:
 				continue next
 			}
 		}
-		c.fit = append(c.fit, n)
+		c.fit.rooms = append(c.fit.rooms, n)
 	}
+	spread(t, r.nodes)
+	heap.Init(&c.fit)
 	return c
 }
 
