@@ -20,6 +20,7 @@ VMROUNDS ?= 5
 NETROUNDS ?= 10000
 FUZZTIME ?= 10s
 TESTFLAGS ?=
+RUNTIME ?=
 
 export CGO_ENABLED = 0
 
@@ -95,6 +96,11 @@ check: ## gofmt, go vet, staticcheck
 .PHONY: conformance
 conformance: ## the OCI's suite of registries, all four workflows, on the disk and in a bucket (fetched; or ESCALE_CONFORMANCE=PATH)
 	suite=$$(scripts/conformance.sh); ESCALE_CONFORMANCE=$$suite go test -count=1 -v -run '^Test(Conformance|Bucket)$$/^conformance$$' ./internal/registry/server
+
+# Without RUNTIME runc is compared with itself, or with bin/escale-runtime where that is.
+.PHONY: validate
+validate: bin/runc ## the OCI's validation of runtimes: what runc passes, RUNTIME=bin/escale-runtime must pass (minutes; root)
+	suite=$$(scripts/validation.sh); ESCALE_VALIDATION=$$suite RUNTIME='$(RUNTIME)' go test -count=1 -timeout 60m -v -run '^TestValidation$$' ./test/oci
 
 .PHONY: kill
 kill: build test-needs ## hundreds of rounds of killing the engine under load (ROUNDS=300), and its machine (VMROUNDS=5)
