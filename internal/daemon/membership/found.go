@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"escale.dev/escale/internal/api/node"
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/ca"
 	"escale.dev/escale/internal/cluster/store"
@@ -28,6 +29,10 @@ func (m *Membership) Found(ctx context.Context, c *cluster.Cluster, n *cluster.N
 	return m.settle(ctx) // or the next to ask would be too early
 }
 
+func errNoProgram(err error) error {
+	return fmt.Errorf("the program of the cluster's store, which belongs beside escaled, is missing: %w: %w", err, errdefs.ErrUnavailable)
+}
+
 // begun is how long the store's server may take to answer for the first time, and to take over
 // what there is.
 const begun = time.Minute
@@ -44,7 +49,7 @@ func (m founder) found(ctx context.Context, c *cluster.Cluster, n *cluster.Node)
 	}
 	r := record{Phase: founding, Node: n.ID, Listen: n.Status.ListenAddr, Addr: n.Status.Manager.Addr, DataPath: n.Status.DataPathAddr, Fresh: true}
 	if _, err := exec.LookPath(m.cfg.Program[0]); err != nil {
-		return fmt.Errorf("the program of the cluster's store, which belongs beside escaled, is missing: %w: %w", err, errdefs.ErrUnavailable)
+		return errNoProgram(err)
 	}
 	if err := free(r.Listen, r.peers()); err != nil {
 		return err
@@ -75,70 +80,55 @@ func (m founder) found(ctx context.Context, c *cluster.Cluster, n *cluster.Node)
 	if _, err := own.Commit(ctx, store.Create(c), store.Update(n)); err != nil {
 		return err
 	}
-	if err := m.identify(c, n.ID); err != nil {
+	keeper, err := identify(m.cfg.Dir, own, n.ID)
+	if err != nil {
 		return err
 	}
+	m.mu.Lock()
+	m.keeper = keeper
+	m.mu.Unlock()
 	if s, err = m.carry(ctx, r, own); err != nil {
 		return err
 	}
 	return m.enthrone(r, s, objects, part)
 }
 
-// identify makes the first node's identity, which signs for itself.
-func (m founder) identify(c *cluster.Cluster, id string) error {
-	root, err := ca.LoadRoot(c.Status.RootCA, c.Status.Key)
+// identify makes the identity of a manager that signs for itself, in a directory: s has the
+// cluster.
+func identify(dir string, s store.Store, id string) (*ca.Keeper, error) {
+	members := &node.Members{Store: s}
+	a, err := members.Authority()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	a, err := ca.NewAuthority(root, nil)
+	c, err := store.Named[*cluster.Cluster](s.View(), cluster.DefaultCluster)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	key, csr, err := ca.NewRequest()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	chain, err := a.Issue(csr, ca.Manager, id, c.ID, c.Spec.CAConfig.NodeCertExpiry)
+	chain, err := a.Issue(csr, ca.Manager, id, c.ID, members.Expiry())
 	if err != nil {
-		return err
+		return nil, err
 	}
-	k, err := ca.Keep(filepath.Join(m.cfg.Dir, identityFile), key, chain, a.Trusted())
-	if err != nil {
-		return err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.keeper = k
-	return nil
+	return ca.Keep(filepath.Join(dir, identityFile), key, chain, a.Trusted())
 }
 
 // carry starts the store's server and has it take over what the host has.
 func (m founder) carry(ctx context.Context, r record, own store.Store) (*server, error) {
 	ctx, cancel := context.WithTimeout(ctx, begun)
 	defer cancel()
-	ring, err := seal.NewRing(seal.NewKey())
+	ring, err := newKeys(m.cfg.Dir, own.View())
 	if err != nil {
-		return nil, err
-	}
-	c, err := store.Named[*cluster.Cluster](own.View(), cluster.DefaultCluster)
-	if err != nil {
-		return nil, err
-	}
-	lock := ""
-	if c.Spec.EncryptionConfig.AutoLockManagers {
-		lock = c.Status.UnlockKey
-	}
-	if err := locksmith(m).keepKeys(ring, lock); err != nil {
 		return nil, err
 	}
 	s, err := m.begin(r, ring)
 	if err != nil {
 		return nil, err
 	}
-	if err = s.child.Ready(ctx); err == nil {
-		err = etcd.Carry(ctx, s.config(), r.Node, own.View())
-	}
-	if err == nil {
+	if err = s.carry(ctx, own.View()); err == nil {
 		var st *etcd.Store
 		if st, err = etcd.Open(ctx, s.config()); err == nil {
 			s.store.Store(st)
@@ -152,6 +142,27 @@ func (m founder) carry(ctx context.Context, r record, own store.Store) (*server,
 	m.ring = ring
 	m.mu.Unlock()
 	return s, nil
+}
+
+// newKeys makes the keys of a store that begins, in a directory, locked as its cluster wants it.
+func newKeys(dir string, v store.View) (*seal.Ring, error) {
+	ring, err := seal.NewRing(seal.NewKey())
+	if err != nil {
+		return nil, err
+	}
+	lock, err := unlockKey(v)
+	if err != nil {
+		return nil, err
+	}
+	return ring, keepKeys(dir, ring, lock)
+}
+
+// carry has a store that has nothing yet take over objects.
+func (s *server) carry(ctx context.Context, v store.View) error {
+	if err := s.child.Ready(ctx); err != nil {
+		return err
+	}
+	return etcd.Carry(ctx, s.config(), s.rec.Node, v)
 }
 
 // enthrone makes a manager of a host whose store has been carried over. From the record on

@@ -79,8 +79,8 @@ func (m joiner) join(ctx context.Context, j Joining) (err error) {
 	if phase != alone {
 		return errInCluster
 	}
-	if list := store.List[*cluster.App](own.View()); len(list) > 0 {
-		return fmt.Errorf("this engine keeps %d apps (%s is one), which no other cluster can take over: take them down first (escale down), or make the cluster here (swarm init): %w", len(list), list[0].Name, errdefs.ErrConflict)
+	if err := keepsNone(own); err != nil {
+		return err
 	}
 	r := record{Phase: worker, Listen: j.Listen, Addr: j.Addr, DataPath: j.DataPath}
 	if err := free(r.Listen, r.peers()); err != nil {
@@ -110,6 +110,15 @@ func (m joiner) join(ctx context.Context, j Joining) (err error) {
 		m.log.Warn("what the host had by itself stays on disk until the engine starts again", "error", err)
 	}
 	return m.enter(r)
+}
+
+// keepsNone tells whether a host can be part of a cluster that has objects of its own. Conflict
+// when it keeps apps.
+func keepsNone(own store.Store) error {
+	if list := store.List[*cluster.App](own.View()); len(list) > 0 {
+		return fmt.Errorf("this engine keeps %d apps (%s is one), which no other cluster can take over: take them down first (escale down), or make the cluster here (swarm init): %w", len(list), list[0].Name, errdefs.ErrConflict)
+	}
+	return nil
 }
 
 // answers is how long one manager has to let a node in.

@@ -15,7 +15,7 @@ import (
 )
 
 // everything are the files of a cluster, the record last.
-var everything = []string{identityFile, viewFile, keysFile, serverDir, recordFile}
+var everything = []string{identityFile, viewFile, keysFile, serverDir, readyDir, recordFile}
 
 // drop removes files that were kept.
 func (m *Membership) drop(files ...string) error {

@@ -56,6 +56,13 @@ func (m ruler) manage(ctx context.Context) error {
 			}
 			return s.err
 		},
+		"place": func(ctx context.Context) error {
+			if m.forsaken(ctx, s) {
+				m.later(climber(m).sink)
+				<-ctx.Done()
+			}
+			return context.Cause(ctx)
+		},
 		"manager": func(ctx context.Context) error {
 			defer l.Close()
 			st, err := s.openStore(ctx)
@@ -241,7 +248,7 @@ func (m climber) ascend(seat node.Seat) error {
 	if err := m.drop(serverDir); err != nil {
 		return err
 	}
-	if err := locksmith(m).keepKeys(ring, ""); err != nil {
+	if err := keepKeys(m.cfg.Dir, ring, ""); err != nil {
 		return err
 	}
 	r.Phase, r.Members, r.Fresh = manager, seat.Members, true

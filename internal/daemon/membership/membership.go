@@ -95,6 +95,9 @@ func Open(cfg Config) (*Membership, error) {
 	if err != nil {
 		return nil, err
 	}
+	if r, err = inPlace(cfg.Dir, r); err != nil {
+		return nil, err
+	}
 	switch r.Phase {
 	case founding:
 		m.log.Warn("an engine ended while it made a cluster of this host: that is taken back")
@@ -225,6 +228,9 @@ func (m *Membership) Whole() bool {
 	if phase == alone || phase == leaving {
 		return true
 	}
+	if r == nil { // it is a manager by and by
+		return false
+	}
 	ctx, cancel := context.WithCancelCause(context.Background()) // detached: it has ended already
 	cancel(errCut)
 	return r.Ready(ctx) == nil
@@ -340,6 +346,8 @@ func (m *Membership) work(ctx context.Context) {
 		m.together(ctx, func(ctx context.Context) { m.always(ctx, "the node", m.attend) },
 			func(ctx context.Context) { m.always(ctx, "other nodes' calls", ear{m}.hear) },
 			func(ctx context.Context) { m.always(ctx, "the manager", ruler{m}.manage) })
+	case restored:
+		restorer{m}.adopting(ctx)
 	case leaving:
 		leaver{m}.vacate(ctx)
 	}

@@ -24,6 +24,7 @@ const (
 	founding phase = "founding" // it is making a cluster of itself; an engine that finds this takes it back
 	worker   phase = "worker"   // it runs what managers say
 	manager  phase = "manager"  // it keeps the store, too
+	restored phase = "restored" // it is a manager, once what lies ready is in its place
 	leaving  phase = "leaving"  // what tasks have left here goes, and then the rest
 )
 
@@ -52,6 +53,7 @@ const (
 	viewFile     = "view.json"
 	keysFile     = "keys.json"
 	serverDir    = "store"
+	readyDir     = "restored" // what is to take the places of the others
 )
 
 // readRecord reads that of a directory; the zero record when there is none. DataLoss when it
@@ -79,7 +81,7 @@ func parseRecord(raw []byte) (r record, err error) {
 	switch {
 	case r.Format > Format:
 		return r, fmt.Errorf("record of the membership: its format is %d, this version of Escale knows %d: %w", r.Format, Format, errdefs.ErrFailedPrecondition)
-	case r.Phase != founding && r.Phase != worker && r.Phase != manager && r.Phase != leaving, r.Node == "":
+	case r.Phase != founding && r.Phase != worker && r.Phase != manager && r.Phase != restored && r.Phase != leaving, r.Node == "":
 		return r, fmt.Errorf("record of the membership: phase %q of node %q: %w", r.Phase, r.Node, errdefs.ErrDataLoss)
 	}
 	return r, nil

@@ -24,23 +24,29 @@ import (
 
 // server is the cluster's store on a manager: the server, as a process, and our end of it.
 type server struct {
-	m     *Membership
-	rec   record
-	child *child.Child
-	ring  atomic.Pointer[seal.Ring]
-	store atomic.Pointer[etcd.Store]
+	m      *Membership
+	rec    record
+	keeper *ca.Keeper
+	child  *child.Child
+	ring   atomic.Pointer[seal.Ring]
+	store  atomic.Pointer[etcd.Store]
 
 	cancel context.CancelFunc
 	ended  chan struct{}
 	err    error // why; once ended
 }
 
-// begin starts the server of a record. Its store is to be opened yet. FailedPrecondition when
-// the keys are locked.
+// begin starts the server of a record. Its store is to be opened yet.
 func (m *Membership) begin(r record, ring *seal.Ring) (*server, error) {
 	m.mu.Lock()
 	keeper := m.keeper
 	m.mu.Unlock()
+	return m.beginAt(filepath.Join(m.cfg.Dir, serverDir), r, keeper, keeper.Identity().Cluster, ring)
+}
+
+// beginAt is begin of a server in another directory. The token is one of a kind: stores that
+// began with different ones never mix.
+func (m *Membership) beginAt(dir string, r record, keeper *ca.Keeper, token string, ring *seal.Ring) (*server, error) {
 	if err := os.MkdirAll(m.cfg.RunDir, 0o700); err != nil {
 		return nil, err
 	}
@@ -48,12 +54,11 @@ func (m *Membership) begin(r record, ring *seal.Ring) (*server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("certificate for the store: %w", err)
 	}
-	id := keeper.Identity()
-	s := &server{m: m, rec: r, ended: make(chan struct{})}
+	s := &server{m: m, rec: r, keeper: keeper, ended: make(chan struct{})}
 	s.ring.Store(ring)
 	s.child = child.New(child.Config{
-		Name: r.Node, Dir: filepath.Join(m.cfg.Dir, serverDir), Socket: filepath.Join(m.cfg.RunDir, "store.sock"),
-		Listen: "unix://" + m.peerSocket(), Advertise: r.storeURL(), Cluster: r.Members, Join: r.Members != "", Token: id.Cluster, Fresh: r.Fresh, Force: r.Force,
+		Name: r.Node, Dir: dir, Socket: filepath.Join(m.cfg.RunDir, "store.sock"),
+		Listen: "unix://" + m.peerSocket(), Advertise: r.storeURL(), Cluster: r.Members, Join: r.Members != "", Token: token, Fresh: r.Fresh, Force: r.Force,
 		Cert: pair, Key: pair, CA: roots, Role: string(ca.Manager),
 	}, m.cfg.Program, m.log.With("component", "store"))
 	ctx, cancel := context.WithCancel(context.Background()) // detached: it goes on while the part is exchanged
@@ -74,12 +79,9 @@ func (r record) storeURL() string { return "https://" + joinHost(r.host(), peerP
 // config is that of our end.
 func (s *server) config() etcd.Config {
 	m := s.m
-	m.mu.Lock()
-	keeper := m.keeper
-	m.mu.Unlock()
 	return etcd.Config{
 		Socket: filepath.Join(m.cfg.RunDir, "store.sock"), Name: s.rec.Node, Prefer: s.child.Leads, Log: m.log.With("component", "store"),
-		Seal: s.ring.Load, TLS: func() *tls.Config { return keeper.Lasting(ca.Manager) },
+		Seal: s.ring.Load, TLS: func() *tls.Config { return s.keeper.Lasting(ca.Manager) },
 	}
 }
 
@@ -224,10 +226,7 @@ const watched = time.Second
 // certificate and the roots, which the server looks at, and the keys as the cluster wants
 // them kept.
 func (s *server) attendFiles(ctx context.Context, st store.Store) error {
-	m := s.m
-	m.mu.Lock()
-	keeper := m.keeper
-	m.mu.Unlock()
+	m, keeper := s.m, s.keeper
 	had, locked := keeper.Identity(), "?"
 	for {
 		if is := keeper.Identity(); is != had && is.Role == ca.Manager {
@@ -237,7 +236,7 @@ func (s *server) attendFiles(ctx context.Context, st store.Store) error {
 			had = is
 		}
 		if key, err := unlockKey(st.View()); err == nil && key != locked {
-			if err := (locksmith{m}).keepKeys(s.ring.Load(), key); err != nil {
+			if err := keepKeys(m.cfg.Dir, s.ring.Load(), key); err != nil {
 				return err
 			}
 			locked = key
@@ -262,8 +261,8 @@ func unlockKey(v store.View) (string, error) {
 	return c.Status.UnlockKey, nil
 }
 
-// keepKeys writes the keys, locked or not.
-func (m locksmith) keepKeys(ring *seal.Ring, unlock string) error {
+// keepKeys writes the keys to a directory, locked or not.
+func keepKeys(dir string, ring *seal.Ring, unlock string) error {
 	var key *seal.Key
 	if unlock != "" {
 		k, err := seal.ParseKey(unlock)
@@ -272,7 +271,7 @@ func (m locksmith) keepKeys(ring *seal.Ring, unlock string) error {
 		}
 		key = &k
 	}
-	return seal.Save(filepath.Join(m.cfg.Dir, keysFile), ring, key)
+	return seal.Save(filepath.Join(dir, keysFile), ring, key)
 }
 
 // Unlock opens the keys of a manager that is locked. Conflict when it is not;

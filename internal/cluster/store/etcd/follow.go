@@ -127,6 +127,30 @@ func (s *Store) move(at position, batch string) {
 	s.moved = make(chan struct{})
 }
 
+// Current waits until a store has all that the cluster had committed when it was called. It blocks.
+// Unavailable when the cluster does not answer before ctx ends.
+func Current(ctx context.Context, s *Store) error {
+	got, err := s.client.Get(ctx, s.keys.head()) // what most members know
+	if err != nil {
+		return fmt.Errorf("cluster's store: %w", kindOf(err))
+	}
+	for {
+		s.mu.Lock()
+		at, moved := s.at, s.moved
+		s.mu.Unlock()
+		if len(got.Kvs) == 0 || at.head >= got.Kvs[0].ModRevision {
+			return nil
+		}
+		select {
+		case <-moved:
+		case <-ctx.Done():
+			return fmt.Errorf("cluster's store: it is not read yet: %w", errdefs.ErrUnavailable)
+		case <-s.closing:
+			return errClosed()
+		}
+	}
+}
+
 // follow applies what others commit, until ctx ends.
 func (s *Store) follow(ctx context.Context) {
 	said := ""
