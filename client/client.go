@@ -158,6 +158,11 @@ func (c *Client) Do(ctx context.Context, method, endpoint string, query url.Valu
 
 // send is Do with a body of any type; nil is none.
 func (c *Client) send(ctx context.Context, method, endpoint string, query url.Values, body io.Reader, mediaType string) (*http.Response, error) {
+	return c.sendWith(ctx, method, endpoint, query, body, mediaType, nil)
+}
+
+// sendWith is send with more headers.
+func (c *Client) sendWith(ctx context.Context, method, endpoint string, query url.Values, body io.Reader, mediaType string, more http.Header) (*http.Response, error) {
 	if _, err := c.Ping(ctx, moby.PingOptions{NegotiateAPIVersion: true}); err != nil && moby.IsErrConnectionFailed(err) {
 		return nil, err
 	}
@@ -174,6 +179,9 @@ func (c *Client) send(ctx context.Context, method, endpoint string, query url.Va
 	}
 	for k, v := range c.headers {
 		req.Header.Set(k, v)
+	}
+	for k, v := range more {
+		req.Header[http.CanonicalHeaderKey(k)] = v
 	}
 	req.Header.Set("User-Agent", c.agent)
 	if body != nil {

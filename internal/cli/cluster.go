@@ -12,7 +12,7 @@ import (
 )
 
 func clusterCommands(a *app) []*cobra.Command {
-	return []*cobra.Command{clusterDev(), status.Command(a.verb())}
+	return []*cobra.Command{clusterBackupCommand(a), clusterDev(), clusterRestoreCommand(a), status.Command(a.verb())}
 }
 
 // clusterDev becomes the engine's own program, as registryServe does: it makes networks.

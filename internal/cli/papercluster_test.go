@@ -36,7 +36,10 @@ type paper struct {
 
 	mu   sync.Mutex
 	sent []string // "METHOD /path?query BODY" of what changes something
-	none bool     // it is in no swarm
+	// backup is the one that is given, or was sent, and secret what was told the last time to seal
+	// or open one.
+	backup, secret string
+	none           bool // it is in no swarm
 }
 
 var longAgo = time.Date(2021, 3, 4, 5, 6, 7, 0, time.UTC)
@@ -276,6 +279,15 @@ func (p *paper) ServeHTTP(w http.ResponseWriter, q *http.Request) {
 func (p *paper) look(w http.ResponseWriter, q *http.Request, parts []string, filters map[string]map[string]bool) {
 	switch parts[0] {
 	case "_ping":
+	case "escale":
+		p.mu.Lock()
+		p.secret = q.Header.Get("Escale-Backup-Secret")
+		p.mu.Unlock()
+		w.Header().Set("Escale-Backup-Stale", "true")
+		fmt.Fprint(w, p.backup)
+		if strings.HasSuffix(p.backup, "cut off") {
+			panic(http.ErrAbortHandler)
+		}
 	case "info":
 		info := map[string]any{"Swarm": map[string]any{"LocalNodeState": "inactive"}}
 		if !p.none {
@@ -355,6 +367,9 @@ func (p *paper) logs(w http.ResponseWriter, q *http.Request) {
 func (p *paper) change(w http.ResponseWriter, q *http.Request, path string, parts []string) {
 	body, _ := io.ReadAll(q.Body)
 	p.mu.Lock()
+	if path == "/escale/cluster/restore" {
+		p.secret, p.backup, body = q.Header.Get("Escale-Backup-Secret"), string(body), nil
+	}
 	p.sent = append(p.sent, strings.TrimSpace(q.Method+" "+path+"?"+q.URL.RawQuery+" "+string(body)))
 	p.mu.Unlock()
 	if p.none && path != "/swarm/init" && path != "/swarm/join" {
@@ -366,6 +381,8 @@ func (p *paper) change(w http.ResponseWriter, q *http.Request, path string, part
 		return
 	}
 	switch {
+	case path == "/escale/cluster/restore":
+		reply(w, 200, map[string]any{"Cluster": id("clu"), "Node": p.nodes[0].ID, "Made": longAgo, "Revision": 7, "Objects": 9})
 	case path == "/swarm/init":
 		reply(w, 200, p.nodes[0].ID)
 	case path == "/services/create":

@@ -89,6 +89,12 @@ type Membership interface {
 	Join(ctx context.Context, j Joining) error
 	// Leave has it be in no swarm. NotFound.
 	Leave(ctx context.Context) error
+	// Current waits until Store has all that was committed when it was called. Unavailable: most
+	// managers do not answer.
+	Current(ctx context.Context) error
+	// Restore begins a swarm anew from objects that were saved; n is this node as it is to be
+	// written, nil sets this manager back. AlreadyExists; Conflict; FailedPrecondition.
+	Restore(ctx context.Context, saved *store.State, n *cluster.Node) error
 	// Unlock opens the store of a manager that is locked. Conflict: it is not.
 	Unlock(ctx context.Context, key string) error
 }

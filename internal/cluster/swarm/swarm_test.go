@@ -128,6 +128,9 @@ type paperMembership struct {
 	part   Part
 	joined []Joining
 	forced bool
+	behind error // why it is not current
+	saved  *store.State
+	placed *cluster.Node
 }
 
 func (p *paperMembership) Part() Part { return p.part }
@@ -135,6 +138,11 @@ func (p *paperMembership) Found(ctx context.Context, c *cluster.Cluster, n *clus
 	p.part.In, p.part.Manager, p.part.Ready = true, true, true
 	_, err := p.s.Commit(ctx, store.Create(c), store.Update(n))
 	return err
+}
+func (p *paperMembership) Current(context.Context) error { return p.behind }
+func (p *paperMembership) Restore(_ context.Context, saved *store.State, n *cluster.Node) error {
+	p.saved, p.placed = saved, n
+	return nil
 }
 func (p *paperMembership) Force(context.Context) error { p.forced = true; return nil }
 func (p *paperMembership) Join(_ context.Context, j Joining) error {
