@@ -125,7 +125,7 @@ func (s *spans) Find(ctx context.Context, ref string) (network.Spanned, error) {
 		ID: i.ID, Name: i.Name, Driver: i.Driver, Created: i.Created, IPv4: i.EnableIPv4, IPv6: i.EnableIPv6, Internal: i.Internal, Attachable: i.Attachable, Ingress: i.Ingress,
 		Subnets: i.IPAM.Subnets, Options: i.Options, Labels: i.Labels,
 	}
-	out.Options["com.docker.network.driver.mtu"] = cmp.Or(out.Options["com.docker.network.driver.mtu"], strconv.Itoa(s.d.overlay.MTU()))
+	out.Options["com.docker.network.driver.mtu"] = cmp.Or(out.Options["com.docker.network.driver.mtu"], strconv.Itoa(s.d.overlay.MTU(overlay.Encrypted(out.Options))))
 	if n.Ingress() {
 		s.own(n, &out)
 	}

@@ -184,7 +184,7 @@ func TestWatch(t *testing.T) {
 	})
 	i.c.FlushRuleset()
 	i.flush()
-	h.soon("the table", func() bool { return h.count().elements == 1 })
+	h.soon("the tables", func() bool { return h.count().elements == 1 && h.owners() == 1 })
 	h.is(count{links: 1, handles: 1, elements: 1, tables: 1, bridges: 1})
 	out.reaches("tcp", hostIP+":8080", "a", outsideIP)
 }

@@ -314,7 +314,7 @@ func hasPorts(index int) (bool, error) {
 }
 
 // settings sets the sysctls that the bridge needs.
-func (d *Driver) settings(b *bridged) error {
+func (d house) settings(b *bridged) error {
 	// 127.0.0.1 and a published port: packets with loopback addresses cross the
 	// bridge's link. The firewall drops those that do not belong there.
 	if err := inside.Sysctl("net/ipv4/conf/"+b.opts.link+"/route_localnet", "1"); err != nil {

@@ -134,7 +134,7 @@ func (o *options) set(key, value string) (err error) {
 
 // shown are the options of a network as it is looked at: of the default one those
 // that the engine's configuration makes, of others what was asked.
-func (d *Driver) shown(spec network.Spec, o options) map[string]string {
+func (d house) shown(spec network.Spec, o options) map[string]string {
 	if spec.Name != network.Bridge {
 		return maps.Clone(spec.Options)
 	}

@@ -32,6 +32,10 @@ func (d *Driver) Spread(_ context.Context, ports []port.Mapping, far []netip.Add
 	return nil
 }
 
+// Seal says which networks between hosts are to be encrypted, all of them: what is not is
+// dropped. Idempotent; on an error all stays as it was.
+func (d *Driver) Seal(list []firewall.Sealed) error { return d.fw.SetSealed(list) }
+
 // stray matches the tracked connections that are to be forgotten.
 type stray struct {
 	network.Stray

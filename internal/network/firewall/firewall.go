@@ -35,6 +35,7 @@ type Firewall struct {
 	networks []Network
 	shared   groups
 	mesh     Mesh
+	sealed   []Sealed
 	elements state
 	table    nft.Table       // as it was written last
 	warned   map[string]bool // foreign chains that were told of
@@ -151,7 +152,9 @@ func (f *Firewall) takeOver() error {
 }
 
 // wanted is the table as it is to be.
-func (f *Firewall) wanted() nft.Table { return rules(f.instance, f.networks, f.shared, f.mesh) }
+func (f *Firewall) wanted() nft.Table {
+	return rules(f.instance, f.networks, f.shared, f.mesh, f.sealed)
+}
 
 // write brings the kernel's table to next, and deletes and adds elements, which
 // f.elements has done already. When the kernel's table is not what it should be
@@ -355,7 +358,7 @@ func (f *Firewall) Delete() error {
 		}
 	}
 	f.opened, f.synced, f.honest = false, false, false
-	f.networks, f.elements, f.shared, f.mesh, f.links, f.hosts = nil, state{}, groups{}, Mesh{}, links{}, nil
+	f.networks, f.elements, f.shared, f.mesh, f.sealed, f.links, f.hosts = nil, state{}, groups{}, Mesh{}, nil, links{}, nil
 	return errors.Join(f.letThrough(), f.conn.Delete(f.tables()...))
 }
 

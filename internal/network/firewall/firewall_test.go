@@ -51,6 +51,7 @@ var goldens = []struct {
 	networks []Network
 	shared   []Port
 	mesh     Mesh
+	sealed   []Sealed
 }{
 	{name: "none"},
 	{name: "default", networks: one},
@@ -72,6 +73,7 @@ var goldens = []struct {
 		port(6, "0.0.0.0:80", "172.17.0.2:8080"), port(6, "0.0.0.0:80", "172.17.0.3:8080"), port(6, "0.0.0.0:80", "172.17.0.4:8080"),
 		port(6, "[::]:80", "[fd00:17::2]:8080"), port(17, "192.0.2.1:53", "172.17.0.2:53"), port(17, "[2001:db8::1]:53", "[fd00:17::2]:53"),
 	}},
+	{name: "sealed", networks: one, sealed: []Sealed{{VNI: 4099, From: 53251, To: 4789}, {VNI: 0xabcdef, From: 60000, To: 4800}}},
 	{name: "mesh", networks: append(one[:1:1], Network{Bridge: "br-in", V4: in(NAT, "10.0.0.0/24", ""), V6: in(NAT, "fd00:10::/64", ""), ICC: true}),
 		shared: []Port{port(6, "0.0.0.0:80", "172.17.0.2:8080")},
 		mesh: Mesh{
@@ -87,7 +89,7 @@ func TestRulesGolden(t *testing.T) {
 	for _, g := range goldens {
 		t.Run(g.name, func(t *testing.T) {
 			file := filepath.Join("testdata", g.name+".nft")
-			got := rules("escale", g.networks, together(g.shared), g.mesh).String()
+			got := rules("escale", g.networks, together(g.shared), g.mesh, g.sealed).String()
 			if *update {
 				if err := os.WriteFile(file, []byte(got), 0o644); err != nil {
 					t.Fatal(err)
@@ -121,14 +123,14 @@ func TestKernelHoldsTheGolden(t *testing.T) {
 			for i := range g.shared {
 				g.shared[i].Group = "g"
 			}
-			if err := errors.Join(f.Add(g.shared...), f.SetMesh(g.mesh)); err != nil {
+			if err := errors.Join(f.Add(g.shared...), f.SetMesh(g.mesh), f.SetSealed(g.sealed)); err != nil {
 				t.Fatal(err)
 			}
 			out, err := exec.Command(list, "list", "table", "inet", "escale-escale").CombinedOutput()
 			if err != nil {
 				t.Fatalf("%v: %s", err, out)
 			}
-			differ(t, string(out), rules("escale", g.networks, together(g.shared), g.mesh).String())
+			differ(t, string(out), rules("escale", g.networks, together(g.shared), g.mesh, g.sealed).String())
 		})
 	}
 }

@@ -118,10 +118,10 @@ func TableName(instance string) string { return "escale-" + instance }
 
 // Rules is the table of an instance with these networks, without groups.
 func Rules(instance string, networks []Network) nft.Table {
-	return rules(instance, networks, nil, Mesh{})
+	return rules(instance, networks, nil, Mesh{}, nil)
 }
 
-func rules(instance string, networks []Network, shared groups, mesh Mesh) nft.Table {
+func rules(instance string, networks []Network, shared groups, mesh Mesh, sealed []Sealed) nft.Table {
 	b := builder{guards: byLink("guards"), in: byLink("in"), out: byLink("out"), back: byLink("back"), leave: byLink("leave"), bridges: bridges}
 	for _, n := range networks {
 		b.network(n)
@@ -155,6 +155,7 @@ func rules(instance string, networks []Network, shared groups, mesh Mesh) nft.Ta
 	}
 	t.Chains = append(append(t.Chains, b.chains...), shared.chains()...)
 	mesh.enter(&t)
+	guardSealed(&t, sealed)
 	return t
 }
 

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -12,6 +13,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -19,6 +21,7 @@ import (
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/network/bridge"
 	"escale.dev/escale/internal/network/overlay"
+	"escale.dev/escale/internal/network/overlay/esp"
 	"escale.dev/escale/internal/sys/netns"
 	"escale.dev/escale/internal/sys/netns/netnstest"
 	"github.com/vishvananda/netlink"
@@ -36,6 +39,7 @@ type order struct {
 	Box   int    // the container; its addresses end in this number
 	Peers []overlay.Peer
 	Size  int
+	Keys  esp.Keys
 }
 
 // answer is what came of it.
@@ -49,8 +53,9 @@ type host struct {
 	out  *bufio.Scanner
 }
 
-// hosts are some, on one link, with addresses 192.0.2.1 and so on.
-func hosts(t *testing.T, n int) []*host {
+// hosts are some, on one link, with addresses 192.0.2.1 and so on; the first have an encrypted
+// network.
+func hosts(t *testing.T, n, sealed int) []*host {
 	t.Helper()
 	netnstest.Root(t)
 	attrs := netlink.NewLinkAttrs()
@@ -100,6 +105,9 @@ func hosts(t *testing.T, n int) []*host {
 			t.Fatal(err)
 		}
 		h := &host{t: t, addr: fmt.Sprint("192.0.2.", i+1), in: in, out: bufio.NewScanner(answers)}
+		if i < sealed {
+			h.must(order{Do: "seal"})
+		}
 		h.must(order{Do: "open", Addr: h.addr})
 		out = append(out, h)
 	}
@@ -152,6 +160,12 @@ func (h *host) reach(from, to int, want bool) {
 	h.t.Helper()
 	for _, addr := range []string{fmt.Sprint("tcp 10.90.0.", to, ":80"), fmt.Sprint("udp 10.90.0.", to, ":80"), fmt.Sprintf("tcp [fd00:90::%d]:80", to), fmt.Sprintf("udp [fd00:90::%d]:80", to)} {
 		got, err := h.try(order{Do: "call", Box: from, Addr: addr, Size: 1000})
+		for range 5 { // an emulated machine takes its time
+			if err == nil || !want {
+				break
+			}
+			got, err = h.try(order{Do: "call", Box: from, Addr: addr, Size: 1000})
+		}
 		if ok := err == nil && got == fmt.Sprint(to); ok != want {
 			h.t.Errorf("container %d of %s calls %s: %q %v, want an answer: %t", from, h.addr, addr, got, err, want)
 		}
@@ -159,7 +173,7 @@ func (h *host) reach(from, to int, want bool) {
 }
 
 func TestAcrossHosts(t *testing.T) {
-	hs := hosts(t, 3)
+	hs := hosts(t, 3, 0)
 	a, b, c := hs[0], hs[1], hs[2]
 	for i, h := range hs {
 		h.must(order{Do: "join", Box: 11 + i})
@@ -224,6 +238,11 @@ type site struct {
 	eps   map[int]network.Endpoint
 	addr  netip.Addr
 	stop  context.CancelFunc
+	seal  bool // the network is encrypted
+
+	heard    atomic.Int64 // datagrams of a stranger
+	stopFlow chan struct{}
+	flown    chan string
 }
 
 // node is the program of a host.
@@ -258,6 +277,26 @@ func (s *site) do(o order) (string, error) {
 		return "", s.d.Leave(ctx, s.eps[o.Box])
 	case "peers":
 		return "", s.d.SetPeers(ctx, id, o.Peers)
+	case "seal":
+		s.seal = true
+		return "", nil
+	case "keys":
+		return "", errors.Join(s.d.SetKeys(ctx, id, o.Keys), s.d.SetPeers(ctx, id, o.Peers))
+	case "flow":
+		return "", s.flow(o)
+	case "flown":
+		close(s.stopFlow)
+		return <-s.flown, nil
+	case "inject":
+		return "", inject(o)
+	case "heard":
+		return fmt.Sprint(s.heard.Load()), nil
+	case "forgetful":
+		s.stop()
+		b := bridge.New(config())
+		return "", alone{overlay.New(config(), b), b}.Restore(ctx, nil)
+	case "xfrm":
+		return xfrm()
 	case "mtu":
 		var text string
 		err := s.boxes[o.Box].Do(func() error {
@@ -312,7 +351,11 @@ func (s *site) begin(ctx context.Context) error {
 	b := bridge.New(config())
 	s.d = alone{overlay.New(config(), b), b}
 	s.d.SetUnderlay(overlay.Underlay{Local: s.addr})
-	if _, err := s.d.Create(ctx, spec()); err != nil {
+	of := spec()
+	if s.seal {
+		of.Options["encrypted"] = ""
+	}
+	if _, err := s.d.Create(ctx, of); err != nil {
 		return err
 	}
 	watching, stop := context.WithCancel(ctx)
@@ -389,7 +432,7 @@ func (s *site) join(ctx context.Context, n int) error {
 				return err
 			}
 			go streams(l, n)
-			go datagrams(u, n)
+			go s.datagrams(u, n)
 		}
 		return nil
 	})
@@ -410,12 +453,15 @@ func streams(l net.Listener, n int) {
 	}
 }
 
-func datagrams(u net.PacketConn, n int) {
+func (s *site) datagrams(u net.PacketConn, n int) {
 	b := make([]byte, 2000)
 	for {
-		_, from, err := u.ReadFrom(b)
+		size, from, err := u.ReadFrom(b)
 		if err != nil {
 			return
+		}
+		if strings.Contains(string(b[:size]), injected) {
+			s.heard.Add(1)
 		}
 		_, _ = u.WriteTo([]byte(fmt.Sprint(n)), from)
 	}
@@ -439,7 +485,7 @@ func (s *site) call(o order) (string, error) {
 				return err
 			}
 		}
-		if _, err := c.Write(make([]byte, o.Size)); err != nil {
+		if _, err := c.Write([]byte(strings.Repeat(secret, o.Size/len(secret)+1)[:o.Size])); err != nil {
 			return err
 		}
 		if tcp, ok := c.(*net.TCPConn); ok {

@@ -6,7 +6,9 @@
 package overlay
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -16,6 +18,8 @@ import (
 	"sync"
 
 	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/network/firewall"
+	"escale.dev/escale/internal/network/overlay/esp"
 	"escale.dev/escale/internal/sys/netns"
 	"github.com/containerd/errdefs"
 )
@@ -24,7 +28,7 @@ import (
 const (
 	OptionVNI     = "com.docker.network.driver.overlay.vxlanid_list"
 	optionMTU     = "com.docker.network.driver.mtu"
-	optionSecret  = "encrypted"
+	OptionSecret  = "encrypted"
 	bridgeMTU     = "com.docker.network.driver.mtu"
 	bridgeMode4   = "com.docker.network.bridge.gateway_mode_ipv4"
 	bridgeMode6   = "com.docker.network.bridge.gateway_mode_ipv6"
@@ -44,13 +48,17 @@ type Bridges interface {
 	Healed(f func(id string))
 	// Link is the name of the bridge of a network; NotFound.
 	Link(id string) (string, error)
+	// Seal says which networks are to be encrypted: what is not is dropped.
+	Seal(list []firewall.Sealed) error
 }
 
 // Driver is the driver of overlay networks.
 type Driver struct {
 	Bridges
-	cfg network.Config
-	log *slog.Logger
+	cfg    network.Config
+	log    *slog.Logger
+	cipher *esp.Cipher
+	probe  func() error // why the kernel does not encrypt
 
 	mu       sync.Mutex
 	under    Underlay
@@ -62,7 +70,9 @@ type spanned struct {
 	id    string
 	vni   uint32
 	mtu   int
-	told  bool // which peers it has; until then what an earlier engine left stays
+	seal  bool     // it is encrypted between nodes
+	keys  esp.Keys // of one that is; none until SetKeys
+	told  bool     // which peers it has; until then what an earlier engine left stays
 	peers []Peer
 }
 
@@ -84,7 +94,7 @@ func New(cfg network.Config, bridges Bridges) *Driver {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	d := &Driver{Bridges: bridges, cfg: cfg, log: log, networks: map[string]*spanned{}}
+	d := &Driver{Bridges: bridges, cfg: cfg, log: log, cipher: esp.New(cfg.Instance, nil), probe: sync.OnceValue(esp.Probe), networks: map[string]*spanned{}}
 	bridges.Healed(d.healed)
 	return d
 }
@@ -108,7 +118,8 @@ func (d *Driver) read(spec network.Spec) (*spanned, error) {
 	bad := func(format string, args ...any) error {
 		return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(format, args...))
 	}
-	s := &spanned{id: spec.ID, mtu: d.MTU()}
+	s := &spanned{id: spec.ID, seal: Encrypted(spec.Options)}
+	s.mtu = d.MTU(s.seal)
 	if text, ok := spec.Options[OptionVNI]; ok {
 		first, _, _ := strings.Cut(text, ",")
 		n, err := strconv.ParseUint(first, 10, 32)
@@ -124,11 +135,23 @@ func (d *Driver) read(spec network.Spec) (*spanned, error) {
 		}
 		s.mtu = n
 	}
-	if text, ok := spec.Options[optionSecret]; ok && text != "false" {
-		return nil, errdefs.ErrNotImplemented.WithMessage("overlay networks are not encrypted by this version: make it without --opt encrypted, over a network that nobody else listens on")
+	if s.seal {
+		if err := d.probe(); err != nil {
+			return nil, fmt.Errorf("network %s cannot be encrypted here (--opt encrypted): %w", cmp.Or(spec.Name, spec.ID), err)
+		}
 	}
 	return s, nil
 }
+
+// Encrypted tells whether a network of these options is encrypted between nodes.
+func Encrypted(options map[string]string) bool {
+	text, ok := options[OptionSecret]
+	return ok && text != "false"
+}
+
+// Encrypts tells whether this node can have networks that are: nil, or why not, which is
+// NotImplemented when its kernel lacks something. Blocks for some milliseconds the first time.
+func (d *Driver) Encrypts() error { return d.probe() }
 
 // bridged is the network as the driver of bridges is to make it.
 func (s *spanned) bridged(spec network.Spec) network.Spec {
@@ -154,10 +177,18 @@ func (d *Driver) Create(ctx context.Context, spec network.Spec) (network.Info, e
 	info.Driver, info.Scope, info.Options = d.Type(), "swarm", maps.Clone(spec.Options)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if old := d.networks[spec.ID]; old != nil {
-		s.peers, s.told = old.peers, old.told
+	old := d.networks[spec.ID]
+	if old != nil {
+		s.peers, s.told, s.keys = old.peers, old.told, old.keys
 	}
 	d.networks[spec.ID] = s
+	if err := d.sealed(); err != nil {
+		if d.networks[spec.ID] = old; old == nil { // it was not there before
+			delete(d.networks, spec.ID)
+			err = errors.Join(err, d.Bridges.Delete(context.WithoutCancel(ctx), spec.ID))
+		}
+		return network.Info{}, err
+	}
 	return info, nil
 }
 
@@ -167,6 +198,9 @@ func (d *Driver) Delete(ctx context.Context, id string) error {
 	defer d.mu.Unlock()
 	delete(d.networks, id)
 	if err := removeTunnel(linkName(id)); err != nil {
+		return err
+	}
+	if err := errors.Join(d.sweepSealed(), d.sealed()); err != nil {
 		return err
 	}
 	return d.Bridges.Delete(ctx, id)
@@ -186,7 +220,7 @@ func (d *Driver) Join(ctx context.Context, id string, ns *netns.Handle, j networ
 func (d *Driver) Restore(_ context.Context, _ map[string][]network.Live) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.sweep()
+	return errors.Join(d.sweep(), d.sweepSealed())
 }
 
 // SetUnderlay says how frames go from node to node, from now on. The link of a network is

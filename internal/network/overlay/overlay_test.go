@@ -55,6 +55,7 @@ func TestDriver(t *testing.T) {
 
 func TestOptions(t *testing.T) {
 	d := newAlone()
+	encrypted := d.Encrypts()
 	for options, want := range map[string]error{
 		overlay.OptionVNI + "=4097,4098":           nil,
 		overlay.OptionVNI + "=0":                   errdefs.ErrInvalidArgument,
@@ -62,8 +63,8 @@ func TestOptions(t *testing.T) {
 		overlay.OptionVNI + "=x":                   errdefs.ErrInvalidArgument,
 		"com.docker.network.driver.mtu=1400":       nil,
 		"com.docker.network.driver.mtu=12":         errdefs.ErrInvalidArgument,
-		"encrypted=":                               errdefs.ErrNotImplemented,
-		"encrypted=true":                           errdefs.ErrNotImplemented,
+		"encrypted=":                               encrypted,
+		"encrypted=true":                           encrypted,
 		"encrypted=false":                          nil,
 		"com.example.something.else=is for others": nil,
 	} {

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"escale.dev/escale/internal/network/overlay/esp"
 	"escale.dev/escale/internal/sys/rtnl"
 	"github.com/containerd/errdefs"
 	"github.com/vishvananda/netlink"
@@ -34,7 +35,19 @@ func linkName(id string) string { return "vx-" + id[:min(12, len(id))] }
 func (d *Driver) mark(id string) string { return d.cfg.Instance + ":" + id }
 
 // MTU is how long packets of a network that is made now are, unless it says otherwise: bytes.
-func (d *Driver) MTU() int { return cmp.Or(d.underlayMTU(), d.cfg.LinkMTU()-overhead4) }
+func (d *Driver) MTU(encrypted bool) int {
+	mtu := cmp.Or(d.underlayMTU(), d.cfg.LinkMTU()-overhead4)
+	if encrypted {
+		// What ESP carries is filled up to four bytes; it begins after the header of IP, which
+		// is a multiple of that, as the overhead is but for the trailer's two.
+		mtu -= esp.Overhead
+		mtu -= (mtu + overheadUDP + 2) % 4
+	}
+	return mtu
+}
+
+// overheadUDP is what VXLAN and UDP add to a packet and the header of its frame.
+const overheadUDP = overhead4 - 20
 
 // underlayMTU is how long packets in an overlay network may be so that they fit into those
 // of the link that has this node's address; 0: that is not known.
@@ -97,10 +110,16 @@ func (d *Driver) tunnel(s *spanned) error {
 		return nil
 	}
 	if len(s.peers) == 0 || !d.under.Local.IsValid() {
-		return removeTunnel(linkName(s.id))
+		if err := removeTunnel(linkName(s.id)); err != nil || !s.seal {
+			return err
+		}
+		return d.cipher.Remove(s.vni)
 	}
 	if s.vni == 0 {
 		return fmt.Errorf("it has no number: %w", errdefs.ErrFailedPrecondition)
+	}
+	if s.seal && !s.keys.Known() {
+		return nil // what an earlier engine left goes on until there are keys
 	}
 	bridge, err := d.Bridges.Link(s.id)
 	if err != nil {
@@ -109,6 +128,11 @@ func (d *Driver) tunnel(s *spanned) error {
 	master, err := netlink.LinkByName(bridge)
 	if err != nil {
 		return fmt.Errorf("bridge %q: %w", bridge, err)
+	}
+	if s.seal { // before anything can be sent
+		if err := d.encrypt(s); err != nil {
+			return err
+		}
 	}
 	link, err := d.ensureTunnel(s, master)
 	if err != nil {
@@ -142,14 +166,17 @@ func (d *Driver) ensureTunnel(s *spanned, master netlink.Link) (netlink.Link, er
 // fits tells whether a link is as it is to be.
 func (d *Driver) fits(v *netlink.Vxlan, s *spanned) bool {
 	src, _ := netip.AddrFromSlice(v.SrcAddr)
-	return v.VxlanId == int(s.vni) && v.Port == int(d.under.Port) && src.Unmap() == d.under.Local && v.Proxy && !v.Learning && v.MTU == s.mtu
+	low, high := s.from()
+	return v.PortLow == low && v.PortHigh == high && v.VxlanId == int(s.vni) && v.Port == int(d.under.Port) && src.Unmap() == d.under.Local && v.Proxy && !v.Learning && v.MTU == s.mtu
 }
 
 // makeTunnel makes the link. On an error nothing is left behind.
 func (d *Driver) makeTunnel(s *spanned, master netlink.Link) (netlink.Link, error) {
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = linkName(s.id), s.mtu
+	low, high := s.from()
 	link := &netlink.Vxlan{
+		PortLow: low, PortHigh: high,
 		LinkAttrs: attrs, VxlanId: int(s.vni), SrcAddr: d.under.Local.AsSlice(), Port: int(d.under.Port),
 		Learning: false, Proxy: true, UDP6ZeroCSumTx: d.under.Local.Is6(), UDP6ZeroCSumRx: d.under.Local.Is6(),
 	}
