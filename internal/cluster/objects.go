@@ -53,6 +53,15 @@ func (n *Network) Overlay() bool {
 	return !n.Spec.External && n.Spec.Create != nil && n.Spec.Create.Driver == "overlay"
 }
 
+// Encrypted tells whether what goes from node to node by an overlay network is encrypted.
+func (n *Network) Encrypted() bool {
+	if !n.Overlay() {
+		return false
+	}
+	text, ok := n.Spec.Create.Options["encrypted"]
+	return ok && text != "false"
+}
+
 // Ingress tells whether it is the network of published ports.
 func (n *Network) Ingress() bool { return n.Overlay() && n.Spec.Create.Ingress }
 
@@ -140,6 +149,10 @@ type SecretSpec struct {
 	Template bool   `json:",omitempty"` // Data is a template: see Place.Expand
 
 	ReplacedBy string `json:",omitempty"` // id of the one that has its name now; this one has another in the store
+
+	// Network is the id of the encrypted network whose keys these are, as JSON of NetworkKeys. Such
+	// a secret is for nodes, and nobody is told of it.
+	Network string `json:",omitempty"`
 }
 
 // Config is a file for tasks.
@@ -207,6 +220,7 @@ type NodeStatus struct {
 	Named        map[string][]string `json:",omitempty"` // the resources that have names, by their kind; Resources counts them, too
 	ListenAddr   string              `json:",omitempty"` // host:port where other nodes call it
 	DataPathAddr string              `json:",omitempty"` // where overlay networks' packets go; "": Addr
+	Encrypts     bool                `json:",omitempty"` // overlay networks: its kernel can
 	CertIssuer   string              `json:",omitempty"` // names the key that has signed the node's certificate
 	Manager      *ManagerStatus      `json:",omitempty"` // of a manager
 }

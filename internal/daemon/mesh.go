@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 
+	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/mesh"
 	"escale.dev/escale/internal/network"
 	"escale.dev/escale/internal/network/lb"
 	"escale.dev/escale/internal/network/overlay"
+	"escale.dev/escale/internal/network/overlay/esp"
 	"github.com/containerd/errdefs"
 )
 
@@ -42,11 +44,20 @@ func (e *meshEngine) Set(ctx context.Context, n mesh.Network) error {
 	for _, s := range n.Services {
 		services.Balanced = append(services.Balanced, lb.Service{VIP: s.VIP, Backends: s.Backends})
 	}
+	if err := e.overlay.SetKeys(ctx, n.ID, espKeys(n.Keys)); err != nil {
+		return err
+	}
 	err = errors.Join(e.overlay.SetPeers(ctx, n.ID, peers), e.networks.SetServices(ctx, n.ID, services))
 	if n.Ingress {
 		err = errors.Join(err, e.networks.SetIngress(ctx, published(n)))
 	}
 	return err
+}
+
+// espKeys are the keys of a network as its driver has them.
+func espKeys(k cluster.NetworkKeys) esp.Keys {
+	one := func(k cluster.NetworkKey) esp.Key { return esp.Key{ID: k.ID, Secret: k.Secret} }
+	return esp.Keys{Previous: one(k.Previous), Current: one(k.Current), Next: one(k.Next)}
 }
 
 // have makes the network of published ports here once there are any; others are made when a

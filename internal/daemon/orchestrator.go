@@ -28,6 +28,7 @@ import (
 	"escale.dev/escale/internal/cluster/reconcile/enforce"
 	"escale.dev/escale/internal/cluster/reconcile/global"
 	"escale.dev/escale/internal/cluster/reconcile/job"
+	"escale.dev/escale/internal/cluster/reconcile/keys"
 	"escale.dev/escale/internal/cluster/reconcile/reaper"
 	"escale.dev/escale/internal/cluster/reconcile/replicated"
 	"escale.dev/escale/internal/cluster/reconcile/restart"
@@ -172,7 +173,7 @@ func (d *Daemon) keepApps(ctx context.Context) (release func()) {
 func (o *orchestrator) loops() []loop.Loop {
 	list := []loop.Loop{
 		app.Loop{}, replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{}, depend.Loop{}, restart.Loop{}, update.Loop{}, enforce.Loop{}, reaper.Loop{}, allocate.Loop{},
-		root.Loop{}, retire.Loop{}, sweep.Loop{}, scheduler.Loop{Score: scheduler.Scores()[o.d.cfg.Scheduling]},
+		root.Loop{}, keys.Loop{}, retire.Loop{}, sweep.Loop{}, scheduler.Loop{Score: scheduler.Scores()[o.d.cfg.Scheduling]},
 	}
 	if o.d.cfg.Scheduling == "spread" { // the others put tasks where it would take them from
 		list = append(list, scheduler.Rebalance{})

@@ -1,7 +1,10 @@
 package dispatch
 
 import (
+	"bytes"
+	"encoding/base64"
 	"encoding/json"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,6 +16,7 @@ import (
 	"escale.dev/escale/internal/cluster/store"
 	"escale.dev/escale/internal/cluster/store/storetest"
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/network"
 )
 
 // secrets makes a secret and lets a task use it, by name.
@@ -607,5 +611,68 @@ func TestRemovedNode(t *testing.T) {
 		if _, err := store.Find[*cluster.Node](w.s.View(), "n1"); !errdefs.IsNotFound(err) {
 			t.Errorf("it has made itself anew: %v", err)
 		}
+	})
+}
+
+// The keys of an encrypted network are with those nodes that have a task on it, or a container,
+// as long as they do, also when others come in their place; on no disk of a node.
+func TestNetworkKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.machines("n1", "n2", "n3")
+		n := &cluster.Network{Meta: cluster.Meta{ID: "sealed", Name: "sealed"}, Spec: cluster.NetworkSpec{Name: "sealed", Create: &network.CreateRequest{Driver: "overlay", Attachable: true, Options: map[string]string{"encrypted": ""}}}}
+		w.commit(store.Create(n))
+		on := func(t *cluster.Task) {
+			t.Networks = []cluster.Attachment{{Network: "sealed"}}
+			t.Addresses = []cluster.TaskAddress{{Network: "sealed", Addr: netip.MustParsePrefix("10.9.0.2/24")}}
+		}
+		web := w.service("web", func(*cluster.Service) {})
+		w.task("t1", web, "n1", on)
+		w.elect("a:1", 1)
+		path := filepath.Join(t.TempDir(), "view")
+		nodes := map[string]*Remote{}
+		for _, id := range []string{"n1", "n2", "n3"} {
+			file := ""
+			if id == "n1" {
+				file = path
+			}
+			nodes[id], _ = w.node(id, file)
+		}
+		has := func(id string) string {
+			s, err := store.Named[*cluster.Secret](nodes[id].View(), cluster.KeysOf("sealed"))
+			if err != nil {
+				return ""
+			}
+			return string(s.Spec.Data)
+		}
+		want := func(when string, n1, n2, n3 string) {
+			t.Helper()
+			settle()
+			if got := [3]string{has("n1"), has("n2"), has("n3")}; got != [3]string{n1, n2, n3} {
+				t.Errorf("%s nodes have the keys %q", when, got)
+			}
+		}
+		want("at first", "", "", "")
+		keys := &cluster.Secret{Meta: cluster.Meta{ID: "k", Name: cluster.KeysOf("sealed")}, Spec: cluster.SecretSpec{Network: "sealed", Data: []byte("first")}}
+		w.commit(store.Create(keys))
+		want("made", "first", "", "")
+		// A task cannot ask for them by their name or id.
+		w.task("t2", web, "n2", func(t *cluster.Task) {
+			t.Spec.Secrets = []cluster.FileRef{{Name: cluster.KeysOf("sealed")}}
+		})
+		want("with a task that asks for them,", "first", "", "")
+		storetest.Change(w, w.s, "sealed", func(n *cluster.Network) {
+			n.Status.Attached = []cluster.Attached{{Node: "n3", Container: "c", Addrs: []netip.Prefix{netip.MustParsePrefix("10.9.0.3/24")}}}
+		})
+		want("with a container on another,", "first", "", "first")
+		storetest.Change(w, w.s, "k", func(s *cluster.Secret) { s.Spec.Data = []byte("second") })
+		want("exchanged,", "second", "", "second")
+		time.Sleep(2 * keeping)
+		if b, err := os.ReadFile(path); err != nil || bytes.Contains(b, []byte(base64.StdEncoding.EncodeToString([]byte("second")))) {
+			t.Errorf("what a node keeps: %v, %s", err, b)
+		}
+		storetest.Change(w, w.s, "t1", func(t *cluster.Task) { t.Status.State = cluster.TaskShutdown })
+		storetest.Change(w, w.s, "sealed", func(n *cluster.Network) { n.Status.Attached = nil })
+		want("when nobody is on it any more", "", "", "")
 	})
 }

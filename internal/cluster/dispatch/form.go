@@ -186,7 +186,7 @@ func printOf(raw []byte) uint64 {
 }
 
 // wants is what a node is interested in: topics, and the secrets and configs that its
-// tasks use and no others.
+// tasks use, the keys of encrypted networks that they are on, and no others.
 type wants struct {
 	topics map[string]bool
 	grants map[Ref]bool
@@ -196,8 +196,14 @@ type wants struct {
 func wantsOf(v store.View, node string) wants {
 	w := wants{map[string]bool{everybody: true, ingress: true, "self:" + node: true, "tasks:" + node: true}, map[Ref]bool{}}
 	for _, n := range store.List[*cluster.Network](v) {
-		if slices.ContainsFunc(n.Status.Attached, func(a cluster.Attached) bool { return a.Node == node && a.Container != "" }) {
-			w.topics["net:"+n.Spec.Name] = true
+		for _, a := range n.Status.Attached {
+			if a.Node != node {
+				continue
+			}
+			if a.Container != "" {
+				w.topics["net:"+n.Spec.Name] = true
+			}
+			w.keys(v, n)
 		}
 	}
 	for _, t := range store.List[*cluster.Task](v, store.OnNode(node)) {
@@ -214,6 +220,11 @@ func wantsOf(v store.View, node string) wants {
 		for _, n := range networks(v, t.Networks) {
 			w.topics[n] = true
 		}
+		for _, a := range t.Addresses {
+			if n, err := store.Find[*cluster.Network](v, a.Network); err == nil {
+				w.keys(v, n)
+			}
+		}
 		if t.Spec.Host != nil {
 			for _, m := range t.Spec.Host.Mounts {
 				if m.Type == mount.TypeVolume {
@@ -227,6 +238,18 @@ func wantsOf(v store.View, node string) wants {
 		}
 	}
 	return w
+}
+
+// keys notes those of a network that the node is on.
+func (w *wants) keys(v store.View, n *cluster.Network) {
+	if !n.Encrypted() {
+		return
+	}
+	name := cluster.KeysOf(n.ID)
+	w.topics[string(cluster.KindSecret)+":"+name] = true
+	if s, err := store.Named[*cluster.Secret](v, name); err == nil {
+		w.grants[Ref{cluster.KindSecret, s.ID}] = true
+	}
 }
 
 // grant notes what a task's references mean, as its node will find it: by id, by name in
@@ -246,7 +269,7 @@ func grant[T cluster.Object](v store.View, w *wants, t *cluster.Task, refs []clu
 		found := false
 		for _, name := range names {
 			w.topics[string(k)+":"+name] = true
-			if o, err := store.Named[T](v, name); err == nil && !found {
+			if o, err := store.Named[T](v, name); err == nil && !found && !cluster.IsInternal(o) {
 				found = true
 				w.grants[Ref{k, o.Base().ID}] = true
 			}

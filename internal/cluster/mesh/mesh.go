@@ -40,6 +40,8 @@ type Network struct {
 	Peers    []Peer
 	Names    map[string][]netip.Addr
 	Services []Service
+	// Keys are those of an encrypted network; without a current one they are not known.
+	Keys cluster.NetworkKeys
 	// Ingress says that it is that of published ports: an engine that has not got it makes it
 	// once it is Placed, which is to say that this node has an address there.
 	Ingress, Placed bool
@@ -78,7 +80,7 @@ const patience = time.Second
 func (m *Mesh) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		v := m.s.View()
-		w, err := m.s.Watch(v.Revision(), cluster.KindCluster, cluster.KindTask, cluster.KindService, cluster.KindNetwork, cluster.KindNode)
+		w, err := m.s.Watch(v.Revision(), cluster.KindCluster, cluster.KindTask, cluster.KindService, cluster.KindNetwork, cluster.KindNode, cluster.KindSecret)
 		if errdefs.IsOutOfRange(err) {
 			continue // between the two lines above much was written
 		}
@@ -162,6 +164,10 @@ func (m *Mesh) concerns(v store.View, e store.Event) (out []string) {
 			}
 			if e.Old == nil || e.New == nil || vtep(e.Old.(*cluster.Node)) != vtep(e.New.(*cluster.Node)) {
 				out = append(out, overlays(v)...)
+			}
+		case *cluster.Secret:
+			if o != nil && o.Internal() {
+				out = append(out, o.Spec.Network)
 			}
 		case *cluster.Cluster:
 			if e.Old == nil || e.New == nil || e.Old.(*cluster.Cluster).Status.DataPathPort != e.New.(*cluster.Cluster).Status.DataPathPort {

@@ -362,3 +362,32 @@ func TestPorts(t *testing.T) {
 	w.change("p1", func(t *cluster.Task) { t.Status.State = cluster.TaskShutdown })
 	is("")
 }
+
+// An engine is told the keys of an encrypted network as they change, and of no other.
+func TestKeys(t *testing.T) {
+	w := newWorld(t)
+	key := func(id uint64) cluster.NetworkKey {
+		return cluster.NetworkKey{ID: id, Secret: make([]byte, cluster.NetworkKeySize)}
+	}
+	s := &cluster.Secret{Meta: cluster.Meta{ID: "k", Name: cluster.KeysOf("net")}, Spec: cluster.SecretSpec{Network: "net", Data: cluster.NetworkKeys{Current: key(1)}.Bytes()}}
+	w.commit(store.Create(s))
+	if got := Of(w.s.View(), "here", "net").Keys; got.Current.ID != 0 {
+		t.Errorf("of a network that is not encrypted: %+v", got)
+	}
+	n, err := store.Find[*cluster.Network](w.s.View(), "net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n = store.Copy(n)
+	n.Spec.Create.Options = map[string]string{"encrypted": ""}
+	w.commit(store.Update(n))
+	m := New("here", w.s, nil, slog.Default())
+	if got := Of(w.s.View(), "here", "net").Keys; got.Current.ID != 1 {
+		t.Errorf("%+v", got)
+	}
+	next := store.Copy(s)
+	next.Spec.Data = cluster.NetworkKeys{Previous: key(1), Current: key(2)}.Bytes()
+	if got := m.concerns(w.s.View(), store.Event{Old: s, New: next}); !slices.Contains(got, "net") {
+		t.Errorf("other keys concern %v", got)
+	}
+}

@@ -45,6 +45,9 @@ func Of(v store.View, node, id string) Network {
 		}
 		b.services(n)
 		b.n.Ingress = n.Ingress()
+		if s, err := store.Named[*cluster.Secret](v, cluster.KeysOf(id)); err == nil && n.Encrypted() {
+			b.n.Keys, _ = cluster.ReadNetworkKeys(s.Spec.Data) // what cannot be read is not known
+		}
 	}
 	if err != nil || n.Ingress() {
 		b.n.Ports = b.ports(id)

@@ -7,6 +7,7 @@ import (
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/address"
 )
 
 // filter refuses nodes, and says why in a few words that are followed by "on n nodes",
@@ -47,10 +48,27 @@ func filters(v store.View, t *cluster.Task) ([]filter, error) {
 			return !slices.ContainsFunc(t.Ports, func(p cluster.Port) bool { return slices.ContainsFunc(r.Ports, p.Excludes) })
 		})
 	}
+	if n := sealed(v, t); n != nil {
+		add(fmt.Sprintf("no IPsec for encrypted network %s", n.Spec.Name), func(r *Room) bool { return r.Node.Status.Encrypts })
+	}
 	if most := t.Spec.Placement.MaxPerNode; most > 0 {
 		add("max replicas per node limit exceed", func(r *Room) bool { return uint64(r.Services[t.Owner]) < most })
 	}
 	return out, nil
+}
+
+// sealed is an encrypted network that a task is to be on; nil: there is none.
+func sealed(v store.View, t *cluster.Task) *cluster.Network {
+	s, err := store.Find[*cluster.Service](v, t.Owner)
+	if err != nil {
+		s = nil
+	}
+	for _, n := range address.Wanted(v, s, t.Networks) {
+		if n.Encrypted() {
+			return n
+		}
+	}
+	return nil
 }
 
 // home is the node that a task cannot leave, and which of its volumes is there; nil: there

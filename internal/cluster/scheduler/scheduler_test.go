@@ -2,6 +2,7 @@ package scheduler
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -325,6 +326,32 @@ func TestShuns(t *testing.T) {
 			if _, err := s.Commit(t.Context(), store.Update(task)); err != nil {
 				t.Fatal(err)
 			}
+		}
+	}
+}
+
+// A task on an encrypted network goes to nodes whose kernel encrypts, and says why it waits
+// when there are none.
+func TestEncrypted(t *testing.T) {
+	for able, want := range map[int]string{1: "node1", 2: "node2", 9: "no suitable node (no IPsec for encrypted network sealed on 3 nodes)"} {
+		s := machines(t, 3, func(i int, n *cluster.Node) { n.Status.Encrypts = i == able })
+		for name, options := range map[string]map[string]string{"sealed": {"encrypted": "true"}, "open": nil} {
+			n := &cluster.Network{Meta: cluster.Meta{ID: name, Name: name}, Spec: cluster.NetworkSpec{Name: name, Create: &network.CreateRequest{Driver: "overlay", Options: options}}}
+			if _, err := s.Commit(t.Context(), store.Create(n)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		on := func(name string, slot uint64) string {
+			return place(t, s, Loop{}, &cluster.Task{
+				Meta: cluster.Meta{Owner: name}, Slot: slot, Number: 1, Desired: cluster.TaskRunning, Status: cluster.TaskStatus{State: cluster.TaskNew},
+				Networks: []cluster.Attachment{{Network: name}}, Addresses: []cluster.TaskAddress{{Network: name, Addr: netip.MustParsePrefix("10.0.0.2/24")}},
+			})
+		}
+		if got := on("sealed", 1); got != want {
+			t.Errorf("only node %d encrypts: %s, want %s", able, got, want)
+		}
+		if got := on("open", 1); got == "" || strings.Contains(got, "no suitable") {
+			t.Errorf("a network that is not encrypted: %s", got)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
 	"net/netip"
@@ -66,6 +67,15 @@ func Resolve[T cluster.Object](v View, ref string) (T, error) {
 // among those of the app that the task is of ("" is none), else by its name. NotFound when
 // there is none.
 func Referred[T cluster.Object](v View, r cluster.FileRef, app string) (T, error) {
+	o, err := referred[T](v, r, app)
+	if err == nil && cluster.IsInternal(o) {
+		var none T
+		return none, fmt.Errorf("%s %q: %w", none.Kind(), cmp.Or(r.Name, r.ID), errdefs.ErrNotFound)
+	}
+	return o, err
+}
+
+func referred[T cluster.Object](v View, r cluster.FileRef, app string) (T, error) {
 	if r.ID != "" {
 		return Find[T](v, r.ID)
 	}

@@ -61,7 +61,7 @@ func event(was, is cluster.Object) (m events.Message, ok bool) {
 			told = serviceAttrs(attrs, was.(*cluster.Service), o)
 		}
 	case *cluster.Secret:
-		told = !o.Replaced() // that it was is told of the one that has its name
+		told = !o.Replaced() && !o.Internal() // that it was is told of the one that has its name
 	case *cluster.Config:
 		told = !o.Replaced()
 	case *cluster.Network:

@@ -44,7 +44,7 @@ func (s *Swarm) Secrets(f Filters) ([]swarm.Secret, error) {
 	}
 	out := []swarm.Secret{}
 	for _, o := range store.List[*cluster.Secret](v) {
-		if f.filter(&o.Meta) && !o.Replaced() {
+		if f.filter(&o.Meta) && !o.Replaced() && !o.Internal() {
 			out = append(out, tellSecret(o))
 		}
 	}

@@ -96,7 +96,11 @@ func leftovers(v store.View) (out []cluster.Object) {
 		return out
 	}
 	out = mine(out, store.List[*cluster.Network](v))
-	out = mine(out, store.List[*cluster.Secret](v))
+	for _, s := range store.List[*cluster.Secret](v) {
+		if s.Owner == "" && !s.Internal() { // the others go with their networks
+			out = append(out, s)
+		}
+	}
 	return mine(out, store.List[*cluster.Config](v))
 }
 

@@ -355,7 +355,7 @@ func uses[T cluster.Object](out []store.Change, v store.View, what string, refs 
 	seen := map[string]bool{}
 	for _, r := range refs {
 		o, err := store.Find[T](v, r.ID)
-		if err != nil {
+		if err != nil || cluster.IsInternal(o) {
 			return nil, invalid("%s not found: %s", what, r.Name)
 		}
 		if name, _, _ := file(o); o.Base().Name != r.Name && *name != r.Name {

@@ -201,6 +201,9 @@ func find[T cluster.Object](v store.View, what, ref string) (T, error) {
 		}
 		return none, say(errdefs.ErrInvalidArgument, "%s %s is ambiguous (%d matches found)", what, ref, n)
 	}
+	if err == nil && cluster.IsInternal(o) {
+		return none, say(errdefs.ErrNotFound, "%s %s not found", what, ref)
+	}
 	return o, err
 }
 

@@ -462,3 +462,33 @@ func TestRace(t *testing.T) {
 	b.settle()
 	b.distinct()
 }
+
+// Encrypted networks send from ports that their numbers say: no two of them from one.
+func TestNumbersOfEncrypted(t *testing.T) {
+	b := newBench(t)
+	sealed := func(vni string) func(*network.CreateRequest) {
+		return func(c *network.CreateRequest) {
+			if c.Options = map[string]string{"encrypted": ""}; vni != "" {
+				c.Options[OptionVNI] = vni
+			}
+		}
+	}
+	b.network("a", sealed(fmt.Sprint(firstVNI+senders)))
+	b.settle()
+	b.network("b", sealed(fmt.Sprint(firstVNI+2*senders)))
+	b.network("c", func(c *network.CreateRequest) {
+		c.Options = map[string]string{OptionVNI: fmt.Sprint(firstVNI + 3*senders - 1)}
+	})
+	b.settle()
+	b.network("d", sealed(""))
+	b.settle()
+	if got := b.net("b").Status; got.VNI != 0 || !strings.Contains(got.Err, "one port") {
+		t.Errorf("%+v", got)
+	}
+	if got := b.net("c").Status.VNI; got != firstVNI+3*senders-1 {
+		t.Errorf("a network that is not encrypted has %d", got)
+	}
+	if got := b.net("d").Status; got.VNI == 0 || got.VNI%senders == firstVNI%senders {
+		t.Errorf("the next one has %d, which sends from the port of the first", got.VNI)
+	}
+}

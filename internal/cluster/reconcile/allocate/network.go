@@ -23,6 +23,10 @@ const (
 	lastVNI  = 1<<24 - 1
 )
 
+// senders is how many UDP ports there are for encrypted networks to send from, of which the
+// number of each says its own.
+const senders = 1 << 14
+
 // OptionVNI is the option of a network that asks for a number of its own; of several, separated
 // by commas, the first counts.
 const OptionVNI = "com.docker.network.driver.overlay.vxlanid_list"
@@ -56,11 +60,12 @@ func overlay(v store.View, n *cluster.Network) []store.Change {
 
 // number is the one that a network asks for, or one after all that are in use.
 func number(n *cluster.Network, others []*cluster.Network) (uint32, error) {
-	used := map[uint32]bool{}
+	used, from := map[uint32]bool{}, map[uint32]bool{}
 	next := uint32(firstVNI)
 	for _, o := range others {
 		if o.ID != n.ID && o.Status.VNI != 0 {
 			used[o.Status.VNI] = true
+			from[o.Status.VNI%senders] = from[o.Status.VNI%senders] || o.Encrypted()
 			if o.Status.VNI >= next {
 				next = o.Status.VNI + 1
 			}
@@ -75,13 +80,17 @@ func number(n *cluster.Network, others []*cluster.Network) (uint32, error) {
 		if used[uint32(id)] {
 			return 0, fmt.Errorf("vxlan id %d is in use already", id)
 		}
+		if n.Encrypted() && from[uint32(id)%senders] {
+			return 0, fmt.Errorf("vxlan id %d: an encrypted network has one that differs by a multiple of %d, and they would send from one port", id, senders)
+		}
 		return uint32(id), nil
 	}
-	if next <= lastVNI {
+	free := func(id uint32) bool { return !used[id] && !(n.Encrypted() && from[id%senders]) }
+	if next <= lastVNI && free(next) {
 		return next, nil
 	}
 	for id := uint32(firstVNI); id <= lastVNI; id++ {
-		if !used[id] {
+		if free(id) {
 			return id, nil
 		}
 	}
