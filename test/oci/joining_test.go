@@ -77,19 +77,15 @@ func TestNothingOfTheHostIsOpen(t *testing.T) {
 		t.Logf("%s", attacker())
 		r.call("delete", "--force", r.id)
 
-		// Control: a directory that the caller hands on, it finds.
+		// Control: a directory that a process of the container has open, it finds.
 		dir, err := os.Open(r.canary)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer dir.Close()
-		r.inherited = []*os.File{dir}
-		r.spec.Process.Args = []string{"/bin/sh", "-c", "sleep 60"}
-		r.config()
-		if o := r.call("run", "--detach", "--preserve-fds", "1", "--bundle", r.bundle, r.id); o.err != nil {
-			t.Fatal(o.err, o.output)
-		}
-		r.inherited = nil
+		r.stdin = dir
+		r.start("/bin/sh", "-c", "sleep 60")
+		r.stdin = nil
 		r.execute(func(p *specs.Process) { p.Env = append(p.Env, part+"=climb "+filepath.Join(r.canary, "secret")) }, "/bin/sh", "-c", "/attacker & sleep 0.5; kill $!")
 		if !strings.Contains(r.said(), secret) {
 			t.Errorf("an open directory of the host was not found: %s", r.said())

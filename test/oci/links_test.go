@@ -6,8 +6,10 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // TestLinksInTheImage: an image has symbolic links to the host where the runtime mounts,
@@ -215,6 +217,94 @@ func TestMaskedByLinks(t *testing.T) {
 		r.fresh()
 		if out := r.must(r.run("cat /proc/version")); !strings.Contains(out, shown) {
 			t.Errorf("control: %s", out)
+		}
+	})
+}
+
+// TestNullOfTheHost: the null device, which runtimes hide files with and have on their own
+// input, does not change its owner, mode or times by what a container does with it.
+func TestNullOfTheHost(t *testing.T) {
+	null := func() (mode uint32, uid, gid uint32, mtime unix.Timespec) {
+		var st unix.Stat_t
+		if err := unix.Stat("/dev/null", &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Mode, st.Uid, st.Gid, st.Mtim
+	}
+	const old = 30 * 86400 // January 1970
+	mode, uid, gid, _ := null()
+	check := func(t *testing.T, how string) {
+		t.Helper()
+		nowMode, nowUID, nowGID, mtime := null()
+		if nowMode != mode || nowUID != uid || nowGID != gid || mtime.Sec < old {
+			t.Errorf("escape, %s: the host's /dev/null has mode %o, owner %d:%d, time %d", how, nowMode, nowUID, nowGID, mtime.Sec)
+			_ = os.Chown("/dev/null", int(uid), int(gid))
+			_ = os.Chmod("/dev/null", os.FileMode(mode&0o777))
+			_ = os.Chtimes("/dev/null", time.Now(), time.Now())
+		}
+	}
+	each(t, func(t *testing.T, r *rig) {
+		// Mode and times by one who may do all that with a file.
+		for _, path := range []string{"/proc/keys", "/proc/kcore", "/proc/timer_list", "/dev/null", "/proc/self/fd/0"} {
+			o := r.run("chmod 0640 " + path + "; touch -d 1970-01-02 " + path)
+			check(t, path)
+			t.Logf("%s: %q", path, o.output)
+		}
+		// A /dev in which null is another device: the runtime's own input is not known by it.
+		r.fresh()
+		r.mkdir("dev")
+		for _, name := range []string{"null", "zero"} {
+			if err := unix.Mknod(filepath.Join(r.bundle, "dev", name), unix.S_IFCHR|0o666, int(unix.Mkdev(1, 5))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		r.instead("/dev", specs.Mount{Destination: "/dev", Type: "bind", Source: filepath.Join(r.bundle, "dev"), Options: []string{"rbind"}})
+		r.spec.Linux.MaskedPaths = nil
+		r.spec.Process.User = specs.User{UID: 1234, GID: 1234}
+		o := r.run("echo started")
+		check(t, "another null")
+		t.Logf("another null: %v %q", o.err, o.output)
+	})
+}
+
+// TestMountsStayInside: with the bundle on a mount that is shared, as on most hosts, nothing
+// that is mounted in the container comes about on the host, while it runs or afterwards.
+func TestMountsStayInside(t *testing.T) {
+	each(t, func(t *testing.T, r *rig) {
+		dir := filepath.Dir(r.bundle)
+		if err := unix.Mount(dir, dir, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		}()
+		if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
+			t.Fatal(err)
+		}
+		r.mkdir("volume/inner")
+		count := func() int {
+			b, err := os.ReadFile("/proc/self/mountinfo")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return strings.Count(string(b), dir)
+		}
+		before := count()
+		for _, propagation := range []string{"", "rprivate", "rslave", "shared", "rshared"} {
+			r.fresh()
+			r.spec.Linux.RootfsPropagation = propagation
+			r.spec.Mounts = append(r.spec.Mounts,
+				specs.Mount{Destination: "/volume", Type: "bind", Source: filepath.Join(r.bundle, "volume"), Options: []string{"rbind"}},
+				specs.Mount{Destination: "/volume/inner", Type: "tmpfs", Source: "tmpfs"},
+				specs.Mount{Destination: "/volume/made", Type: "tmpfs", Source: "tmpfs"})
+			r.start("/bin/sleep", "60")
+			during := count()
+			r.call("delete", "--force", r.id)
+			if after := count(); after != before || during != before && !strings.Contains(propagation, "shared") {
+				t.Errorf("escape, %q: %d mounts before, %d while it runs, %d afterwards", propagation, before, during, after)
+			}
 		}
 	})
 }

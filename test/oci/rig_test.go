@@ -39,8 +39,10 @@ type rig struct {
 	spec   *specs.Spec
 	id     string
 	stdout string // of the last call
-	// inherited are files of whoever calls the runtime, at 3 and on.
+	// inherited are files of whoever calls the runtime, at 3 and on; stdin is its input.
 	inherited []*os.File
+	stdin     *os.File
+	original  string // the program, where path is a copy that may come to harm
 }
 
 var rigs atomic.Int64
@@ -64,7 +66,7 @@ func newRig(t *testing.T, p program, busybox []byte) *rig {
 	t.Helper()
 	dir := open(t)
 	r := &rig{
-		program: p, t: t, bundle: filepath.Join(dir, "bundle"), canary: filepath.Join(dir, "canary"), state: filepath.Join(dir, "state"),
+		program: p, original: p.path, t: t, bundle: filepath.Join(dir, "bundle"), canary: filepath.Join(dir, "canary"), state: filepath.Join(dir, "state"),
 		id: fmt.Sprintf("escale-oci-%d-%d", os.Getpid(), rigs.Add(1)),
 	}
 	r.rootfs = filepath.Join(r.bundle, "rootfs")
@@ -91,7 +93,7 @@ func (r *rig) fresh() {
 	if err := os.Link(filepath.Join(r.bundle, "busybox"), filepath.Join(r.rootfs, "bin/busybox")); err != nil {
 		r.t.Fatal(err)
 	}
-	for _, name := range strings.Fields("sh cat grep id ls mount umount stat sleep mkdir rmdir touch readlink true echo head wc") {
+	for _, name := range strings.Fields("sh cat grep id ls mount umount stat sleep mkdir rmdir touch chmod kill readlink true echo head wc") {
 		r.symlink("busybox", "rootfs/bin/"+name)
 	}
 	r.spec = defaultSpec(r.id)
@@ -202,6 +204,9 @@ func (r *rig) call(args ...string) outcome {
 	r.stdout = out.Name()
 	cmd := exec.CommandContext(ctx, r.path, append([]string{"--root", r.state, "--log", log}, args...)...)
 	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = out, out, r.inherited
+	if r.stdin != nil {
+		cmd.Stdin = r.stdin
+	}
 	err = cmd.Run()
 	said, logged := r.said(), ""
 	if b, err := os.ReadFile(log); err == nil {
@@ -322,6 +327,7 @@ func (r *rig) safe(o outcome) {
 
 // end removes what is left, and says so if there is something that deleting did not take.
 func (r *rig) end() {
+	r.path = r.original
 	r.call("delete", "--force", r.id)
 	if left, _ := os.ReadDir(r.state); len(left) > 0 {
 		r.t.Errorf("left over: %v", left)
