@@ -71,7 +71,6 @@ func (o *orchestrator) generic() (out []api.GenericResource) {
 // up, and where it reaches to by itself, with which no overlay network is to overlap.
 func (o *orchestrator) outward(s *cluster.NodeStatus) {
 	s.Resources.Generic, s.Named, _ = generics(o.d.cfg.Generic)                        // it was checked
-	s.Encrypts = o.part.Alone() || o.d.overlay != nil && o.d.overlay.Encrypts() == nil // of who is alone nothing goes anywhere
 	s.Routes = o.reach.now(func() ([]netip.Prefix, error) {
 		var own []netip.Prefix
 		for _, n := range o.d.networks.List() {

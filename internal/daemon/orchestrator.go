@@ -258,6 +258,13 @@ func (o *orchestrator) Idle(ctx context.Context) (bool, error) {
 
 // Describe implements membership.Parts.
 func (o *orchestrator) Describe() (string, cluster.NodeStatus) {
+	name, s := o.describe()
+	s.Encrypts = o.d.overlay != nil && o.d.overlay.Encrypts() == nil
+	return name, s
+}
+
+// describe says what the node is, but for what concerns other nodes alone.
+func (o *orchestrator) describe() (string, cluster.NodeStatus) {
 	f := o.d.host
 	s := cluster.NodeStatus{
 		Version: Version, Platform: cluster.Platform{OS: "linux", Architecture: runtime.GOARCH}, EngineLabels: o.labels(), Plugins: o.plugins(),
@@ -281,7 +288,8 @@ func (o *orchestrator) Enter(ctx context.Context, s store.Store) (string, error)
 	if len(nodes) > 0 {
 		n, change = store.Copy(nodes[0]), store.Update
 	}
-	n.Name, n.Status = o.Describe()
+	n.Name, n.Status = o.describe()
+	n.Status.Encrypts = true // from who is alone nothing goes anywhere
 	n.Status.Ready, n.Status.Since, n.Status.Addr = true, time.Now().UTC(), "127.0.0.1"
 	_, err := s.Commit(ctx, change(n))
 	return n.ID, err
