@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"escale.dev/escale/test/internal/harness"
 	"golang.org/x/sys/unix"
 )
 
@@ -113,12 +114,12 @@ func climb(file string) {
 // soon waits until what a part does is seen.
 func soon(t *testing.T, what string, seen func() bool) bool {
 	t.Helper()
-	for range 500 {
+	limit := harness.Patience(10 * time.Second)
+	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if seen() {
 			return true
 		}
-		time.Sleep(10 * time.Millisecond)
 	}
-	t.Errorf("%s: not within five seconds", what)
+	t.Errorf("%s: not within %v", what, limit)
 	return false
 }

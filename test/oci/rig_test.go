@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"escale.dev/escale/test/internal/harness"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -191,7 +192,7 @@ type outcome struct {
 // said reads later.
 func (r *rig) call(args ...string) outcome {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(30*time.Second))
 	defer cancel()
 	n := rigs.Add(1)
 	log := filepath.Join(r.bundle, fmt.Sprintf("log-%d", n))
