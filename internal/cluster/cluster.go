@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/moby/moby/api/types/swarm"
 )
@@ -30,6 +31,8 @@ type ClusterStatus struct {
 	SubnetSize    int            `json:",omitempty"` // bits of such a subnet's prefix
 	Ingress       bool           `json:",omitempty"` // the network of published ports was made; who removes it has it gone
 	DataPathPort  uint16         `json:",omitempty"` // UDP, of VXLAN
+	Barred        []Barred       `json:",omitempty"` // nodes that were removed
+	LongestCert   time.Duration  `json:",omitempty"` // for which certificates were ever signed; at most it, or what the spec says now
 	RootRotation  *RootRotation  `json:",omitempty"` // while the root is exchanged
 }
 

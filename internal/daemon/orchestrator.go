@@ -237,7 +237,7 @@ func (o *orchestrator) Node(ctx context.Context, node string, s store.Store) err
 
 // Peers implements membership.Parts.
 func (o *orchestrator) Peers(ctx context.Context, k *ca.Keeper, l net.Listener) error {
-	w := peerWorld{Node: o.part.Node(), Objects: o.part.Objects(), Managers: func() []dispatch.Manager { return o.part.State().Managers }}
+	w := peerWorld{Node: o.part.Node(), Objects: o.part.Objects(), Barred: o.part.Barred, Managers: func() []dispatch.Manager { return o.part.State().Managers }}
 	return o.d.peers.serve(ctx, k, w, o.d.server, l)
 }
 

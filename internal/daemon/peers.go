@@ -43,6 +43,7 @@ type peerWorld struct {
 	Node     string                    // id of this one
 	Objects  store.Store               // of a manager the cluster's; of a worker it may be empty
 	Managers func() []dispatch.Manager // that the node knows
+	Barred   func(node string) bool    // it was removed
 }
 
 // peerLinks are there while the node is in a cluster.
@@ -185,8 +186,8 @@ func (l *peerLinks) addrOf(node string) (string, bool) {
 }
 
 // check refuses a node that is none of the cluster's any more, or shows a certificate of a
-// role that it has no more. A worker knows who manages, and of other workers only what
-// their certificates say.
+// role that it has no more. A worker knows who manages, who was removed, and of other
+// workers only what their certificates say.
 func (l *peerLinks) check(p ca.Peer) error {
 	v, all := l.manages()
 	if all {
@@ -198,6 +199,9 @@ func (l *peerLinks) check(p ca.Peer) error {
 			return fmt.Errorf("node %s is no manager any more: %w", p.Node, errdefs.ErrPermissionDenied)
 		}
 		return nil
+	}
+	if l.Barred(p.Node) {
+		return fmt.Errorf("node %s was removed from this cluster: %w", p.Node, errdefs.ErrPermissionDenied)
 	}
 	list := l.Managers()
 	knows := len(list) > 0 && !slices.ContainsFunc(list, func(m dispatch.Manager) bool { return m.Node == "" })

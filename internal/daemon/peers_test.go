@@ -42,7 +42,7 @@ func keeperOf(t *testing.T, node string, role ca.Role) *ca.Keeper {
 	return k
 }
 
-// A manager knows all nodes and their roles; a worker knows the managers.
+// A manager knows all nodes and their roles; a worker knows the managers, and who was removed.
 func TestPeersKnown(t *testing.T) {
 	s := mem.New(store.NewState())
 	t.Cleanup(func() { _ = s.Close() })
@@ -65,8 +65,9 @@ func TestPeersKnown(t *testing.T) {
 	t.Cleanup(func() { _ = empty.Close() })
 	managers := []dispatch.Manager{{Node: "m1", Addr: "192.0.2.1:2377"}, {Node: "m2", Addr: "[2001:db8::2]:2377"}}
 	told := func() []dispatch.Manager { return managers }
-	m := &peerLinks{peerWorld: peerWorld{Node: "m1", Objects: s, Managers: told}, keeper: keeperOf(t, "m1", ca.Manager)}
-	w := &peerLinks{peerWorld: peerWorld{Node: "w1", Objects: empty, Managers: told}, keeper: keeperOf(t, "w1", ca.Worker)}
+	barred := func(node string) bool { return node == "removed" }
+	m := &peerLinks{peerWorld: peerWorld{Node: "m1", Objects: s, Managers: told, Barred: barred}, keeper: keeperOf(t, "m1", ca.Manager)}
+	w := &peerLinks{peerWorld: peerWorld{Node: "w1", Objects: empty, Managers: told, Barred: barred}, keeper: keeperOf(t, "w1", ca.Worker)}
 	k := m.known()
 	if slices.Sort(k.Workers); !k.All || strings.Join(k.Managers, " ") != "m2" || strings.Join(k.Workers, " ") != "w1" {
 		t.Errorf("a manager: %+v", k)
@@ -90,6 +91,7 @@ func TestPeersKnown(t *testing.T) {
 	}{
 		{m, "m2", ca.Manager, false}, {m, "w1", ca.Worker, false}, {m, "w1", ca.Manager, true}, {m, "gone", ca.Worker, true}, {m, "m2", ca.Worker, false},
 		{w, "m2", ca.Manager, false}, {w, "w2", ca.Worker, false}, {w, "w2", ca.Manager, true},
+		{w, "removed", ca.Worker, true}, {w, "removed", ca.Manager, true}, {m, "removed", ca.Worker, true},
 	} {
 		if err := c.l.check(ca.Peer{Node: c.node, Role: c.role}); errdefs.IsPermissionDenied(err) != c.refused {
 			t.Errorf("%s is called by %s as %s: %v", c.l.Node, c.node, c.role, err)

@@ -122,6 +122,15 @@ func (m *Members) Managers() []dispatch.Manager {
 	return out
 }
 
+// Barred implements Cluster.
+func (m *Members) Barred() []string {
+	c, err := m.object()
+	if err != nil {
+		return nil
+	}
+	return c.BarredNodes(time.Now())
+}
+
 // Enlist implements Cluster.
 func (m *Members) Enlist(ctx context.Context, node, addr, store string) (Seat, error) {
 	if m.Seat == nil {

@@ -44,6 +44,8 @@ type Cluster interface {
 	Admit(ctx context.Context, role ca.Role, availability string) (string, error)
 	// Managers are those that nodes may call.
 	Managers() []dispatch.Manager
+	// Barred are the ids of nodes that were removed, whose certificates may be valid still.
+	Barred() []string
 	// Enlist makes place for a manager among those that keep the store, durably. It blocks.
 	Enlist(ctx context.Context, node, addr, store string) (Seat, error)
 	// Attach and Detach are address.Attach and address.Detach. They block.
@@ -140,7 +142,7 @@ func (s *Server) tell() {
 
 // cluster is what nodes are to know.
 func (s *Server) cluster() dispatch.Cluster {
-	out := dispatch.Cluster{Managers: s.c.Managers()}
+	out := dispatch.Cluster{Managers: s.c.Managers(), Barred: s.c.Barred()}
 	if a, err := s.c.Authority(); err == nil {
 		out.Roots, out.Issuer = a.Trusted(), a.Issuer()
 	}

@@ -676,3 +676,44 @@ func TestNetworkKeys(t *testing.T) {
 		want("when nobody is on it any more", "", "", "")
 	})
 }
+
+// Who was removed every node is told, and keeps; who does not lead cannot take it back.
+func TestBarred(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.machines("n1")
+		w.elect("a:1", 1)
+		path := filepath.Join(t.TempDir(), "view.json")
+		r, stop := w.node("n1", path)
+		settle()
+		if r.Barred("gone") {
+			t.Error("barred before it is removed")
+		}
+		c := w.managers()
+		c.Barred = []string{"gone"}
+		w.d.Tell(c)
+		settle()
+		if !r.Barred("gone") || r.Barred("n1") {
+			t.Error("it was not told who was removed")
+		}
+		w.elect("", 0) // managers answer, and know less
+		time.Sleep(10 * time.Second)
+		if !r.Barred("gone") {
+			t.Error("somebody who does not lead has taken it back")
+		}
+		stop()
+		w.silence("n1", true)
+		r, stop = w.node("n1", path)
+		settle()
+		if !r.Barred("gone") {
+			t.Error("it was not kept")
+		}
+		w.silence("n1", false)
+		w.elect("a:1", 2)
+		time.Sleep(10 * time.Second)
+		if !r.Connected() || r.Barred("gone") {
+			t.Error("it is barred for ever")
+		}
+		stop()
+	})
+}

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
+	"slices"
 	"time"
 
 	"escale.dev/escale/internal/cluster"
@@ -25,6 +27,7 @@ type keptView struct {
 	Node     string
 	Term     uint64
 	Managers []Manager `json:",omitempty"`
+	Barred   []string  `json:",omitempty"`
 	Whole    bool      `json:",omitempty"`
 	Objects  []Object  `json:",omitempty"`
 }
@@ -58,7 +61,7 @@ func (r *Remote) save() error {
 		return nil
 	}
 	r.mu.Lock()
-	k := keptView{Format: Format, Node: r.cfg.Node, Term: r.term, Managers: r.managers, Whole: r.whole}
+	k := keptView{Format: Format, Node: r.cfg.Node, Term: r.term, Managers: r.managers, Barred: slices.Sorted(maps.Keys(r.barred)), Whole: r.whole}
 	v := r.state.View()
 	for _, w := range store.Writes(v) {
 		if w.Kind != cluster.KindSecret {
@@ -103,6 +106,9 @@ func (r *Remote) load() error {
 	}
 	if r.term = k.Term; len(k.Managers) > 0 {
 		r.managers = k.Managers
+	}
+	for _, n := range k.Barred {
+		r.barred[n] = true
 	}
 	if r.whole = k.Whole; r.whole {
 		close(r.ready)

@@ -206,6 +206,11 @@ func (r *Remote) listen(c Client, l *link, silence *time.Timer, led *bool) error
 		if err := r.take(list); err != nil {
 			return err
 		}
+		for _, d := range list {
+			if d.Cluster != nil {
+				r.bar(d.Cluster.Barred)
+			}
+		}
 		if list[len(list)-1].Synced {
 			*led = true
 			r.mu.Lock()

@@ -89,7 +89,9 @@ type Ack struct {
 type Cluster struct {
 	Managers []Manager
 	Roots    []byte `json:",omitempty"` // that are trusted, PEM
-	Issuer   string `json:",omitempty"` // names the key that the node's certificate is to be signed by
+	// Barred are ids of nodes that were removed, whose certificates may be valid still: nobody is to answer them.
+	Barred []string `json:",omitempty"`
+	Issuer string   `json:",omitempty"` // names the key that the node's certificate is to be signed by
 }
 
 // Manager is one that nodes may call.

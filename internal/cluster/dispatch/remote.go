@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"maps"
 	"reflect"
 	"sync"
 
@@ -51,7 +52,8 @@ type Remote struct {
 	prints   map[Ref]uint64
 	term     uint64 // the highest seen
 	managers []Manager
-	whole    bool // the view is all that the node is to have, or was once
+	barred   map[string]bool // nodes that were removed
+	whole    bool            // the view is all that the node is to have, or was once
 	ready    chan struct{}
 	link     *link // nil while cut off
 	err      error // why
@@ -63,7 +65,7 @@ var _ store.Store = (*Remote)(nil)
 // sent before Run.
 func Open(cfg Config) (*Remote, error) {
 	r := &Remote{
-		cfg: cfg, log: cfg.Log, state: store.NewState(), dirty: make(chan struct{}, 1), prints: map[Ref]uint64{},
+		cfg: cfg, log: cfg.Log, state: store.NewState(), dirty: make(chan struct{}, 1), prints: map[Ref]uint64{}, barred: map[string]bool{},
 		managers: cfg.Managers, ready: make(chan struct{}),
 	}
 	return r, r.load()
@@ -125,6 +127,27 @@ func (r *Remote) Managers() []Manager {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return append([]Manager(nil), r.managers...)
+}
+
+// Barred tells whether a node was removed from the cluster, as far as this one was told.
+func (r *Remote) Barred(node string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.barred[node]
+}
+
+// bar takes over which nodes were removed, from who leads.
+func (r *Remote) bar(nodes []string) {
+	is := map[string]bool{}
+	for _, n := range nodes {
+		is[n] = true
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !maps.Equal(is, r.barred) {
+		r.barred = is
+		r.soil()
+	}
 }
 
 var errCut = fmt.Errorf("no manager can be reached: %w", errdefs.ErrUnavailable)

@@ -256,6 +256,7 @@ func (s *Swarm) Update(ctx context.Context, version uint64, asked swarm.Spec, ro
 	if err := exchange(s.Authority, c, &spec.CAConfig, s.Now()); err != nil {
 		return err
 	}
+	c.Status.LongestCert = max(c.Status.LongestCert, c.Spec.CAConfig.NodeCertExpiry)
 	c.Spec, c.Labels = spec, spec.Labels
 	forget(&c.Spec.CAConfig)
 	if rotate.WorkerToken {

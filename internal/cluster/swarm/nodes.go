@@ -190,17 +190,41 @@ func managers(v store.View) (n int) {
 	return n
 }
 
-// RemoveNode forgets a node that is down, or any worker by force.
+// RemoveNode forgets a node that is down, or any worker by force. No other is to believe its
+// certificate any more.
 func (s *Swarm) RemoveNode(ctx context.Context, ref string, force bool) error {
-	n, err := find[*cluster.Node](s.Store.View(), "node", ref)
+	for tries := 0; ; tries++ {
+		v := s.Store.View()
+		n, err := removable(v, ref, force)
+		if err != nil {
+			return err
+		}
+		c, err := the(v)
+		if err != nil {
+			return err
+		}
+		c = store.Copy(c)
+		c.Bar(n.ID, s.Now())
+		if _, err = s.Store.Commit(ctx, store.Delete(n), store.Update(c)); !errdefs.IsConflict(err) || tries == removals {
+			return written(err)
+		}
+	}
+}
+
+// removals is how often a removal is tried again when the node, or the swarm, was changed
+// meanwhile.
+const removals = 5
+
+// removable finds a node that may be removed.
+func removable(v store.View, ref string, force bool) (*cluster.Node, error) {
+	n, err := find[*cluster.Node](v, "node", ref)
 	switch {
 	case err != nil:
-		return err
+		return nil, err
 	case n.Spec.Manager:
-		return rpc(errdefs.ErrFailedPrecondition, "node %s is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal", n.ID)
+		return nil, rpc(errdefs.ErrFailedPrecondition, "node %s is a cluster manager and is a member of the raft cluster. It must be demoted to worker before removal", n.ID)
 	case n.Status.Ready && !force:
-		return rpc(errdefs.ErrFailedPrecondition, "node %s is not down and can't be removed", n.ID)
+		return nil, rpc(errdefs.ErrFailedPrecondition, "node %s is not down and can't be removed", n.ID)
 	}
-	_, err = s.Store.Commit(ctx, store.Delete(n))
-	return written(err)
+	return n, nil
 }

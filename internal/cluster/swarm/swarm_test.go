@@ -507,6 +507,9 @@ func TestNodes(t *testing.T) {
 	if err := r.RemoveNode(ctx, "node2", false); err != nil {
 		t.Error(err)
 	}
+	if c, err := the(r.Store.View()); err != nil || len(c.Status.Barred) != 1 || c.Status.Barred[0].Node != "node2" || !c.Status.Barred[0].Until.After(r.Now().Add(c.Spec.CAConfig.NodeCertExpiry-time.Second)) {
+		t.Errorf("others are not told: %+v, %v", c.Status.Barred, err)
+	}
 }
 
 func TestServices(t *testing.T) {

@@ -106,7 +106,7 @@ func (m ear) splice(ctx context.Context, c net.Conn) {
 }
 
 // fellow tells why a caller is no manager of the cluster. One whose store is not open yet has
-// but the certificate to go by.
+// but the certificate to go by, and what it was told last.
 func (m ear) fellow(p ca.Peer) error {
 	if p.Role != ca.Manager {
 		return fmt.Errorf("node %s is no manager: %w", p.Node, errdefs.ErrPermissionDenied)
@@ -115,6 +115,9 @@ func (m ear) fellow(p ca.Peer) error {
 	s := m.server
 	m.mu.Unlock()
 	if s == nil || !s.open() {
+		if m.Barred(p.Node) {
+			return fmt.Errorf("node %s was removed: %w", p.Node, errdefs.ErrPermissionDenied)
+		}
 		return nil
 	}
 	n, err := store.Find[*cluster.Node](s.store.Load().View(), p.Node)

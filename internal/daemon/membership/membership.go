@@ -238,6 +238,14 @@ func (m *Membership) Whole() bool {
 
 var errCut = errors.New("not asked to wait")
 
+// Barred tells whether a node was removed from the cluster, as far as this host was told.
+func (m *Membership) Barred(node string) bool {
+	m.mu.Lock()
+	r := m.remote
+	m.mu.Unlock()
+	return r != nil && r.Barred(node)
+}
+
 // The phases that State tells.
 const (
 	Alone   = string(alone)

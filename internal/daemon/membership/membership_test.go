@@ -386,6 +386,41 @@ func TestWorker(t *testing.T) {
 	})
 }
 
+// Nodes are told who was removed, also when they start anew, and while no manager answers.
+func TestBarred(t *testing.T) {
+	a, b, c := newHost(t, "a"), newHost(t, "b"), newHost(t, "c")
+	token, _ := a.found()
+	for _, h := range []*host{b, c} {
+		if err := h.join(a, token); err != nil {
+			t.Fatal(err)
+		}
+	}
+	gone := c.m.Node()
+	if b.m.Barred(gone) {
+		t.Error("barred before it is removed")
+	}
+	a.till("removed", func() bool {
+		v := a.m.Objects().View()
+		n, err := store.Find[*cluster.Node](v, gone)
+		if err != nil {
+			return true
+		}
+		one := store.Copy(store.List[*cluster.Cluster](v)[0])
+		one.Bar(gone, time.Now())
+		_, err = a.m.Objects().Commit(t.Context(), store.Delete(n), store.Update(one))
+		return err == nil
+	})
+	b.till("told", func() bool { return b.m.Barred(gone) && !b.m.Barred(b.m.Node()) })
+	if err := (ear{a.m}).fellow(ca.Peer{Node: gone, Role: ca.Manager}); !errdefs.IsPermissionDenied(err) {
+		t.Errorf("its store is led to ours: %v", err)
+	}
+	a.stop()
+	b.again()
+	if !b.m.Barred(gone) {
+		t.Error("it was forgotten")
+	}
+}
+
 // Three managers: one that ends is followed by another, one that is demoted keeps no store
 // and is promoted again, one that leaves is missed by nobody.
 func TestManagers(t *testing.T) {

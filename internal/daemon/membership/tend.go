@@ -121,7 +121,13 @@ func (t *tender) node(ctx context.Context, n *cluster.Node, o etcd.Member, is bo
 		return t.note(ctx, n, nil)
 	case !n.Status.Ready && n.Status.CertIssuer == "" && time.Since(n.Status.Since) > neverSet:
 		t.m.log.Warn("a node that was let in has never come: it is removed", "node", n.ID)
-		_, err := t.s.Commit(ctx, store.Delete(n))
+		changes := []store.Change{store.Delete(n)}
+		if c, err := store.Named[*cluster.Cluster](t.s.View(), cluster.DefaultCluster); err == nil {
+			c = store.Copy(c)
+			c.Bar(n.ID, time.Now())
+			changes = append(changes, store.Update(c))
+		}
+		_, err := t.s.Commit(ctx, changes...)
 		return passing(err)
 	}
 	return nil
