@@ -70,7 +70,7 @@ func (o *orchestrator) generic() (out []api.GenericResource) {
 // outward writes what the node has beside its engine: resources of kinds that people make
 // up, and where it reaches to by itself, with which no overlay network is to overlap.
 func (o *orchestrator) outward(s *cluster.NodeStatus) {
-	s.Resources.Generic, s.Named, _ = generics(o.d.cfg.Generic)                        // it was checked
+	s.Resources.Generic, s.Named, _ = generics(o.d.cfg.Generic) // it was checked
 	s.Routes = o.reach.now(func() ([]netip.Prefix, error) {
 		var own []netip.Prefix
 		for _, n := range o.d.networks.List() {
