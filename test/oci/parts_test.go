@@ -9,7 +9,6 @@ import (
 	"testing"
 	"time"
 
-	"escale.dev/escale/test/internal/harness"
 	"golang.org/x/sys/unix"
 )
 
@@ -114,7 +113,7 @@ func climb(file string) {
 // soon waits until what a part does is seen.
 func soon(t *testing.T, what string, seen func() bool) bool {
 	t.Helper()
-	limit := harness.Patience(10 * time.Second)
+	const limit = 10 * time.Second
 	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if seen() {
 			return true

@@ -18,7 +18,6 @@ import (
 	"testing"
 	"time"
 
-	"escale.dev/escale/test/internal/harness"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
@@ -188,11 +187,11 @@ type outcome struct {
 	err    error
 }
 
-// call runs the runtime, at most for half a minute. What a container that goes on says is
+// call runs the runtime, at most for a minute. What a container that goes on says is
 // said reads later.
 func (r *rig) call(args ...string) outcome {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(30*time.Second))
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	n := rigs.Add(1)
 	log := filepath.Join(r.bundle, fmt.Sprintf("log-%d", n))
@@ -214,7 +213,7 @@ func (r *rig) call(args ...string) outcome {
 		logged = string(b)
 	}
 	if ctx.Err() != nil {
-		r.t.Errorf("%s %s: still busy after half a minute: %s%s", r.name, args, said, logged)
+		r.t.Errorf("%s %s: still busy after a minute: %s%s", r.name, args, said, logged)
 	}
 	return outcome{said + logged, err}
 }
