@@ -36,14 +36,14 @@ var outside = map[string][]string{
 // import them. (runtime/oci, a library of specifications, is none.)
 var wired = []string{
 	"internal/network/bridge", "internal/network/host", "internal/network/none", "internal/network/macvlan", "internal/network/overlay",
-	"internal/volume/local", "internal/volume/plugin", "internal/runtime/shim",
+	"internal/volume/local", "internal/volume/plugin", "internal/runtime/shim", "internal/runtime/native",
 	"internal/logs/ship/syslog", "internal/logs/ship/gelf", "internal/logs/ship/fluentd", "internal/logs/ship/journald",
 	"internal/cluster/store/mem", "internal/cluster/store/bolt", "internal/cluster/store/etcd",
 }
 
-// mayWire are those that wire: the engine, the mains of the monitor and of the cluster's
-// store, which are one each, and the bench on which loops are tested.
-var mayWire = []string{"internal/daemon", "cmd/escale-shim", "cmd/escale-store", "internal/cluster/store/loop/looptest"}
+// mayWire are those that wire: the engine, the mains of the monitor, of the cluster's
+// store and of the OCI runtime, which are one each, and the bench on which loops are tested.
+var mayWire = []string{"internal/daemon", "cmd/escale-shim", "cmd/escale-store", "cmd/escale-runtime", "internal/cluster/store/loop/looptest"}
 
 // place finds a package's tree and rank.
 func place(path string) (tree string, rank int, ok bool) {
@@ -194,6 +194,9 @@ func TestLeanBinaries(t *testing.T) {
 		{"./cmd/escale-shim", "a monitor stands beside every container: it must stay at some 2 MB", []string{
 			"fmt", "net", "encoding/json", "compress", "log", "log/slog", "context", "regexp", "text", "html", "os/exec", "os/user", "crypto", "google.golang.org", "github.com",
 			"go.opentelemetry.io", "golang.org/x/net"}},
+		{"./cmd/escale-runtime", "it starts twice for each container", []string{
+			"net", "net/http", "compress", "log", "regexp", "text", "html", "crypto/tls", "google.golang.org", "go.opentelemetry.io", "golang.org/x/net", "github.com/sirupsen",
+			"github.com/containerd/containerd", "github.com/moby", "github.com/opencontainers/runc", "github.com/opencontainers/cgroups", "github.com/cilium", "github.com/godbus"}},
 		{"./cmd/escale", "the command line starts in 4 ms", []string{
 			"github.com/containerd/containerd", "go.etcd.io", "github.com/moby/buildkit", "github.com/prometheus", "github.com/vishvananda", "github.com/google/nftables",
 			"github.com/opencontainers/runc", "github.com/opencontainers/cgroups", "google.golang.org/grpc", "github.com/distribution/distribution", "github.com/docker/cli",

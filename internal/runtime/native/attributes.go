@@ -1,0 +1,107 @@
+package native
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"escale.dev/escale/internal/runtime/native/inside"
+)
+
+// setOOMScore sets our own: the half inside gets it with its birth, when the right
+// to lower it may be gone.
+func setOOMScore(score *int) error {
+	if score == nil {
+		return nil
+	}
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(*score)), 0); err != nil {
+		return fmt.Errorf("failed to set /proc/self/oom_score_adj to %d: %w", *score, err)
+	}
+	return nil
+}
+
+// raiseLimits allows the half inside the limits that it is to set itself.
+func raiseLimits(pid int, list []specs.POSIXRlimit) error {
+	for _, l := range list {
+		n, ok := inside.Resource(l.Type)
+		if !ok {
+			return fmt.Errorf("rlimit %q: not known", l.Type)
+		}
+		if err := unix.Prlimit(pid, n, &unix.Rlimit{Cur: l.Soft, Max: l.Hard}, nil); err != nil {
+			return fmt.Errorf("error setting rlimits for container: %s: %w", l.Type, err)
+		}
+	}
+	return nil
+}
+
+var (
+	policies = map[specs.LinuxSchedulerPolicy]uint32{specs.SchedOther: unix.SCHED_NORMAL, specs.SchedFIFO: unix.SCHED_FIFO, specs.SchedRR: unix.SCHED_RR,
+		specs.SchedBatch: unix.SCHED_BATCH, specs.SchedISO: 4, specs.SchedIdle: unix.SCHED_IDLE, specs.SchedDeadline: unix.SCHED_DEADLINE}
+	schedFlags = map[specs.LinuxSchedulerFlag]uint64{specs.SchedFlagResetOnFork: unix.SCHED_FLAG_RESET_ON_FORK, specs.SchedFlagReclaim: unix.SCHED_FLAG_RECLAIM,
+		specs.SchedFlagDLOverrun: unix.SCHED_FLAG_DL_OVERRUN, specs.SchedFlagKeepPolicy: unix.SCHED_FLAG_KEEP_POLICY, specs.SchedFlagKeepParams: unix.SCHED_FLAG_KEEP_PARAMS,
+		specs.SchedFlagUtilClampMin: unix.SCHED_FLAG_UTIL_CLAMP_MIN, specs.SchedFlagUtilClampMax: unix.SCHED_FLAG_UTIL_CLAMP_MAX}
+	ioClasses = map[specs.IOPriorityClass]int{specs.IOPRIO_CLASS_RT: 1, specs.IOPRIO_CLASS_BE: 2, specs.IOPRIO_CLASS_IDLE: 3}
+)
+
+// setScheduling sets how a process gets processors and disks; of the process that
+// stands for the container's, before it is that.
+func setScheduling(pid int, p *specs.Process) error {
+	if s := p.Scheduler; s != nil {
+		policy, ok := policies[s.Policy]
+		if !ok {
+			return fmt.Errorf("scheduler policy %q: not known", s.Policy)
+		}
+		attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: policy, Nice: s.Nice, Priority: uint32(s.Priority), Runtime: s.Runtime, Deadline: s.Deadline, Period: s.Period}
+		for _, f := range s.Flags {
+			bit, ok := schedFlags[f]
+			if !ok {
+				return fmt.Errorf("scheduler flag %q: not known", f)
+			}
+			attr.Flags |= bit
+		}
+		if err := unix.SchedSetAttr(pid, &attr, 0); err != nil {
+			return fmt.Errorf("error setting scheduler: %w", err)
+		}
+	}
+	if io := p.IOPriority; io != nil {
+		class, ok := ioClasses[io.Class]
+		if !ok {
+			return fmt.Errorf("io priority class %q: not known", io.Class)
+		}
+		const whoProcess, classShift = 1, 13 // ioprio_set(2)
+		if _, _, errno := unix.Syscall(unix.SYS_IOPRIO_SET, whoProcess, uintptr(pid), uintptr(class<<classShift|io.Priority)); errno != 0 {
+			return fmt.Errorf("failed to set io priority: %w", errno)
+		}
+	}
+	if a := p.ExecCPUAffinity; a != nil && a.Final != "" {
+		return setAffinity(pid, a.Final)
+	}
+	return nil
+}
+
+// setAffinity binds a process to the processors of a list as "0-3,7".
+func setAffinity(pid int, list string) error {
+	var set unix.CPUSet
+	for part := range strings.SplitSeq(list, ",") {
+		first, last, ok := strings.Cut(strings.TrimSpace(part), "-")
+		if !ok {
+			last = first
+		}
+		from, ferr := strconv.Atoi(first)
+		to, terr := strconv.Atoi(last)
+		if ferr != nil || terr != nil || from < 0 || to < from || to >= 8192 {
+			return fmt.Errorf("CPU affinity %q: invalid", list)
+		}
+		for n := from; n <= to; n++ {
+			set.Set(n)
+		}
+	}
+	if err := unix.SchedSetaffinity(pid, &set); err != nil {
+		return fmt.Errorf("error setting CPU affinity: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,391 @@
+package native
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"escale.dev/escale/internal/runtime/native/cgroups"
+	"escale.dev/escale/internal/runtime/native/hooks"
+	"escale.dev/escale/internal/runtime/native/plan"
+)
+
+var createOptions = options{"bundle": true, "console-socket": true, "pid-file": true, "no-pivot": false, "no-new-keyring": false, "preserve-fds": true, "detach": false, "keep": false,
+	"no-subreaper": false, "pidfd-socket": true}
+
+// create makes a container, of which the process waits to be started.
+func (r *runtime) create(o values, words []string) (int, error) {
+	id, err := one(words)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := r.make(id, o, false); err != nil {
+		return 0, fmt.Errorf("runc create failed: %w", err)
+	}
+	return 0, nil
+}
+
+// run is create and start at once: the process does not wait. Without --detach it
+// blocks until the process has ended, whose exit status becomes its own.
+func (r *runtime) run(o values, words []string) (int, error) {
+	id, err := one(words)
+	if err != nil {
+		return 0, err
+	}
+	signals := make(chan os.Signal, 128)
+	if !o.has("detach") {
+		signal.Notify(signals)
+	}
+	m, err := r.make(id, o, true)
+	if err != nil {
+		return 0, fmt.Errorf("runc run failed: %w", err)
+	}
+	if o.has("detach") {
+		return 0, nil
+	}
+	status := m.attend(signals)
+	if o.has("keep") {
+		return status, nil
+	}
+	return status, r.remove(m.state)
+}
+
+// made is a container whose process is our child.
+type made struct {
+	state *state
+	inner *inner
+}
+
+// attend passes signals on until the process has ended.
+func (m *made) attend(signals <-chan os.Signal) int {
+	ended := make(chan int, 1)
+	go func() {
+		var ws unix.WaitStatus
+		for {
+			pid, err := unix.Wait4(m.inner.pid, &ws, 0, nil)
+			if err == unix.EINTR {
+				continue
+			}
+			if err != nil || pid != m.inner.pid || ws.Exited() || ws.Signaled() {
+				break
+			}
+		}
+		if ws.Signaled() {
+			ended <- 128 + int(ws.Signal())
+			return
+		}
+		ended <- ws.ExitStatus()
+	}()
+	for {
+		select {
+		case status := <-ended:
+			return status
+		case s := <-signals:
+			if n, ok := s.(unix.Signal); ok && n != unix.SIGCHLD && n != unix.SIGURG && n != unix.SIGPIPE {
+				_ = unix.Kill(m.inner.pid, n) // it may have ended this moment
+			}
+		}
+	}
+}
+
+// make makes a container; now: it is started as well. What was made is undone on an error.
+func (r *runtime) make(id string, o values, now bool) (_ *made, err error) {
+	bundle, err := filepath.Abs(o.text("bundle", "."))
+	if err != nil {
+		return nil, err
+	}
+	spec, err := readSpec(bundle)
+	if err != nil {
+		return nil, err
+	}
+	if spec.Process.Terminal && o.text("console-socket", "") == "" {
+		return nil, errors.New("cannot allocate tty if runc will detach without setting console socket")
+	}
+	if !spec.Process.Terminal && o.text("console-socket", "") != "" {
+		return nil, errors.New("cannot use console socket if runc will not detach or allocate tty")
+	}
+	if n := o.text("preserve-fds", "0"); n != "0" {
+		return nil, fmt.Errorf("--preserve-fds %s: not supported", n)
+	}
+	if err := os.MkdirAll(r.root, 0o700); err != nil {
+		return nil, err
+	}
+	if err := os.Mkdir(r.dir(id), 0o711); errors.Is(err, fs.ErrExist) {
+		return nil, errors.New("container with given ID already exists")
+	} else if err != nil {
+		return nil, err
+	}
+	b := &birth{runtime: r, id: id, bundle: bundle, spec: spec, options: o, now: now}
+	defer func() {
+		if err != nil {
+			b.undo()
+		}
+	}()
+	return b.run()
+}
+
+// birth is a container that is being made.
+type birth struct {
+	*runtime
+	id, bundle string
+	spec       *specs.Spec
+	options    values
+	now        bool
+
+	group *cgroups.Group
+	cgs   []string // directories that were made
+	inner *inner
+	state *state
+	ready bool // hooks have been run, to which poststop's belong
+}
+
+func (b *birth) undo() {
+	if b.inner != nil {
+		b.inner.end()
+	}
+	if b.inner != nil && b.state != nil {
+		b.state.unmount()
+	}
+	if b.group != nil && len(b.cgs) > 0 {
+		_ = b.group.Remove() // what is left is found by delete --force
+	}
+	if b.ready && b.spec.Hooks != nil {
+		_ = hooks.Run("poststop", b.spec.Hooks.Poststop, b.state.told(specs.StateStopped)) // the first error is the one to tell
+	}
+	_ = os.RemoveAll(b.dir(b.id)) // likewise
+}
+
+func (b *birth) run() (*made, error) {
+	layout, err := cgroups.Detect()
+	if err != nil {
+		return nil, err
+	}
+	if err := b.makeGroup(layout); err != nil {
+		return nil, fmt.Errorf("unable to start container process: unable to apply cgroup configuration: %w", err)
+	}
+	p, err := b.prepare(b.id, b.bundle, b.spec, layout, b.group)
+	if err != nil {
+		return nil, fmt.Errorf("unable to start container process: error during container init: %w", err)
+	}
+	defer p.out.close()
+	if b.options.has("no-new-keyring") {
+		p.plan.Keyring = ""
+	}
+	b.state = &state{Version: stateVersion, ID: b.id, OCIVersion: b.spec.Version, Bundle: b.bundle, Rootfs: b.spec.Root.Path, Created: time.Now().UTC(), CgroupsPath: b.spec.Linux.CgroupsPath,
+		Namespaces: p.flags, Process: b.spec.Process, Hooks: b.spec.Hooks, Annotations: b.spec.Annotations, Personality: b.spec.Linux.Personality, FilterFlags: p.plan.SeccompFlags}
+	if b.state.RootMount, err = mountOf(b.spec.Root.Path); err != nil {
+		return nil, err
+	}
+	if len(p.plan.Filter) > 0 {
+		if err := os.WriteFile(filepath.Join(b.dir(b.id), filterName), p.plan.Filter, 0o600); err != nil {
+			return nil, err
+		}
+	}
+	if err := b.hand(p); err != nil {
+		return nil, err
+	}
+	if err := b.start(p); err != nil {
+		return nil, fmt.Errorf("unable to start container process: %w", err)
+	}
+	return &made{b.state, b.inner}, nil
+}
+
+// hand gives the half inside what it needs besides mounts.
+func (b *birth) hand(p *preparation) error {
+	if name := b.options.text("console-socket", ""); name != "" {
+		f, err := dial(name)
+		if err != nil {
+			return err
+		}
+		p.plan.Console = p.out.give(f)
+	}
+	if !b.now {
+		name := filepath.Join(b.dir(b.id), fifoName)
+		if err := unix.Mkfifo(name, 0o622); err != nil {
+			return &os.PathError{Op: "mkfifo", Path: name, Err: err}
+		}
+		// For both, so that it can be read from before anybody writes.
+		f, err := os.OpenFile(name, os.O_RDWR|unix.O_NOFOLLOW, 0)
+		if err != nil {
+			return err
+		}
+		p.plan.Hold = p.out.give(f)
+	}
+	return b.handGroup(p)
+}
+
+// handGroup lets the half inside into the cgroups: of version 2 it is born in.
+func (b *birth) handGroup(p *preparation) error {
+	users := p.out.users != nil || p.out.user != nil // it is forked otherwise
+	files, err := b.group.Tasks(users)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		p.plan.Join = append(p.plan.Join, p.out.give(f))
+	}
+	if b.group.Unified == "" || users {
+		return nil
+	}
+	p.out.cgroup, err = os.OpenFile(b.group.Unified, unix.O_PATH|unix.O_DIRECTORY, 0)
+	return err
+}
+
+func (b *birth) makeGroup(layout *cgroups.Layout) (err error) {
+	l := b.spec.Linux
+	if b.group, err = layout.Place(l.CgroupsPath, b.id); err != nil {
+		return err
+	}
+	if b.cgs, err = b.group.Make(); err != nil {
+		return err
+	}
+	if len(b.cgs) == 0 {
+		if pids, err := b.group.Pids(); err == nil && len(pids) > 0 {
+			return fmt.Errorf("container's cgroup is not empty: %d process(es) found", len(pids))
+		}
+	}
+	if err := b.group.Limit(l.Resources); err != nil {
+		return err
+	}
+	var list []specs.LinuxDeviceCgroup
+	if l.Resources != nil {
+		list = l.Resources.Devices
+	}
+	rules, err := cgroups.NewRules(list)
+	if err != nil {
+		return err
+	}
+	return b.group.LimitDevices(rules)
+}
+
+// start starts the half inside and sees it through until it waits to be started,
+// or runs.
+func (b *birth) start(p *preparation) error {
+	if err := setOOMScore(b.spec.Process.OOMScoreAdj); err != nil {
+		return err
+	}
+	var err error
+	if b.inner, err = p.out.spawn(); err != nil {
+		return err
+	}
+	b.state.Pid = b.inner.pid
+	if b.state.Start, _, err = startTime(b.inner.pid); err != nil {
+		return err
+	}
+	if err := raiseLimits(b.inner.pid, b.spec.Process.Rlimits); err != nil {
+		return err
+	}
+	told := b.state.told(specs.StateCreating)
+	if len(p.plan.CreateContainer)+len(p.plan.StartContainer) > 0 {
+		if p.plan.State, err = json.Marshal(told); err != nil {
+			return err
+		}
+	}
+	outside := func() error {
+		b.ready = true
+		//lint:ignore SA1019 old bundles have it, and runc runs it
+		if err := hooks.Run("prestart", b.spec.Hooks.Prestart, told); err != nil {
+			return err
+		}
+		return hooks.Run("createRuntime", b.spec.Hooks.CreateRuntime, told)
+	}
+	if err := b.inner.talk(p.plan, outside, func() error { return b.set(p) }, b.now); err != nil {
+		var said *plan.Refusal
+		if errors.As(err, &said) {
+			return fmt.Errorf("error during container init: %w", err)
+		}
+		return err
+	}
+	if b.now && b.spec.Hooks != nil {
+		return hooks.Run("poststart", b.spec.Hooks.Poststart, b.state.told(specs.StateRunning))
+	}
+	return nil
+}
+
+// set does what is due before the process may go on: limits that would have
+// bound the runtime itself, and the container is there for others.
+func (b *birth) set(p *preparation) error {
+	if err := setScheduling(b.inner.pid, b.spec.Process); err != nil {
+		return err
+	}
+	if err := b.group.LimitPids(b.spec.Linux.Resources); err != nil {
+		return fmt.Errorf("unable to apply cgroup configuration: %w", err)
+	}
+	if err := b.save(b.state); err != nil {
+		return err
+	}
+	return writePid(b.options.text("pid-file", ""), b.inner.pid)
+}
+
+// writePid writes a pid file so that nobody reads half of it.
+func writePid(name string, pid int) error {
+	if name == "" {
+		return nil
+	}
+	if err := os.WriteFile(name+".new", []byte(strconv.Itoa(pid)), 0o644); err != nil {
+		return err
+	}
+	return os.Rename(name+".new", name)
+}
+
+// dial connects to the socket that takes the terminal.
+func dial(name string) (*os.File, error) {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socket", err)
+	}
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: name}); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("console socket: %w", &os.PathError{Op: "connect", Path: name, Err: err})
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// unmount takes away what a container without a mount namespace has left: all of it
+// lies in one mount over its root, which was not there before.
+func (s *state) unmount() {
+	if s.Namespaces&unix.CLONE_NEWNS != 0 {
+		return
+	}
+	if now, err := mountOf(s.Rootfs); err == nil && now != s.RootMount {
+		_ = unix.Unmount(s.Rootfs, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW) // gone meanwhile
+	}
+}
+
+// mountOf is the number of the mount that a path lies on.
+func mountOf(path string) (uint64, error) {
+	var st unix.Statx_t
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_MNT_ID, &st); err != nil {
+		return 0, &os.PathError{Op: "statx", Path: path, Err: err}
+	}
+	return st.Mnt_id, nil
+}
+
+// remove runs the last hooks of a container that has ended and takes away what is
+// kept of it.
+func (r *runtime) remove(s *state) error {
+	g, err := s.group()
+	if err != nil {
+		return err
+	}
+	if err := g.Remove(); err != nil {
+		return fmt.Errorf("unable to remove container's cgroup: %w", err)
+	}
+	s.unmount()
+	if err := os.RemoveAll(r.dir(s.ID)); err != nil {
+		return err
+	}
+	if s.Hooks != nil {
+		return hooks.Run("poststop", s.Hooks.Poststop, s.told(specs.StateStopped))
+	}
+	return nil
+}

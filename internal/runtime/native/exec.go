@@ -1,0 +1,205 @@
+package native
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"escale.dev/escale/internal/runtime/native/plan"
+)
+
+var execOptions = options{"process": true, "detach": false, "pid-file": true, "console-socket": true, "cwd": true, "env": true, "tty": false, "user": true,
+	"additional-gids": true, "cap": true, "no-new-privs": false, "apparmor": true, "process-label": true, "preserve-fds": true, "cgroup": true, "ignore-paused": false, "pidfd-socket": true}
+
+// exec runs one more process in a container that runs.
+func (r *runtime) exec(o values, words []string) (int, error) {
+	if len(words) == 0 {
+		return 0, errors.New("exec failed: the container's id is missing")
+	}
+	s, err := r.load(words[0])
+	if err != nil {
+		return 0, fmt.Errorf("exec failed: %w", err)
+	}
+	process, err := execProcess(s, o, words[1:])
+	if err != nil {
+		return 0, fmt.Errorf("exec failed: %w", err)
+	}
+	signals := make(chan os.Signal, 128)
+	if !o.has("detach") {
+		signal.Notify(signals)
+	}
+	in, err := r.join(s, process, o)
+	if err != nil {
+		return 0, fmt.Errorf("exec failed: %w", err)
+	}
+	if o.has("detach") {
+		return 0, nil
+	}
+	return (&made{s, in}).attend(signals), nil
+}
+
+// execProcess is the process of --process, or the container's own as options change it.
+func execProcess(s *state, o values, args []string) (*specs.Process, error) {
+	p := &specs.Process{}
+	if name := o.text("process", ""); name != "" {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			return nil, err
+		}
+		if err := json.Unmarshal(b, p); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+		return p, validateProcess(p)
+	}
+	*p = *s.Process
+	p.Args, p.Terminal = args, o.has("tty")
+	p.Cwd = o.text("cwd", p.Cwd)
+	p.Env = append(p.Env[:len(p.Env):len(p.Env)], o["env"]...)
+	p.ApparmorProfile = o.text("apparmor", p.ApparmorProfile)
+	p.SelinuxLabel = o.text("process-label", p.SelinuxLabel)
+	if o.has("no-new-privs") {
+		p.NoNewPrivileges = true
+	}
+	if list := o["cap"]; len(list) > 0 && p.Capabilities != nil {
+		c := *p.Capabilities
+		c.Bounding, c.Effective, c.Permitted = append(c.Bounding, list...), append(c.Effective, list...), append(c.Permitted, list...)
+		p.Capabilities = &c
+	}
+	if user := o.text("user", ""); user != "" {
+		uid, gid, _ := strings.Cut(user, ":")
+		n, err := strconv.ParseUint(uid, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("user %q: not a number", user)
+		}
+		p.User.UID = uint32(n)
+		if gid != "" {
+			if n, err = strconv.ParseUint(gid, 10, 32); err != nil {
+				return nil, fmt.Errorf("user %q: not a number", user)
+			}
+			p.User.GID = uint32(n)
+		}
+	}
+	for _, g := range o["additional-gids"] {
+		n, err := strconv.ParseUint(g, 10, 32)
+		if err != nil {
+			return nil, fmt.Errorf("group %q: not a number", g)
+		}
+		p.User.AdditionalGids = append(p.User.AdditionalGids, uint32(n))
+	}
+	return p, validateProcess(p)
+}
+
+// join starts a process in a container.
+func (r *runtime) join(s *state, process *specs.Process, o values) (*inner, error) {
+	pidfd, err := s.open()
+	if err != nil {
+		return nil, err
+	}
+	if pidfd == nil {
+		return nil, errors.New("cannot exec in a stopped container")
+	}
+	group, err := s.group()
+	if err != nil {
+		pidfd.Close()
+		return nil, err
+	}
+	if group.Frozen() && !o.has("ignore-paused") {
+		pidfd.Close()
+		return nil, errors.New("cannot exec in a paused container (use --ignore-paused to override)")
+	}
+	p := &plan.Plan{ID: s.ID, Exec: true, Process: *process, Keyring: "_ses." + s.ID, MountNS: plan.NoFD, Console: plan.NoFD, Hold: plan.NoFD,
+		SeccompFlags: s.FilterFlags, Personality: s.Personality}
+	p.Process.Capabilities = nil
+	if p.Caps, err = capsOf(process.Capabilities); err != nil {
+		pidfd.Close()
+		return nil, err
+	}
+	out := &outfit{}
+	defer out.close()
+	out.joins = append(out.joins, namespace{pidfd, s.Namespaces &^ (unix.CLONE_NEWNS | unix.CLONE_NEWUSER)})
+	if err := r.handExec(s, out, p, o, int(pidfd.Fd())); err != nil {
+		return nil, err
+	}
+	files, err := group.Tasks(true)
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range files {
+		p.Join = append(p.Join, out.give(f))
+	}
+	return startExec(process, out, p, o)
+}
+
+// handExec gives what a process in a container needs: the container's filter, mounts, terminal.
+func (r *runtime) handExec(s *state, out *outfit, p *plan.Plan, o values, pidfd int) error {
+	filter, err := os.ReadFile(filepath.Join(r.dir(s.ID), filterName))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	p.Filter = filter
+	if s.Namespaces&unix.CLONE_NEWNS != 0 {
+		fd, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 3)
+		if err != nil {
+			return os.NewSyscallError("fcntl", err)
+		}
+		p.MountNS = out.giveFD(fd, "pidfd")
+	}
+	if s.Namespaces&unix.CLONE_NEWNS == 0 {
+		p.Root.Path = s.Rootfs
+	}
+	if s.Namespaces&unix.CLONE_NEWUSER != 0 {
+		if out.user, err = openNamespace("/proc/"+strconv.Itoa(s.Pid)+"/ns/user", unix.CLONE_NEWUSER); err != nil {
+			return err
+		}
+	}
+	if name := o.text("console-socket", ""); name != "" {
+		f, err := dial(name)
+		if err != nil {
+			return err
+		}
+		p.Console = out.give(f)
+	}
+	if p.Process.Terminal && p.Console == plan.NoFD {
+		return errors.New("cannot allocate tty if runc will detach without setting console socket")
+	}
+	return nil
+}
+
+func startExec(process *specs.Process, out *outfit, p *plan.Plan, o values) (*inner, error) {
+	if err := setOOMScore(process.OOMScoreAdj); err != nil {
+		return nil, err
+	}
+	in, err := out.spawn()
+	if err != nil {
+		return nil, fmt.Errorf("unable to start container process: %w", err)
+	}
+	if a := process.ExecCPUAffinity; a != nil && a.Initial != "" {
+		err = setAffinity(in.pid, a.Initial)
+	}
+	if err == nil {
+		err = raiseLimits(in.pid, process.Rlimits)
+	}
+	if err == nil {
+		ready := func() error {
+			if err := setScheduling(in.pid, process); err != nil {
+				return err
+			}
+			return writePid(o.text("pid-file", ""), in.pid)
+		}
+		err = in.talk(p, nil, ready, true)
+	}
+	if err != nil {
+		in.end()
+		return nil, fmt.Errorf("unable to start container process: %w", err)
+	}
+	return in, nil
+}

@@ -1,0 +1,296 @@
+// Package fork starts a program in a user namespace. Go's own ways do not do: a
+// process with several threads may not go into one (setns(2)), and in a new one the
+// program must be executed by its descriptor, for no path of the host need be open to
+// the namespace's root. So the process is forked whole, as gVisor does it: the child
+// has one thread, and nothing but system calls are made in it until it has become the
+// program. See docs/decisions/0030.
+package fork
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"unsafe"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+//go:linkname beforeFork syscall.runtime_BeforeFork
+func beforeFork()
+
+//go:linkname afterFork syscall.runtime_AfterFork
+func afterFork()
+
+//go:linkname afterForkInChild syscall.runtime_AfterForkInChild
+func afterForkInChild()
+
+// Program is what is executed.
+type Program struct {
+	FD    int // of the file
+	Args  []string
+	Env   []string
+	Files []uintptr // become the descriptors 0, 1, 2 …; the file's is above all of them
+}
+
+// raw is a program as the kernel takes it, made before the fork.
+type raw struct {
+	exe       uintptr
+	empty     *byte
+	argv, env []*byte
+	files     []uintptr
+	spare     uintptr // descriptors from here on are free for moving files about
+}
+
+func (p *Program) raw() (*raw, error) {
+	r := &raw{exe: uintptr(p.FD), spare: uintptr(p.FD) + 1}
+	for _, f := range p.Files {
+		r.spare = max(r.spare, f+1)
+	}
+	r.files = append(r.files, p.Files...)
+	var err error
+	if r.empty, err = syscall.BytePtrFromString(""); err != nil {
+		return nil, err
+	}
+	if r.argv, err = syscall.SlicePtrFromStrings(p.Args); err != nil {
+		return nil, err
+	}
+	r.env, err = syscall.SlicePtrFromStrings(p.Env)
+	return r, err
+}
+
+// Maps are the mappings of a user namespace.
+type Maps struct{ UIDs, GIDs []specs.LinuxIDMapping }
+
+// New starts a program in new namespaces, flags (CLONE_NEW*), of which a user
+// namespace is one, as its root. The caller waits for the process.
+func New(p *Program, flags int, m *Maps) (pid int, err error) {
+	r, err := p.raw()
+	if err != nil {
+		return 0, err
+	}
+	pid, hold, err := held(r, uintptr(flags|unix.CLONE_NEWUSER), 0, false)
+	if err != nil {
+		return 0, err
+	}
+	defer hold.Close()
+	if err := m.write(pid); err != nil {
+		end(pid)
+		return 0, err
+	}
+	return pid, release(pid, hold)
+}
+
+// Join starts a program in the user namespace whose descriptor is user, and in new
+// namespaces, flags, which will be that one's.
+func Join(p *Program, user *os.File, flags int) (pid int, err error) {
+	r, err := p.raw()
+	if err != nil {
+		return 0, err
+	}
+	pid, hold, err := held(r, uintptr(flags), user.Fd(), true)
+	if err != nil {
+		return 0, err
+	}
+	defer hold.Close()
+	return pid, release(pid, hold)
+}
+
+// Namespace makes a user namespace that lives as long as the file. Nobody is in it.
+func Namespace(m *Maps) (*os.File, error) {
+	pid, hold, err := held(nil, unix.CLONE_NEWUSER, 0, false)
+	if err != nil {
+		return nil, err
+	}
+	defer end(pid)
+	defer hold.Close()
+	if err := m.write(pid); err != nil {
+		return nil, err
+	}
+	return os.Open("/proc/" + strconv.Itoa(pid) + "/ns/user")
+}
+
+func end(pid int) {
+	_ = unix.Kill(pid, unix.SIGKILL) // a child of ours that nobody has waited for
+	wait(pid)
+}
+
+func wait(pid int) (ws unix.WaitStatus) {
+	for {
+		if _, err := unix.Wait4(pid, &ws, 0, nil); err != unix.EINTR {
+			return ws
+		}
+	}
+}
+
+// write sets the mappings of a process' user namespace (user_namespaces(7)).
+func (m *Maps) write(pid int) error {
+	for name, list := range map[string][]specs.LinuxIDMapping{"uid_map": m.UIDs, "gid_map": m.GIDs} {
+		var text strings.Builder
+		for _, l := range list {
+			fmt.Fprintf(&text, "%d %d %d\n", l.ContainerID, l.HostID, l.Size)
+		}
+		if err := os.WriteFile("/proc/"+strconv.Itoa(pid)+"/"+name, []byte(text.String()), 0); err != nil {
+			return fmt.Errorf("mappings of the user namespace: %w", err)
+		}
+	}
+	return nil
+}
+
+// held forks a child that waits for release.
+func held(r *raw, flags, user uintptr, join bool) (pid int, hold *os.File, err error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, nil, os.NewSyscallError("socketpair", err)
+	}
+	defer unix.Close(pair[1])
+	hold = os.NewFile(uintptr(pair[0]), "hold")
+	if r == nil {
+		r = &raw{}
+	}
+	// The child's end must survive the moving of files.
+	far, err := unix.FcntlInt(uintptr(pair[1]), unix.F_DUPFD_CLOEXEC, int(r.spare)+len(r.files)+8)
+	if err != nil {
+		hold.Close()
+		return 0, nil, os.NewSyscallError("fcntl", err)
+	}
+	defer unix.Close(far)
+	if r.spare != 0 {
+		r.spare = uintptr(far) + 1
+	}
+	syscall.ForkLock.Lock()
+	pid, errno := fork(r, flags, user, join, uintptr(far))
+	syscall.ForkLock.Unlock()
+	if errno != 0 {
+		hold.Close()
+		return 0, nil, fmt.Errorf("new namespaces: %w", os.NewSyscallError("clone", errno))
+	}
+	if join {
+		return joined(pid, hold)
+	}
+	return pid, hold, nil
+}
+
+// joined waits for the one that went into the namespace: it has forked the one that
+// is meant, as a child of ours, and tells its number.
+func joined(first int, hold *os.File) (int, *os.File, error) {
+	var told [8]byte
+	n, err := hold.Read(told[:])
+	wait(first)
+	if err != nil || n != len(told) {
+		hold.Close()
+		return 0, nil, fmt.Errorf("joining the user namespace: %w", errors.Join(err, unix.EINVAL))
+	}
+	pid, errno := int32(le(told[:4])), unix.Errno(le(told[4:]))
+	if errno != 0 {
+		hold.Close()
+		return 0, nil, fmt.Errorf("joining the user namespace: %w", errno)
+	}
+	return int(pid), hold, nil
+}
+
+func le(b []byte) uint32 { return *(*uint32)(unsafe.Pointer(&b[0])) }
+
+// release lets the child go on; the error is why it could not become its program.
+func release(pid int, hold *os.File) error {
+	if _, err := hold.Write([]byte{1}); err != nil {
+		end(pid)
+		return err
+	}
+	var told [8]byte
+	n, _ := hold.Read(told[:]) // its end closes when it is the program
+	if n == len(told) {
+		wait(pid)
+		return fmt.Errorf("starting in a user namespace: %w", unix.Errno(le(told[4:])))
+	}
+	return nil
+}
+
+// fork forks. All that the child needs lies ready: it must not allocate, grow its
+// stack or take a lock, for the threads that might hold one are not there.
+//
+//go:noinline
+//go:norace
+func fork(r *raw, flags, user uintptr, join bool, hold uintptr) (int, unix.Errno) {
+	var first uintptr
+	if !join {
+		first = flags
+	}
+	beforeFork()
+	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, first|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+	if errno != 0 || pid != 0 {
+		afterFork()
+		return int(pid), errno
+	}
+	afterForkInChild()
+	child(r, flags, user, join, hold)
+	return 0, 0 // never
+}
+
+// answer is what the child tells: a pid and an errno.
+type answer struct{ pid, errno uint32 }
+
+//go:nosplit
+//go:norace
+func (a *answer) tell(hold uintptr) {
+	syscall.RawSyscall(unix.SYS_WRITE, hold, uintptr(unsafe.Pointer(a)), 8)
+	for {
+		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 1, 0, 0)
+	}
+}
+
+//go:noinline
+//go:nosplit
+//go:norace
+func child(r *raw, flags, user uintptr, join bool, hold uintptr) {
+	var a answer
+	if join {
+		if _, _, errno := syscall.RawSyscall(unix.SYS_SETNS, user, unix.CLONE_NEWUSER, 0); errno != 0 {
+			a.errno = uint32(errno)
+			a.tell(hold)
+		}
+		pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, flags|unix.CLONE_PARENT|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+		if errno != 0 || pid != 0 {
+			a.pid, a.errno = uint32(pid), uint32(errno)
+			a.tell(hold)
+		}
+	}
+	var b [8]byte
+	n, _, _ := syscall.RawSyscall(unix.SYS_READ, hold, uintptr(unsafe.Pointer(&b)), 1)
+	if n != 1 || r.exe == 0 {
+		for {
+			syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
+		}
+	}
+	// Root of the namespace, or the capabilities would go with execve.
+	if _, _, errno := syscall.RawSyscall(unix.SYS_SETRESGID, 0, 0, 0); errno != 0 {
+		a.errno = uint32(errno)
+		a.tell(hold)
+	}
+	if _, _, errno := syscall.RawSyscall(unix.SYS_SETRESUID, 0, 0, 0); errno != 0 {
+		a.errno = uint32(errno)
+		a.tell(hold)
+	}
+	// First out of each other's way, then to their places.
+	for i := range r.files {
+		fd, _, errno := syscall.RawSyscall(unix.SYS_FCNTL, r.files[i], unix.F_DUPFD_CLOEXEC, r.spare)
+		if errno != 0 {
+			a.errno = uint32(errno)
+			a.tell(hold)
+		}
+		r.files[i] = fd
+	}
+	for i := range r.files {
+		if _, _, errno := syscall.RawSyscall(unix.SYS_DUP3, r.files[i], uintptr(i), 0); errno != 0 {
+			a.errno = uint32(errno)
+			a.tell(hold)
+		}
+	}
+	_, _, errno := syscall.RawSyscall6(unix.SYS_EXECVEAT, r.exe, uintptr(unsafe.Pointer(r.empty)), uintptr(unsafe.Pointer(&r.argv[0])),
+		uintptr(unsafe.Pointer(&r.env[0])), unix.AT_EMPTY_PATH, 0)
+	a.errno = uint32(errno)
+	a.tell(hold)
+}

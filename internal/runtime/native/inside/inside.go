@@ -1,0 +1,265 @@
+// Package inside is the half of the runtime that becomes the container's process:
+// in new namespaces it mounts what the plan says, gives up what it may not keep
+// and executes the program. All that decides about safety is done by descriptors:
+// each path of the container is looked up once, below the descriptor of its root.
+//
+// It runs on the first thread of its process, to which namespaces, credentials,
+// capabilities and the filter belong; the other threads, which Go has, end when
+// the program is executed.
+package inside
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"escale.dev/escale/internal/runtime/native/hooks"
+	"escale.dev/escale/internal/runtime/native/plan"
+)
+
+// half is the inner half at work.
+type half struct {
+	*plan.Plan
+	socket *os.File
+	proc   int // a procfs of our own, which no path leads to
+	root   int // the container's root
+	null   int // the host's /dev/null
+}
+
+// Main carries out the plan that comes over plan.SocketFD. It returns only when
+// that did not go well; the reason has been told by then.
+func Main() int {
+	h := &half{socket: plan.Socket(), proc: plan.NoFD, root: plan.NoFD, null: plan.NoFD}
+	unix.CloseOnExec(plan.SocketFD)
+	err := error(nil)
+	if unix.Gettid() != unix.Getpid() {
+		err = errors.New("not on the first thread of the process")
+	} else {
+		err = h.run()
+	}
+	if err != nil {
+		_ = plan.Send(h.socket, plan.KindError, []byte(err.Error())) // the other half is gone: nobody to tell
+	}
+	return 1
+}
+
+func (h *half) run() error {
+	// Nobody in a namespace that we join may look into us, or get our binary by us.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return os.NewSyscallError("prctl", err)
+	}
+	if err := unix.CloseRange(plan.SocketFD, 1<<31-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return os.NewSyscallError("close_range", err)
+	}
+	var err error
+	if h.Plan, err = plan.Read(h.socket); err != nil {
+		return fmt.Errorf("plan: %w", err)
+	}
+	// The program begins a session, and the terminal becomes that session's.
+	if _, err := unix.Setsid(); err != nil && err != unix.EPERM {
+		return os.NewSyscallError("setsid", err)
+	}
+	if err := h.keyring(); err != nil {
+		return err
+	}
+	if err := h.joinCgroups(); err != nil {
+		return err
+	}
+	if err := h.enterMounts(); err != nil {
+		return err
+	}
+	if h.Exec {
+		err = h.join()
+	} else {
+		err = h.build()
+	}
+	if err != nil {
+		return err
+	}
+	return (&candidate{h}).become()
+}
+
+// keyring begins a session keyring, so that the caller's keys stay the caller's.
+func (h *half) keyring() error {
+	if h.Keyring == "" {
+		return nil
+	}
+	id, err := unix.KeyctlJoinSessionKeyring(h.Keyring)
+	if err == unix.ENOSYS || err == unix.EOPNOTSUPP {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("session keyring: %w", err)
+	}
+	if h.Exec {
+		return nil
+	}
+	// Its user may search it (keyctl_setperm(3)): those who lose root need that.
+	const ownerSearch, all = 0x08 << 16, 0x3f << 24
+	_ = unix.KeyctlSetperm(id, all|ownerSearch) // runs without
+	return nil
+}
+
+// joinCgroups puts this thread, and thus the program, into the cgroups. Version 1
+// takes a thread in a fraction of the time that a whole process takes.
+func (h *half) joinCgroups() error {
+	for _, fd := range h.Join {
+		if _, err := unix.Write(fd, []byte("0")); err != nil {
+			return fmt.Errorf("joining a cgroup: %w", err)
+		}
+		_ = unix.Close(fd) // it was written
+	}
+	if h.CgroupNS {
+		if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
+			return fmt.Errorf("cgroup namespace: %w", err)
+		}
+	}
+	return nil
+}
+
+// enterMounts goes into another's mount namespace.
+func (h *half) enterMounts() error {
+	if h.MountNS == plan.NoFD {
+		return nil
+	}
+	if err := unix.Unshare(unix.CLONE_FS); err != nil {
+		return os.NewSyscallError("unshare", err)
+	}
+	if err := unix.Setns(h.MountNS, unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("mount namespace: %w", err)
+	}
+	closeFD(h.MountNS)
+	return nil
+}
+
+// join takes a container that runs as it is.
+func (h *half) join() error {
+	if err := h.openProc(); err != nil {
+		return err
+	}
+	where := "/"
+	if h.Root.Path != "" { // it has the host's mounts, and its root by chroot(2)
+		where = h.Root.Path
+		if err := unix.Chroot(where); err != nil {
+			return pathError("chroot", where, err)
+		}
+		if err := unix.Chdir("/"); err != nil {
+			return pathError("chdir", "/", err)
+		}
+	}
+	var err error
+	if h.root, err = unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		return pathError("open", where, err)
+	}
+	return h.console()
+}
+
+// build makes the container's view: names, mounts, devices, its root.
+func (h *half) build() error {
+	if err := h.names(); err != nil {
+		return err
+	}
+	if err := h.openProc(); err != nil {
+		return err
+	}
+	if err := h.openRoot(); err != nil {
+		return err
+	}
+	for i := range h.Mounts {
+		m := &h.Mounts[i]
+		if err := h.mount(m); err != nil {
+			return fmt.Errorf("error mounting %q to rootfs at %q: %w", m.Source, m.Dest, err)
+		}
+	}
+	if h.SetupDev {
+		if err := h.devices(); err != nil {
+			return fmt.Errorf("configuring container /dev: %w", err)
+		}
+	}
+	if err := h.outerHooks(); err != nil {
+		return err
+	}
+	if err := h.runHooks("createContainer", h.CreateContainer); err != nil {
+		return err
+	}
+	if err := h.console(); err != nil {
+		return err
+	}
+	if err := h.sysctls(); err != nil {
+		return err
+	}
+	if err := h.shield(); err != nil {
+		return err
+	}
+	if err := h.lateReadOnly(); err != nil {
+		return err
+	}
+	return h.enterRoot()
+}
+
+// outerHooks has the other half run its hooks: the namespaces are there, the
+// root is still the host's.
+func (h *half) outerHooks() error {
+	if !h.HooksOutside {
+		return nil
+	}
+	if err := plan.Send(h.socket, plan.KindHooks, nil); err != nil {
+		return err
+	}
+	_, err := plan.Expect(h.socket, plan.KindHooks)
+	return err
+}
+
+func (h *half) runHooks(name string, list []specs.Hook) error {
+	if len(list) == 0 {
+		return nil
+	}
+	// The state has the pid that the container itself sees, as runc has it.
+	var state specs.State
+	if err := json.Unmarshal(h.State, &state); err != nil {
+		return fmt.Errorf("state for hooks: %w", err)
+	}
+	if state.Pid = unix.Getpid(); name == "startContainer" {
+		state.Status = specs.StateCreated
+	}
+	return hooks.Run(name, list, &state)
+}
+
+// names are those of the host that the container sees, and its loopback device.
+func (h *half) names() error {
+	if h.Hostname != "" {
+		if err := unix.Sethostname([]byte(h.Hostname)); err != nil {
+			return fmt.Errorf("sethostname: %w", err)
+		}
+	}
+	if h.Domainname != "" {
+		if err := unix.Setdomainname([]byte(h.Domainname)); err != nil {
+			return fmt.Errorf("setdomainname: %w", err)
+		}
+	}
+	if !h.Loopback {
+		return nil
+	}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	lo, err := unix.NewIfreq("lo")
+	if err != nil {
+		return err
+	}
+	lo.SetUint16(unix.IFF_UP)
+	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo); err != nil {
+		return fmt.Errorf("lo: %w", err)
+	}
+	return nil
+}
+
+func pathError(op, path string, err error) error {
+	return &os.PathError{Op: op, Path: path, Err: err}
+}

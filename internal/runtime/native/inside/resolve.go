@@ -1,0 +1,192 @@
+package inside
+
+import (
+	"errors"
+	"fmt"
+	"path"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// open looks a path of the container up below its root, as the container would,
+// but through no magic link of procfs. More is of RESOLVE_*.
+func (h *half) open(name string, flags int, more uint64) (int, error) {
+	return openIn(h.root, name, flags, more)
+}
+
+func openIn(dir int, name string, flags int, more uint64) (int, error) {
+	how := unix.OpenHow{Flags: uint64(flags | unix.O_CLOEXEC), Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | more}
+	for range 128 {
+		fd, err := unix.Openat2(dir, name, &how)
+		switch err {
+		case nil:
+			return fd, nil
+		case unix.EAGAIN, unix.EINTR: // somebody renamed beside it: whether it stayed inside is not known
+			continue
+		}
+		return -1, pathError("openat2", name, err)
+	}
+	return -1, pathError("openat2", name, unix.EAGAIN)
+}
+
+// target opens the place of a mount; what is missing of the path is made, the last
+// of it as a directory or a file. The caller closes the descriptor, which is O_PATH.
+func (h *half) target(name string, dir bool, more uint64) (int, error) {
+	name = path.Clean("/" + name)
+	fd, err := h.open(name, unix.O_PATH, more)
+	if !errors.Is(err, unix.ENOENT) {
+		return fd, err
+	}
+	if dir {
+		return h.mkdirAll(name, more)
+	}
+	parent, err := h.mkdirAll(path.Dir(name), more)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(parent)
+	file, err := unix.Openat(parent, path.Base(name), unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o755)
+	if err != nil {
+		return -1, pathError("create", name, err)
+	}
+	_ = unix.Close(file) // nothing was written
+	return reopen(parent, path.Base(name), 0)
+}
+
+// reopen opens an entry of a directory, which must be no link.
+func reopen(dir int, name string, flags int) (int, error) {
+	fd, err := unix.Openat(dir, name, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC|flags, 0)
+	if err != nil {
+		return -1, pathError("open", name, err)
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		_ = unix.Close(fd)
+		return -1, pathError("stat", name, err)
+	}
+	if st.Mode&unix.S_IFMT == unix.S_IFLNK {
+		_ = unix.Close(fd)
+		return -1, pathError("open", name, unix.ELOOP)
+	}
+	return fd, nil
+}
+
+// mkdirAll makes the directories of a clean path that are missing, below the
+// longest part that is there.
+func (h *half) mkdirAll(name string, more uint64) (int, error) {
+	there, missing := name, []string{}
+	var fd int
+	for {
+		var err error
+		fd, err = h.open(there, unix.O_PATH|unix.O_DIRECTORY, more)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, unix.ENOENT) || there == "/" {
+			return -1, err
+		}
+		missing = append(missing, path.Base(there))
+		there = path.Dir(there)
+	}
+	for i := len(missing) - 1; i >= 0; i-- {
+		err := unix.Mkdirat(fd, missing[i], 0o755)
+		if err != nil && err != unix.EEXIST {
+			_ = unix.Close(fd)
+			return -1, pathError("mkdir", name, err)
+		}
+		next, err := reopen(fd, missing[i], unix.O_DIRECTORY)
+		_ = unix.Close(fd)
+		if err != nil {
+			return -1, fmt.Errorf("mkdir %s: %w", name, err)
+		}
+		fd = next
+	}
+	return fd, nil
+}
+
+// openProc mounts a procfs for ourselves: what the container has at /proc may be
+// anything. Where the kernel does not let us, in a user namespace that does not
+// see all of procfs, the host's is taken, once it is known to be one.
+func (h *half) openProc() error {
+	if fd, err := mountProc(); err == nil {
+		h.proc = fd
+		return nil
+	}
+	fd, err := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil // who needs it will say so
+	}
+	var st unix.Statfs_t
+	var root unix.Stat_t
+	// The root of a procfs has the inode 1 (PROC_ROOT_INO).
+	if unix.Fstatfs(fd, &st) != nil || st.Type != unix.PROC_SUPER_MAGIC || unix.Fstat(fd, &root) != nil || root.Ino != 1 {
+		_ = unix.Close(fd)
+		return nil
+	}
+	h.proc = fd
+	return nil
+}
+
+func mountProc() (int, error) {
+	fs, err := unix.Fsopen("proc", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, err
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, err
+	}
+	return unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+}
+
+// writeProc writes to a file of the real procfs and of nothing mounted over it.
+func (h *half) writeProc(name, text string) error {
+	if h.proc < 0 {
+		return pathError("open", "/proc/"+name, errors.New("no procfs that can be trusted"))
+	}
+	how := unix.OpenHow{Flags: unix.O_WRONLY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV}
+	fd, err := unix.Openat2(h.proc, name, &how)
+	if err != nil {
+		return pathError("open", "/proc/"+name, err)
+	}
+	defer unix.Close(fd)
+	var st unix.Statfs_t
+	if err := unix.Fstatfs(fd, &st); err != nil || st.Type != unix.PROC_SUPER_MAGIC {
+		return pathError("open", "/proc/"+name, errors.Join(err, errors.New("is not of procfs")))
+	}
+	if _, err := unix.Write(fd, []byte(text)); err != nil {
+		return pathError("write", "/proc/"+name, err)
+	}
+	return nil
+}
+
+// sysctls sets the kernel's parameters in the container's namespaces.
+func (h *half) sysctls() error {
+	for key, value := range h.Sysctl {
+		name := key
+		// The first separator says which of the two it is (sysctl.d(5)).
+		if i := strings.IndexAny(key, "./"); i >= 0 && key[i] == '.' {
+			name = strings.Map(func(r rune) rune {
+				switch r {
+				case '.':
+					return '/'
+				case '/':
+					return '.'
+				}
+				return r
+			}, key)
+		}
+		if err := h.writeProc("sys/"+name, value); err != nil {
+			return fmt.Errorf("sysctl %s: %w", key, err)
+		}
+	}
+	return nil
+}
+
+func isDir(fd int) bool {
+	var st unix.Stat_t
+	return unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR
+}
+
+func closeFD(fd int) { _ = unix.Close(fd) }

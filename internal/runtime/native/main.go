@@ -1,0 +1,100 @@
+// Package native is an OCI runtime (github.com/opencontainers/runtime-spec,
+// runtime.md) by runc's command line. This half stays outside of the container: it
+// reads the specification, opens what it names, makes cgroups and namespaces, and has
+// the half inside (package inside) do the rest.
+//
+// It needs Linux 5.12: mounts are made by descriptors (mount_setattr(2)).
+package native
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime/debug"
+	"time"
+
+	"escale.dev/escale/internal/runtime/native/inside"
+)
+
+// insideArg, alone, has the program be the half inside.
+const insideArg = "inside"
+
+// Version is what --version says; the build sets it.
+var Version = "0.1.0-dev"
+
+// runtime is one call of the program.
+type runtime struct {
+	root  string // where containers' states are, a directory each
+	cache string // of filters; empty: none
+	debug bool
+	in    io.Reader
+	out   io.Writer
+	errs  io.Writer
+}
+
+// options of all commands.
+var globals = options{"root": true, "log": true, "log-format": true, "cache": true, "debug": false, "systemd-cgroup": false, "rootless": true, "criu": true,
+	"version": false, "help": false}
+
+// Main runs the program and gives its exit status. With the argument "inside" it
+// becomes the container's process.
+func Main(args []string, in io.Reader, out, errs io.Writer) int {
+	if len(args) == 2 && args[1] == insideArg {
+		return inside.Main()
+	}
+	debug.SetGCPercent(-1) // it lives for milliseconds
+	opts, rest, err := parse(args[1:], globals, true)
+	if err != nil {
+		fmt.Fprintln(errs, err)
+		return 1
+	}
+	r := &runtime{root: opts.text("root", "/run/escale-runtime"), cache: opts.text("cache", ""), debug: opts.has("debug"), in: in, out: out, errs: errs}
+	if opts.has("systemd-cgroup") {
+		return r.fail(opts, errors.New("systemd cgroup flag passed, but systemd support for managing cgroups is not available"))
+	}
+	switch {
+	case opts.has("version"):
+		fmt.Fprintf(out, "escale-runtime version %s\nspec: %s\n", Version, specVersion)
+		return 0
+	case opts.has("help") || len(rest) == 0:
+		fmt.Fprintln(out, usage)
+		return 0
+	}
+	c, ok := commands[rest[0]]
+	if !ok {
+		return r.fail(opts, fmt.Errorf("no such command: %s\n%s", rest[0], usage))
+	}
+	own, words, err := parse(rest[1:], c.options, c.inOrder)
+	if err == nil {
+		var status int
+		if status, err = c.run(r, own, words); err == nil {
+			return status
+		}
+	}
+	return r.fail(opts, err)
+}
+
+const usage = `escale-runtime [--root DIR] [--log FILE] [--log-format text|json] [--cache DIR] COMMAND
+  create, run, start, state, kill, delete, exec, update, ps, pause, resume, list, features, spec: as runc has them`
+
+// fail says what went wrong: in the log for whoever called, and on the standard error.
+func (r *runtime) fail(opts values, err error) int {
+	line := "level=error msg=" + fmt.Sprintf("%q", err.Error()) + "\n"
+	if opts.text("log-format", "text") == "json" {
+		b, merr := json.Marshal(map[string]string{"level": "error", "msg": err.Error(), "time": time.Now().Format(time.RFC3339)})
+		if merr == nil {
+			line = string(b) + "\n"
+		}
+	}
+	if name := opts.text("log", ""); name != "" {
+		if f, oerr := os.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644); oerr == nil {
+			_, _ = io.WriteString(f, line) // it stands on the standard error as well
+			f.Close()
+		}
+		line = err.Error() + "\n"
+	}
+	_, _ = io.WriteString(r.errs, line)
+	return 1
+}

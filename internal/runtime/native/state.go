@@ -1,0 +1,151 @@
+package native
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"escale.dev/escale/internal/runtime/native/cgroups"
+)
+
+const (
+	stateVersion = 1
+	stateName    = "state.json"
+	filterName   = "filter"    // the compiled filter, for exec
+	fifoName     = "exec.fifo" // there until the container is started
+	specVersion  = "1.3.0"     // of the runtime specification
+)
+
+// state is what is kept of a container, in state.json of its directory.
+type state struct {
+	Version     int               `json:"version"`
+	ID          string            `json:"id"`
+	OCIVersion  string            `json:"ociVersion"`
+	Pid         int               `json:"init_process_pid"`
+	Start       uint64            `json:"init_process_start"` // clock ticks after boot: with the pid it is one process
+	Bundle      string            `json:"bundle"`
+	Rootfs      string            `json:"rootfs"`
+	RootMount   uint64            `json:"root_mount"` // the mount that the root lay on before
+	Created     time.Time         `json:"created"`
+	CgroupsPath string            `json:"cgroups_path"`
+	Namespaces  int               `json:"namespaces"` // CLONE_NEW* of those that are not the runtime's
+	Process     *specs.Process    `json:"process"`
+	Hooks       *specs.Hooks      `json:"hooks,omitempty"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+	Personality *specs.LinuxPersonality
+	FilterFlags uint `json:"filter_flags"`
+}
+
+func (r *runtime) dir(id string) string { return filepath.Join(r.root, id) }
+
+// load reads the state of a container.
+func (r *runtime) load(id string) (*state, error) {
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	b, err := os.ReadFile(filepath.Join(r.dir(id), stateName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errNone
+	} else if err != nil {
+		return nil, err
+	}
+	s := &state{}
+	if err := json.Unmarshal(b, s); err != nil {
+		return nil, fmt.Errorf("container %s: %s: %w", id, stateName, err)
+	}
+	if s.Version != stateVersion || s.ID != id {
+		return nil, fmt.Errorf("container %s: %s is of version %d, for %q", id, stateName, s.Version, s.ID)
+	}
+	return s, nil
+}
+
+var errNone = errors.New("container does not exist")
+
+// save writes the state so that a reader sees all of it or the one before.
+func (r *runtime) save(s *state) error {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	name := filepath.Join(r.dir(s.ID), stateName)
+	if err := os.WriteFile(name+".new", b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(name+".new", name)
+}
+
+// open is a descriptor of the container's process; nil when it has ended.
+func (s *state) open() (*os.File, error) {
+	fd, err := unix.PidfdOpen(s.Pid, 0)
+	if err == unix.ESRCH || err == unix.EINVAL {
+		return nil, nil
+	} else if err != nil {
+		return nil, os.NewSyscallError("pidfd_open", err)
+	}
+	f := os.NewFile(uintptr(fd), "pidfd")
+	if start, dead, err := startTime(s.Pid); err != nil || dead || start != s.Start {
+		f.Close()
+		return nil, nil
+	}
+	return f, nil
+}
+
+// startTime reads when a process was started, and whether it is over (proc_pid_stat(5)).
+func startTime(pid int) (start uint64, dead bool, err error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0, false, err
+	}
+	// The name, in parentheses, may hold anything.
+	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+	if len(f) < 20 {
+		return 0, false, fmt.Errorf("/proc/%d/stat: too short", pid)
+	}
+	start, err = strconv.ParseUint(f[19], 10, 64)
+	return start, f[0] == "Z" || f[0] == "X", err
+}
+
+// status is the specification's word for how a container is, or runc's "paused".
+func (r *runtime) status(s *state) (specs.ContainerState, error) {
+	p, err := s.open()
+	if err != nil {
+		return "", err
+	}
+	if p == nil {
+		return specs.StateStopped, nil
+	}
+	p.Close()
+	if _, err := os.Lstat(filepath.Join(r.dir(s.ID), fifoName)); err == nil {
+		return specs.StateCreated, nil
+	}
+	if g, err := s.group(); err == nil && g.Frozen() {
+		return "paused", nil
+	}
+	return specs.StateRunning, nil
+}
+
+func (s *state) group() (*cgroups.Group, error) {
+	l, err := cgroups.Detect()
+	if err != nil {
+		return nil, err
+	}
+	return l.Place(s.CgroupsPath, s.ID)
+}
+
+// told is the state as hooks and callers get it.
+func (s *state) told(status specs.ContainerState) *specs.State {
+	t := &specs.State{Version: specVersion, ID: s.ID, Status: status, Bundle: s.Bundle, Annotations: s.Annotations}
+	if status != specs.StateStopped {
+		t.Pid = s.Pid
+	}
+	return t
+}
