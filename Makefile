@@ -7,7 +7,7 @@ VERSION   ?= $(shell git describe --tags --match 'v*' --dirty 2>/dev/null | sed 
 COMMIT    ?= $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 BUILDTIME ?= $(shell git log -1 --format=%cI 2>/dev/null)
 X         := escale.dev/escale/internal
-LDFLAGS   := -s -w $(foreach p,daemon cli,-X $(X)/$(p).Version=$(VERSION) -X $(X)/$(p).GitCommit=$(COMMIT) -X $(X)/$(p).BuildTime=$(BUILDTIME))
+LDFLAGS   := -s -w $(foreach p,daemon cli runtime/native,-X $(X)/$(p).Version=$(VERSION) -X $(X)/$(p).GitCommit=$(COMMIT) -X $(X)/$(p).BuildTime=$(BUILDTIME))
 
 PREFIX  ?= /usr/local
 DESTDIR ?=
@@ -26,11 +26,11 @@ export CGO_ENABLED = 0
 
 ##@ Build
 .PHONY: build
-build: bin/escale bin/escaled bin/escale-shim bin/escale-store bin/runc bin/docker-init ## all programs, into bin/
+build: bin/escale bin/escaled bin/escale-shim bin/escale-store bin/escale-runtime bin/runc bin/docker-init ## all programs, into bin/
 
 # Go knows best what has changed, so these always ask it.
-.PHONY: bin/escale bin/escaled bin/escale-shim bin/escale-store
-bin/escale bin/escaled bin/escale-shim bin/escale-store:
+.PHONY: bin/escale bin/escaled bin/escale-shim bin/escale-store bin/escale-runtime
+bin/escale bin/escaled bin/escale-shim bin/escale-store bin/escale-runtime:
 	go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$(@F)
 
 # The OCI runtime, from the module that go.mod pins; static, with seccomp.

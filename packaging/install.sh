@@ -40,13 +40,14 @@ unlink_ours() { # target, name
 }
 
 do_install() {
-	for f in bin/escale bin/escaled bin/escale-shim bin/escale-store bin/runc; do
+	for f in bin/escale bin/escaled bin/escale-shim bin/escale-store bin/escale-runtime bin/runc; do
 		[ -x $f ] || { echo "$f is missing: make build" >&2; exit 1; }
 	done
 	file 755 bin/escale "$root/bin/escale"
 	file 755 bin/escaled "$root/bin/escaled"
 	file 755 bin/escale-shim "$root/libexec/escale/escale-shim"
 	file 755 bin/escale-store "$root/libexec/escale/escale-store"
+	file 755 bin/escale-runtime "$root/libexec/escale/escale-runtime"
 	file 755 bin/runc "$root/libexec/escale/runc"
 	if [ -x bin/docker-init ]; then file 755 bin/docker-init "$root/libexec/escale/docker-init"; fi
 	for f in README.md LICENSE docs/formats.md docs/glossary.md; do file 644 $f "$root/share/doc/escale/$(basename $f)"; done

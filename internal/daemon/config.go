@@ -421,7 +421,7 @@ func (c *Config) validate() error {
 	if err := c.containerConfig.validate(); err != nil {
 		return err
 	}
-	if _, ok := c.Runtimes[c.Runtime]; !ok && c.Runtime != "runc" {
+	if _, ok := c.Runtimes[c.Runtime]; !ok && c.Runtime != "runc" && c.Runtime != ownRuntime {
 		return fmt.Errorf("default runtime %q is not known: add it with --add-runtime %s=PATH", c.Runtime, c.Runtime)
 	}
 	if err := logKinds().Check(c.LogDriver, c.LogOpts); err != nil {

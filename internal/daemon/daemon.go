@@ -256,8 +256,11 @@ func (d *Daemon) monitorsCgroup() string {
 	return dir
 }
 
-// runtimes are the OCI runtimes by name; runc is the one installed beside the
-// engine unless the configuration names another.
+// ownRuntime is the name of the OCI runtime that is part of the project.
+const ownRuntime = "native"
+
+// runtimes are the OCI runtimes by name; runc and our own are those installed
+// beside the engine unless the configuration names others.
 func (c *Config) runtimes() (map[string]runtime.Binary, error) {
 	out := map[string]runtime.Binary{}
 	for name, path := range c.Runtimes {
@@ -269,6 +272,14 @@ func (c *Config) runtimes() (map[string]runtime.Binary, error) {
 			return nil, err
 		}
 		out["runc"] = runtime.Binary{Path: path}
+	}
+	// Our own may be missing: the engine runs without.
+	if _, ok := out[ownRuntime]; !ok {
+		if path, err := beside("escale-runtime"); err == nil {
+			out[ownRuntime] = runtime.Binary{Path: path, Args: []string{"--cache", filepath.Join(c.ExecRoot, "filters")}}
+		} else if c.Runtime == ownRuntime {
+			return nil, err
+		}
 	}
 	for name, r := range out {
 		if !filepath.IsAbs(r.Path) {

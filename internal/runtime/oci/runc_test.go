@@ -24,18 +24,25 @@ type lab struct {
 	host                Host
 }
 
-func newLab(t *testing.T) *lab {
+// labs runs a test with each of the runtimes.
+func labs(t *testing.T, test func(*testing.T, *lab)) {
+	for _, name := range []string{"runc", "escale-runtime"} {
+		t.Run(name, func(t *testing.T) { test(t, newLab(t, name)) })
+	}
+}
+
+func newLab(t *testing.T, name string) *lab {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: runs containers")
 	}
-	runc, err := filepath.Abs("../../../bin/runc")
+	runc, err := filepath.Abs("../../../bin/" + name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(runc); err != nil {
-		if runc, err = exec.LookPath("runc"); err != nil {
-			t.Skip("needs runc: make build makes bin/runc")
+		if runc, err = exec.LookPath(name); err != nil {
+			t.Skipf("needs %s: make build makes it in bin", name)
 		}
 	}
 	busybox, err := os.ReadFile("/bin/busybox")
@@ -122,8 +129,9 @@ func (l *lab) run(t *testing.T, o Options) (string, error) {
 }
 
 // TestRunc looks at containers from the inside.
-func TestRunc(t *testing.T) {
-	l := newLab(t)
+func TestRunc(t *testing.T) { labs(t, inSight) }
+
+func inSight(t *testing.T, l *lab) {
 	bounding := uint64(0)
 	names := map[string]bool{}
 	for _, c := range l.host.Capabilities {
@@ -209,10 +217,11 @@ func hostname(t *testing.T) string {
 	return h
 }
 
-// TestRuncCgroup reads the limits of a running container in the kernel, and
+// Tescgroup reads the limits of a running container in the kernel, and
 // runs execs in it.
-func TestRuncCgroup(t *testing.T) {
-	l := newLab(t)
+func TestRuncCgroup(t *testing.T) { labs(t, inCgroup) }
+
+func inCgroup(t *testing.T, l *lab) {
 	o := l.options("sleep 60")
 	o.HostConfig.Memory, o.HostConfig.PidsLimit = 64<<20, ptr[int64](77)
 	o.HostConfig.NanoCPUs, o.HostConfig.CPUShares, o.HostConfig.CpusetCpus = 5e8, 512, "0"
@@ -279,9 +288,10 @@ func TestRuncCgroup(t *testing.T) {
 	}
 }
 
-// TestRuncInit: with an init, the command is not the first process.
-func TestRuncInit(t *testing.T) {
-	l := newLab(t)
+// TeswithInit: with an init, the command is not the first process.
+func TestRuncInit(t *testing.T) { labs(t, withInit) }
+
+func withInit(t *testing.T, l *lab) {
 	path, err := LookupInit("")
 	if err != nil {
 		t.Skip("needs an init (Debian: tini): ", err)
@@ -294,10 +304,11 @@ func TestRuncInit(t *testing.T) {
 	}
 }
 
-// TestRuncUnknownSystemCall: a C library has to learn that a call newer than
+// TesunknownSystemCall: a C library has to learn that a call newer than
 // the profile does not exist, not that it is forbidden.
-func TestRuncUnknownSystemCall(t *testing.T) {
-	l := newLab(t)
+func TestRuncUnknownSystemCall(t *testing.T) { labs(t, unknownCall) }
+
+func unknownCall(t *testing.T, l *lab) {
 	src := filepath.Join(t.TempDir(), "probe.go")
 	if err := os.WriteFile(src, []byte(`package main
 

@@ -21,8 +21,8 @@ import (
 // Cleanup removes what is left of a container; see runtime.Runtime. The
 // directories RunDir and StateDir themselves are the caller's.
 //
-// For runc it does what `runc delete --force` does, without the 5 ms and more of
-// starting it; other runtimes are called, for only they know what they keep.
+// For runc and our own it does what `delete --force` does, without the 5 ms and more of
+// starting them; other runtimes are called, for only they know what they keep.
 func (r *Runtime) Cleanup(ctx context.Context, c runtime.Cleanup) error {
 	if c.ID == "" || filepath.Base(c.ID) != c.ID || !filepath.IsAbs(c.RunDir) {
 		return fmt.Errorf("cleanup of container %q in %q: %w", c.ID, c.RunDir, errdefs.ErrInvalidArgument)
@@ -53,10 +53,10 @@ func (r *Runtime) Cleanup(ctx context.Context, c runtime.Cleanup) error {
 	return nil
 }
 
-// needsRuntime says whether the OCI runtime itself must delete: it is not runc,
+// needsRuntime says whether the OCI runtime itself must delete: it is not one that we know,
 // or hooks are to be run after the container.
 func needsRuntime(b runtime.Binary, state string) bool {
-	if filepath.Base(b.Path) != "runc" {
+	if name := filepath.Base(b.Path); name != "runc" && name != "escale-runtime" {
 		_, err := os.Lstat(state)
 		return err == nil
 	}

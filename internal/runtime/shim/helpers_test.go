@@ -55,6 +55,13 @@ func testMain(m *testing.M) int {
 	}
 	whyNot = prepare(dir)
 	code := m.Run()
+	if whyNot == "" && os.Getenv("ESCALE_RUNC") == "" {
+		if own := filepath.Join(filepath.Dir(runcPath), "escale-runtime"); exists(own) {
+			fmt.Println("and with", own)
+			runcPath = own
+			code = max(code, m.Run())
+		}
+	}
 	info, err := New(Config{}).cgroups()
 	if err == nil && os.Geteuid() == 0 {
 		for _, d := range info.Dirs(testCgroup) {

@@ -177,6 +177,9 @@ func (e *Engine) Args() []string {
 		"--pidfile", filepath.Join(e.Root, "pid"), "--config-file", filepath.Join(e.Root, "daemon.json"),
 		"--safe-mode", "off", // tests kill engines more often than any should crash
 	}
+	if name := os.Getenv("ESCALE_RUNTIME"); name != "" { // the tests with another OCI runtime: native
+		args = append(args, "--default-runtime", name)
+	}
 	for _, h := range e.opts.Hosts {
 		args = append(args, "-H", h)
 	}
