@@ -97,7 +97,7 @@ check: ## gofmt, go vet, staticcheck
 conformance: ## the OCI's suite of registries, all four workflows, on the disk and in a bucket (fetched; or ESCALE_CONFORMANCE=PATH)
 	suite=$$(scripts/conformance.sh); ESCALE_CONFORMANCE=$$suite go test -count=1 -v -run '^Test(Conformance|Bucket)$$/^conformance$$' ./internal/registry/server
 
-# Without RUNTIME runc is compared with itself, or with bin/escale-runtime where that is.
+# Without RUNTIME runc is compared with itself: what differs then is by chance.
 .PHONY: validate
 validate: bin/runc ## the OCI's validation of runtimes: what runc passes, RUNTIME=bin/escale-runtime must pass (minutes; root)
 	suite=$$(scripts/validation.sh); ESCALE_VALIDATION=$$suite RUNTIME='$(RUNTIME)' go test -count=1 -timeout 60m -v -run '^TestValidation$$' ./test/oci

@@ -164,7 +164,7 @@ func TestControlsOfTheHost(t *testing.T) {
 	if err != nil {
 		t.Skip("needs ", control, ": ", err)
 	}
-	each(t, func(t *testing.T, r *rig) {
+	alone(t, func(t *testing.T, r *rig) {
 		defer func() {
 			if now, _ := os.ReadFile(control); string(now) != string(before) {
 				t.Errorf("escape: %s of the host is %s, was %s", control, now, before)
@@ -243,7 +243,7 @@ func TestNullOfTheHost(t *testing.T) {
 			_ = os.Chtimes("/dev/null", time.Now(), time.Now())
 		}
 	}
-	each(t, func(t *testing.T, r *rig) {
+	alone(t, func(t *testing.T, r *rig) {
 		// Mode and times by one who may do all that with a file.
 		for _, path := range []string{"/proc/keys", "/proc/kcore", "/proc/timer_list", "/dev/null", "/proc/self/fd/0"} {
 			o := r.run("chmod 0640 " + path + "; touch -d 1970-01-02 " + path)

@@ -50,13 +50,21 @@ var rigs atomic.Int64
 // each runs a test on every runtime, with a rig each; several at a time.
 func each(t *testing.T, attack func(t *testing.T, r *rig)) {
 	t.Helper()
+	alone(t, func(t *testing.T, r *rig) {
+		t.Parallel()
+		attack(t, r)
+	})
+}
+
+// alone is each for attacks on what the host has one of: one runtime after the other.
+func alone(t *testing.T, attack func(t *testing.T, r *rig)) {
+	t.Helper()
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {
 		t.Skip("needs /bin/busybox (Debian: busybox-static): ", err)
 	}
 	for _, p := range programs(t) {
 		t.Run(p.name, func(t *testing.T) {
-			t.Parallel()
 			attack(t, newRig(t, p, busybox))
 		})
 	}
