@@ -218,3 +218,30 @@ func TestIngressDrains(t *testing.T) {
 		}
 	}
 }
+
+// A container that has been stopped and is started again takes what is new as before, though
+// nobody says again what is published.
+func TestIngressAfterStop(t *testing.T) {
+	h, in := meshed(t)
+	out := h.outside()
+	request := on("a", "in")
+	a, b := h.startAs(request), h.startAs(on("b", "in"))
+	a.serve("tcp", ":80")
+	b.serve("tcp", ":80")
+	h.ingress(in, ports(backend(a), backend(b))[:1]...)
+	h.m.Rotate(t.Context(), a.ID, false)
+	if got := out.who("tcp", hostIP+":8080"); got != "b" {
+		t.Errorf("one is about to end: %s answer", got)
+	}
+	was := a.ip()
+	h.stop(a)
+	request.Networks["in"].IPAMConfig = &apinetwork.EndpointIPAMConfig{IPv4Address: netip.MustParseAddr(was)}
+	a = h.startAs(request)
+	a.serve("tcp", ":80")
+	if a.ip() != was {
+		t.Fatalf("it has %s, and had %s", a.ip(), was)
+	}
+	if got := out.who("tcp", hostIP+":8080"); got != "a b" {
+		t.Errorf("it runs again: %s answer", got)
+	}
+}

@@ -35,6 +35,7 @@ func (m *Manager) Setup(ctx context.Context, req Request) (*Sandbox, error) {
 		}
 		return nil, err
 	}
+	m.ingress.rest(ctx, s.box.Endpoints, false) // it may have rested in the life before
 	return s.box, nil
 }
 
