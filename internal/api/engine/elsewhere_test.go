@@ -104,10 +104,12 @@ func TestElsewhere(t *testing.T) {
 		{"GET", "/containers/many/json", "", 400, "multiple IDs found", ""},
 		{"GET", "/containers/nowhere/json", "", 404, "No such container: nowhere", ""},
 		{"GET", "/containers/mine/top", "", 200, "sleep", ""},
-		{"POST", "/containers/web.1/stop", "", 404, "", ""}, // what is not for others
+		{"POST", "/containers/web.1/stop?t=3", "", 204, "", "Stop " + fullFar + "  3"},
+		{"POST", "/containers/web.1/pause", "", 204, "", "Pause " + fullFar},
+		{"POST", "/containers/web.1/rename?name=x", "", 404, "", ""}, // what is not for others
 		{"POST", "/containers/web.1/exec", `{}`, 400, "No exec command specified", ""},
 	} {
-		away.con.calls, near.con.fail["Stop"] = nil, noSuch("container: web.1")
+		away.con.calls, near.con.fail["Rename"] = nil, noSuch("container: web.1")
 		status, header, body := near.do(c.method, c.path, c.body)
 		if status != c.status || !strings.Contains(body, c.want) {
 			t.Errorf("%s %s: %d %q; want %d, %q", c.method, c.path, status, body, c.status, c.want)
