@@ -26,6 +26,9 @@ func (s TaskSpec) bare() TaskSpec {
 		}
 		s.Container = &c
 	}
+	if s.Placement.Keep != nil {
+		s.Placement.Keep = &Keep{Node: s.Placement.Keep.Node}
+	}
 	return s
 }
 

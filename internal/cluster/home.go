@@ -28,6 +28,9 @@ func (t *Task) Bound() *Home {
 	return t.Home
 }
 
+// Fixed tells whether the task can be on one node alone, for the sake of what is there.
+func (t *Task) Fixed() bool { return t.Bound() != nil || t.Spec.Placement.Keep != nil }
+
 // home is that of a task that takes the place of t: the node where t has run, or where the
 // one before t has, with the volumes that both have.
 func (t *Task) home(spec *TaskSpec) *Home {

@@ -127,6 +127,8 @@ type VolumeSpec struct {
 type VolumeStatus struct {
 	Made bool   `json:",omitempty"`
 	Err  string `json:",omitempty"`
+	// Node is where an app's volume is that exists on one node, as far as that is known: its id.
+	Node string `json:",omitempty"`
 }
 
 // Secret is a few bytes for the eyes of tasks only.

@@ -233,6 +233,13 @@ type Placement struct {
 	Spread      []string   `json:",omitempty"` // node labels over which tasks are spread, "node.labels.zone"
 	MaxPerNode  uint64     `json:",omitempty"` // 0 is without bound
 	Platforms   []Platform `json:",omitempty"` // that the image is for; empty: any
+	Keep        *Keep      `json:",omitempty"` // of an app in a cluster: the one node for them
+}
+
+// Keep holds tasks on a node, for they use what exists there alone.
+type Keep struct {
+	Node string // id
+	Why  string // what that is: "bind /srv/site"
 }
 
 // Platform is what programs are for.

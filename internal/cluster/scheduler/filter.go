@@ -1,7 +1,6 @@
 package scheduler
 
 import (
-	"cmp"
 	"fmt"
 	"slices"
 
@@ -25,8 +24,10 @@ func filters(v store.View, t *cluster.Task) ([]filter, error) {
 		return nil, err
 	}
 	var out []filter
-	if at, volume := home(v, t); at != nil {
-		out = append(out, filter{fmt.Sprintf("volume %q is on node %s", volume, cmp.Or(at.Name, at.ID)), func(r *Room) bool { return r.Node.ID == at.ID }, true})
+	if at, why := home(v, t); at != nil {
+		out = append(out, only(at, why))
+	} else {
+		out = companions(v, t)
 	}
 	add := func(why string, fits func(*Room) bool) { out = append(out, filter{why, fits, false}) }
 	add("node not available", func(r *Room) bool { return r.Node.Status.Ready && available(r.Node, t) })
@@ -69,33 +70,6 @@ func sealed(v store.View, t *cluster.Task) *cluster.Network {
 		}
 	}
 	return nil
-}
-
-// home is the node that a task cannot leave, and which of its volumes is there; nil: there
-// is none. What was on a node that is no more holds nobody.
-func home(v store.View, t *cluster.Task) (*cluster.Node, string) {
-	h := t.Bound()
-	if h == nil {
-		return nil, ""
-	}
-	n, err := store.Find[*cluster.Node](v, h.Node)
-	if err != nil {
-		return nil, ""
-	}
-	known := store.List[*cluster.Volume](v)
-	for _, name := range h.Volumes {
-		shared := slices.ContainsFunc(known, func(o *cluster.Volume) bool {
-			return o.Spec.Name == name && !cluster.LocalDriver(o.Spec.Driver, o.Spec.Options)
-		})
-		if shared {
-			continue
-		}
-		if text, err := t.Place(n).Expand(name, nil); err == nil {
-			name = text
-		}
-		return n, name
-	}
-	return nil, ""
 }
 
 // available tells whether a node may get a task. One that is paused keeps its place of

@@ -92,7 +92,8 @@ type round struct {
 	now   time.Time
 	nodes []*Room // by id
 	like  *cluster.Task
-	found choice // what was found for that task, and holds for all that are made alike
+	found choice                   // what was found for that task, and holds for all that are made alike
+	homes map[volume]*cluster.Node // of volumes that came to be somewhere with a task of this round
 }
 
 // choice are the nodes that will do for a task.
@@ -122,6 +123,7 @@ func (r *round) place(t *cluster.Task) *cluster.Task {
 	t.Status = cluster.TaskStatus{State: state, At: r.now, Message: message, Err: why}
 	if to != nil {
 		t.Node, t.Claimed = to.Node.ID, to.claim(r.v, t.Spec.Reserved.Generic)
+		r.settle(t, to.Node)
 	} else {
 		t.Status.Message = "pending task scheduling"
 	}
@@ -224,7 +226,7 @@ func failed(t *cluster.Task) bool {
 func alike(a, b *cluster.Task) bool {
 	return a != nil && a.Owner == b.Owner && a.SpecNumber == b.SpecNumber && a.Slot != 0 && b.Slot != 0 && a.Node == b.Node && a.Spec.Force == b.Spec.Force &&
 		reflect.DeepEqual(a.Spec.Placement, b.Spec.Placement) && a.Spec.Reserved.Equal(b.Spec.Reserved) && slices.Equal(a.Ports, b.Ports) &&
-		reflect.DeepEqual(a.Bound(), b.Bound())
+		reflect.DeepEqual(a.Bound(), b.Bound()) && (a.App == "" || len(a.Spec.LocalVolumes()) == 0) // else the first may hold the others
 }
 
 // look finds the nodes that will do for a task.
@@ -233,6 +235,7 @@ func (r *round) look(t *cluster.Task) choice {
 	if err != nil {
 		return choice{wrong: err.Error()}
 	}
+	checks = append(r.settled(t), checks...)
 	c := choice{checks: checks, refused: make([]int, len(checks)), fit: queue{like: t, score: r.score}}
 next:
 	for _, n := range r.nodes {

@@ -4,6 +4,7 @@
 package allocate
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -72,7 +73,7 @@ func (l Loop) network(v store.View, e store.Event) []string {
 	switch {
 	case n == nil && !old.Overlay(), old == nil && !n.Overlay():
 		return nil
-	case n == nil, old == nil, n.Ready() != old.Ready(), n.Status.Full && len(n.Status.Attached) < len(old.Status.Attached), n.Status.Err != old.Status.Err:
+	case n == nil, old == nil, n.Overlay() != old.Overlay(), n.Ready() != old.Ready(), n.Status.Full && len(n.Status.Attached) < len(old.Status.Attached), n.Status.Err != old.Status.Err:
 		return l.All(v)
 	}
 	return nil
@@ -248,10 +249,32 @@ func (w *work) tasks() {
 		if !waits(t) {
 			continue
 		}
-		if missing := address.Missing(w.v, t); len(missing) > 0 {
+		if missing := address.Missing(w.v, t); len(missing) > 0 && !early(w.v, t) {
 			w.task(t, missing)
 		}
 	}
+}
+
+// asked are the addresses that a task is to have on a network, as its spec says.
+func asked(v store.View, t *cluster.Task, n *cluster.Network) []netip.Addr {
+	for _, a := range t.Networks {
+		if s := a.Settings; s == nil || s.IPAMConfig == nil {
+			continue
+		}
+		if o := address.Overlay(v, a.Network); o != nil && o.ID == n.ID {
+			return []netip.Addr{a.Settings.IPAMConfig.IPv4Address, a.Settings.IPAMConfig.IPv6Address}
+		}
+	}
+	return nil
+}
+
+// early tells whether a network that the task is to be on has still to give way to another one
+// of its name.
+func early(v store.View, t *cluster.Task) bool {
+	return slices.ContainsFunc(t.Networks, func(a cluster.Attachment) bool {
+		n := address.Overlay(v, a.Network)
+		return n != nil && n.Owner != "" && n.Spec.Made < a.Made
+	})
 }
 
 // task gives one task its addresses, all or none: none of a service that has none itself,
@@ -268,7 +291,7 @@ func (w *work) task(t *cluster.Task, missing []*cluster.Network) {
 			why = unmade(n)
 			break
 		}
-		got, err := b.Take()
+		got, err := b.Take(asked(w.v, c, n)...)
 		if b.Network().Status.Full = err != nil; err != nil {
 			why = err.Error()
 			break

@@ -5,6 +5,7 @@ package app
 
 import (
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -52,12 +53,12 @@ func (Loop) All(v store.View) []string {
 }
 
 // Decide implements loop.Loop.
-func (Loop) Decide(v store.View, key string, _ time.Time) loop.Decision {
+func (Loop) Decide(v store.View, key string, now time.Time) loop.Decision {
 	a, err := store.Find[*cluster.App](v, key)
 	if err != nil {
 		return loop.Decision{}
 	}
-	d := &decision{v: v, app: a}
+	d := &decision{v: v, app: a, now: now}
 	switch {
 	case a.Spec.Released:
 		d.release()
@@ -86,6 +87,7 @@ type decision struct {
 	loop.Decision
 	v   store.View
 	app *cluster.App
+	now time.Time
 }
 
 // part is the name that something of the app's has in it.
@@ -105,10 +107,18 @@ func (d *decision) objects() {
 		func(o *cluster.Network) *cluster.NetworkSpec { return &o.Spec })
 	sync(d, d.app.Spec.Volumes, func(m cluster.Meta, s cluster.VolumeSpec) cluster.Object { return &cluster.Volume{Meta: m, Spec: s} },
 		func(o *cluster.Volume) *cluster.VolumeSpec { return &o.Spec })
-	sync(d, d.app.Spec.Secrets, func(m cluster.Meta, s cluster.SecretSpec) cluster.Object { return &cluster.Secret{Meta: m, Spec: s} },
+	d.locate()
+	sync(d, own(d.app.Spec.Secrets, func(s cluster.SecretSpec) bool { return s.External }), func(m cluster.Meta, s cluster.SecretSpec) cluster.Object { return &cluster.Secret{Meta: m, Spec: s} },
 		func(o *cluster.Secret) *cluster.SecretSpec { return &o.Spec })
-	sync(d, d.app.Spec.Configs, func(m cluster.Meta, s cluster.ConfigSpec) cluster.Object { return &cluster.Config{Meta: m, Spec: s} },
+	sync(d, own(d.app.Spec.Configs, func(s cluster.ConfigSpec) bool { return s.External }), func(m cluster.Meta, s cluster.ConfigSpec) cluster.Object { return &cluster.Config{Meta: m, Spec: s} },
 		func(o *cluster.Config) *cluster.ConfigSpec { return &o.Spec })
+}
+
+// own are those that are not the swarm's.
+func own[S any](all map[string]S, external func(S) bool) map[string]S {
+	out := maps.Clone(all)
+	maps.DeleteFunc(out, func(_ string, s S) bool { return external(s) })
+	return out
 }
 
 // sync makes the app's objects of a kind what is wanted. Volumes that are not wanted
@@ -125,6 +135,9 @@ func sync[T cluster.Object, S any](d *decision, want map[string]S, make func(clu
 		case ok && !reflect.DeepEqual(*spec(o), w):
 			c := store.Copy(o)
 			*spec(c) = w
+			if d.anew(o, c) {
+				continue
+			}
 			d.leave(o, c, has)
 			d.Changes = append(d.Changes, store.Update(c))
 		case !ok && o.Kind() != cluster.KindVolume && d.settled():
@@ -132,21 +145,9 @@ func sync[T cluster.Object, S any](d *decision, want map[string]S, make func(clu
 		}
 	}
 	for _, part := range sorted(want) {
-		if !has[part] {
-			d.Changes = append(d.Changes, store.Create(make(d.meta(part), want[part])))
+		if o := make(d.meta(part), want[part]); !has[part] && !d.adopt(o) {
+			d.Changes = append(d.Changes, store.Create(o))
 		}
-	}
-}
-
-// leave keeps in mind a network whose part of the app has another name from now on: it is
-// not wanted any more, and goes when nobody is on it.
-func (d *decision) leave(was, is cluster.Object, has map[string]bool) {
-	old, ok := was.(*cluster.Network)
-	if !ok || old.Spec.External || old.Spec.Name == is.(*cluster.Network).Spec.Name {
-		return
-	}
-	if part := d.part(old) + "@" + old.Spec.Name; !has[part] { // no part that is asked for has such a name
-		d.Changes = append(d.Changes, store.Create(&cluster.Network{Meta: d.meta(part), Spec: old.Spec}))
 	}
 }
 
@@ -172,6 +173,9 @@ func (d *decision) drop(o cluster.Object) {
 			c := store.Copy(o)
 			c.Spec.Removed = true
 			d.Changes = append(d.Changes, store.Update(c))
+			return
+		}
+		if d.leaveBehind(o) {
 			return
 		}
 	}

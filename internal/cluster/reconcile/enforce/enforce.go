@@ -128,10 +128,10 @@ func move(v store.View, s *cluster.Service, t *cluster.Task, why reason) []store
 	next := t.Successor(t.Spec, t.SpecNumber)
 	next.Desired, next.Halted, next.Restarts, next.Released = t.Desired, t.Halted, t.Restarts, t.Released
 	switch {
-	case why == down && next.Bound() != nil && t.Desired == cluster.TaskRunning && t.SpecNumber == s.Spec.Number: // not while the old one could have its volumes
+	case why == down && next.Fixed() && t.Desired == cluster.TaskRunning && t.SpecNumber == s.Spec.Number: // not while the old one could have its volumes
 		next.Desired = cluster.TaskReady
 	case why == down || t.Desired != cluster.TaskRunning || t.SpecNumber != s.Spec.Number: // it can begin at once
-	case s.Spec.Update != nil && s.Spec.Update.StartFirst && next.Bound() == nil && elsewhere(v, t):
+	case s.Spec.Update != nil && s.Spec.Update.StartFirst && !next.Fixed() && elsewhere(v, t):
 		// The old one is told to end once the new one is up: the update loop does that.
 		return []store.Change{store.Unchanged(t), store.Create(next)}
 	default:

@@ -92,12 +92,18 @@ func Open(v store.View, n *cluster.Network) *Book {
 // Network is the network as it is to be written.
 func (b *Book) Network() *cluster.Network { return b.n }
 
-// Take gives out an address of each family that the network has. Unavailable when there is
-// no free one.
-func (b *Book) Take() (out []netip.Prefix, err error) {
+// Take gives out an address of each family that the network has: the one that is wanted, if one
+// is. Unavailable when there is no free one; the kinds of Want for one that cannot be had.
+func (b *Book) Take(want ...netip.Addr) (out []netip.Prefix, err error) {
 	for _, v6 := range []bool{false, true} {
 		have := false
 		var got netip.Prefix
+		if i := slices.IndexFunc(want, func(a netip.Addr) bool { return a.IsValid() && a.Is6() == v6 }); i >= 0 {
+			if got, err = b.Want(want[i]); err != nil {
+				b.putBack(out)
+				return nil, err
+			}
+		}
 		for i := range b.n.Status.Subnets {
 			s := &b.n.Status.Subnets[i]
 			if s.Prefix.Addr().Is6() != v6 || got.IsValid() {
@@ -112,13 +118,17 @@ func (b *Book) Take() (out []netip.Prefix, err error) {
 		case got.IsValid():
 			out = append(out, got)
 		case have:
-			for _, p := range out {
-				delete(b.taken, p.Addr())
-			}
+			b.putBack(out)
 			return nil, Exhausted(b.n, v6)
 		}
 	}
 	return out, nil
+}
+
+func (b *Book) putBack(list []netip.Prefix) {
+	for _, p := range list {
+		delete(b.taken, p.Addr())
+	}
 }
 
 // TakeOf gives out an address of one subnet. Unavailable when there is no free one.
