@@ -12,14 +12,15 @@ import (
 	"github.com/moby/moby/api/types/network"
 )
 
-// App makes the spec of an app of a project. It reads the files of secrets and
-// configs. What cannot be honoured is an error (InvalidArgument) that names it.
-func App(p *types.Project) (*cluster.AppSpec, error) {
+// App makes the spec of an app of a project, for a swarm, which has secrets and configs of its
+// own, or a host. It reads the files of secrets and configs. What cannot be honoured is an error
+// (InvalidArgument) that names it.
+func App(p *types.Project, swarm bool) (*cluster.AppSpec, error) {
 	app := &cluster.AppSpec{
 		Services: map[string]cluster.ServiceSpec{}, Networks: map[string]cluster.NetworkSpec{}, Volumes: map[string]cluster.VolumeSpec{},
 		Secrets: map[string]cluster.SecretSpec{}, Configs: map[string]cluster.ConfigSpec{}, Dir: p.WorkingDir, Files: p.ComposeFiles,
 	}
-	if err := Check(p); err != nil {
+	if err := Check(p, swarm); err != nil {
 		return nil, err
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.Networks)) {
@@ -35,6 +36,10 @@ func App(p *types.Project) (*cluster.AppSpec, error) {
 		app.Volumes[name] = cluster.VolumeSpec{Name: v.Name, External: bool(v.External), Driver: v.Driver, Options: v.DriverOpts, Labels: labels}
 	}
 	for name, f := range p.Secrets {
+		if f.External {
+			app.Secrets[name] = cluster.SecretSpec{Name: f.Name, External: true}
+			continue
+		}
 		data, err := file(p, types.FileObjectConfig(f))
 		if err != nil {
 			return nil, below(p, "secrets", name, err)
@@ -42,6 +47,10 @@ func App(p *types.Project) (*cluster.AppSpec, error) {
 		app.Secrets[name] = cluster.SecretSpec{Name: f.Name, Data: data}
 	}
 	for name, f := range p.Configs {
+		if f.External {
+			app.Configs[name] = cluster.ConfigSpec{Name: f.Name, External: true}
+			continue
+		}
 		data, err := file(p, types.FileObjectConfig(f))
 		if err != nil {
 			return nil, below(p, "configs", name, err)

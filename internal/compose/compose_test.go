@@ -22,7 +22,7 @@ func app(t *testing.T, o Options) (*cluster.AppSpec, string, error) {
 	if err != nil {
 		return nil, "", err
 	}
-	spec, err := App(p)
+	spec, err := App(p, false)
 	if err != nil {
 		return nil, "", err
 	}
@@ -150,5 +150,28 @@ func TestLoad(t *testing.T) {
 	}
 	if _, err := Load(t.Context(), Options{Dir: dir, Services: []string{"nosuch"}}); err == nil || !strings.Contains(err.Error(), "no such service: nosuch") {
 		t.Errorf("no service: %v", err)
+	}
+}
+
+// A swarm has secrets and configs of its own; a host has not.
+func TestExternalFiles(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "compose.yaml")
+	text := "services: {a: {image: i, secrets: [s], configs: [c]}}\nsecrets: {s: {external: true, name: theirs}}\nconfigs: {c: {external: true}}\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, err := Load(t.Context(), Options{Files: []string{file}, Name: "shop"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := App(p, false); err == nil || !strings.Contains(err.Error(), "compose.yaml:2: ") {
+		t.Errorf("of a host: %v", err)
+	}
+	spec, err := App(p, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s, c := spec.Secrets["s"], spec.Configs["c"]; !s.External || s.Name != "theirs" || !c.External || len(s.Data)+len(c.Data) > 0 {
+		t.Errorf("of a swarm: %+v, %+v", s, c)
 	}
 }

@@ -162,7 +162,7 @@ func checkKey(t *testing.T, text, want string) {
 	if err != nil {
 		t.Fatalf("%v\n%s", err, text)
 	}
-	spec, err := App(p)
+	spec, err := App(p, false)
 	if refusal, no := strings.CutPrefix(want, "!"); no {
 		if err == nil || !strings.Contains(err.Error(), refusal) || !strings.Contains(err.Error(), "compose.yaml:") {
 			t.Errorf("%v; it is to be refused by file, line and name: %s", err, refusal)

@@ -95,8 +95,8 @@ func find(n *yaml.Node, path []string) (line, depth int) {
 }
 
 // Check tells whether all that a project asks can be had, short of reading the files of
-// secrets and configs. InvalidArgument, with file and line where they are known.
-func Check(p *types.Project) error {
+// secrets and configs; see App. InvalidArgument, with file and line where they are known.
+func Check(p *types.Project, swarm bool) error {
 	if len(p.Jobs) > 0 {
 		names := make([]string, 0, len(p.Jobs))
 		for name := range p.Jobs {
@@ -111,12 +111,12 @@ func Check(p *types.Project) error {
 		}
 	}
 	for _, name := range p.SecretNames() {
-		if err := checkFile(types.FileObjectConfig(p.Secrets[name])); err != nil {
+		if err := checkFile(types.FileObjectConfig(p.Secrets[name]), swarm); err != nil {
 			return below(p, "secrets", name, err)
 		}
 	}
 	for _, name := range p.ConfigNames() {
-		if err := checkFile(types.FileObjectConfig(p.Configs[name])); err != nil {
+		if err := checkFile(types.FileObjectConfig(p.Configs[name]), swarm); err != nil {
 			return below(p, "configs", name, err)
 		}
 	}
@@ -130,10 +130,12 @@ func Check(p *types.Project) error {
 }
 
 // checkFile refuses what a secret or config cannot be.
-func checkFile(f types.FileObjectConfig) error {
+func checkFile(f types.FileObjectConfig, swarm bool) error {
 	switch {
+	case bool(f.External) && swarm:
+		return nil
 	case bool(f.External):
-		return refused("external", "there is no store of secrets and configs outside an app: give it a file, a content or an environment variable")
+		return refused("external", "there is no store of secrets and configs outside an app (a swarm has one): give it a file, a content or an environment variable")
 	case f.Driver != "":
 		return refused("driver", "a driver is not possible: give it a file or an environment variable")
 	case f.TemplateDriver != "":

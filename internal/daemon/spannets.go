@@ -98,7 +98,13 @@ func (n allNetworks) find(ref string) (*cluster.Network, error) {
 	if err == nil {
 		ref = here.ID
 	}
-	o, err := store.Resolve[*cluster.Network](n.spans.store().View(), ref)
+	v := n.spans.store().View()
+	o, err := store.Resolve[*cluster.Network](v, ref)
+	if err != nil && !errdefs.IsInvalidArgument(err) || err == nil && !o.Overlay() {
+		if named := address.Overlay(v, ref); named != nil { // an app has names of its own for networks
+			o, err = named, nil
+		}
+	}
 	switch {
 	case errdefs.IsInvalidArgument(err):
 		return nil, err

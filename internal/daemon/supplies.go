@@ -44,6 +44,7 @@ type taskSupplies struct {
 	networks engine.Networks
 	spans    interface {
 		Find(ctx context.Context, ref string) (enginenet.Spanned, error)
+		Here(name string) (enginenet.Info, error) // a network that this engine has
 		Span(ctx context.Context, n enginenet.Spanned) error
 	} // nil: there are none
 	volumes engine.Volumes
@@ -69,6 +70,9 @@ type ownSpans struct {
 	*spans
 	made *enginenet.Manager
 }
+
+// Here finds a network that this engine has.
+func (s ownSpans) Here(name string) (enginenet.Info, error) { return s.made.Find(name) }
 
 // Span makes one, unless it is there.
 func (s ownSpans) Span(ctx context.Context, n enginenet.Spanned) error { return s.made.Span(ctx, n) }
@@ -207,6 +211,9 @@ const (
 func (s taskSupplies) Network(ctx context.Context, n cluster.NetworkSpec) error {
 	s.making.Lock()
 	defer s.making.Unlock()
+	if spans, err := s.span(ctx, n); spans || err != nil {
+		return err
+	}
 	i, err := s.networks.Find(n.Name)
 	switch {
 	case err == nil && (n.External || n.Create == nil):
@@ -215,16 +222,9 @@ func (s taskSupplies) Network(ctx context.Context, n cluster.NetworkSpec) error 
 		if err := isOurs(n, i.Labels); err != nil || !outdated(n, i.Labels) {
 			return err
 		}
-		if err := s.networks.Remove(ctx, i.ID); err != nil && !errdefs.IsNotFound(err) {
-			if errdefs.IsPermissionDenied(err) { // Docker's kind for one that has endpoints
-				return errdefs.ErrUnavailable.WithMessage(err.Error())
-			}
+		if err := s.away(ctx, i.ID); err != nil {
 			return err
 		}
-	case !errdefs.IsNotFound(err):
-		return err
-	}
-	switch err := s.span(ctx, n.Name); {
 	case !errdefs.IsNotFound(err):
 		return err
 	case n.External:
@@ -243,16 +243,47 @@ func outdated(n cluster.NetworkSpec, has map[string]string) bool {
 	return n.Made > 0 && (err != nil || made < n.Made)
 }
 
-// span makes a network of the cluster's here. NotFound when it is none.
-func (s taskSupplies) span(ctx context.Context, name string) error {
+// away removes a network that another is to take the place of. Unavailable as long as somebody
+// is on it.
+func (s taskSupplies) away(ctx context.Context, id string) error {
+	err := s.networks.Remove(ctx, id)
+	switch {
+	case errdefs.IsNotFound(err):
+		return nil
+	case errdefs.IsPermissionDenied(err): // Docker's kind for one that has endpoints
+		return errdefs.ErrUnavailable.WithMessage(err.Error())
+	}
+	return err
+}
+
+// span makes a network of the cluster's here; false: it is none. One that the app had under the
+// name before, of this host or with other options, gives way to it.
+func (s taskSupplies) span(ctx context.Context, n cluster.NetworkSpec) (bool, error) {
 	if s.spans == nil {
-		return errdefs.ErrNotFound
+		return false, nil
 	}
-	n, err := s.spans.Find(ctx, name)
+	want, err := s.spans.Find(ctx, n.Name)
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
 	if err != nil {
-		return err
+		return true, err
 	}
-	return s.spans.Span(ctx, n)
+	i, err := s.spans.Here(n.Name)
+	switch {
+	case err == nil && i.ID != want.ID && n.External:
+		return false, nil // a name means what is here first
+	case err == nil && i.ID != want.ID:
+		if err := isOurs(n, i.Labels); err != nil {
+			return true, err
+		}
+		if err := s.away(ctx, i.ID); err != nil {
+			return true, err
+		}
+	case err != nil && !errdefs.IsNotFound(err):
+		return true, err
+	}
+	return true, s.spans.Span(ctx, want)
 }
 
 // isOurs refuses a network that another project or person has made, as compose does.
@@ -312,10 +343,28 @@ func networkRequest(n cluster.NetworkSpec) enginenet.Create {
 	return c
 }
 
-// whoIsOn knows who is on networks of the engine.
+// whoIsOn knows what the engine has, and who is on its networks.
 type whoIsOn struct{ d *Daemon }
 
-// Strangers implements apps.Networks.
+// Node implements apps.Engine.
+func (s whoIsOn) Node() string { return s.d.orchestrator.part.Node() }
+
+// Driver implements apps.Engine.
+func (s whoIsOn) Driver(network string) string {
+	i, err := s.d.networks.Find(network)
+	if err != nil || i.Scope == "swarm" {
+		return ""
+	}
+	return i.Driver
+}
+
+// Has implements apps.Engine.
+func (s whoIsOn) Has(ctx context.Context, volume string) bool {
+	_, err := s.d.volumes.Get(ctx, volume)
+	return err == nil
+}
+
+// Strangers implements apps.Engine.
 func (s whoIsOn) Strangers(network, app string) []string {
 	i, err := s.d.networks.Inspect(network)
 	if err != nil {
@@ -332,7 +381,7 @@ func (s whoIsOn) Strangers(network, app string) []string {
 	return out
 }
 
-// Missing implements apps.Networks.
+// Missing implements apps.Engine.
 func (s whoIsOn) Missing(tasks, networks []string) (out []string) {
 	process := func(task string) (id string, pid int) {
 		v, err := s.d.containers.Kept().Of(task)

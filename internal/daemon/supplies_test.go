@@ -119,6 +119,59 @@ func TestSuppliesRemoveOverlay(t *testing.T) {
 	}
 }
 
+// clusters are the cluster's networks, by name, and what of them was made here.
+type clusters struct {
+	*stock
+	all  map[string]enginenet.Spanned
+	made []string
+}
+
+func (c *clusters) Find(_ context.Context, ref string) (enginenet.Spanned, error) {
+	n, ok := c.all[ref]
+	if !ok {
+		return n, errdefs.ErrNotFound.WithMessage("network " + ref + " not found")
+	}
+	return n, nil
+}
+
+func (c *clusters) Here(name string) (enginenet.Info, error) {
+	return stockNetworks{c.stock}.Find(name)
+}
+
+func (c *clusters) Span(_ context.Context, n enginenet.Spanned) error {
+	c.made = append(c.made, n.ID)
+	c.networks[n.Name] = enginenet.Info{Name: n.Name, ID: n.ID}
+	return nil
+}
+
+// A network of the cluster's takes the place of the one that the app had under its name, once
+// nobody is on that; of one that is somebody else's it does not.
+func TestSuppliesSpan(t *testing.T) {
+	ours := map[string]string{projectLabel: "shop", networkLabel: "default"}
+	n := cluster.NetworkSpec{Name: "shop_default", Made: 1, Create: &network.CreateRequest{Driver: "overlay", Labels: ours}}
+	s := &stock{networks: map[string]enginenet.Info{"shop_default": {Name: "shop_default", ID: "shop_default", Labels: ours}}, busy: true}
+	c := &clusters{stock: s, all: map[string]enginenet.Spanned{"shop_default": {ID: "net1", Name: "shop_default"}}}
+	x := s.supplies(t.TempDir())
+	x.spans = c
+	if err := x.Network(t.Context(), n); !errdefs.IsUnavailable(err) || len(c.made) != 0 {
+		t.Errorf("while somebody is on the old one: %v, %v", err, c.made)
+	}
+	s.busy = false
+	for range 2 { // it is the cluster's from then on, and never made anew here
+		if err := x.Network(t.Context(), n); err != nil || s.networks["shop_default"].ID != "net1" {
+			t.Errorf("%v, %v", err, s.networks)
+		}
+	}
+	s.networks["shop_default"] = enginenet.Info{Name: "shop_default", ID: "theirs"}
+	if err := x.Network(t.Context(), n); !errdefs.IsConflict(err) || s.networks["shop_default"].ID != "theirs" {
+		t.Errorf("somebody else's: %v, %v", err, s.networks)
+	}
+	external := cluster.NetworkSpec{Name: "shop_default", External: true}
+	if err := x.Network(t.Context(), external); err != nil || s.networks["shop_default"].ID != "theirs" {
+		t.Errorf("one of this host that is only used: %v, %v", err, s.networks)
+	}
+}
+
 func TestSuppliesImage(t *testing.T) {
 	old := image.Image{LastTagged: time.Now().Add(-48 * time.Hour)}
 	arm := image.Image{LastTagged: time.Now()}

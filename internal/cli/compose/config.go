@@ -96,7 +96,7 @@ func (s lists) config(ctx context.Context, o configOptions, services []string) e
 	}
 	if !o.noCheck && !o.lock {
 		// What the engine cannot do is told here, not by up.
-		if err := composefile.Check(p); err != nil {
+		if err := composefile.Check(p, s.swarm(ctx, p)); err != nil {
 			return &exit{exitParse, err}
 		}
 	}

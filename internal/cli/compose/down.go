@@ -64,6 +64,8 @@ func (s apps) down(ctx context.Context, o downOptions, services []string) error 
 		err = s.drop(ctx, b, name, services)
 	case there:
 		err = s.removeApp(ctx, b, p, name, o)
+	case o.volumes && len(services) == 0 && !s.flags.dry: // one that has gone may have left volumes on other nodes
+		found, err = s.forget(ctx, name)
 	}
 	if err != nil {
 		return err
@@ -110,6 +112,19 @@ func (s apps) removeApp(ctx context.Context, b *progress.Board, p *types.Project
 		return err
 	}
 	return s.gone(ctx, b, c, name, "Removing", "Removed")
+}
+
+// forget has the volumes removed that an app has left behind in a cluster, and tells whether there
+// were any.
+func (s apps) forget(ctx context.Context, name string) (bool, error) {
+	c, err := s.client()
+	if err != nil {
+		return false, err
+	}
+	if err = c.AppRemove(ctx, name, true); errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // gone follows an app until it is there no more.

@@ -99,7 +99,11 @@ func (s *session) containers(ctx context.Context, project string, o pick) ([]con
 	if err != nil {
 		return nil, err
 	}
-	out := slices.DeleteFunc(res.Items, func(c container.Summary) bool {
+	far, err := s.far(ctx, project, o.stopped, res.Items)
+	if err != nil {
+		return nil, err
+	}
+	out := slices.DeleteFunc(append(res.Items, far...), func(c container.Summary) bool {
 		one := strings.EqualFold(c.Labels[composefile.LabelOneOff], "true")
 		switch {
 		case c.Labels[composefile.LabelService] == "", one && !o.oneOff && !o.only, !one && o.only:

@@ -128,7 +128,7 @@ func (s once) makeOneOff(ctx context.Context, o *oneOff, name string, command []
 	if err != nil {
 		return "", err
 	}
-	app, err := composefile.App(p)
+	app, err := composefile.App(p, false)
 	if err != nil {
 		return "", &exit{exitParse, err}
 	}

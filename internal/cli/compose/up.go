@@ -228,14 +228,14 @@ func (s apps) prepare(ctx context.Context, o upOptions, args []string) (*change,
 	if o.exitFrom != "" && !slices.Contains(ch.names, o.exitFrom) {
 		return nil, fmt.Errorf("no such service: %s", o.exitFrom)
 	}
-	if err := composefile.Check(p); err != nil {
+	if err := composefile.Check(p, s.swarm(ctx, p)); err != nil {
 		return nil, &exit{exitParse, err}
 	}
 	images, err := supply(s).images(ctx, p, ch.names, o.wanted)
 	if err != nil {
 		return nil, err
 	}
-	if ch.spec, err = composefile.App(p); err != nil {
+	if ch.spec, err = composefile.App(p, s.swarm(ctx, p)); err != nil {
 		return nil, &exit{exitParse, err}
 	}
 	if err := s.unlike(ctx, ch.spec.Volumes); err != nil {

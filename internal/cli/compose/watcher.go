@@ -33,6 +33,7 @@ type watcher struct {
 	stays    bool // it goes on though nothing runs, until finish
 	followed map[string]bool
 	shownTo  map[string]string // by container: until when its log was shown
+	far      map[string]string // by container of another node: the state of its task
 	all      sync.WaitGroup
 	idle     chan struct{} // a log has come to its end
 }
@@ -46,8 +47,9 @@ func (w *watcher) run(ctx context.Context, list []container.Summary) error {
 	f := moby.Filters{}.Add("label", composefile.LabelProject+"="+w.project).Add("type", "container").Add("event", "start", "die")
 	since := instant(time.Now())
 	news := w.c.Events(ctx, moby.EventsListOptions{Filters: f, Since: since})
-	w.shownTo = map[string]string{}
+	w.shownTo, w.far = map[string]string{}, map[string]string{}
 	for i := range list {
+		w.far[list[i].ID] = string(list[i].State)
 		w.shownTo[list[i].ID] = since
 		if w.meant(&list[i]) {
 			w.p.register(shortName(&list[i]))
@@ -57,11 +59,15 @@ func (w *watcher) run(ctx context.Context, list []container.Summary) error {
 		w.follow(ctx, &list[i], w.logs)
 	}
 	w.poke()
+	own, changed := w.s.node(ctx), make(chan *client.App)
 	w.all.Go(func() {
 		// What the engine does with the app may be the end, too, and no container tells
 		// of it. Where none is kept there is nothing to be told.
-		_ = w.c.AppFollow(ctx, w.project, func(*client.App) error {
-			w.poke()
+		_ = w.c.AppFollow(ctx, w.project, func(app *client.App) error {
+			select {
+			case changed <- app:
+			case <-ctx.Done():
+			}
 			return nil
 		})
 		w.poke()
@@ -75,6 +81,13 @@ func (w *watcher) run(ctx context.Context, list []container.Summary) error {
 			quiet.Stop()
 			if w.event(ctx, &e) {
 				return nil
+			}
+			w.poke()
+		case app := <-changed:
+			for _, e := range w.farNews(app, own) {
+				if quiet.Stop(); w.event(ctx, &e) {
+					return nil
+				}
 			}
 			w.poke()
 		case err := <-news.Err:

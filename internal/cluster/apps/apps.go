@@ -21,12 +21,21 @@ const historyKept = 10
 // Apps answers for apps. Its methods may be called from several goroutines.
 type Apps struct {
 	s   store.Store
-	n   Networks
+	n   Engine
 	now func() time.Time
 }
 
-// Networks are those of the engine.
-type Networks interface {
+// Engine is that of the node where apps are asked for.
+type Engine interface {
+	// Node is the id of the node.
+	Node() string
+
+	// Driver is that of a network that is the node's own; "" when it has none of the name.
+	Driver(network string) string
+
+	// Has tells whether a volume is there.
+	Has(ctx context.Context, volume string) bool
+
 	// Strangers are the names of the containers on a network that are not an app's; none
 	// when there is no such network.
 	Strangers(network, app string) []string
@@ -37,7 +46,7 @@ type Networks interface {
 }
 
 // New makes Apps of a store.
-func New(s store.Store, n Networks) *Apps {
+func New(s store.Store, n Engine) *Apps {
 	return &Apps{s, n, func() time.Time { return time.Now().UTC() }}
 }
 
@@ -64,6 +73,10 @@ func (a *Apps) Put(ctx context.Context, name string, spec cluster.AppSpec, o Put
 		if was != nil {
 			old = cluster.Copy(was).Spec
 		}
+		spec, err := a.settle(name, old, spec)
+		if err != nil {
+			return spec, nil, fmt.Errorf("app %q: %w", name, err)
+		}
 		next, err := merge(name, old, spec, o)
 		if err == nil {
 			if away = a.disconnected(name, &old, &next, sortedKeys(spec.Services)); len(away) > 0 {
@@ -74,7 +87,7 @@ func (a *Apps) Put(ctx context.Context, name string, spec cluster.AppSpec, o Put
 			}
 		}
 		if err == nil {
-			err = check(name, &next)
+			err = check(name, &next, a.clustered(a.s.View()))
 		}
 		if err != nil {
 			return next, nil, fmt.Errorf("app %q: %w", name, err)
@@ -113,7 +126,7 @@ func (a *Apps) Scale(ctx context.Context, name string, replicas map[string]uint6
 			s.Mode.Replicated = &cluster.Replicated{Replicas: replicas[service]}
 			next.Services[service] = s
 		}
-		return next, nil, check(name, &next)
+		return next, nil, check(name, &next, a.clustered(a.s.View()))
 	})
 }
 
@@ -126,8 +139,12 @@ func (a *Apps) Rollback(ctx context.Context, name string, to uint64, dryRun bool
 		}
 		for _, r := range cluster.Copy(was).History {
 			if to == 0 || r.Spec.Number == to {
-				next, err := merge(name, was.Spec, r.Spec, Put{})
-				return next, sortedKeys(r.Spec.Services), err
+				spec, err := a.settle(name, was.Spec, r.Spec)
+				if err != nil {
+					return spec, nil, fmt.Errorf("app %q: %w", name, err)
+				}
+				next, err := merge(name, was.Spec, spec, Put{})
+				return next, sortedKeys(spec.Services), err
 			}
 		}
 		if to == 0 {
@@ -163,6 +180,7 @@ func (a *Apps) change(ctx context.Context, name string, dryRun bool, next func(*
 		}
 		halted := haltedTasks(v, was, wake)
 		p := plan(name, was, &spec, halted)
+		tellKept(v, p, &spec)
 		if dryRun {
 			return p, nil
 		}
@@ -174,7 +192,7 @@ func (a *Apps) change(ctx context.Context, name string, dryRun bool, next func(*
 
 // write commits what change has decided.
 func (a *Apps) write(ctx context.Context, was *cluster.App, name string, spec cluster.AppSpec, p *Plan, halted []*cluster.Task) error {
-	var changes []store.Change
+	changes := a.found(ctx, name, &spec)
 	switch {
 	case was == nil:
 		spec.Number = p.To
@@ -221,21 +239,25 @@ func haltedTasks(v store.View, app *cluster.App, services []string) (out []*clus
 }
 
 // Remove has an app removed, its volumes with it when volumes says so. It returns at
-// once; the app is there until nothing of it is left. NotFound.
+// once; the app is there until nothing of it is left. Volumes that one of that name has left
+// behind in a cluster go with it, too. NotFound.
 func (a *Apps) Remove(ctx context.Context, name string, volumes bool) error {
-	return a.end(ctx, name, func(s *cluster.AppSpec) { s.Removed, s.Volumed = true, s.Volumed || volumes })
+	return a.end(ctx, name, volumes, func(s *cluster.AppSpec) { s.Removed, s.Volumed = true, s.Volumed || volumes })
 }
 
 // Release ends the keeping of an app. Its containers, networks and volumes stay. It
 // returns at once; the app is there until all of it is released. NotFound.
 func (a *Apps) Release(ctx context.Context, name string) error {
-	return a.end(ctx, name, func(s *cluster.AppSpec) { s.Released = !s.Removed })
+	return a.end(ctx, name, false, func(s *cluster.AppSpec) { s.Released = !s.Removed })
 }
 
-func (a *Apps) end(ctx context.Context, name string, f func(*cluster.AppSpec)) error {
+func (a *Apps) end(ctx context.Context, name string, volumes bool, f func(*cluster.AppSpec)) error {
 	for {
 		app, err := store.Named[*cluster.App](a.s.View(), name)
 		if errdefs.IsNotFound(err) {
+			if found, err := a.forget(ctx, name, volumes); found || err != nil {
+				return err
+			}
 			return notFound(name)
 		}
 		if err != nil {

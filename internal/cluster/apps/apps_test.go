@@ -505,6 +505,10 @@ type strangers map[string][]string
 
 func (s strangers) Strangers(network, _ string) []string { return s[network] }
 
+func (s strangers) Node() string                     { return "n1" }
+func (s strangers) Driver(string) string             { return "" }
+func (s strangers) Has(context.Context, string) bool { return false }
+
 func (s strangers) Missing(tasks, networks []string) (out []string) {
 	for _, task := range tasks {
 		out = append(out, slices.DeleteFunc(slices.Clone(s[task]), func(n string) bool { return !slices.Contains(networks, n) })...)

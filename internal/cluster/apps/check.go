@@ -31,8 +31,9 @@ func bad(format string, args ...any) error {
 	return errdefs.ErrInvalidArgument.WithMessage(fmt.Sprintf(format, args...))
 }
 
-// check looks at a spec that a client has sent. InvalidArgument.
-func check(name string, s *cluster.AppSpec) error {
+// check looks at a spec that a client has sent; swarm: to a cluster, which has secrets and
+// configs of its own. InvalidArgument.
+func check(name string, s *cluster.AppSpec, swarm bool) error {
 	switch {
 	case !projectName.MatchString(name):
 		return bad("a name is of lower-case letters, digits, dashes and underscores, and begins with a letter or digit")
@@ -54,12 +55,12 @@ func check(name string, s *cluster.AppSpec) error {
 		}
 	}
 	for part, f := range s.Secrets {
-		if err := checkFile(part, f.External, f.Data); err != nil {
+		if err := checkFile(part, f.External && !swarm, f.Data); err != nil {
 			return fmt.Errorf("secret %q: %w", part, err)
 		}
 	}
 	for part, f := range s.Configs {
-		if err := checkFile(part, f.External, f.Data); err != nil {
+		if err := checkFile(part, f.External && !swarm, f.Data); err != nil {
 			return fmt.Errorf("config %q: %w", part, err)
 		}
 	}
