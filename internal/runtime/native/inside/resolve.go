@@ -177,6 +177,12 @@ func (h *half) sysctls() error {
 				return r
 			}, key)
 		}
+		// A name that leads upwards is one of another namespace than it seems to be of.
+		for part := range strings.SplitSeq(name, "/") {
+			if part == "" || part == "." || part == ".." {
+				return fmt.Errorf("sysctl %s: no such name", key)
+			}
+		}
 		if err := h.writeProc("sys/"+name, value); err != nil {
 			return fmt.Errorf("sysctl %s: %w", key, err)
 		}
