@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
 
@@ -106,6 +107,11 @@ func (r *runtime) make(id string, o values, now bool) (_ *made, err error) {
 	spec, err := readSpec(bundle)
 	if err != nil {
 		return nil, err
+	}
+	if slices.ContainsFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace && n.Path != "" }) {
+		if err := seal(); err != nil {
+			return nil, err
+		}
 	}
 	if spec.Process.Terminal && o.text("console-socket", "") == "" {
 		return nil, errors.New("cannot allocate tty if runc will detach without setting console socket")

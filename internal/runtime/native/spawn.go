@@ -67,6 +67,12 @@ type inner struct {
 // program opens what we are, as a mount that nobody can write through: whatever a
 // container does with /proc/PID/exe of the half inside, our file stays as it is.
 func program() (int, error) {
+	if done, err := sealed(); err != nil {
+		return -1, err
+	} else if done {
+		// Of a mount that lies nowhere there is no copy to be had before Linux 6.15.
+		return openAbove("/proc/self/exe")
+	}
 	tree, err := unix.OpenTree(unix.AT_FDCWD, "/proc/self/exe", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
 		return -1, fmt.Errorf("own program: %w", os.NewSyscallError("open_tree", err))
@@ -76,6 +82,20 @@ func program() (int, error) {
 		return -1, fmt.Errorf("own program: %w", os.NewSyscallError("mount_setattr", err))
 	}
 	fd, err := unix.FcntlInt(uintptr(tree), unix.F_DUPFD_CLOEXEC, firstFree)
+	if err != nil {
+		return -1, os.NewSyscallError("fcntl", err)
+	}
+	return fd, nil
+}
+
+// openAbove opens what is to be executed, above all descriptors of the half inside.
+func openAbove(path string) (int, error) {
+	low, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(low)
+	fd, err := unix.FcntlInt(uintptr(low), unix.F_DUPFD_CLOEXEC, firstFree)
 	if err != nil {
 		return -1, os.NewSyscallError("fcntl", err)
 	}
@@ -100,7 +120,15 @@ func (o *outfit) spawn() (*inner, error) {
 		return nil, os.NewSyscallError("socketpair", err)
 	}
 	defer unix.Close(pair[1])
-	fds := []uintptr{0, 1, 2, uintptr(pair[1])}
+	fds, null, err := streams()
+	if err != nil {
+		unix.Close(pair[0])
+		return nil, err
+	}
+	if null != nil {
+		defer null.Close()
+	}
+	fds = append(fds, uintptr(pair[1]))
 	for _, f := range o.files {
 		fds = append(fds, f.Fd())
 	}

@@ -378,5 +378,9 @@ func (h *half) mask(name string, empty *int) error {
 		return os.NewSyscallError("open_tree", err)
 	}
 	defer closeFD(tree)
+	// The null device is the host's: nobody here may give it another mode or owner.
+	if err := setAttr(tree, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC}, false); err != nil {
+		return err
+	}
 	return attach(&plan.Mount{}, tree, at)
 }
