@@ -4,8 +4,8 @@ package server
 
 import (
 	"bufio"
-	"bytes"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -115,15 +115,17 @@ func run(in *bufio.Reader, out *reports, logs io.Writer) error {
 	}
 }
 
-// How often it is looked whether the roots are others, and for how long at most a server then
+// How often it is looked whether a root is trusted no more, and for how long at most a server then
 // waits, so that not all members are away at once.
 const (
 	looking  = 2 * time.Second
 	together = 20 * time.Second
 )
 
-// rooted gives what is closed a while after a file of roots has changed: the server reads it
-// once. Call done at the end.
+// rooted gives what is closed a while after a root has gone from the file of them: the server
+// reads it once. While a root is being exchanged, and both are in the file, those who have
+// certificates of the next one show by another that the first vouches for it: that is no reason
+// to end. Call done at the end.
 func rooted(path string) (changed <-chan struct{}, done func()) {
 	out, end := make(chan struct{}), make(chan struct{})
 	done = sync.OnceFunc(func() { close(end) })
@@ -143,12 +145,26 @@ func rooted(path string) (changed <-chan struct{}, done func()) {
 				close(out)
 				return
 			}
-			if now, err := os.ReadFile(path); err == nil && !bytes.Equal(now, first) {
+			if now, err := os.ReadFile(path); err == nil && lost(first, now) {
 				other, pause = true, rand.N(together)
 			}
 		}
 	}()
 	return out, done
+}
+
+// lost tells whether a certificate of a PEM is not in another one any more.
+func lost(before, now []byte) bool {
+	have := map[string]bool{}
+	for b, rest := pem.Decode(now); b != nil; b, rest = pem.Decode(rest) {
+		have[string(b.Bytes)] = true
+	}
+	for b, rest := pem.Decode(before); b != nil; b, rest = pem.Decode(rest) {
+		if !have[string(b.Bytes)] {
+			return true
+		}
+	}
+	return false
 }
 
 // segment is the size of the files of the log, which are there before they are full.

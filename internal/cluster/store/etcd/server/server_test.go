@@ -1,6 +1,7 @@
 package server
 
 import (
+	"encoding/pem"
 	"os"
 	"path/filepath"
 	"testing"
@@ -10,12 +11,17 @@ import (
 	"escale.dev/escale/internal/sys/atomicfile"
 )
 
-// A server is started anew some time after what it trusts has changed, and not before.
+// A server is started anew some time after a root that it trusts is trusted no more, and not
+// before: nor when another is trusted, too.
 func TestRooted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "roots.pem")
-		write := func(text string) { // in one step, as those who keep such files do
-			if err := atomicfile.Write(path, []byte(text), 0o600, atomicfile.Options{}); err != nil {
+		write := func(roots ...string) { // in one step, as those who keep such files do
+			var text []byte
+			for _, r := range roots {
+				text = append(text, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte(r)})...)
+			}
+			if err := atomicfile.Write(path, text, 0o600, atomicfile.Options{}); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -42,7 +48,12 @@ func TestRooted(t *testing.T) {
 		if over() {
 			t.Error("there is nothing else to trust")
 		}
-		write("one, two")
+		write("one", "two")
+		time.Sleep(time.Minute)
+		if over() {
+			t.Error("what it trusted is trusted still")
+		}
+		write("two")
 		began := time.Now()
 		<-again
 		if took := time.Since(began); took > looking+together {
