@@ -378,3 +378,35 @@ func FuzzPEM(f *testing.F) {
 		}
 	})
 }
+
+// Who waits is told of each exchange of an identity, and of nothing else.
+func TestKeeperChanged(t *testing.T) {
+	r := root(t)
+	a := authority(t, r, nil)
+	k := node(t, a, "n", Manager, "c1", 0)
+	one, two := k.Changed(), k.Changed()
+	closed := func(c <-chan struct{}) bool {
+		select {
+		case <-c:
+			return true
+		default:
+			return false
+		}
+	}
+	if err := k.Trust(k.Identity().Roots); err != nil || closed(one) {
+		t.Errorf("nothing has changed: %v", err)
+	}
+	if err := k.Set([]byte("x"), nil, nil); err == nil || closed(one) {
+		t.Errorf("what is none was taken: %v", err)
+	}
+	rotation, err := a.Rotate(root(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := k.Trust(authority(t, r, rotation).Trusted()); err != nil || !closed(one) || !closed(two) {
+		t.Errorf("it is not told: %v", err)
+	}
+	if closed(k.Changed()) {
+		t.Error("it is told before")
+	}
+}

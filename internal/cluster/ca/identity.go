@@ -100,8 +100,9 @@ func (p Peer) RenewAt() time.Time {
 type Keeper struct {
 	path string
 
-	mu sync.Mutex
-	id *Identity
+	mu   sync.Mutex
+	id   *Identity
+	more chan struct{} // closed with the next one; nil: nobody waits
 }
 
 // Open reads the identity that path keeps. NotFound when there is none; DataLoss when it
@@ -179,7 +180,21 @@ func (k *Keeper) keep(id *Identity) error {
 		return err
 	}
 	k.id = id
+	if k.more != nil {
+		close(k.more)
+		k.more = nil
+	}
 	return nil
+}
+
+// Changed is closed when the identity is exchanged the next time. Ask before Identity.
+func (k *Keeper) Changed() <-chan struct{} {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.more == nil {
+		k.more = make(chan struct{})
+	}
+	return k.more
 }
 
 // The names of what WriteFiles writes.

@@ -47,7 +47,10 @@ func (m *Membership) Leave(ctx context.Context) error {
 			return err
 		}
 		if last {
-			if err := m.turn(ctx, leaver{m}.home); err != nil {
+			leaver{m}.last(true)
+			err := m.turn(ctx, leaver{m}.home)
+			leaver{m}.last(false)
+			if err != nil {
 				return err
 			}
 		}
@@ -119,20 +122,23 @@ func (m leaver) stepDown(ctx context.Context) (last bool, err error) {
 	return false, nil
 }
 
+// last says whether the server is to outlive what this manager does: it is read then.
+func (m leaver) last(is bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lasts = is
+}
+
 // home takes over from the store of a cluster of which this is the last manager what its apps
 // are, into the host's own.
 func (m leaver) home(ctx context.Context) (err error) {
 	m.mu.Lock()
 	r, s := m.rec, m.server
 	m.mu.Unlock()
-	var v store.View
-	if s == nil || s.store.Load() == nil { // manage has ended with the part, and closed its store
-		if v, err = m.lastView(ctx, r); err != nil {
-			return err
-		}
-	} else {
-		v = s.store.Load().View()
+	if s == nil || !s.open() {
+		return fmt.Errorf("the manager's store has just ended: try again: %w", errdefs.ErrUnavailable)
 	}
+	v := s.store.Load().View()
 	if err := m.cfg.Forget(); err != nil {
 		return err
 	}
@@ -145,30 +151,6 @@ func (m leaver) home(ctx context.Context) (err error) {
 	}
 	m.stopServer()
 	return m.change(record{Phase: leaving, Node: r.Node, Home: true}, serverDir, keysFile)
-}
-
-// lastView reads the cluster's store, once more.
-func (m leaver) lastView(ctx context.Context, r record) (v store.View, err error) {
-	ctx, cancel := context.WithTimeout(ctx, begun)
-	defer cancel()
-	ring, err := locksmith(m).ringWanted(ctx)
-	if err != nil {
-		return v, err
-	}
-	s, err := m.begin(r, ring)
-	if err != nil {
-		return v, err
-	}
-	defer s.stop()
-	if err := s.child.Ready(ctx); err != nil {
-		return v, err
-	}
-	st, err := etcd.Open(ctx, s.config())
-	if err != nil {
-		return v, err
-	}
-	s.store.Store(st)
-	return st.View(), nil
 }
 
 // Force has the cluster go on with this manager alone, whatever became of the others: they are

@@ -42,7 +42,7 @@ func (m ruler) manage(ctx context.Context) error {
 		m.server = s
 		m.mu.Unlock()
 	}
-	defer m.stopServer()
+	defer m.rest()
 	return all(ctx, map[string]func(context.Context) error{
 		"store": func(ctx context.Context) error {
 			select {
@@ -72,6 +72,17 @@ func (m ruler) manage(ctx context.Context) error {
 			return m.rule(ctx, s, st, l)
 		},
 	})
+}
+
+// rest ends the server with what a manager does, unless who leaves wants to read its store
+// still.
+func (m ruler) rest() {
+	m.mu.Lock()
+	wanted := m.lasts
+	m.mu.Unlock()
+	if !wanted {
+		m.stopServer()
+	}
 }
 
 // rule is what a manager does whose store is open.
@@ -195,7 +206,7 @@ func (m *Membership) change(r record, files ...string) error {
 	return m.enter(r)
 }
 
-// raised is how often a worker looks whether it is to be a manager.
+// raised is how often somebody looks whether a node's part is another now.
 const raised = 200 * time.Millisecond
 
 // rise makes a manager of a worker that has the certificate of one.
@@ -205,10 +216,13 @@ func (m climber) rise(ctx context.Context) {
 	m.mu.Unlock()
 	said := ""
 	for ctx.Err() == nil {
-		wait := raised
+		renewed := keeper.Changed()
+		changed, forget := news(ctx, remote, cluster.KindNode)
+		var again <-chan time.Time
 		if keeper.Identity().Role == ca.Manager && wanted(remote.View(), r.Node) {
 			seat, err := member.Enlist(ctx, remote.Managers(), r.Addr, r.storeURL())
 			if err == nil {
+				forget()
 				m.later(func(context.Context) error { return m.ascend(seat) })
 				<-ctx.Done()
 				return
@@ -217,12 +231,15 @@ func (m climber) rise(ctx context.Context) {
 				said = err.Error()
 				m.log.Warn("this node is to be a manager and has no place yet: trying again", "error", err)
 			}
-			wait = pause
+			again = time.After(pause)
 		}
 		select {
-		case <-time.After(wait):
+		case <-renewed:
+		case <-changed:
+		case <-again:
 		case <-ctx.Done():
 		}
+		forget()
 	}
 }
 

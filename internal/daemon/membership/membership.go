@@ -76,6 +76,7 @@ type Membership struct {
 	member *node.Member
 	remote *dispatch.Remote
 	server *server    // of the store; nil: it is not running
+	lasts  bool       // the server outlives what a manager does
 	ring   *seal.Ring // nil: not read yet, or locked
 	unlock chan struct{}
 	life   context.Context // of Run

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -223,12 +224,14 @@ func (h *host) phase(p phase) func() bool {
 
 func (h *host) ready() bool { return h.m.State().Ready }
 
-// apps are the names of those that the host's objects have.
-func (h *host) apps() (out string) {
+// apps are the names of those that the host's objects have, in order.
+func (h *host) apps() string {
+	var out []string
 	for _, a := range store.List[*cluster.App](h.m.Objects().View()) {
-		out += a.Name
+		out = append(out, a.Name)
 	}
-	return out
+	slices.Sort(out)
+	return strings.Join(out, "")
 }
 
 // empty tells whether nothing of a cluster is on disk.
@@ -388,6 +391,7 @@ func TestWorker(t *testing.T) {
 
 // Nodes are told who was removed, also when they start anew, and while no manager answers.
 func TestBarred(t *testing.T) {
+	t.Parallel()
 	a, b, c := newHost(t, "a"), newHost(t, "b"), newHost(t, "c")
 	token, _ := a.found()
 	for _, h := range []*host{b, c} {
@@ -517,6 +521,65 @@ func TestForce(t *testing.T) {
 	}
 	b.again()
 	b.till("ready", func() bool { return b.ready() && b.apps() == "y" })
+}
+
+// A manager that most others have left behind leaves all the same, with nothing of it left.
+func TestLeaveWithoutMajority(t *testing.T) {
+	t.Parallel()
+	a, b := newHost(t, "a"), newHost(t, "b")
+	_, token := a.found()
+	if err := b.join(a, token); err != nil {
+		t.Fatal(err)
+	}
+	a.stop()
+	begin := time.Now()
+	if err := b.m.Leave(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !b.m.Alone() || !b.empty() || time.Since(begin) > steps+soon {
+		t.Errorf("%+v, empty %v, after %v", b.m.State(), b.empty(), time.Since(begin))
+	}
+}
+
+// A node that was let in and has never come is removed after a while; others are waited for.
+func TestNeverCome(t *testing.T) {
+	t.Parallel()
+	a := newHost(t, "a")
+	a.found()
+	was := func(id string, ago time.Duration, issuer string) store.Change {
+		return store.Create(&cluster.Node{Meta: cluster.Meta{ID: id}, Status: cluster.NodeStatus{Since: time.Now().Add(-ago), CertIssuer: issuer}})
+	}
+	a.write(was("late", neverSet+time.Minute, ""), was("new", time.Minute, ""), was("away", neverSet+time.Minute, "x"))
+	gone := func(id string) bool {
+		_, err := store.Find[*cluster.Node](a.m.Objects().View(), id)
+		return errdefs.IsNotFound(err)
+	}
+	a.till("removed", func() bool { return gone("late") })
+	time.Sleep(3 * tended)
+	if gone("new") || gone("away") {
+		t.Error("others were removed, too")
+	}
+	if is := store.List[*cluster.Cluster](a.m.Objects().View())[0].BarredNodes(time.Now()); len(is) != 1 || is[0] != "late" {
+		t.Errorf("others are told of %v", is)
+	}
+}
+
+// The last manager reads its store as it leaves, without a start of another server for that.
+func TestLastLeavesAtOnce(t *testing.T) {
+	t.Parallel()
+	a := newHost(t, "a")
+	starts := filepath.Join(t.TempDir(), "starts")
+	a.cfg.Program = []string{"/bin/sh", "-c", `echo >>"$0"; exec "$@"`, starts, os.Args[0], serverWord}
+	a.again()
+	a.found()
+	a.write(app("shop"))
+	if err := a.m.Leave(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	a.till("alone", func() bool { leads, _ := a.does(); return leads && a.m.Alone() })
+	if raw, err := os.ReadFile(starts); err != nil || len(raw) != 1 || a.apps() != "shop" || !a.empty() {
+		t.Errorf("%d starts, apps %q, empty %v, %v", len(raw), a.apps(), a.empty(), err)
+	}
 }
 
 // A manager that is locked tells nothing before it is unlocked.

@@ -52,6 +52,7 @@ func app(name string) store.Change {
 // cluster at the address of one. Workers come to it by themselves, and so does the manager that
 // was away, as a worker; tokens are what they were.
 func TestRestore(t *testing.T) {
+	t.Parallel()
 	a, b, w := newHost(t, "a"), newHost(t, "b"), newHost(t, "w")
 	workers, managers := a.found()
 	if err := b.join(a, managers); err != nil {
@@ -111,6 +112,7 @@ func TestRestore(t *testing.T) {
 
 // A manager is set back to what was saved, when asked so and no other runs.
 func TestSetBack(t *testing.T) {
+	t.Parallel()
 	a, b := newHost(t, "a"), newHost(t, "b")
 	_, token := a.found()
 	a.write(app("kept"))

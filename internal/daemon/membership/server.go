@@ -218,35 +218,62 @@ func (s *server) unseat(ctx context.Context, id, url string) error {
 	return err
 }
 
-// watched is how often a manager looks whether its identity, or how its keys are to be kept,
-// has changed.
-const watched = time.Second
-
 // attendFiles keeps on disk what the server and a later start of the engine read: the
 // certificate and the roots, which the server looks at, and the keys as the cluster wants
 // them kept.
 func (s *server) attendFiles(ctx context.Context, st store.Store) error {
-	m, keeper := s.m, s.keeper
-	had, locked := keeper.Identity(), "?"
+	dir := s.m.cfg.Dir
+	had, locked := s.keeper.Identity(), "?"
 	for {
-		if is := keeper.Identity(); is != had && is.Role == ca.Manager {
-			if _, _, err := keeper.WriteFiles(m.cfg.RunDir); err != nil {
-				return err
+		renewed := s.keeper.Changed()
+		changed, forget := news(ctx, st, cluster.KindCluster)
+		err := func() error {
+			if is := s.keeper.Identity(); is != had && is.Role == ca.Manager {
+				if _, _, err := s.keeper.WriteFiles(s.m.cfg.RunDir); err != nil {
+					return err
+				}
+				had = is
 			}
-			had = is
-		}
-		if key, err := unlockKey(st.View()); err == nil && key != locked {
-			if err := keepKeys(m.cfg.Dir, s.ring.Load(), key); err != nil {
-				return err
+			if key, err := unlockKey(st.View()); err == nil && key != locked {
+				if err := keepKeys(dir, s.ring.Load(), key); err != nil {
+					return err
+				}
+				locked = key
 			}
-			locked = key
-		}
-		select {
-		case <-time.After(watched):
-		case <-ctx.Done():
-			return context.Cause(ctx)
+			select {
+			case <-renewed:
+			case <-changed:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+			return nil
+		}()
+		forget()
+		if err != nil {
+			return err
 		}
 	}
+}
+
+// news is closed when objects of some kinds have been changed since it was called, or ctx has
+// ended; a store that is closed says so a while later. Call forget once nobody waits.
+func news(ctx context.Context, s store.Store, kinds ...cluster.Kind) (changed <-chan struct{}, forget func()) {
+	ctx, forget = context.WithCancel(ctx)
+	out := make(chan struct{})
+	w, err := s.Watch(s.View().Revision(), kinds...)
+	go func() {
+		defer close(out)
+		if err == nil {
+			_, err = w.Next(ctx)
+		}
+		if errdefs.IsUnavailable(err) { // who asks again and again is to have time for other things
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+			}
+		}
+	}()
+	return out, forget
 }
 
 // unlockKey is what the keys of managers are locked with; "": they are not.
