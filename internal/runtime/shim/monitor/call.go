@@ -128,7 +128,13 @@ func (m *Monitor) takeConsole(c *call) {
 	_ = unix.SetsockoptTimeval(conn, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: 10}) // a runtime that hangs
 	var text [256]byte
 	oob := make([]byte, unix.CmsgSpace(4*4))
-	_, n, _, _, err := unix.Recvmsg(conn, text[:], oob, unix.MSG_CMSG_CLOEXEC)
+	var n int
+	for {
+		// With a time limit a signal interrupts it, whatever its handler says (signal(7)).
+		if _, n, _, _, err = unix.Recvmsg(conn, text[:], oob, unix.MSG_CMSG_CLOEXEC); err != unix.EINTR {
+			break
+		}
+	}
 	if err != nil {
 		return // the runtime will say what went wrong
 	}
