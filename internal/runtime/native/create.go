@@ -207,13 +207,11 @@ func (b *birth) run() (*made, error) {
 
 // hand gives the half inside what it needs besides mounts.
 func (b *birth) hand(p *preparation) error {
-	if name := b.options.text("console-socket", ""); name != "" {
-		f, err := dial(name)
-		if err != nil {
-			return err
-		}
-		p.plan.Console = p.out.give(f)
+	proc, err := procfs()
+	if err != nil {
+		return err
 	}
+	p.plan.Proc = p.out.give(proc)
 	if !b.now {
 		name := filepath.Join(b.dir(b.id), fifoName)
 		if err := unix.Mkfifo(name, 0o622); err != nil {
@@ -304,7 +302,8 @@ func (b *birth) start(p *preparation) error {
 		}
 		return hooks.Run("createRuntime", b.spec.Hooks.CreateRuntime, told)
 	}
-	if err := b.inner.talk(p.plan, outside, func() error { return b.set(p) }, b.now); err != nil {
+	talk := conversation{b.inner, p.plan, b.options.text("console-socket", "")}
+	if err := talk.run(outside, func() error { return b.set(p) }, b.now); err != nil {
 		var said *plan.Refusal
 		if errors.As(err, &said) {
 			return fmt.Errorf("error during container init: %w", err)
@@ -341,19 +340,6 @@ func writePid(name string, pid int) error {
 		return err
 	}
 	return os.Rename(name+".new", name)
-}
-
-// dial connects to the socket that takes the terminal.
-func dial(name string) (*os.File, error) {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, os.NewSyscallError("socket", err)
-	}
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: name}); err != nil {
-		unix.Close(fd)
-		return nil, fmt.Errorf("console socket: %w", &os.PathError{Op: "connect", Path: name, Err: err})
-	}
-	return os.NewFile(uintptr(fd), name), nil
 }
 
 // unmount takes away what a container without a mount namespace has left: all of it

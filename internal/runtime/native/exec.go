@@ -119,7 +119,7 @@ func (r *runtime) join(s *state, process *specs.Process, o values) (*inner, erro
 		pidfd.Close()
 		return nil, errors.New("cannot exec in a paused container (use --ignore-paused to override)")
 	}
-	p := &plan.Plan{ID: s.ID, Exec: true, Process: *process, Keyring: "_ses." + s.ID, MountNS: plan.NoFD, Console: plan.NoFD, Hold: plan.NoFD,
+	p := &plan.Plan{ID: s.ID, Exec: true, Process: *process, Keyring: "_ses." + s.ID, MountNS: plan.NoFD, Hold: plan.NoFD,
 		SeccompFlags: s.FilterFlags, Personality: s.Personality}
 	p.Process.Capabilities = nil
 	if p.Caps, err = capsOf(process.Capabilities); err != nil {
@@ -149,6 +149,11 @@ func (r *runtime) handExec(s *state, out *outfit, p *plan.Plan, o values, pidfd 
 		return err
 	}
 	p.Filter = filter
+	proc, err := procfs()
+	if err != nil {
+		return err
+	}
+	p.Proc = out.give(proc)
 	if s.Namespaces&unix.CLONE_NEWNS != 0 {
 		fd, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 3)
 		if err != nil {
@@ -164,14 +169,7 @@ func (r *runtime) handExec(s *state, out *outfit, p *plan.Plan, o values, pidfd 
 			return err
 		}
 	}
-	if name := o.text("console-socket", ""); name != "" {
-		f, err := dial(name)
-		if err != nil {
-			return err
-		}
-		p.Console = out.give(f)
-	}
-	if p.Process.Terminal && p.Console == plan.NoFD {
+	if p.Process.Terminal && o.text("console-socket", "") == "" {
 		return errors.New("cannot allocate tty if runc will detach without setting console socket")
 	}
 	return nil
@@ -198,7 +196,7 @@ func startExec(process *specs.Process, out *outfit, p *plan.Plan, o values) (*in
 			}
 			return writePid(o.text("pid-file", ""), in.pid)
 		}
-		err = in.talk(p, nil, ready, true)
+		err = (&conversation{in, p, o.text("console-socket", "")}).run(nil, ready, true)
 	}
 	if err != nil {
 		in.end()

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	goruntime "runtime"
 	"runtime/debug"
 	"time"
 
@@ -44,7 +45,8 @@ func Main(args []string, in io.Reader, out, errs io.Writer) int {
 	if len(args) == 2 && args[1] == insideArg {
 		return inside.Main()
 	}
-	debug.SetGCPercent(-1) // it lives for milliseconds
+	goruntime.UnlockOSThread() // the first thread is the other half's
+	debug.SetGCPercent(-1)     // it lives for milliseconds
 	opts, rest, err := parse(args[1:], globals, true)
 	if err != nil {
 		fmt.Fprintln(errs, err)

@@ -449,10 +449,13 @@ func TestRefusals(t *testing.T) {
 		change func(*specs.Spec)
 		words  string
 	}{
-		"no process":          {func(s *specs.Spec) { s.Process = nil }, "process property must not be empty"},
-		"no root":             {func(s *specs.Spec) { s.Root = nil }, "root property must not be empty"},
-		"relative cwd":        {func(s *specs.Spec) { s.Process.Cwd = "tmp" }, "Cwd must be an absolute path"},
-		"two of a namespace":  {func(s *specs.Spec) { s.Linux.Namespaces = append(s.Linux.Namespaces, s.Linux.Namespaces[0]) }, "duplicated ns"},
+		"no process":         {func(s *specs.Spec) { s.Process = nil }, "process property must not be empty"},
+		"no root":            {func(s *specs.Spec) { s.Root = nil }, "root property must not be empty"},
+		"relative cwd":       {func(s *specs.Spec) { s.Process.Cwd = "tmp" }, "Cwd must be an absolute path"},
+		"two of a namespace": {func(s *specs.Spec) { s.Linux.Namespaces = append(s.Linux.Namespaces, s.Linux.Namespaces[0]) }, "duplicated ns"},
+		"the host's network": {func(s *specs.Spec) {
+			s.Linux.Namespaces[4].Path, s.Linux.Sysctl = "/proc/self/ns/net", map[string]string{"net.core.somaxconn": "1"}
+		}, "not allowed in host network namespace"},
 		"another's sysctl":    {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"kernel.panic": "1"} }, "is not in a separate kernel namespace"},
 		"slashed sysctl":      {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"kernel/panic": "1"} }, "is not in a separate kernel namespace"},
 		"sysctl leads out":    {func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net.//////kernel.panic": "1"} }, "sysctl"},

@@ -3,7 +3,6 @@ package native
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	goruntime "runtime"
 	"syscall"
@@ -102,6 +101,53 @@ func openAbove(path string) (int, error) {
 	return fd, nil
 }
 
+// hidden makes a copy of what we are that can be executed but not read. Who runs a
+// program that it may not read cannot be looked into from the first moment on, not by
+// root of its user namespace either (would_dump() of the kernel's fs/exec.c).
+func hidden() (int, error) {
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return -1, fmt.Errorf("own program: %w", err)
+	}
+	defer self.Close()
+	low, err := unix.MemfdCreate("escale-runtime", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return -1, fmt.Errorf("own program: %w", os.NewSyscallError("memfd_create", err))
+	}
+	copied := os.NewFile(uintptr(low), "memfd")
+	defer copied.Close()
+	if _, err := copied.ReadFrom(self); err != nil {
+		return -1, fmt.Errorf("own program: %w", err)
+	}
+	if err := unix.Fchmod(low, 0o711); err != nil {
+		return -1, fmt.Errorf("own program: %w", os.NewSyscallError("fchmod", err))
+	}
+	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+	if _, err := unix.FcntlInt(uintptr(low), unix.F_ADD_SEALS, seals); err != nil {
+		return -1, fmt.Errorf("own program: %w", os.NewSyscallError("fcntl", err))
+	}
+	fd, err := unix.FcntlInt(uintptr(low), unix.F_DUPFD_CLOEXEC, firstFree)
+	if err != nil {
+		return -1, os.NewSyscallError("fcntl", err)
+	}
+	return fd, nil
+}
+
+// procfs opens the host's, once it is known to be one: its root has the inode 1.
+func procfs() (*os.File, error) {
+	f, err := os.OpenFile("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, err
+	}
+	var st unix.Stat_t
+	var fs unix.Statfs_t
+	if err := errors.Join(unix.Fstat(int(f.Fd()), &st), unix.Fstatfs(int(f.Fd()), &fs)); err != nil || fs.Type != unix.PROC_SUPER_MAGIC || st.Ino != 1 {
+		f.Close()
+		return nil, errors.Join(err, errors.New("/proc is not a procfs"))
+	}
+	return f, nil
+}
+
 // insideEnv has the half inside leave memory and threads as few as can be.
 var insideEnv = []string{"GOGC=off", "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1"}
 
@@ -110,7 +156,16 @@ func (o *outfit) spawn() (*inner, error) {
 	if len(o.files) > firstFree-8 {
 		return nil, fmt.Errorf("%d mounts and devices are more than can be handed over", len(o.files))
 	}
-	exe, err := program()
+	// What is forked from us has our memory for a moment: nobody in a namespace that is
+	// joined may look at it.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return nil, os.NewSyscallError("prctl", err)
+	}
+	open := program
+	if o.user != nil {
+		open = hidden
+	}
+	exe, err := open()
 	if err != nil {
 		return nil, err
 	}
@@ -194,64 +249,4 @@ func (i *inner) end() {
 			return
 		}
 	}
-}
-
-// talk has the half inside carry out the plan. outside runs the hooks that belong
-// there; ready is called when all is set but the program itself. wait: until the
-// program runs, or could not.
-func (i *inner) talk(p *plan.Plan, outside, ready func() error, wait bool) error {
-	if err := p.Write(i.socket); err != nil {
-		return i.words(err)
-	}
-	if p.HooksOutside {
-		if _, err := plan.Expect(i.socket, plan.KindHooks); err != nil {
-			return i.words(err)
-		}
-		if err := outside(); err != nil {
-			return err
-		}
-		if err := plan.Send(i.socket, plan.KindHooks, nil); err != nil {
-			return i.words(err)
-		}
-	}
-	if _, err := plan.Expect(i.socket, plan.KindReady); err != nil {
-		return i.words(err)
-	}
-	if err := ready(); err != nil {
-		return err
-	}
-	if err := plan.Send(i.socket, plan.KindReady, nil); err != nil {
-		return i.words(err)
-	}
-	if !wait {
-		return nil
-	}
-	// Its end of the connection goes when the program is executed.
-	kind, body, err := plan.Receive(i.socket)
-	switch {
-	case err == nil && kind == plan.KindError:
-		return &plan.Refusal{Words: string(body)}
-	case err == nil:
-		return fmt.Errorf("message %q where nothing was due", kind)
-	case errors.Is(err, io.EOF):
-		return nil
-	}
-	return err
-}
-
-// words is the error of a conversation: what the other half has said, or how it ended.
-func (i *inner) words(err error) error {
-	var said *plan.Refusal
-	if errors.As(err, &said) {
-		return said
-	}
-	// It may have spoken before it went.
-	if kind, body, rerr := plan.Receive(i.socket); rerr == nil && kind == plan.KindError {
-		return &plan.Refusal{Words: string(body)}
-	}
-	var ws unix.WaitStatus
-	if pid, werr := unix.Wait4(i.pid, &ws, unix.WNOHANG, nil); werr == nil && pid == i.pid && ws.Signaled() {
-		return fmt.Errorf("container init was killed by signal %d (memory limit too low?)", ws.Signal())
-	}
-	return fmt.Errorf("container init: %w", err)
 }

@@ -71,7 +71,7 @@ func validate(s *specs.Spec) error {
 	case s.Process.ApparmorProfile != "" && s.Process.ApparmorProfile != "unconfined" && !exists("/sys/module/apparmor"):
 		return errors.New("apparmor profile is specified in config, but apparmor is disabled or not supported")
 	}
-	return validateSysctl(l.Sysctl, flags, s.Hostname)
+	return validateSysctl(l.Sysctl, separate(l.Namespaces, flags))
 }
 
 func validateProcess(p *specs.Process) error {
@@ -126,32 +126,54 @@ func namespaceFlags(list []specs.LinuxNamespace) (int, error) {
 var ipcSysctls = map[string]bool{"kernel.msgmax": true, "kernel.msgmnb": true, "kernel.msgmni": true, "kernel.sem": true, "kernel.shmall": true,
 	"kernel.shmmax": true, "kernel.shmmni": true, "kernel.shm_rmid_forced": true}
 
-// validateSysctl refuses parameters that are the whole machine's.
-func validateSysctl(sysctls map[string]string, flags int, hostname string) error {
+// validateSysctl refuses parameters that are the whole machine's. flags are the
+// namespaces that are not ours.
+func validateSysctl(sysctls map[string]string, flags int) error {
 	for given := range sysctls {
 		key := given
 		if i := strings.IndexAny(given, "./"); i >= 0 && given[i] == '/' {
 			key = strings.NewReplacer("/", ".", ".", "/").Replace(given)
 		}
-		where := 0
 		switch {
 		case ipcSysctls[key], strings.HasPrefix(key, "fs.mqueue."):
-			where = unix.CLONE_NEWIPC
-		case strings.HasPrefix(key, "net."):
-			where = unix.CLONE_NEWNET
-		case key == "kernel.domainname":
-			where = unix.CLONE_NEWUTS
-		case key == "kernel.hostname":
-			if hostname != "" {
-				return fmt.Errorf("sysctl: %q is in conflict with hostname", given)
+			if flags&unix.CLONE_NEWIPC == 0 {
+				return fmt.Errorf("sysctl %q is not allowed in the hosts ipc namespace", given)
 			}
-			where = unix.CLONE_NEWUTS
-		}
-		if where == 0 || flags&where == 0 {
+		case strings.HasPrefix(key, "net."):
+			if flags&unix.CLONE_NEWNET == 0 {
+				return fmt.Errorf("sysctl %q not allowed in host network namespace", given)
+			}
+		case key == "kernel.hostname" && flags&unix.CLONE_NEWUTS != 0:
+			return fmt.Errorf("sysctl %q is not allowed as it conflicts with the OCI %q field", given, "hostname")
+		case key == "kernel.domainname" && flags&unix.CLONE_NEWUTS != 0:
+		case strings.HasPrefix(key, "user."):
+			if flags&unix.CLONE_NEWUSER == 0 {
+				return fmt.Errorf("setting ucounts without a user namespace not allowed: %v", given)
+			}
+		default:
 			return fmt.Errorf("sysctl %q is not in a separate kernel namespace", given)
 		}
 	}
 	return nil
+}
+
+// separate are the namespaces of a list without those that are joined and turn out
+// to be the ones that we are in ourselves.
+func separate(list []specs.LinuxNamespace, flags int) int {
+	for _, n := range list {
+		if n.Path == "" {
+			continue
+		}
+		file := map[specs.LinuxNamespaceType]string{specs.NetworkNamespace: "net", specs.MountNamespace: "mnt"}[n.Type]
+		if file == "" {
+			file = string(n.Type)
+		}
+		var ours, theirs unix.Stat_t
+		if unix.Stat("/proc/self/ns/"+file, &ours) == nil && unix.Stat(n.Path, &theirs) == nil && ours.Dev == theirs.Dev && ours.Ino == theirs.Ino {
+			flags &^= flagOf[n.Type]
+		}
+	}
+	return flags
 }
 
 // capabilities by name (linux/capability.h), in their order.

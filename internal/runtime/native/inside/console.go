@@ -40,13 +40,9 @@ func (h *half) console() error {
 			return fmt.Errorf("console: %w", err)
 		}
 	}
-	if h.Console == plan.NoFD {
-		return errors.New("console: nobody to take it")
-	}
-	if err := unix.Sendmsg(h.Console, []byte("/dev/ptmx"), unix.UnixRights(master), nil, 0); err != nil {
+	if err := plan.SendFile(h.socket, plan.KindTerminal, master); err != nil {
 		return fmt.Errorf("console: sending: %w", err)
 	}
-	closeFD(h.Console)
 	for fd := range 3 {
 		if err := unix.Dup3(slave, fd, 0); err != nil {
 			return fmt.Errorf("console: dup: %w", err)

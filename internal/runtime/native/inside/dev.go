@@ -87,10 +87,5 @@ func (h *half) device(d *plan.Device) error {
 			return pathError("chown", name, err)
 		}
 	}
-	if err == unix.EEXIST && st.Mode&0o7777 != d.Mode&0o7777 {
-		if err := unix.Fchmodat(parent, base, d.Mode&0o7777, 0); err != nil {
-			return pathError("chmod", name, err)
-		}
-	}
 	return nil
 }

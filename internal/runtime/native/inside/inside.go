@@ -25,7 +25,6 @@ import (
 type half struct {
 	*plan.Plan
 	socket *os.File
-	proc   int // a procfs of our own, which no path leads to
 	root   int // the container's root
 	null   int // the host's /dev/null
 }
@@ -33,7 +32,7 @@ type half struct {
 // Main carries out the plan that comes over plan.SocketFD. It returns only when
 // that did not go well; the reason has been told by then.
 func Main() int {
-	h := &half{socket: plan.Socket(), proc: plan.NoFD, root: plan.NoFD, null: plan.NoFD}
+	h := &half{socket: plan.Socket(), root: plan.NoFD, null: plan.NoFD}
 	unix.CloseOnExec(plan.SocketFD)
 	err := error(nil)
 	if unix.Gettid() != unix.Getpid() {
@@ -138,9 +137,6 @@ func (h *half) enterMounts() error {
 
 // join takes a container that runs as it is.
 func (h *half) join() error {
-	if err := h.openProc(); err != nil {
-		return err
-	}
 	where := "/"
 	if h.Root.Path != "" { // it has the host's mounts, and its root by chroot(2)
 		where = h.Root.Path
@@ -161,9 +157,6 @@ func (h *half) join() error {
 // build makes the container's view: names, mounts, devices, its root.
 func (h *half) build() error {
 	if err := h.names(); err != nil {
-		return err
-	}
-	if err := h.openProc(); err != nil {
 		return err
 	}
 	if err := h.openRoot(); err != nil {

@@ -48,6 +48,9 @@ func (h *half) mount(m *plan.Mount) error {
 		}
 	}
 	defer closeFD(tree)
+	if isDir(tree) != isDir(at) {
+		return pathError("mount", m.Dest, unix.ENOTDIR)
+	}
 	if m.CopyUp {
 		if err := copyUp(at, tree); err != nil {
 			return fmt.Errorf("tmpcopyup: %w", err)

@@ -100,6 +100,10 @@ func (h *candidate) hold() error {
 
 // execute loads the filter, sets the capabilities and becomes the program.
 func (h *candidate) execute(name string, env []string) error {
+	// Whatever was opened here meanwhile: the program gets its three streams alone.
+	if err := unix.CloseRange(plan.SocketFD, 1<<31-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return os.NewSyscallError("close_range", err)
+	}
 	if !h.Process.NoNewPrivileges {
 		if err := h.loadFilter(); err != nil {
 			return err

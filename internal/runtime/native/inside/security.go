@@ -180,26 +180,20 @@ func (h *candidate) ownStreams() error {
 // to the kernel for the next execve (attr/exec, proc(5)).
 func (h *candidate) labels() error {
 	if label := h.Process.SelinuxLabel; label != "" {
-		if err := h.writeAttr("attr/exec", label); err != nil {
+		if err := h.writeProc("thread-self/attr/exec", label); err != nil {
 			return fmt.Errorf("can't set process label: %w", err)
 		}
 	}
 	if profile := h.Process.ApparmorProfile; profile != "" {
-		err := h.writeAttr("attr/apparmor/exec", "exec "+profile)
+		err := h.writeProc("thread-self/attr/apparmor/exec", "exec "+profile)
 		if err != nil {
-			err = h.writeAttr("attr/exec", "exec "+profile)
+			err = h.writeProc("thread-self/attr/exec", "exec "+profile)
 		}
 		if err != nil {
 			return fmt.Errorf("unable to apply apparmor profile: %w", err)
 		}
 	}
 	return nil
-}
-
-// writeAttr writes to a file of this thread: by its number, for the file of
-// another thread is not ours to write.
-func (h *candidate) writeAttr(name, text string) error {
-	return h.writeProc(fmt.Sprintf("%d/task/%d/%s", unix.Getpid(), unix.Gettid(), name), text)
 }
 
 // personality is the execution domain (personality(2)).

@@ -5,6 +5,7 @@
 package plan
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"os"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // SocketFD is the inner half's end of the connection.
@@ -46,8 +48,8 @@ type Plan struct {
 	ReadOnly   []string
 	MountLabel string
 
-	Console int // where the terminal's controlling side is sent to
-	Hold    int // a FIFO: a byte from it lets the process go
+	Proc int // the host's procfs
+	Hold int // a FIFO: a byte from it lets the process go
 
 	SeccompFlags uint
 	Filter       []byte `json:"-"` // array of struct sock_filter
@@ -119,11 +121,12 @@ type Hierarchy struct {
 
 // What is said: a kind, the length, and so many bytes.
 const (
-	KindPlan  = 'p' // out → in: JSON
-	KindData  = 'd' // out → in: the filter
-	KindHooks = 'h' // in → out: run yours; out → in: done
-	KindReady = 'r' // in → out: all is set but the process itself; out → in: go on
-	KindError = 'e' // in → out: words
+	KindPlan     = 'p' // out → in: JSON
+	KindData     = 'd' // out → in: the filter
+	KindHooks    = 'h' // in → out: run yours; out → in: done
+	KindTerminal = 't' // in → out: with the controlling side of the process' terminal
+	KindReady    = 'r' // in → out: all is set but the process itself; out → in: go on
+	KindError    = 'e' // in → out: words
 )
 
 // maxMessage bounds what a half takes, in bytes.
@@ -153,6 +156,44 @@ func Receive(r io.Reader) (kind byte, body []byte, err error) {
 		return 0, nil, errors.Join(io.ErrUnexpectedEOF, err)
 	}
 	return head[0], body, nil
+}
+
+// SendFile sends a message of no bytes with a descriptor (unix(7), SCM_RIGHTS).
+func SendFile(socket *os.File, kind byte, fd int) error {
+	return unix.Sendmsg(int(socket.Fd()), []byte{kind, 0, 0, 0, 0}, unix.UnixRights(fd), nil, 0)
+}
+
+// ReceiveFile reads one message of SendFile's; words of the other side's are its error.
+func ReceiveFile(socket *os.File, kind byte) (*os.File, error) {
+	head, oob := make([]byte, 5), make([]byte, unix.CmsgSpace(4))
+	var n, size int
+	var err error
+	for {
+		if n, size, _, _, err = unix.Recvmsg(int(socket.Fd()), head, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_WAITALL); err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	if size == 0 {
+		_, err := Expect(io.MultiReader(bytes.NewReader(head[:n]), socket), kind)
+		return nil, errors.Join(err, io.ErrUnexpectedEOF)
+	}
+	list, err := unix.ParseSocketControlMessage(oob[:size])
+	if err != nil || len(list) != 1 {
+		return nil, errors.Join(err, io.ErrUnexpectedEOF)
+	}
+	fds, err := unix.ParseUnixRights(&list[0])
+	if err != nil || len(fds) != 1 {
+		return nil, errors.Join(err, io.ErrUnexpectedEOF)
+	}
+	f := os.NewFile(uintptr(fds[0]), "terminal")
+	if n != len(head) || head[0] != kind {
+		f.Close()
+		return nil, fmt.Errorf("message %q where %q was due", head[0], kind)
+	}
+	return f, nil
 }
 
 // Expect reads a message of one kind; words of the other side's are its error.

@@ -1,0 +1,106 @@
+package native
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"escale.dev/escale/internal/runtime/native/plan"
+)
+
+// conversation is what is said with a half inside until its program runs.
+type conversation struct {
+	*inner
+	plan    *plan.Plan
+	console string // the socket that takes the terminal
+}
+
+// run has the half inside carry out the plan. outside runs the hooks that belong
+// there; ready is called when all is set but the program itself. wait: until the
+// program runs, or could not.
+func (i *conversation) run(outside, ready func() error, wait bool) error {
+	if err := i.plan.Write(i.socket); err != nil {
+		return i.words(err)
+	}
+	if i.plan.HooksOutside {
+		if _, err := plan.Expect(i.socket, plan.KindHooks); err != nil {
+			return i.words(err)
+		}
+		if err := outside(); err != nil {
+			return err
+		}
+		if err := plan.Send(i.socket, plan.KindHooks, nil); err != nil {
+			return i.words(err)
+		}
+	}
+	if i.plan.Process.Terminal {
+		if err := i.passTerminal(); err != nil {
+			return err
+		}
+	}
+	if _, err := plan.Expect(i.socket, plan.KindReady); err != nil {
+		return i.words(err)
+	}
+	if err := ready(); err != nil {
+		return err
+	}
+	if err := plan.Send(i.socket, plan.KindReady, nil); err != nil {
+		return i.words(err)
+	}
+	if !wait {
+		return nil
+	}
+	// Its end of the connection goes when the program is executed.
+	kind, body, err := plan.Receive(i.socket)
+	switch {
+	case err == nil && kind == plan.KindError:
+		return &plan.Refusal{Words: string(body)}
+	case err == nil:
+		return fmt.Errorf("message %q where nothing was due", kind)
+	case errors.Is(err, io.EOF):
+		return nil
+	}
+	return err
+}
+
+// words is the error of a conversation: what the other half has said, or how it ended.
+func (i *conversation) words(err error) error {
+	var said *plan.Refusal
+	if errors.As(err, &said) {
+		return said
+	}
+	// It may have spoken before it went.
+	if kind, body, rerr := plan.Receive(i.socket); rerr == nil && kind == plan.KindError {
+		return &plan.Refusal{Words: string(body)}
+	}
+	var ws unix.WaitStatus
+	if pid, werr := unix.Wait4(i.pid, &ws, unix.WNOHANG, nil); werr == nil && pid == i.pid && ws.Signaled() {
+		return fmt.Errorf("container init was killed by signal %d (memory limit too low?)", ws.Signal())
+	}
+	return fmt.Errorf("container init: %w", err)
+}
+
+// passTerminal hands the controlling side of the terminal to whoever called. It
+// connects only now: who takes it may wait for it from the connection on.
+func (i *conversation) passTerminal() error {
+	terminal, err := plan.ReceiveFile(i.socket, plan.KindTerminal)
+	if err != nil {
+		return i.words(err)
+	}
+	defer terminal.Close()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: i.console}); err != nil {
+		return fmt.Errorf("console socket: %w", &os.PathError{Op: "connect", Path: i.console, Err: err})
+	}
+	if err := unix.Sendmsg(fd, []byte("/dev/ptmx"), unix.UnixRights(int(terminal.Fd())), nil, 0); err != nil {
+		return fmt.Errorf("console socket: %w", os.NewSyscallError("sendmsg", err))
+	}
+	return nil
+}
