@@ -263,7 +263,7 @@ func TestEngine(t *testing.T) {
 
 // condition knows [docker] and [escale], the client at work, [foreign], [slow], and
 // [cgroup1] and [cgroup2]: limits are set by that version of cgroups, and
-// [apparmor]: there is one, and its parser.
+// [apparmor]: there is one, and its parser. [native]: engines are started with our own runtime.
 func condition(client string) func(string) (bool, error) {
 	return func(cond string) (bool, error) {
 		switch cond {
@@ -271,6 +271,8 @@ func condition(client string) func(string) (bool, error) {
 			return cond == client, nil
 		case "slow":
 			return harness.Slow() > 1, nil
+		case "native":
+			return os.Getenv("ESCALE_RUNTIME") == "native", nil
 		case "foreign":
 			return foreign != "", nil
 		case "cgroup1":

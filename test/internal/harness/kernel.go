@@ -306,6 +306,9 @@ func (e *Engine) takeFolders(inv *inventory) {
 		if err != nil || p == e.ExecRoot {
 			return nil
 		}
+		if d.IsDir() && d.Name() == "filters" {
+			return fs.SkipDir // a cache, of compiled filters
+		}
 		inv.add(Records, p)
 		if d.IsDir() && containerID.MatchString(d.Name()) {
 			return fs.SkipDir // one line a container is enough
