@@ -142,31 +142,37 @@ func load(p []insn) (int, error) {
 		name                 [16]byte
 		ifindex, expectedFor uint32
 	}{kind: progDevice, count: uint32(len(p)), expectedFor: attachDev}
-	attr.insns, attr.license = pointer(code.Bytes()), pointer(license)
+	// As numbers nothing of Go's knows that they are used.
+	var pins runtime.Pinner
+	defer pins.Unpin()
+	attr.insns, attr.license = pinned(&pins, &code.Bytes()[0]), pinned(&pins, &license[0])
 	copy(attr.name[:], "escale_devices")
 	fd, err := bpf(cmdLoad, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	runtime.KeepAlive(&code)
-	runtime.KeepAlive(license)
 	if err != nil {
 		return -1, fmt.Errorf("load: %w", err)
 	}
 	return fd, nil
 }
 
-func pointer(b []byte) uint64 { return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b)))) }
+// pinned keeps something where it is and gives its address.
+func pinned[T any](pins *runtime.Pinner, p *T) uint64 {
+	pins.Pin(p)
+	return uint64(uintptr(unsafe.Pointer(p)))
+}
 
 // attached lists the ids of the device programs of a cgroup itself.
 func attached(cgroup int) ([]uint32, error) {
 	const cmdQuery = 16
 	ids := make([]uint32, 64)
+	var pins runtime.Pinner
+	defer pins.Unpin()
 	attr := struct {
 		target, kind, flags, attach uint32
 		ids                         uint64
 		count                       uint32
 		_                           uint32
-	}{target: uint32(cgroup), kind: attachDev, ids: uint64(uintptr(unsafe.Pointer(&ids[0]))), count: uint32(len(ids))}
+	}{target: uint32(cgroup), kind: attachDev, ids: pinned(&pins, &ids[0]), count: uint32(len(ids))}
 	_, err := bpf(cmdQuery, unsafe.Pointer(&attr), unsafe.Sizeof(attr))
-	runtime.KeepAlive(ids)
 	if err != nil {
 		return nil, fmt.Errorf("query: %w", err)
 	}

@@ -275,6 +275,11 @@ func TestRuleErrors(t *testing.T) {
 			t.Errorf("%+v is taken", l)
 		}
 	}
+	one, eleven := int64(1), int64(11)
+	hole := []specs.LinuxDeviceCgroup{{Type: "a", Access: "rwm"}, {Type: "c", Allow: true, Access: "rw"}, {Type: "c", Major: &one, Minor: &eleven, Access: "w"}}
+	if _, err := NewRules(hole); err == nil || !strings.Contains(err.Error(), "cannot punch hole") {
+		t.Errorf("a denial that would have no effect: %v", err)
+	}
 	r, err := NewRules([]specs.LinuxDeviceCgroup{{Type: "a", Allow: true, Access: "rwm"}})
 	if err != nil || !r.Allow || len(r.order) != 0 {
 		t.Errorf("%+v, %v", r, err)

@@ -54,7 +54,7 @@ func NewRules(list []specs.LinuxDeviceCgroup) (*Rules, error) {
 		}
 	}
 	for _, a := range always {
-		r.set(a.d, a.access, true)
+		_ = r.set(a.d, a.access, true) // who denies them among others means these too
 	}
 	return r, nil
 }
@@ -97,14 +97,22 @@ func (r *Rules) add(l specs.LinuxDeviceCgroup) error {
 		return nil
 	}
 	for _, k := range kinds {
-		r.set(device{k, major, minor}, access, l.Allow)
+		if err := r.set(device{k, major, minor}, access, l.Allow); err != nil {
+			return err
+		}
 	}
 	return nil
 }
 
-// set makes or takes back an exception. Narrower ones that a wider rule covers go.
-func (r *Rules) set(d device, access int, allow bool) {
+// set makes or takes back an exception. Narrower ones that a wider rule covers go; a
+// part of a wider one cannot, for version 1 knows no exceptions from exceptions.
+func (r *Rules) set(d device, access int, allow bool) error {
 	if allow == r.Allow {
+		for o, a := range r.exceptions {
+			if o != d && o.covers(d) && a&access != 0 {
+				return fmt.Errorf("device rule %s: cannot punch hole in existing wildcard rule %s", d.words(access), o.words(a))
+			}
+		}
 		for o := range r.exceptions {
 			if d.covers(o) {
 				if r.exceptions[o] &^= access; r.exceptions[o] == 0 {
@@ -112,12 +120,13 @@ func (r *Rules) set(d device, access int, allow bool) {
 				}
 			}
 		}
-		return
+		return nil
 	}
 	if _, ok := r.exceptions[d]; !ok {
 		r.order = append(r.order, d)
 	}
 	r.exceptions[d] |= access
+	return nil
 }
 
 func (d device) covers(o device) bool {

@@ -101,13 +101,8 @@ func (g *Group) Kill(sig unix.Signal) error {
 // Pids lists the processes of the group and of those below it, sorted. None when
 // it is gone.
 func (g *Group) Pids() ([]int, error) {
-	dirs := g.Dirs()
-	if d, ok := g.V1["freezer"]; ok {
-		dirs = []string{d}
-	} else if g.Unified != "" {
-		dirs = []string{g.Unified}
-	}
 	var pids []int
+	dirs := g.Dirs() // somebody may be in some of them only
 	for _, root := range dirs {
 		err := filepath.WalkDir(root, func(dir string, e fs.DirEntry, err error) error {
 			if errors.Is(err, fs.ErrNotExist) {

@@ -203,7 +203,7 @@ func (g *Group) Make() (made []string, err error) {
 		switch {
 		case errors.Is(err, fs.ErrExist):
 		case err != nil:
-			g.removeAll(made)
+			RemoveEmpty(made)
 			return nil, fmt.Errorf("cgroup: %w", err)
 		default:
 			made = append(made, dir)
@@ -297,7 +297,8 @@ func makeUnified(dir string) error {
 	return os.Mkdir(dir, 0o755)
 }
 
-func (g *Group) removeAll(dirs []string) {
+// RemoveEmpty removes cgroups that nobody is in.
+func RemoveEmpty(dirs []string) {
 	for _, d := range dirs {
 		_ = unix.Rmdir(d) // who comes later clears up
 	}
