@@ -149,6 +149,7 @@ type birth struct {
 
 	group *cgroups.Group
 	cgs   []string // directories that were made
+	empty bool     // nobody was in the cgroup: whoever is, belongs to the container
 	inner *inner
 	state *state
 	ready bool // hooks have been run, to which poststop's belong
@@ -161,8 +162,11 @@ func (b *birth) undo() {
 	if b.inner != nil && b.state != nil {
 		b.state.unmount()
 	}
-	if b.group != nil && len(b.cgs) > 0 {
+	switch {
+	case b.empty:
 		_ = b.group.Remove() // what is left is found by delete --force
+	case b.group != nil:
+		cgroups.RemoveEmpty(b.cgs) // the others are somebody's
 	}
 	if b.ready && b.spec.Hooks != nil {
 		_ = hooks.Run("poststop", b.spec.Hooks.Poststop, b.state.told(specs.StateStopped)) // the first error is the one to tell
@@ -173,6 +177,18 @@ func (b *birth) undo() {
 func (b *birth) run() (*made, error) {
 	layout, err := cgroups.Detect()
 	if err != nil {
+		return nil, err
+	}
+	// Who finds us killed has to know which cgroups there may be.
+	b.state = &state{Version: stateVersion, ID: b.id, OCIVersion: b.spec.Version, Bundle: b.bundle, Rootfs: b.spec.Root.Path, Created: time.Now().UTC(), CgroupsPath: b.spec.Linux.CgroupsPath,
+		Process: b.spec.Process, Hooks: b.spec.Hooks, Annotations: b.spec.Annotations, Personality: b.spec.Linux.Personality}
+	if b.state.Namespaces, err = namespaceFlags(b.spec.Linux.Namespaces); err != nil {
+		return nil, err
+	}
+	if b.state.RootMount, err = mountOf(b.spec.Root.Path); err != nil {
+		return nil, fmt.Errorf("invalid rootfs: %w", err)
+	}
+	if err := b.save(b.state); err != nil {
 		return nil, err
 	}
 	if err := b.makeGroup(layout); err != nil {
@@ -186,11 +202,7 @@ func (b *birth) run() (*made, error) {
 	if b.options.has("no-new-keyring") {
 		p.plan.Keyring = ""
 	}
-	b.state = &state{Version: stateVersion, ID: b.id, OCIVersion: b.spec.Version, Bundle: b.bundle, Rootfs: b.spec.Root.Path, Created: time.Now().UTC(), CgroupsPath: b.spec.Linux.CgroupsPath,
-		Namespaces: p.flags, Process: b.spec.Process, Hooks: b.spec.Hooks, Annotations: b.spec.Annotations, Personality: b.spec.Linux.Personality, FilterFlags: p.plan.SeccompFlags}
-	if b.state.RootMount, err = mountOf(b.spec.Root.Path); err != nil {
-		return nil, err
-	}
+	b.state.FilterFlags = p.plan.SeccompFlags
 	if len(p.plan.Filter) > 0 {
 		if err := os.WriteFile(filepath.Join(b.dir(b.id), filterName), p.plan.Filter, 0o600); err != nil {
 			return nil, err
@@ -252,11 +264,14 @@ func (b *birth) makeGroup(layout *cgroups.Layout) (err error) {
 	if b.cgs, err = b.group.Make(); err != nil {
 		return err
 	}
-	if len(b.cgs) == 0 {
-		if pids, err := b.group.Pids(); err == nil && len(pids) > 0 {
+	if len(b.cgs) < len(b.group.Dirs()) { // some were there
+		if pids, err := b.group.Pids(); err != nil {
+			return err
+		} else if len(pids) > 0 {
 			return fmt.Errorf("container's cgroup is not empty: %d process(es) found", len(pids))
 		}
 	}
+	b.empty = true
 	if err := b.group.Limit(l.Resources); err != nil {
 		return err
 	}

@@ -417,29 +417,8 @@ func TestKilled(t *testing.T) {
 		time.Sleep(delay)
 		_ = cmd.Process.Kill() // it may have ended
 		_ = cmd.Wait()         // killed, or not
-		l.forget()
 		l.must("delete", "--force", l.id)
 		l.nothingLeft()
-	}
-}
-
-// forget ends what a killed runtime has left: the half inside goes by itself when its
-// socket closes, and its cgroups are those of the specification, as the engine knows too.
-func (l *lab) forget() {
-	l.t.Helper()
-	layout, err := cgroups.Detect()
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	g, err := layout.Place(l.spec.Linux.CgroupsPath, l.id)
-	if err != nil {
-		l.t.Fatal(err)
-	}
-	if exists(filepath.Join(l.states, l.id, stateName)) {
-		return
-	}
-	if err := g.Remove(); err != nil {
-		l.t.Fatal(err)
 	}
 }
 
@@ -488,6 +467,39 @@ func TestRefusals(t *testing.T) {
 				l.nothingLeft()
 			}
 		})
+	}
+}
+
+// Links of the image that lead nowhere: what they mean is made, inside the root.
+func TestDanglingLinks(t *testing.T) {
+	l := newLab(t, "cat /not/there/dir/f /made/file; ls /up")
+	root := filepath.Join(l.bundle, "root")
+	for name, to := range map[string]string{"data": "/not/there", "file": "made/file", "out": "../../../../up", "loop": "/loop2", "loop2": "loop"} {
+		if err := os.Symlink(to, filepath.Join(root, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	source := filepath.Join(l.bundle, "source")
+	if err := os.Mkdir(source, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(source, "f"), []byte("seen\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	bind := func(from, to string) specs.Mount {
+		return specs.Mount{Destination: to, Type: "bind", Source: from, Options: []string{"bind", "ro"}}
+	}
+	l.spec.Mounts = append(l.spec.Mounts, bind(source, "/data/dir"), bind(filepath.Join(source, "f"), "/file"), bind(source, "/out"))
+	if got := l.run(); got != "seen\nseen\nf" {
+		t.Errorf("inside: %s", got)
+	}
+	if exists("/up") || exists("/not") {
+		t.Error("it was made outside")
+	}
+	l.spec.Mounts = append(l.spec.Mounts, bind(source, "/loop"))
+	l.write()
+	if out, err := l.call("run", l.id); err == nil || !strings.Contains(out, "too many levels of symbolic links") {
+		t.Errorf("a loop: %v: %s", err, out)
 	}
 }
 

@@ -85,6 +85,9 @@ func (r *runtime) save(s *state) error {
 
 // open is a descriptor of the container's process; nil when it has ended.
 func (s *state) open() (*os.File, error) {
+	if s.Pid == 0 { // it is being made, or who made it was killed
+		return nil, nil
+	}
 	fd, err := unix.PidfdOpen(s.Pid, 0)
 	if err == unix.ESRCH || err == unix.EINVAL {
 		return nil, nil

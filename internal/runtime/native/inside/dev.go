@@ -18,7 +18,7 @@ func (h *half) devices() error {
 			return fmt.Errorf("error creating device nodes: %s: %w", h.Devices[i].Path, err)
 		}
 	}
-	dev, err := h.mkdirAll("/dev", 0)
+	dev, err := h.target("/dev", true, 0)
 	if err != nil {
 		return err
 	}
@@ -45,7 +45,7 @@ func (h *half) devices() error {
 // device makes a node, or shows the host's where the kernel lets nobody make one.
 func (h *half) device(d *plan.Device) error {
 	name := path.Clean("/" + d.Path)
-	parent, err := h.mkdirAll(path.Dir(name), 0)
+	parent, err := h.target(path.Dir(name), true, 0)
 	if err != nil {
 		return err
 	}

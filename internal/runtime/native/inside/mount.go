@@ -233,7 +233,9 @@ func (h *half) guardProc(m *plan.Mount, at int) error {
 	isProc := m.FS == "proc"
 	if m.Tree != plan.NoFD {
 		var src unix.Statfs_t
-		isProc = unix.Fstatfs(m.Tree, &src) == nil && src.Type == unix.PROC_SUPER_MAGIC && isDir(m.Tree)
+		var root unix.Stat_t
+		// Its root has the inode 1; a part of it is something else.
+		isProc = unix.Fstatfs(m.Tree, &src) == nil && src.Type == unix.PROC_SUPER_MAGIC && unix.Fstat(m.Tree, &root) == nil && root.Ino == 1
 	}
 	place := h.isAt(at, "/proc")
 	switch {
@@ -241,7 +243,7 @@ func (h *half) guardProc(m *plan.Mount, at int) error {
 		return nil
 	case place || dest == "/proc":
 		return fmt.Errorf("%q cannot be mounted because it is not of type proc", dest)
-	case st.Type == unix.PROC_SUPER_MAGIC && !slices.Contains(inProc, dest):
+	case (st.Type == unix.PROC_SUPER_MAGIC || strings.HasPrefix(dest, "/proc/")) && !slices.Contains(inProc, dest):
 		return fmt.Errorf("%q cannot be mounted because it is inside /proc", dest)
 	}
 	return nil

@@ -34,10 +34,62 @@ func openIn(dir int, name string, flags int, more uint64) (int, error) {
 // of it as a directory or a file. The caller closes the descriptor, which is O_PATH.
 func (h *half) target(name string, dir bool, more uint64) (int, error) {
 	name = path.Clean("/" + name)
-	fd, err := h.open(name, unix.O_PATH, more)
-	if !errors.Is(err, unix.ENOENT) {
-		return fd, err
+	for range maxLinks {
+		fd, err := h.open(name, unix.O_PATH, more)
+		if !errors.Is(err, unix.ENOENT) {
+			return fd, err
+		}
+		further, err := h.dangling(name, more)
+		if err != nil {
+			return -1, err
+		}
+		if further == name {
+			return h.make(name, dir, more)
+		}
+		name = further
 	}
+	return -1, pathError("open", name, unix.ELOOP)
+}
+
+// maxLinks is how many links to nowhere are followed, as many as the kernel would follow.
+const maxLinks = 40
+
+// dangling follows the first link of a path that leads to what is not there: the
+// image means its target, inside its root. The path itself when there is none.
+func (h *half) dangling(name string, more uint64) (string, error) {
+	there, rest := name, ""
+	for there != "/" {
+		parent, base := path.Dir(there), path.Base(there)
+		dir, err := h.open(parent, unix.O_PATH|unix.O_DIRECTORY, more)
+		if errors.Is(err, unix.ENOENT) {
+			there, rest = parent, path.Join(base, rest)
+			continue
+		}
+		if err != nil {
+			return "", err
+		}
+		defer closeFD(dir)
+		var buf [unix.PathMax]byte
+		n, err := unix.Readlinkat(dir, base, buf[:])
+		switch {
+		case err == unix.ENOENT || err == unix.EINVAL: // nothing, or no link
+			return name, nil
+		case err != nil:
+			return "", pathError("readlink", there, err)
+		case more&unix.RESOLVE_NO_SYMLINKS != 0:
+			return "", pathError("open", there, unix.ELOOP)
+		}
+		target := string(buf[:n])
+		if !path.IsAbs(target) {
+			target = path.Join(parent, target)
+		}
+		return path.Join("/", target, rest), nil
+	}
+	return name, nil
+}
+
+// make makes what is missing of a path, none of which is a link.
+func (h *half) make(name string, dir bool, more uint64) (int, error) {
 	if dir {
 		return h.mkdirAll(name, more)
 	}
