@@ -38,31 +38,34 @@ type Peer struct {
 	Expires time.Time
 }
 
-// Format is that of the file in which an identity is kept (docs/formats.md).
-const Format = 1
+// Formats of the file in which an identity is kept (docs/formats.md): plain, and with the
+// key sealed.
+const (
+	Format       = 1
+	FormatSealed = 2
+)
 
-// kept is an identity as it is kept.
+// kept is an identity as it is kept: the key as it is, or sealed.
 type kept struct {
-	Format            int
-	Key, Chain, Roots string // PEM
+	Format       int
+	Key          string `json:",omitempty"` // PEM
+	Sealed       []byte `json:",omitempty"`
+	Chain, Roots string // PEM
 }
 
-// newIdentity checks that all of it fits together, and is valid but for the time.
-// InvalidArgument.
+// newIdentity checks that all of it fits together, and is valid but for the time. Without a key
+// it is that of a node that nobody has unlocked. InvalidArgument.
 func newIdentity(key, chain, roots []byte) (*Identity, error) {
 	list, err := parseCerts(chain)
 	if err != nil {
 		return nil, fmt.Errorf("certificate of the node: %w", err)
 	}
-	id := &Identity{Issuer: issuer(list[0].AuthorityKeyId), Roots: roots, kept: kept{Format, string(key), string(chain), string(roots)}}
+	id := &Identity{Issuer: issuer(list[0].AuthorityKeyId), Roots: roots, kept: kept{Format: Format, Key: string(key), Chain: string(chain), Roots: string(roots)}}
 	if id.Peer, err = peerOf(list[0]); err != nil {
 		return nil, err
 	}
-	if _, err := parseKey(key); err != nil {
-		return nil, fmt.Errorf("key of the node: %w", err)
-	}
-	if id.cert, err = tls.X509KeyPair(chain, key); err != nil {
-		return nil, fmt.Errorf("certificate and key of the node: %w: %w", err, errdefs.ErrInvalidArgument)
+	if err := id.hold(key, list); err != nil {
+		return nil, err
 	}
 	if id.pool, err = poolOf(roots); err != nil {
 		return nil, fmt.Errorf("trusted roots: %w", err)
@@ -75,6 +78,23 @@ func newIdentity(key, chain, roots []byte) (*Identity, error) {
 		return nil, fmt.Errorf("certificate of the node: %w: %w", err, errdefs.ErrInvalidArgument)
 	}
 	return id, nil
+}
+
+// hold takes the key, if there is one, with the certificate.
+func (id *Identity) hold(key []byte, list []*x509.Certificate) (err error) {
+	if key == nil {
+		for _, c := range list {
+			id.cert.Certificate = append(id.cert.Certificate, c.Raw)
+		}
+		return nil
+	}
+	if _, err := parseKey(key); err != nil {
+		return fmt.Errorf("key of the node: %w", err)
+	}
+	if id.cert, err = tls.X509KeyPair([]byte(id.kept.Chain), key); err != nil {
+		return fmt.Errorf("certificate and key of the node: %w: %w", err, errdefs.ErrInvalidArgument)
+	}
+	return nil
 }
 
 // peerOf reads a node's certificate, whose chain somebody else has checked.
@@ -102,6 +122,7 @@ type Keeper struct {
 
 	mu   sync.Mutex
 	id   *Identity
+	seal Sealer        // of the key where it is kept; nil: it is kept as it is
 	more chan struct{} // closed with the next one; nil: nobody waits
 }
 
@@ -127,12 +148,19 @@ func parseIdentity(raw []byte) (*Identity, error) {
 	if err := json.Unmarshal(raw, &k); err != nil {
 		return nil, fmt.Errorf("identity of the node: %w: %w", err, errdefs.ErrDataLoss)
 	}
-	if k.Format > Format {
-		return nil, fmt.Errorf("identity of the node: its format is %d, this version of Escale knows %d: %w", k.Format, Format, errdefs.ErrFailedPrecondition)
+	if k.Format > FormatSealed {
+		return nil, fmt.Errorf("identity of the node: its format is %d, this version of Escale knows %d: %w", k.Format, FormatSealed, errdefs.ErrFailedPrecondition)
 	}
-	id, err := newIdentity([]byte(k.Key), []byte(k.Chain), []byte(k.Roots))
+	key := []byte(k.Key)
+	if len(k.Sealed) > 0 {
+		key = nil
+	}
+	id, err := newIdentity(key, []byte(k.Chain), []byte(k.Roots))
 	if err != nil {
 		return nil, fmt.Errorf("identity of the node: %w: %w", err, errdefs.ErrDataLoss)
+	}
+	if key == nil {
+		id.kept = k
 	}
 	return id, nil
 }
@@ -144,24 +172,34 @@ func Keep(path string, key, chain, roots []byte) (*Keeper, error) {
 	return k, k.Set(key, chain, roots)
 }
 
-// Set exchanges the identity, durably.
+// Set exchanges the identity, durably. InvalidArgument when the parts do not fit together;
+// FailedPrecondition while it is locked.
 func (k *Keeper) Set(key, chain, roots []byte) error {
+	if key == nil {
+		key = []byte{} // that is none
+	}
 	id, err := newIdentity(key, chain, roots)
 	if err != nil {
 		return err
 	}
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	if k.id != nil && k.id.locked() {
+		return errLocked
+	}
 	return k.keep(id)
 }
 
 // Trust exchanges the roots that are trusted, durably. InvalidArgument when they would not
-// believe the node itself.
+// believe the node itself; FailedPrecondition while it is locked.
 func (k *Keeper) Trust(roots []byte) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if bytes.Equal(roots, k.id.Roots) {
 		return nil
+	}
+	if k.id.locked() {
+		return errLocked
 	}
 	id, err := newIdentity([]byte(k.id.kept.Key), []byte(k.id.kept.Chain), roots)
 	if err != nil {
@@ -170,21 +208,31 @@ func (k *Keeper) Trust(roots []byte) error {
 	return k.keep(id)
 }
 
-// keep writes the file. Called with mu held.
+// keep writes the file of an identity, which is the node's then. Called with mu held.
 func (k *Keeper) keep(id *Identity) error {
-	raw, err := json.Marshal(id.kept)
+	if err := k.write(id); err != nil {
+		return err
+	}
+	k.exchange(id)
+	return nil
+}
+
+// write writes the file. Called with mu held.
+func (k *Keeper) write(id *Identity) error {
+	raw, err := json.Marshal(id.sealed(k.seal))
 	if err != nil {
 		return err
 	}
-	if err := atomicfile.Write(k.path, raw, 0o600, atomicfile.Options{Sync: true}); err != nil {
-		return err
-	}
+	return atomicfile.Write(k.path, raw, 0o600, atomicfile.Options{Sync: true})
+}
+
+// exchange has another identity be the node's. Called with mu held.
+func (k *Keeper) exchange(id *Identity) {
 	k.id = id
 	if k.more != nil {
 		close(k.more)
 		k.more = nil
 	}
-	return nil
 }
 
 // Changed is closed when the identity is exchanged the next time. Ask before Identity.
@@ -208,7 +256,11 @@ const (
 // roots has what is trusted. Each is replaced in one step, and left alone when it is what it
 // is to be.
 func (k *Keeper) WriteFiles(dir string) (pair, roots string, err error) {
-	id := k.Identity().kept
+	now := k.Identity()
+	if now.locked() {
+		return "", "", errLocked
+	}
+	id := now.kept
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", "", err
 	}

@@ -16,6 +16,9 @@ func (k *Keeper) Server(check func(Peer) error) *tls.Config {
 		MinVersion: tls.VersionTLS13,
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
 			id := k.Identity()
+			if id.locked() {
+				return nil, errLocked
+			}
 			return &tls.Config{
 				MinVersion:             tls.VersionTLS13,
 				Certificates:           []tls.Certificate{id.cert},
@@ -43,7 +46,7 @@ func (k *Keeper) Server(check func(Peer) error) *tls.Config {
 func (k *Keeper) Client(role Role) *tls.Config {
 	id := k.Identity()
 	c := ClientOf(id.pool, role)
-	c.Certificates = []tls.Certificate{id.cert}
+	c.GetClientCertificate = k.show
 	c.VerifyConnection = func(s tls.ConnectionState) error {
 		_, err := k.PeerOf(s)
 		return err
@@ -57,10 +60,8 @@ func (k *Keeper) Client(role Role) *tls.Config {
 func (k *Keeper) Lasting(role Role) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, ServerName: string(role),
-		InsecureSkipVerify: true, // VerifyConnection does it, by the roots of that moment
-		GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-			return &k.Identity().cert, nil
-		},
+		InsecureSkipVerify:   true, // VerifyConnection does it, by the roots of that moment
+		GetClientCertificate: k.show,
 		VerifyConnection: func(s tls.ConnectionState) error {
 			between := x509.NewCertPool()
 			for i, c := range s.PeerCertificates {
@@ -76,6 +77,15 @@ func (k *Keeper) Lasting(role Role) *tls.Config {
 			return err
 		},
 	}
+}
+
+// show is the certificate of who calls.
+func (k *Keeper) show(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	id := k.Identity()
+	if id.locked() {
+		return nil, errLocked
+	}
+	return &id.cert, nil
 }
 
 // ClientOfNode is the TLS of who calls a node by its id, in the same cluster; see Client.

@@ -182,10 +182,13 @@ type climber struct{ *Membership }
 // finds out as one.
 func (m climber) sink(context.Context) error {
 	m.mu.Lock()
-	r := m.rec
+	r, keeper := m.rec, m.keeper
 	m.mu.Unlock()
 	if r.Phase != manager {
 		return nil
+	}
+	if err := keeper.Lock(nil); err != nil { // what opens it goes
+		return err
 	}
 	m.log.Warn("this node is no manager any more")
 	r.Phase, r.Members, r.Fresh, r.Force = worker, "", false, false

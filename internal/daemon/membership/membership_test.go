@@ -620,6 +620,77 @@ func TestLocked(t *testing.T) {
 	h.till("ready", h.ready)
 }
 
+// Where managers are locked, so is what a node proves itself with: one that has started again is
+// believed by nobody before it is unlocked. A worker has no such lock.
+func TestNodeKeyLocked(t *testing.T) {
+	t.Parallel()
+	a, b := newHost(t, "a"), newHost(t, "b")
+	key := seal.NewKey().String()
+	_, token := a.found(func(c *cluster.Cluster) {
+		c.Spec.EncryptionConfig.AutoLockManagers, c.Status.UnlockKey = true, key
+	})
+	if err := b.join(a, token); err != nil {
+		t.Fatal(err)
+	}
+	plain := func(h *host) bool {
+		raw, err := os.ReadFile(filepath.Join(h.cfg.Dir, identityFile))
+		return err != nil || strings.Contains(string(raw), "PRIVATE KEY")
+	}
+	for _, h := range []*host{a, b} {
+		h.till("sealed", func() bool { return !plain(h) })
+	}
+	there := func(ready bool) func() bool {
+		return func() bool {
+			n, err := store.Find[*cluster.Node](a.m.Objects().View(), b.m.Node())
+			return err == nil && n.Status.Ready == ready
+		}
+	}
+	a.till("both", there(true))
+	b.stop()
+	if _, err := os.Stat(filepath.Join(b.cfg.RunDir, "node.pem")); !errors.Is(err, os.ErrNotExist) {
+		t.Error("the key lies open where the server read it")
+	}
+	b.start()
+	b.till("locked", func() bool { return b.m.State().Locked && b.m.keeper.Locked() })
+	unlock := func(h *host, key string) {
+		t.Helper()
+		if err := h.m.Unlock(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	unlock(b, key)
+	b.till("ready", b.ready)
+	a.till("back", there(true))
+	// Another unlock key changes nothing of it.
+	next := seal.NewKey().String()
+	a.change(func(c *cluster.Cluster) { c.Status.UnlockKey = next })
+	other, err := seal.ParseKey(next)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.till("locked with another key", func() bool {
+		_, err := seal.Load(filepath.Join(b.cfg.Dir, keysFile), &other)
+		return err == nil
+	})
+	b.again()
+	b.till("locked", func() bool { return b.m.State().Locked })
+	unlock(b, next)
+	b.till("ready", b.ready)
+	a.till("demoted", func() bool {
+		n, err := store.Find[*cluster.Node](a.m.Objects().View(), b.m.Node())
+		if err != nil {
+			return false
+		}
+		n = store.Copy(n)
+		n.Spec.Manager = false
+		_, err = a.m.Objects().Commit(t.Context(), store.Update(n))
+		return err == nil
+	})
+	b.till("a worker", b.phase(worker))
+	b.again()
+	b.till("ready", func() bool { return b.ready() && plain(b) })
+}
+
 // Strangers are not led to the store.
 func TestStrangers(t *testing.T) {
 	a := newHost(t, "a")

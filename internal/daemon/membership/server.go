@@ -27,6 +27,7 @@ type server struct {
 	m      *Membership
 	rec    record
 	keeper *ca.Keeper
+	pair   string // file of the certificate and its key, while the server runs
 	child  *child.Child
 	ring   atomic.Pointer[seal.Ring]
 	store  atomic.Pointer[etcd.Store]
@@ -54,7 +55,7 @@ func (m *Membership) beginAt(dir string, r record, keeper *ca.Keeper, token stri
 	if err != nil {
 		return nil, fmt.Errorf("certificate for the store: %w", err)
 	}
-	s := &server{m: m, rec: r, keeper: keeper, ended: make(chan struct{})}
+	s := &server{m: m, rec: r, keeper: keeper, pair: pair, ended: make(chan struct{})}
 	s.ring.Store(ring)
 	s.child = child.New(child.Config{
 		Name: r.Node, Dir: dir, Socket: filepath.Join(m.cfg.RunDir, "store.sock"),
@@ -134,6 +135,9 @@ func (s *server) stop() {
 	}
 	s.cancel()
 	<-s.ended
+	if err := os.Remove(s.pair); err != nil && !errors.Is(err, os.ErrNotExist) {
+		s.m.log.Warn("the certificate of the store's server", "error", err)
+	}
 }
 
 // removed tells whether the server has ended because it is no member any more, or has lost
@@ -235,7 +239,7 @@ func (s *server) attendFiles(ctx context.Context, st store.Store) error {
 				had = is
 			}
 			if key, err := unlockKey(st.View()); err == nil && key != locked {
-				if err := keepKeys(dir, s.ring.Load(), key); err != nil {
+				if err := s.lock(dir, key); err != nil {
 					return err
 				}
 				locked = key
@@ -253,6 +257,18 @@ func (s *server) attendFiles(ctx context.Context, st store.Store) error {
 			return err
 		}
 	}
+}
+
+// lock keeps the keys locked with an unlock key, and by them that of the node; "": as they are. An
+// engine that ends in between does the rest when it has started again.
+func (s *server) lock(dir, unlock string) error {
+	if err := keepKeys(dir, s.ring.Load(), unlock); err != nil {
+		return err
+	}
+	if unlock == "" {
+		return s.keeper.Lock(nil)
+	}
+	return s.keeper.Lock(s.ring.Load())
 }
 
 // news is closed when objects of some kinds have been changed since it was called, or ctx has
@@ -325,14 +341,15 @@ func (m *Membership) Unlock(_ context.Context, text string) error {
 	return nil
 }
 
-// ringWanted gives the keys, and waits for somebody to unlock them if need be.
+// ringWanted gives the keys, with which that of the node is opened, and waits for somebody to
+// unlock them if need be.
 func (m locksmith) ringWanted(ctx context.Context) (*seal.Ring, error) {
 	for {
 		m.mu.Lock()
-		ring, r := m.ring, m.rec
+		ring, r, keeper := m.ring, m.rec, m.keeper
 		m.mu.Unlock()
 		if ring != nil {
-			return ring, nil
+			return ring, keeper.Unlock(ring)
 		}
 		locked, err := seal.Locked(filepath.Join(m.cfg.Dir, keysFile))
 		if err != nil {
