@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -295,6 +296,8 @@ func (s *site) do(o order) (string, error) {
 		s.stop()
 		b := bridge.New(config())
 		return "", alone{overlay.New(config(), b), b}.Restore(ctx, nil)
+	case "flush":
+		return "", errors.Join(netlink.XfrmPolicyFlush(), netlink.XfrmStateFlush(0))
 	case "xfrm":
 		return xfrm()
 	case "mtu":
@@ -362,6 +365,9 @@ func (s *site) begin(ctx context.Context) error {
 	s.stop = stop
 	ready := make(chan struct{})
 	go func() { _ = b.Watch(watching, func() { close(ready) }) }()
+	<-ready
+	ready = make(chan struct{})
+	go func() { _ = s.d.Watch(watching, sync.OnceFunc(func() { close(ready) })) }()
 	<-ready
 	return nil
 }

@@ -58,7 +58,7 @@ type Driver struct {
 	cfg    network.Config
 	log    *slog.Logger
 	cipher *esp.Cipher
-	probe  func() error // why the kernel does not encrypt
+	able   ability
 
 	mu       sync.Mutex
 	under    Underlay
@@ -94,7 +94,7 @@ func New(cfg network.Config, bridges Bridges) *Driver {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	d := &Driver{Bridges: bridges, cfg: cfg, log: log, cipher: esp.New(cfg.Instance, nil), probe: sync.OnceValue(esp.Probe), networks: map[string]*spanned{}}
+	d := &Driver{Bridges: bridges, cfg: cfg, log: log, cipher: esp.New(cfg.Instance, nil), able: ability{probe: esp.Probe}, networks: map[string]*spanned{}}
 	bridges.Healed(d.healed)
 	return d
 }
@@ -136,7 +136,7 @@ func (d *Driver) read(spec network.Spec) (*spanned, error) {
 		s.mtu = n
 	}
 	if s.seal {
-		if err := d.probe(); err != nil {
+		if err := d.able.now(); err != nil {
 			return nil, fmt.Errorf("network %s cannot be encrypted here (--opt encrypted): %w", cmp.Or(spec.Name, spec.ID), err)
 		}
 	}
@@ -150,8 +150,9 @@ func Encrypted(options map[string]string) bool {
 }
 
 // Encrypts tells whether this node can have networks that are: nil, or why not, which is
-// NotImplemented when its kernel lacks something. Blocks for some milliseconds the first time.
-func (d *Driver) Encrypts() error { return d.probe() }
+// NotImplemented when its kernel lacks something. Blocks for some milliseconds the first time,
+// and each minute as long as it cannot: somebody may load what is missing.
+func (d *Driver) Encrypts() error { return d.able.now() }
 
 // bridged is the network as the driver of bridges is to make it.
 func (s *spanned) bridged(spec network.Spec) network.Spec {

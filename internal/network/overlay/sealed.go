@@ -6,11 +6,31 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
+	"time"
 
 	"escale.dev/escale/internal/network/firewall"
 	"escale.dev/escale/internal/network/overlay/esp"
 	"github.com/containerd/errdefs"
 )
+
+// ability is whether the kernel encrypts.
+type ability struct {
+	probe func() error
+	mu    sync.Mutex
+	asked time.Time
+	err   error
+}
+
+// now asks the kernel, unless it has said yes, or no within the last minute.
+func (a *ability) now() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.asked.IsZero() || a.err != nil && time.Since(a.asked) > time.Minute {
+		a.err, a.asked = a.probe(), time.Now()
+	}
+	return a.err
+}
 
 // SetKeys says by which keys a network is encrypted; they are used as SetPeers comes next.
 // Without any, what the kernel has stays as it is. NotFound when there is no such network.

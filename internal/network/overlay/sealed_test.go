@@ -99,6 +99,14 @@ func TestSealedAcrossHosts(t *testing.T) {
 	if n := a.must(order{Do: "heard"}); n != "0" {
 		t.Errorf("%s datagrams of a stranger were heard", n)
 	}
+	// Somebody takes from the kernel what it encrypts by: it is there again, and nothing went
+	// clear meanwhile.
+	a.must(order{Do: "flow", Box: 11, Addr: "10.90.0.12:80"})
+	a.must(order{Do: "flush"})
+	a.reach(11, 12, true)
+	b.must(order{Do: "flush"})
+	b.reach(12, 11, true)
+	a.must(order{Do: "flown"})
 	seen := wire.close()
 	t.Logf("on the wire: %+v", seen)
 	if seen.esp == 0 || seen.clear > 0 || seen.secret > 0 || seen.stranger == 0 {

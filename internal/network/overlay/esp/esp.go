@@ -182,7 +182,7 @@ func (c *Cipher) add(states map[stateKey]netlink.XfrmState, policies map[policyK
 // uses a state.
 func (c *Cipher) trim(concerns func(reqid int) bool, states map[stateKey]netlink.XfrmState, policies map[policyKey]netlink.XfrmPolicy) error {
 	list, err := c.k.Policies()
-	if absent(err) {
+	if Absent(err) {
 		return nil
 	}
 	if err != nil {
@@ -321,14 +321,14 @@ func derive(k Key, network string, from, to netip.Addr) (spi uint32, secret []by
 	return spi, raw[:36], nil
 }
 
-// absent tells whether an error says that the kernel has no XFRM.
-func absent(err error) bool {
+// Absent tells whether an error says that the kernel has no XFRM.
+func Absent(err error) bool {
 	return errors.Is(err, unix.EPROTONOSUPPORT) || errors.Is(err, unix.ESOCKTNOSUPPORT) || errors.Is(err, unix.EAFNOSUPPORT)
 }
 
 // explain says in words that the kernel lacks what is needed.
 func explain(err error) error {
-	if absent(err) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.ENOPROTOOPT) || errors.Is(err, unix.EOPNOTSUPP) {
+	if Absent(err) || errors.Is(err, unix.ENOSYS) || errors.Is(err, unix.ENOPROTOOPT) || errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("%w (%w)", ErrNone, err)
 	}
 	return err
