@@ -119,55 +119,33 @@ func (r *runtime) join(s *state, process *specs.Process, o values) (*inner, erro
 		pidfd.Close()
 		return nil, errors.New("cannot exec in a paused container (use --ignore-paused to override)")
 	}
-	p := &plan.Plan{ID: s.ID, Exec: true, Process: *process, Keyring: "_ses." + s.ID, MountNS: plan.NoFD, Hold: plan.NoFD,
+	p := &plan.Plan{ID: s.ID, Exec: true, Process: *process, Keyring: "_ses." + s.ID, MountNS: plan.NoFD, Hold: plan.NoFD, Proc: plan.NoFD,
 		SeccompFlags: s.FilterFlags, Personality: s.Personality}
 	p.Process.Capabilities = nil
 	if p.Caps, err = capsOf(process.Capabilities); err != nil {
 		pidfd.Close()
 		return nil, err
 	}
-	out := &outfit{}
+	out := &outfit{enter: &entry{pidfd: pidfd, kinds: s.Namespaces}}
 	defer out.close()
-	out.joins = append(out.joins, namespace{pidfd, s.Namespaces &^ (unix.CLONE_NEWNS | unix.CLONE_NEWUSER)})
-	if err := r.handExec(s, out, p, o, int(pidfd.Fd())); err != nil {
+	if err := r.handExec(s, out, p, o); err != nil {
 		return nil, err
 	}
-	files, err := group.Tasks(true)
-	if err != nil {
+	if out.enter.tasks, err = group.Tasks(true); err != nil {
 		return nil, err
-	}
-	for _, f := range files {
-		p.Join = append(p.Join, out.give(f))
 	}
 	return startExec(process, out, p, o)
 }
 
 // handExec gives what a process in a container needs: the container's filter, mounts, terminal.
-func (r *runtime) handExec(s *state, out *outfit, p *plan.Plan, o values, pidfd int) error {
+func (r *runtime) handExec(s *state, out *outfit, p *plan.Plan, o values) error {
 	filter, err := os.ReadFile(filepath.Join(r.dir(s.ID), filterName))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	p.Filter = filter
-	proc, err := procfs()
-	if err != nil {
-		return err
-	}
-	p.Proc = out.give(proc)
-	if s.Namespaces&unix.CLONE_NEWNS != 0 {
-		fd, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 3)
-		if err != nil {
-			return os.NewSyscallError("fcntl", err)
-		}
-		p.MountNS = out.giveFD(fd, "pidfd")
-	}
 	if s.Namespaces&unix.CLONE_NEWNS == 0 {
 		p.Root.Path = s.Rootfs
-	}
-	if s.Namespaces&unix.CLONE_NEWUSER != 0 {
-		if out.user, err = openNamespace("/proc/"+strconv.Itoa(s.Pid)+"/ns/user", unix.CLONE_NEWUSER); err != nil {
-			return err
-		}
 	}
 	if p.Process.Terminal && o.text("console-socket", "") == "" {
 		return errors.New("cannot allocate tty if runc will detach without setting console socket")

@@ -25,6 +25,15 @@ type outfit struct {
 	users  *fork.Maps  // of a new user namespace
 	files  []*os.File  // its descriptors from the fourth on
 	user   *os.File    // a user namespace to be joined
+	enter  *entry      // instead of all that: the container of a process
+}
+
+// entry is a container that runs, to go into: namespaces of the process of pidfd,
+// and cgroups by their files.
+type entry struct {
+	pidfd *os.File
+	kinds int
+	tasks []*os.File
 }
 
 // namespace is one to be joined. kind is a CLONE_NEW*, or several for a pidfd.
@@ -54,6 +63,12 @@ func (o *outfit) close() {
 	}
 	if o.user != nil {
 		_ = o.user.Close()
+	}
+	if o.enter != nil {
+		_ = o.enter.pidfd.Close()
+		for _, f := range o.enter.tasks {
+			_ = f.Close()
+		}
 	}
 }
 
@@ -162,7 +177,7 @@ func (o *outfit) spawn() (*inner, error) {
 		return nil, os.NewSyscallError("prctl", err)
 	}
 	open := program
-	if o.user != nil {
+	if o.user != nil || o.enter != nil && o.enter.kinds&unix.CLONE_NEWUSER != 0 {
 		open = hidden
 	}
 	exe, err := open()
@@ -198,9 +213,11 @@ func (o *outfit) spawn() (*inner, error) {
 // start forks from a thread that has gone into the namespaces to be joined. The
 // thread ends with that; the others stay where we are.
 func (o *outfit) start(exe int, fds []uintptr) (pid int, err error) {
-	fork := func() (int, error) { return o.fork(exe, fds) }
+	if e := o.enter; e != nil {
+		return fork.Enter(&fork.Program{FD: exe, Args: []string{"escale-runtime", insideArg}, Env: insideEnv, Files: fds}, e.pidfd, e.kinds, e.tasks)
+	}
 	if len(o.joins) == 0 && o.flags&unix.CLONE_NEWTIME == 0 {
-		return fork()
+		return o.fork(exe, fds)
 	}
 	done := make(chan struct{})
 	go func() {
@@ -218,7 +235,7 @@ func (o *outfit) start(exe int, fds []uintptr) (pid int, err error) {
 				return
 			}
 		}
-		pid, err = fork()
+		pid, err = o.fork(exe, fds)
 	}()
 	<-done
 	return pid, err

@@ -43,6 +43,12 @@ type raw struct {
 	argv, env []*byte
 	files     []uintptr
 	spare     uintptr // descriptors from here on are free for moving files about
+
+	flags uintptr   // CLONE_NEW* of new namespaces
+	ns    uintptr   // to be joined before: a namespace, or a pidfd
+	kinds uintptr   // CLONE_NEW* of what is joined; 0: nothing
+	tasks []uintptr // files of cgroups to be joined before that
+	root  bool      // takes the ids 0, of a user namespace
 }
 
 func (p *Program) raw() (*raw, error) {
@@ -72,7 +78,8 @@ func New(p *Program, flags int, m *Maps) (pid int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	pid, hold, err := held(r, uintptr(flags|unix.CLONE_NEWUSER), 0, false)
+	r.flags, r.root = uintptr(flags|unix.CLONE_NEWUSER), true
+	pid, hold, err := held(r)
 	if err != nil {
 		return 0, err
 	}
@@ -91,7 +98,29 @@ func Join(p *Program, user *os.File, flags int) (pid int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	pid, hold, err := held(r, uintptr(flags), user.Fd(), true)
+	r.flags, r.ns, r.kinds, r.root = uintptr(flags), user.Fd(), unix.CLONE_NEWUSER, true
+	pid, hold, err := held(r)
+	if err != nil {
+		return 0, err
+	}
+	defer hold.Close()
+	return pid, release(pid, hold)
+}
+
+// Enter starts a program in the cgroups whose files tasks are, and in namespaces, kinds
+// (CLONE_NEW*), of the process whose pidfd is ns. Nobody there ever sees it outside of
+// them: it is born in the pid namespace when all others, its root and its working
+// directory are those of the container already.
+func Enter(p *Program, ns *os.File, kinds int, tasks []*os.File) (pid int, err error) {
+	r, err := p.raw()
+	if err != nil {
+		return 0, err
+	}
+	r.ns, r.kinds, r.root = ns.Fd(), uintptr(kinds), kinds&unix.CLONE_NEWUSER != 0
+	for _, f := range tasks {
+		r.tasks = append(r.tasks, f.Fd())
+	}
+	pid, hold, err := held(r)
 	if err != nil {
 		return 0, err
 	}
@@ -101,7 +130,7 @@ func Join(p *Program, user *os.File, flags int) (pid int, err error) {
 
 // Namespace makes a user namespace that lives as long as the file. Nobody is in it.
 func Namespace(m *Maps) (*os.File, error) {
-	pid, hold, err := held(nil, unix.CLONE_NEWUSER, 0, false)
+	pid, hold, err := held(&raw{flags: unix.CLONE_NEWUSER})
 	if err != nil {
 		return nil, err
 	}
@@ -141,16 +170,13 @@ func (m *Maps) write(pid int) error {
 }
 
 // held forks a child that waits for release.
-func held(r *raw, flags, user uintptr, join bool) (pid int, hold *os.File, err error) {
+func held(r *raw) (pid int, hold *os.File, err error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return 0, nil, os.NewSyscallError("socketpair", err)
 	}
 	defer unix.Close(pair[1])
 	hold = os.NewFile(uintptr(pair[0]), "hold")
-	if r == nil {
-		r = &raw{}
-	}
 	// The child's end must survive the moving of files.
 	far, err := unix.FcntlInt(uintptr(pair[1]), unix.F_DUPFD_CLOEXEC, int(r.spare)+len(r.files)+8)
 	if err != nil {
@@ -162,13 +188,13 @@ func held(r *raw, flags, user uintptr, join bool) (pid int, hold *os.File, err e
 		r.spare = uintptr(far) + 1
 	}
 	syscall.ForkLock.Lock()
-	pid, errno := fork(r, flags, user, join, uintptr(far))
+	pid, errno := fork(r, uintptr(far))
 	syscall.ForkLock.Unlock()
 	if errno != 0 {
 		hold.Close()
 		return 0, nil, fmt.Errorf("new namespaces: %w", os.NewSyscallError("clone", errno))
 	}
-	if join {
+	if r.kinds != 0 {
 		return joined(pid, hold)
 	}
 	return pid, hold, nil
@@ -214,10 +240,10 @@ func release(pid int, hold *os.File) error {
 //
 //go:noinline
 //go:norace
-func fork(r *raw, flags, user uintptr, join bool, hold uintptr) (int, unix.Errno) {
+func fork(r *raw, hold uintptr) (int, unix.Errno) {
 	var first uintptr
-	if !join {
-		first = flags
+	if r.kinds == 0 {
+		first = r.flags
 	}
 	beforeFork()
 	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, first|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
@@ -226,7 +252,7 @@ func fork(r *raw, flags, user uintptr, join bool, hold uintptr) (int, unix.Errno
 		return int(pid), errno
 	}
 	afterForkInChild()
-	child(r, flags, user, join, hold)
+	child(r, hold)
 	return 0, 0 // never
 }
 
@@ -245,14 +271,23 @@ func (a *answer) tell(hold uintptr) {
 //go:noinline
 //go:nosplit
 //go:norace
-func child(r *raw, flags, user uintptr, join bool, hold uintptr) {
+func child(r *raw, hold uintptr) {
 	var a answer
-	if join {
-		if _, _, errno := syscall.RawSyscall(unix.SYS_SETNS, user, unix.CLONE_NEWUSER, 0); errno != 0 {
+	if r.kinds != 0 {
+		zero := byte('0') // whoever writes it
+		for i := range r.tasks {
+			if _, _, errno := syscall.RawSyscall(unix.SYS_WRITE, r.tasks[i], uintptr(unsafe.Pointer(&zero)), 1); errno != 0 {
+				a.errno = uint32(errno)
+				a.tell(hold)
+			}
+		}
+		// Who may not trace us is not to look into us either.
+		syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0)
+		if _, _, errno := syscall.RawSyscall(unix.SYS_SETNS, r.ns, r.kinds, 0); errno != 0 {
 			a.errno = uint32(errno)
 			a.tell(hold)
 		}
-		pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, flags|unix.CLONE_PARENT|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+		pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, r.flags|unix.CLONE_PARENT|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
 		if errno != 0 || pid != 0 {
 			a.pid, a.errno = uint32(pid), uint32(errno)
 			a.tell(hold)
@@ -266,13 +301,15 @@ func child(r *raw, flags, user uintptr, join bool, hold uintptr) {
 		}
 	}
 	// Root of the namespace, or the capabilities would go with execve.
-	if _, _, errno := syscall.RawSyscall(unix.SYS_SETRESGID, 0, 0, 0); errno != 0 {
-		a.errno = uint32(errno)
-		a.tell(hold)
-	}
-	if _, _, errno := syscall.RawSyscall(unix.SYS_SETRESUID, 0, 0, 0); errno != 0 {
-		a.errno = uint32(errno)
-		a.tell(hold)
+	if r.root {
+		if _, _, errno := syscall.RawSyscall(unix.SYS_SETRESGID, 0, 0, 0); errno != 0 {
+			a.errno = uint32(errno)
+			a.tell(hold)
+		}
+		if _, _, errno := syscall.RawSyscall(unix.SYS_SETRESUID, 0, 0, 0); errno != 0 {
+			a.errno = uint32(errno)
+			a.tell(hold)
+		}
 	}
 	// First out of each other's way, then to their places.
 	for i := range r.files {

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"escale.dev/escale/internal/runtime/native/plan"
 )
 
 // open looks a path of the container up below its root, as the container would,
@@ -157,12 +159,42 @@ func (h *half) mkdirAll(name string, more uint64) (int, error) {
 	return fd, nil
 }
 
+// ownProc makes a procfs of this pid namespace that no path leads to. Where the kernel
+// does not let us, in a user namespace that does not see all of procfs, what lies at
+// /proc is taken, once it is known to be the root of one.
+func ownProc() (int, error) {
+	if fd, err := makeFS(&plan.Mount{FS: "proc", Set: unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOEXEC}); err == nil {
+		return fd, nil
+	}
+	fd, err := unix.Open("/proc", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return -1, pathError("open", "/proc", err)
+	}
+	var fs unix.Statfs_t
+	var st unix.Stat_t
+	const rootInode = 1 // PROC_ROOT_INO
+	if err := errors.Join(unix.Fstatfs(fd, &fs), unix.Fstat(fd, &st)); err != nil || fs.Type != unix.PROC_SUPER_MAGIC || st.Ino != rootInode {
+		_ = unix.Close(fd)
+		return -1, pathError("open", "/proc", errors.Join(err, errors.New("is no procfs")))
+	}
+	return fd, nil
+}
+
 // writeProc writes to a file of the host's procfs, to nothing mounted over it, and by
 // no path of the container. The file is that of our own namespaces all the same:
 // procfs looks at who opens it.
 func (h *half) writeProc(name, text string) error {
+	proc := h.Proc
+	if proc == plan.NoFD {
+		own, err := ownProc()
+		if err != nil {
+			return err
+		}
+		defer unix.Close(own)
+		proc = own
+	}
 	how := unix.OpenHow{Flags: unix.O_WRONLY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV}
-	fd, err := unix.Openat2(h.Proc, name, &how)
+	fd, err := unix.Openat2(proc, name, &how)
 	if err != nil {
 		return pathError("open", "/proc/"+name, err)
 	}

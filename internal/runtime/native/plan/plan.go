@@ -48,7 +48,7 @@ type Plan struct {
 	ReadOnly   []string
 	MountLabel string
 
-	Proc int // the host's procfs
+	Proc int // the host's procfs; none for Exec, among whose neighbours it would be a way out
 	Hold int // a FIFO: a byte from it lets the process go
 
 	SeccompFlags uint
