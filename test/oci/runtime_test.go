@@ -3,7 +3,7 @@
 // of how a runtime works inside, so runc and ours are tested by the same lines.
 //
 // RUNTIME names the program to test, or several with spaces between; without it that is
-// bin/runc alone. bin/escale-runtime joins it once it stands all attacks.
+// bin/runc and bin/escale-runtime, as far as they are there.
 package oci
 
 import (
@@ -20,7 +20,7 @@ type program struct{ name, path string }
 const reference = "runc"
 
 // standing are the programs in bin that stand all attacks.
-var standing = []string{reference}
+var standing = []string{reference, "escale-runtime"}
 
 // programs are those to test, of which the test skips if there is none.
 func programs(t *testing.T) []program {
