@@ -227,8 +227,9 @@ func makeDir(dir string) error {
 // makeCpuset makes a cgroup of version 1's cpuset, in which nothing can run before
 // it has processors and nodes: its parent's.
 func makeCpuset(dir string) error {
-	if _, err := os.Stat(filepath.Join(filepath.Dir(dir), "cpuset.cpus")); errors.Is(err, fs.ErrNotExist) {
-		if err := makeCpuset(filepath.Dir(dir)); err != nil && !errors.Is(err, fs.ErrExist) {
+	// One above may be there and empty: somebody else is just making it.
+	if above := filepath.Dir(dir); above != "/" && (!filled(above, "cpuset.cpus") || !filled(above, "cpuset.mems")) {
+		if err := makeCpuset(above); err != nil && !errors.Is(err, fs.ErrExist) {
 			return err
 		}
 	}
@@ -254,6 +255,12 @@ func makeCpuset(dir string) error {
 		}
 	}
 	return made
+}
+
+// filled says whether a file of a cgroup is there and not empty.
+func filled(dir, name string) bool {
+	b, err := os.ReadFile(filepath.Join(dir, name))
+	return err == nil && len(bytes.TrimSpace(b)) > 0
 }
 
 // makeUnified makes a cgroup of version 2 and has all controllers reach down to it.
