@@ -169,11 +169,11 @@ func (d *Daemon) keepApps(ctx context.Context) (release func()) {
 	}
 }
 
-// loops are all there are.
-func (o *orchestrator) loops() []loop.Loop {
+// loops are all there are; see Lead of membership.Parts.
+func (o *orchestrator) loops(heard func(node string) bool) []loop.Loop {
 	list := []loop.Loop{
 		app.Loop{}, replicated.Loop{}, global.Loop{}, job.Loop{}, cron.Loop{}, depend.Loop{}, restart.Loop{}, update.Loop{}, enforce.Loop{}, reaper.Loop{}, allocate.Loop{},
-		root.Loop{}, keys.Loop{}, retire.Loop{}, sweep.Loop{}, scheduler.Loop{Score: scheduler.Scores()[o.d.cfg.Scheduling]},
+		root.Loop{}, keys.Loop{}, retire.Loop{}, sweep.Loop{}, scheduler.Loop{Score: scheduler.Scores()[o.d.cfg.Scheduling], Heard: heard},
 	}
 	if o.d.cfg.Scheduling == "spread" { // the others put tasks where it would take them from
 		list = append(list, scheduler.Rebalance{})
@@ -186,12 +186,12 @@ func (o *orchestrator) loops() []loop.Loop {
 func (o *orchestrator) run(ctx context.Context) { o.part.Run(ctx) }
 
 // Lead implements membership.Parts.
-func (o *orchestrator) Lead(ctx context.Context, s store.Store) error {
+func (o *orchestrator) Lead(ctx context.Context, s store.Store, heard func(string) bool) error {
 	if o.lost != nil {
 		<-ctx.Done()
 		return nil
 	}
-	return loop.Run(ctx, s, o.log, o.loops()...)
+	return loop.Run(ctx, s, o.log, o.loops(heard)...)
 }
 
 // Manage implements membership.Parts.

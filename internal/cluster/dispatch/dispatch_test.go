@@ -434,10 +434,19 @@ func TestHealth(t *testing.T) {
 		if !is("n1").Ready {
 			t.Error("a new leader gives no grace")
 		}
+		w.mu.Lock()
+		d := w.d
+		w.mu.Unlock()
+		if d.Heard("n1") || !d.Heard("n2") {
+			t.Errorf("meanwhile n1 is heard %t, n2 %t", d.Heard("n1"), d.Heard("n2"))
+		}
 		time.Sleep(time.Second + 2*watched)
 		synctest.Wait()
 		if is("n1").Ready || !is("n2").Ready {
 			t.Errorf("after the grace: %+v, %+v", is("n1"), is("n2"))
+		}
+		if time.Sleep(time.Second); !d.Heard("n1") {
+			t.Error("after the grace a node is not what the store says of it")
 		}
 	})
 }

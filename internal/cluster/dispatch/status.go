@@ -319,6 +319,12 @@ func (d *Dispatcher) silent(stood bool) []string {
 	return out
 }
 
+// Heard tells whether a node has a session with this leader. Once all have had time to come, what
+// the store says of a node is all there is to know.
+func (d *Dispatcher) Heard(node string) bool {
+	return time.Since(d.begun) > Grace+2*watched || d.connected(node)
+}
+
 // buried notes that a node is known to be down; what could not be written is tried again.
 func (d *Dispatcher) buried(id string, err error) {
 	d.mu.Lock()

@@ -118,3 +118,30 @@ func TestCompanions(t *testing.T) {
 		t.Errorf("one that shares with a service that is kept is on %s", got)
 	}
 }
+
+// Nodes that have spoken to a new leader come first, whatever else they have; where only others
+// will do a task waits until they speak.
+func TestHeard(t *testing.T) {
+	s := machines(t, 4, func(int, *cluster.Node) {})
+	spoken := map[string]bool{"node2": true}
+	l := Loop{Heard: func(node string) bool { return spoken[node] }}
+	if got := schedule(t, s, l, cluster.TaskSpec{}, cluster.TaskSpec{}); !slices.Equal(got, []string{"node2", "node2"}) {
+		t.Errorf("one has spoken, and they are on %v", got)
+	}
+	there := cluster.TaskSpec{Placement: cluster.Placement{Constraints: []string{"node.hostname == n1"}}}
+	if got := schedule(t, s, l, there); got[0] != "" {
+		t.Errorf("its node has not spoken, and it is told %q", got[0])
+	}
+	now := time.Now()
+	if d := l.Decide(s.View(), all, now); len(d.Changes) != 0 || !d.Again.After(now) || d.Again.After(now.Add(time.Second)) {
+		t.Errorf("it is to wait: %+v", d)
+	}
+	spoken["node1"] = true
+	commit(t, s, l.Decide(s.View(), all, now).Changes...)
+	if n := len(store.List[*cluster.Task](s.View(), store.OnNode("node1"))); n != 1 {
+		t.Errorf("its node has spoken, and has %d tasks", n)
+	}
+	if got := schedule(t, s, l, cluster.TaskSpec{}); got[0] != "node1" {
+		t.Errorf("two have spoken, and the next is on %v", got)
+	}
+}

@@ -22,7 +22,14 @@ import (
 // Loop is the loop.
 type Loop struct {
 	Score Score // nil: Spread
+	// Heard tells of a node that is said to be ready whether it has spoken to this leader, too, or
+	// has had time enough; nil: all have. Others come first, and where no other will do a task waits
+	// for it, not for long: either it speaks, or it is down.
+	Heard func(node string) bool
 }
+
+// unheard is how long a task waits before it is looked again whether its node has spoken.
+const unheard = 100 * time.Millisecond
 
 var _ loop.Loop = Loop{}
 
@@ -67,10 +74,16 @@ func (l Loop) Decide(v store.View, _ string, now time.Time) (d loop.Decision) {
 		}
 		if r.nodes == nil {
 			r.nodes = rooms(v)
+			for _, n := range r.nodes {
+				n.silent = l.Heard != nil && n.Node.Status.Ready && !l.Heard(n.Node.ID)
+			}
 		}
 		if c := r.place(t); c != nil {
 			d.Changes = append(d.Changes, store.Update(c))
 		}
+	}
+	if r.waits {
+		d.Again = now.Add(unheard)
 	}
 	return d
 }
@@ -94,6 +107,7 @@ type round struct {
 	like  *cluster.Task
 	found choice                   // what was found for that task, and holds for all that are made alike
 	homes map[volume]*cluster.Node // of volumes that came to be somewhere with a task of this round
+	waits bool                     // a task waits for a node to speak
 }
 
 // choice are the nodes that will do for a task.
@@ -112,6 +126,10 @@ func (r *round) place(t *cluster.Task) *cluster.Task {
 		return t
 	}
 	to, why := r.choose(t)
+	if to == nil && why == "" {
+		r.waits = true
+		return nil
+	}
 	state, message := cluster.TaskPending, why
 	if to != nil {
 		state, message = cluster.TaskAssigned, "scheduler assigned task to node"
@@ -130,7 +148,8 @@ func (r *round) place(t *cluster.Task) *cluster.Task {
 	return t
 }
 
-// choose picks a node for a task and puts it there, or says why none will do.
+// choose picks a node for a task and puts it there, or says why none will do; "": one that would
+// is still to be heard of.
 func (r *round) choose(t *cluster.Task) (*Room, string) {
 	if !alike(r.like, t) {
 		r.like, r.found = t, r.look(t)
@@ -144,6 +163,9 @@ func (r *round) choose(t *cluster.Task) (*Room, string) {
 	}
 	best := r.best(t, c)
 	to := c.fit.rooms[best]
+	if to.silent {
+		return nil, ""
+	}
 	to.take(t)
 	if i := slices.IndexFunc(c.checks, func(f filter) bool { return !f.fits(to) }); i >= 0 { // it is full now
 		c.refused[i]++
@@ -185,6 +207,9 @@ func (q *queue) Len() int      { return len(q.rooms) }
 func (q *queue) Swap(i, j int) { q.rooms[i], q.rooms[j] = q.rooms[j], q.rooms[i] }
 func (q *queue) Less(i, j int) bool {
 	a, b := q.rooms[i], q.rooms[j]
+	if a.silent != b.silent {
+		return b.silent
+	}
 	return cmp.Or(q.score(q.like, a, b), cmp.Compare(a.Node.ID, b.Node.ID)) < 0
 }
 
@@ -279,6 +304,7 @@ type Room struct {
 	Reserved cluster.Resources
 	Ports    []cluster.Port  // that tasks have on the node alone; shared as Services is
 	own      bool            // Services is
+	silent   bool            // it has not spoken to this leader yet
 	claimed  map[string]bool // resources that have names, by kind and name; nil: nobody has asked
 	// Near are, for the task that is being placed, the tasks of its service on nodes
 	// with the same value of each label that it is spread over.

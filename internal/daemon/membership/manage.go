@@ -152,7 +152,7 @@ func (m ruler) lead(ctx context.Context, l *etcd.Leader, st *etcd.Store, api *no
 			defer api.Lead(nil)
 			return d.Run(ctx)
 		},
-		"loops":    func(ctx context.Context) error { return m.cfg.Parts.Lead(ctx, l.Store()) },
+		"loops":    func(ctx context.Context) error { return m.cfg.Parts.Lead(ctx, l.Store(), d.Heard) },
 		"managers": func(ctx context.Context) error { return newTender(m.Membership, st, l.Store()).run(ctx) },
 	})
 	end, stop := context.WithTimeout(context.WithoutCancel(ctx), resigning) // detached: others begin the sooner

@@ -38,8 +38,9 @@ type Parts interface {
 	Node(ctx context.Context, node string, s store.Store) error
 	// Manage does what every manager does.
 	Manage(ctx context.Context, s store.Store) error
-	// Lead does what one does for all.
-	Lead(ctx context.Context, s store.Store) error
+	// Lead does what one does for all; heard tells which nodes have spoken to this leader, nil for
+	// a host that is alone.
+	Lead(ctx context.Context, s store.Store, heard func(node string) bool) error
 	// Peers answers other nodes, on connections that are to be of TLS. It closes the listener.
 	Peers(ctx context.Context, k *ca.Keeper, l net.Listener) error
 	// Idle tells whether no container of a task is left here.
@@ -422,7 +423,7 @@ func (m *Membership) alone(ctx context.Context) error {
 	m.node = id
 	m.mu.Unlock()
 	return all(ctx, map[string]func(context.Context) error{
-		"loops":  func(ctx context.Context) error { return m.cfg.Parts.Lead(ctx, s) },
+		"loops":  func(ctx context.Context) error { return m.cfg.Parts.Lead(ctx, s, nil) },
 		"node":   func(ctx context.Context) error { return m.cfg.Parts.Node(ctx, id, s) },
 		"events": func(ctx context.Context) error { return m.cfg.Parts.Manage(ctx, s) },
 	})

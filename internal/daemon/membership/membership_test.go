@@ -132,7 +132,7 @@ func (h *host) Node(ctx context.Context, node string, s store.Store) error {
 	return nil
 }
 func (h *host) Manage(ctx context.Context, _ store.Store) error { <-ctx.Done(); return nil }
-func (h *host) Lead(ctx context.Context, _ store.Store) error {
+func (h *host) Lead(ctx context.Context, _ store.Store, _ func(string) bool) error {
 	h.mu.Lock()
 	h.leads = true
 	h.mu.Unlock()
