@@ -21,7 +21,7 @@ import (
 
 // run runs a command against a node's engine and gives what it printed.
 func (s *site) run(n string, line ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(soon)) // detached: a clean-up uses it, too
+	ctx, cancel := context.WithTimeout(context.Background(), harness.Patience(5*time.Minute)) // detached: a clean-up uses it, too
 	defer cancel()
 	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	cmd.Env = append(os.Environ(), "DOCKER_HOST="+s.nodes[n].Socket)
