@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"strings"
@@ -266,6 +267,68 @@ func machineAllows(r *Rules, kind byte, major, minor int64, access int) bool {
 func show(list []specs.LinuxDeviceCgroup) string {
 	b, err := json.Marshal(list)
 	return fmt.Sprint(string(b), err)
+}
+
+// The kernel takes the program and does as it says; a second one takes the place of
+// the first.
+func TestDeviceProgramInKernel(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: cgroups")
+	}
+	l, err := Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.Unified == "" {
+		t.Skip("no cgroups of version 2 here")
+	}
+	dir := filepath.Join(l.Unified, "escale-native-devices-"+fmt.Sprint(os.Getpid()))
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.Remove(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	number := func(n int64) *int64 { return &n }
+	kmsg := specs.LinuxDeviceCgroup{Type: "c", Major: number(1), Minor: number(11)}
+	for name, c := range map[string]struct {
+		list  []specs.LinuxDeviceCgroup
+		reads string // devices that can be opened to be read, of null and kmsg
+	}{
+		"default": {nil, "null"},
+		"all":     {[]specs.LinuxDeviceCgroup{{Type: "a", Allow: true, Access: "rwm"}}, "null kmsg"},
+		"but one": {[]specs.LinuxDeviceCgroup{{Type: "a", Allow: true, Access: "rwm"}, {Type: kmsg.Type, Major: kmsg.Major, Minor: kmsg.Minor, Access: "r"}}, "null"},
+		"one":     {[]specs.LinuxDeviceCgroup{{Type: "a", Access: "rwm"}, {Allow: true, Type: kmsg.Type, Major: kmsg.Major, Minor: kmsg.Minor, Access: "r"}}, "null kmsg"},
+		"writing": {[]specs.LinuxDeviceCgroup{{Type: "a", Access: "rwm"}, {Allow: true, Type: kmsg.Type, Major: kmsg.Major, Minor: kmsg.Minor, Access: "w"}}, "null"},
+	} {
+		rules, err := NewRules(c.list)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := attachProgram(dir, program(rules)); err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		script := "echo 0 >" + dir + "/cgroup.procs; for d in null kmsg; do (: <$D/$d) 2>/dev/null && echo $d; done; true"
+		cmd := exec.Command("/bin/sh", "-c", script)
+		cmd.Env = []string{"D=" + nodes(t)}
+		out, err := cmd.CombinedOutput()
+		if got := strings.Join(strings.Fields(string(out)), " "); err != nil || got != c.reads {
+			t.Errorf("%s: %s, %v, want %s", name, got, err, c.reads)
+		}
+	}
+}
+
+// nodes makes the devices of TestDeviceProgramInKernel, which need not be there.
+func nodes(t *testing.T) string {
+	dir := t.TempDir()
+	for name, minor := range map[string]uint32{"null": 3, "kmsg": 11} {
+		if err := unix.Mknod(filepath.Join(dir, name), unix.S_IFCHR|0o600, int(unix.Mkdev(1, minor))); err != nil {
+			t.Skip("needs to make device nodes: ", err)
+		}
+	}
+	return dir
 }
 
 func TestRuleErrors(t *testing.T) {
