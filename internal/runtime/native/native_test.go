@@ -405,6 +405,19 @@ func TestJoinNamespaces(t *testing.T) {
 	}
 }
 
+// A container that shares every namespace: its root is by chroot, an exec has its root
+// and its cgroups all the same.
+func TestNoNamespaces(t *testing.T) {
+	l := newLab(t, "exec sleep 1000")
+	l.spec.Linux.Namespaces, l.spec.Mounts = nil, l.spec.Mounts[:1]
+	l.detached("run", "-d", l.id)
+	if got := l.must("exec", l.id, "sh", "-c", "ls /bin/busybox; while IFS=: read n c p; do case $c in memory|'') echo $p;; esac; done </proc/self/cgroup"); got != "/bin/busybox\n"+strings.Repeat(l.spec.Linux.CgroupsPath+"\n", strings.Count(got, "\n")-1)+l.spec.Linux.CgroupsPath {
+		t.Errorf("got %s", got)
+	}
+	l.must("delete", "--force", l.id)
+	l.nothingLeft()
+}
+
 // Whatever the moment at which the runtime is killed, delete --force leaves nothing.
 func TestKilled(t *testing.T) {
 	for delay := time.Duration(0); delay < 24*time.Millisecond; delay += 1500 * time.Microsecond {

@@ -49,6 +49,7 @@ type raw struct {
 	kinds uintptr   // CLONE_NEW* of what is joined; 0: nothing
 	tasks []uintptr // files of cgroups to be joined before that
 	root  bool      // takes the ids 0, of a user namespace
+	twice bool      // the child joins, and forks the one that is meant
 }
 
 func (p *Program) raw() (*raw, error) {
@@ -98,7 +99,7 @@ func Join(p *Program, user *os.File, flags int) (pid int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	r.flags, r.ns, r.kinds, r.root = uintptr(flags), user.Fd(), unix.CLONE_NEWUSER, true
+	r.flags, r.ns, r.kinds, r.root, r.twice = uintptr(flags), user.Fd(), unix.CLONE_NEWUSER, true, true
 	pid, hold, err := held(r)
 	if err != nil {
 		return 0, err
@@ -116,7 +117,7 @@ func Enter(p *Program, ns *os.File, kinds int, tasks []*os.File) (pid int, err e
 	if err != nil {
 		return 0, err
 	}
-	r.ns, r.kinds, r.root = ns.Fd(), uintptr(kinds), kinds&unix.CLONE_NEWUSER != 0
+	r.ns, r.kinds, r.root, r.twice = ns.Fd(), uintptr(kinds), kinds&unix.CLONE_NEWUSER != 0, true
 	for _, f := range tasks {
 		r.tasks = append(r.tasks, f.Fd())
 	}
@@ -194,7 +195,7 @@ func held(r *raw) (pid int, hold *os.File, err error) {
 		hold.Close()
 		return 0, nil, fmt.Errorf("new namespaces: %w", os.NewSyscallError("clone", errno))
 	}
-	if r.kinds != 0 {
+	if r.twice {
 		return joined(pid, hold)
 	}
 	return pid, hold, nil
@@ -242,7 +243,7 @@ func release(pid int, hold *os.File) error {
 //go:norace
 func fork(r *raw, hold uintptr) (int, unix.Errno) {
 	var first uintptr
-	if r.kinds == 0 {
+	if !r.twice {
 		first = r.flags
 	}
 	beforeFork()
@@ -273,7 +274,7 @@ func (a *answer) tell(hold uintptr) {
 //go:norace
 func child(r *raw, hold uintptr) {
 	var a answer
-	if r.kinds != 0 {
+	if r.twice {
 		zero := byte('0') // whoever writes it
 		for i := range r.tasks {
 			if _, _, errno := syscall.RawSyscall(unix.SYS_WRITE, r.tasks[i], uintptr(unsafe.Pointer(&zero)), 1); errno != 0 {
@@ -283,9 +284,11 @@ func child(r *raw, hold uintptr) {
 		}
 		// Who may not trace us is not to look into us either.
 		syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0)
-		if _, _, errno := syscall.RawSyscall(unix.SYS_SETNS, r.ns, r.kinds, 0); errno != 0 {
-			a.errno = uint32(errno)
-			a.tell(hold)
+		if r.kinds != 0 { // else all is the caller's
+			if _, _, errno := syscall.RawSyscall(unix.SYS_SETNS, r.ns, r.kinds, 0); errno != 0 {
+				a.errno = uint32(errno)
+				a.tell(hold)
+			}
 		}
 		pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, r.flags|unix.CLONE_PARENT|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
 		if errno != 0 || pid != 0 {
