@@ -2,7 +2,8 @@
 // 80 and by UDP on port 53, and ends as a program should that is to lose nobody.
 //
 // By TCP the first line is "who", or "slow N": N dots, four a second, and then the answer. The
-// answer is a line with the host's name and the client's address.
+// answer is a line with the host's name and the client's address. "answerer check" asks the one
+// beside it whether it does.
 package main
 
 import (
@@ -19,6 +20,15 @@ import (
 )
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "check" {
+		c, err := net.DialTimeout("tcp", "127.0.0.1:80", time.Second)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "answerer:", err)
+			os.Exit(1)
+		}
+		c.Close()
+		return
+	}
 	name, err := os.Hostname()
 	var streams net.Listener
 	var datagrams net.PacketConn

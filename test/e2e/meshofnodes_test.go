@@ -15,15 +15,34 @@ import (
 	"escale.dev/escale/test/internal/harness"
 )
 
-// answerers imports test/answerer as an image on each node.
+// answerers imports test/answerer as an image on each node, beside a shell to check it with.
 func (c *manyHosts) answerers() {
 	c.Helper()
 	b, err := os.ReadFile(builtProgram(c.T, "answerer"))
 	if err != nil {
 		c.Fatal(err)
 	}
+	base, err := harness.BusyboxTar()
+	if err != nil {
+		c.Skip(err)
+	}
 	var image bytes.Buffer
 	w := tar.NewWriter(&image)
+	for r := tar.NewReader(bytes.NewReader(base)); ; {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err == nil {
+			err = w.WriteHeader(h)
+		}
+		if err == nil {
+			_, err = io.Copy(w, r)
+		}
+		if err != nil {
+			c.Fatal(err)
+		}
+	}
 	if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "answerer", Mode: 0o755, Size: int64(len(b)), ModTime: time.Unix(1700000000, 0)}); err != nil {
 		c.Fatal(err)
 	}
@@ -122,15 +141,24 @@ func TestMeshOfNodes(t *testing.T) {
 	c := newManyHosts(t, 3)
 	c.answerers()
 	c.on(0, "service", "create", "--detach", "--no-resolve-image", "--name", "far", "--replicas", "2", "--stop-grace-period", "30s",
-		"--update-order", "start-first", "--publish", "8080:80", "--publish", "5300:53/udp", "answerer", "/answerer")
+		"--update-order", "start-first", "--health-cmd", "/answerer check", "--health-interval", "300ms", "--health-start-period", "30s", "--publish", "8080:80", "--publish", "5300:53/udp", "answerer", "/answerer")
 	c.on(0, "service", "create", "--detach", "--no-resolve-image", "--name", "near", "--mode", "global",
 		"--publish", "mode=host,target=80,published=8081", "--publish", "mode=host,target=53,published=5301,protocol=udp", "answerer", "/answerer")
-	c.till("every node answers", time.Minute, func() error {
+	c.till("every node answers, by itself and with both tasks", time.Minute, func() error {
 		for _, n := range c.nodes {
-			for _, port := range []string{"8080", "8081"} {
-				if _, _, err := stream(n.Address+":"+port, "who", 2*time.Second); err != nil {
+			if _, _, err := stream(n.Address+":8081", "who", 2*time.Second); err != nil {
+				return err
+			}
+			heard := map[string]bool{}
+			for range 4 { // one goes after the other
+				a, _, err := stream(n.Address+":8080", "who", 2*time.Second)
+				if err != nil {
 					return err
 				}
+				heard[a.who] = true
+			}
+			if len(heard) != 2 {
+				return fmt.Errorf("%s: %d tasks answer", n.Name, len(heard))
 			}
 		}
 		return nil
