@@ -360,7 +360,7 @@ func TestRuntimeKilledWhileStarting(t *testing.T) {
 			defer close(killed)
 			time.Sleep(delay * time.Millisecond)
 			for _, pid := range children(task.Monitor()) {
-				if exe, err := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe"); err == nil && exe == runcPath {
+				if line, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline"); err == nil && strings.HasPrefix(string(line), runcPath+"\x00") {
 					_ = unix.Kill(pid, unix.SIGKILL)
 					return
 				}

@@ -96,7 +96,11 @@ func (m *Monitor) spawn(p *process, r waiter, base string, command []string) {
 	}
 	args = append(args, m.cfg.id)
 	_ = unix.Unlink(base + ".log") // of an earlier call
-	pid, err := syscall.ForkExec(m.cfg.runtime, args, &syscall.ProcAttr{Env: m.env, Files: files})
+	program, sealed := seal(m.cfg.runtime)
+	pid, err := syscall.ForkExec(program, args, &syscall.ProcAttr{Env: m.env, Files: files})
+	if sealed >= 0 {
+		_ = unix.Close(sealed) // it was only named
+	}
 	p.handedOver()
 	if err != nil {
 		c.close(m)
@@ -106,6 +110,28 @@ func (m *Monitor) spawn(p *process, r waiter, base string, command []string) {
 	c.pid = pid
 	m.calls = append(m.calls, c)
 	m.reaper.wait()
+}
+
+// seal gives the runtime that is our own by a mount of it that nobody can write
+// through: before it goes into a container it would else have to execute itself once
+// more from there. fd is -1, and path the runtime's, for others and where that fails.
+func seal(runtime string) (path string, fd int) {
+	const name, above = "/escale-runtime", 100 // above all that is handed over
+	if len(runtime) < len(name) || runtime[len(runtime)-len(name):] != name {
+		return runtime, -1
+	}
+	tree, err := unix.OpenTree(unix.AT_FDCWD, runtime, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return runtime, -1
+	}
+	defer unix.Close(tree)
+	if unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}) != nil {
+		return runtime, -1
+	}
+	if fd, err = unix.FcntlInt(uintptr(tree), unix.F_DUPFD_CLOEXEC, above); err != nil {
+		return runtime, -1
+	}
+	return "/proc/self/fd/" + itoa(int64(fd)), fd
 }
 
 // listenConsole waits for the runtime to send the process' terminal.
