@@ -38,12 +38,16 @@ func (d *Driver) mark(id string) string { return d.cfg.Instance + ":" + id }
 func (d *Driver) MTU(encrypted bool) int {
 	mtu := cmp.Or(d.underlayMTU(), d.cfg.LinkMTU()-overhead4)
 	if encrypted {
-		// What ESP carries is filled up to four bytes; it begins after the header of IP, which
-		// is a multiple of that, as the overhead is but for the trailer's two.
-		mtu -= esp.Overhead
-		mtu -= (mtu + overheadUDP + 2) % 4
+		return sealedMTU(mtu)
 	}
 	return mtu
+}
+
+// sealedMTU is how long packets may be that are encrypted, where others may be so long. What
+// ESP carries is filled up, with the two bytes of its trailer, to a multiple of four.
+func sealedMTU(mtu int) int {
+	mtu -= esp.Overhead
+	return mtu - (mtu+overheadUDP+2)%4
 }
 
 // overheadUDP is what VXLAN and UDP add to a packet and the header of its frame.
