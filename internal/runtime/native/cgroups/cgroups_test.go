@@ -352,6 +352,69 @@ func TestRuleErrors(t *testing.T) {
 	}
 }
 
+// Version 2 alone, in the hierarchy that machines with both have as well: parents are
+// made, and controllers handed down through all of them.
+func TestUnifiedGroup(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: cgroups")
+	}
+	l, err := Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if l.Unified == "" {
+		t.Skip("no cgroups of version 2 here")
+	}
+	pure := &Layout{Unified: l.Unified, Own: l.Own}
+	name := "/escale-native-unified-" + fmt.Sprint(os.Getpid())
+	g, err := pure.Place(name+"/a/b", "id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	top, err := pure.Place(name, "id")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := top.Remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	if got := above(g.Unified, l.Unified); !reflect.DeepEqual(got, []string{l.Unified, top.Unified, top.Unified + "/a"}) {
+		t.Errorf("above %v", got)
+	}
+	if made, err := g.Make(); err != nil || !reflect.DeepEqual(made, []string{g.Unified}) {
+		t.Fatalf("made %v, %v", made, err)
+	}
+	want, err := os.ReadFile(filepath.Join(l.Unified, "cgroup.subtree_control"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(filepath.Join(g.Unified, "cgroup.controllers")); err != nil || len(strings.Fields(string(got))) < len(strings.Fields(string(want))) {
+		t.Errorf("controllers %q, %v; the root hands down %q", got, err, want)
+	}
+	rules, err := NewRules(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.LimitDevices(rules); err != nil {
+		t.Error(err)
+	}
+	for _, on := range []bool{true, false} {
+		if err := g.Freeze(on); err != nil || g.Frozen() != on {
+			t.Errorf("frozen %v: %v, %v", on, g.Frozen(), err)
+		}
+	}
+	files, err := g.Tasks(true)
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%v, %v", files, err)
+	}
+	files[0].Close()
+	if err := g.Remove(); err != nil || g.Remove() != nil {
+		t.Error(err)
+	}
+}
+
 // A real cgroup: made, limited, loosened, removed with who is in it.
 func TestGroup(t *testing.T) {
 	if os.Geteuid() != 0 {

@@ -115,6 +115,7 @@ type Group struct {
 	V1      map[string]string // directories by controller ("name=systemd" too)
 	Unified string            // directory of version 2; empty: none
 	Pure    bool
+	mount   string // mount point of version 2
 }
 
 // Place says where the cgroup of linux.cgroupsPath lies: an absolute path below the
@@ -147,7 +148,7 @@ func (l *Layout) Place(spec, id string) (*Group, error) {
 		}
 	}
 	if l.Unified != "" {
-		g.Unified = below(l.Unified, l.Own)
+		g.Unified, g.mount = below(l.Unified, l.Own), l.Unified
 	}
 	return g, nil
 }
@@ -196,7 +197,7 @@ func (g *Group) Make() (made []string, err error) {
 		if cpuset && dir == g.V1["cpuset"] {
 			err = makeCpuset(dir)
 		} else if dir == g.Unified && g.Pure {
-			err = makeUnified(dir)
+			err = makeUnified(dir, g.mount)
 		} else {
 			err = makeDir(dir)
 		}
@@ -263,23 +264,19 @@ func filled(dir, name string) bool {
 	return err == nil && len(bytes.TrimSpace(b)) > 0
 }
 
+// above are the cgroups that a directory lies in, from the mount point down.
+func above(dir, mount string) (list []string) {
+	for d := filepath.Dir(dir); len(d) >= len(mount) && strings.HasPrefix(d, mount); d = filepath.Dir(d) {
+		list = append(list, d)
+	}
+	slices.Reverse(list)
+	return list
+}
+
 // makeUnified makes a cgroup of version 2 and has all controllers reach down to it.
-func makeUnified(dir string) error {
-	root := dir
-	var above []string
-	for {
-		parent := filepath.Dir(root)
-		if _, err := os.Stat(filepath.Join(parent, "cgroup.controllers")); err != nil {
-			break
-		}
-		above = append([]string{parent}, above...)
-		root = parent
-	}
-	if len(above) == 0 {
-		return makeDir(dir)
-	}
-	for i, d := range above {
-		if i > 0 {
+func makeUnified(dir, mount string) error {
+	for _, d := range above(dir, mount) {
+		if d != mount {
 			if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 				return err
 			}
