@@ -3,7 +3,10 @@
 // programs of others. A Set is the volumes of all of them.
 package volume
 
-import "time"
+import (
+	"os"
+	"time"
+)
 
 // Anonymous is the label of volumes that got their name from the engine.
 const Anonymous = "com.docker.volume.anonymous"
@@ -22,6 +25,15 @@ type Volume struct {
 	CreatedAt time.Time         // zero: the driver does not tell
 	Users     []string          // ids of the containers that hold it, sorted
 	Status    map[string]any    // what a plugin tells of it; nil: nothing
+	Moving    *Moving           // it is on its way from one node to another; nil: it is not
+}
+
+// Moving says that a volume is on its way from one node of a cluster to another: no
+// container gets it meanwhile.
+type Moving struct {
+	ID   string // of the move
+	In   bool   // it has come here and is not the one in use yet; else it is to leave
+	Peer string // id of the node that it goes to, or has come from
 }
 
 // OnDisk tells whether its files lie on the engine's own disk, so that they count there.
@@ -35,4 +47,16 @@ type Request struct {
 	Options map[string]string
 	// Held says that a container had the volume before: its driver is not asked.
 	Held bool
+}
+
+// Arrival is a volume that is on its way from another node: a tree that has no name yet. It is
+// Abort's or Keep's to end it; an engine that is killed before leaves nothing of it.
+type Arrival interface {
+	// Root is the tree, to be filled; it is open until the end.
+	Root() *os.File
+	// Keep makes a volume of what has come, durably; nobody gets it before its move lets go of
+	// it. Kind: AlreadyExists when there is one of the name by now.
+	Keep() error
+	// Abort deletes what has come. Idempotent, and does nothing after Keep.
+	Abort() error
 }

@@ -65,8 +65,20 @@ func (s *Staging) fill(ctx context.Context, r io.Reader) error {
 		return err
 	}
 	s.dir = os.NewFile(uintptr(fd), stagedNew)
+	if err := Unpack(ctx, s.dir, r); err != nil {
+		return err
+	}
+	if err := s.noteTime(fd); err != nil {
+		return err
+	}
+	return unix.Syncfs(fd)
+}
+
+// Unpack reads an archive, as Backup writes them, into an empty tree, and r to its end. With an
+// error the tree has part of it. Kinds: InvalidArgument for a bad archive, or one that was cut off.
+func Unpack(ctx context.Context, root *os.File, r io.Reader) error {
 	stream := &ender{r: r}
-	if err := Write(ctx, s.dir, "/", stream, WriteOptions{Exact: true}); err != nil {
+	if err := Write(ctx, root, "/", stream, WriteOptions{Exact: true}); err != nil {
 		return err
 	}
 	if stream.ended { // between two entries, where the library sees no harm
@@ -76,7 +88,7 @@ func (s *Staging) fill(ctx context.Context, r io.Reader) error {
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		return badArchive(err)
 	}
-	names, err := list(fd)
+	names, err := list(int(root.Fd()))
 	if err != nil {
 		return err
 	}
@@ -85,10 +97,7 @@ func (s *Staging) fill(ctx context.Context, r io.Reader) error {
 			return invalidf("bad name in the archive: %q is Escale's own", name)
 		}
 	}
-	if err := s.noteTime(fd); err != nil {
-		return err
-	}
-	return unix.Syncfs(fd)
+	return nil
 }
 
 // noteTime keeps the time of the directory that is to come: taking out of it what is in

@@ -72,6 +72,7 @@ type Store struct {
 type entry struct {
 	vol   volume.Volume   // without its users; never changes
 	users map[string]bool // guarded by Store.mu
+	moves *volume.Moving  // guarded by Store.mu, and never changed in place
 
 	mounting sync.Mutex      // held while it is mounted and unmounted
 	mounts   map[string]bool // who has it mounted; guarded by mounting
@@ -93,7 +94,7 @@ func Open(c Config) (*Store, error) {
 			s.discard(filepath.Join(c.Dir, name))
 		case !d.IsDir() || checkName(name) != nil:
 		default:
-			v, err := s.read(name)
+			v, err := s.readMoving(name)
 			if errors.Is(err, fs.ErrNotExist) {
 				c.Logger.Warn("not a volume: it has no data directory", "path", filepath.Join(c.Dir, name))
 				continue
@@ -108,7 +109,9 @@ func Open(c Config) (*Store, error) {
 }
 
 func newEntry(v volume.Volume) *entry {
-	return &entry{vol: v, users: map[string]bool{}, mounts: map[string]bool{}}
+	e := &entry{vol: v, users: map[string]bool{}, mounts: map[string]bool{}, moves: v.Moving}
+	e.vol.Moving = nil
+	return e
 }
 
 // read makes a volume of its directory. One that somebody has put there without
@@ -164,6 +167,9 @@ func (s *Store) Acquire(_ context.Context, r volume.Request, user string) (volum
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e, err := s.obtain(r)
+	if err == nil && !r.Held {
+		err = e.free()
+	}
 	if err != nil {
 		return volume.Volume{}, err
 	}
@@ -203,9 +209,30 @@ func (s *Store) write(v volume.Volume) (err error) {
 	if err := os.MkdirAll(s.cfg.Dir, 0o701); err != nil {
 		return err
 	}
-	tmp, err := os.MkdirTemp(s.cfg.Dir, newPrefix)
+	tmp, err := s.make(v)
 	if err != nil {
 		return err
+	}
+	if err := s.place(tmp, v.Name); err != nil {
+		return errors.Join(err, os.RemoveAll(tmp))
+	}
+	return nil
+}
+
+// place gives what was made its name. A directory that is no volume may be in the way: then
+// it stays, and this is told.
+func (s *Store) place(tmp, name string) error {
+	if err := os.Rename(tmp, filepath.Join(s.cfg.Dir, name)); err != nil {
+		return err
+	}
+	return atomicfile.SyncDir(s.cfg.Dir)
+}
+
+// make makes a volume's directory under another name, with an empty tree.
+func (s *Store) make(v volume.Volume) (tmp string, err error) {
+	tmp, err = os.MkdirTemp(s.cfg.Dir, newPrefix)
+	if err != nil {
+		return "", err
 	}
 	defer func() {
 		if err != nil {
@@ -214,32 +241,29 @@ func (s *Store) write(v volume.Volume) (err error) {
 	}()
 	b, err := json.Marshal(record{Version: format, Name: v.Name, Driver: v.Driver, Labels: v.Labels, Options: v.Options, CreatedAt: v.CreatedAt})
 	if err != nil {
-		return err
+		return "", err
 	}
 	if err := os.Chmod(tmp, 0o701); err != nil {
-		return err
+		return "", err
 	}
 	data := filepath.Join(tmp, dataDir)
 	if err := os.Mkdir(data, 0o755); err != nil {
-		return err
+		return "", err
 	}
 	if err := os.Chmod(data, 0o755); err != nil { // whatever the umask
-		return err
+		return "", err
 	}
 	if err := atomicfile.Write(filepath.Join(tmp, recordFile), b, 0o600, atomicfile.Options{Sync: true}); err != nil {
-		return err
+		return "", err
 	}
-	// A directory that is no volume may be in the way: then it stays, and this is told.
-	if err := os.Rename(tmp, filepath.Join(s.cfg.Dir, v.Name)); err != nil {
-		return err
-	}
-	return atomicfile.SyncDir(s.cfg.Dir)
+	return tmp, nil
 }
 
 // view is the volume with its users; Store.mu is held.
 func (e *entry) view() volume.Volume {
 	v := e.vol
 	v.Users = slices.Sorted(maps.Keys(e.users))
+	v.Moving = e.moves
 	return v
 }
 
@@ -298,7 +322,7 @@ func (s *Store) Release(name, user string) {
 // Remove deletes a volume and its data. Kinds: NotFound, unless force;
 // Conflict while a container holds it.
 func (s *Store) Remove(_ context.Context, name string, force bool) error {
-	gone, err := s.detach(name)
+	gone, err := s.detach(name, (*entry).free)
 	if err != nil {
 		if force && errdefs.IsNotFound(err) {
 			return nil
@@ -310,12 +334,16 @@ func (s *Store) Remove(_ context.Context, name string, force bool) error {
 	return nil
 }
 
-// detach takes a volume off the list: it is renamed, and with that it is gone.
-func (s *Store) detach(name string) (gone string, err error) {
+// detach takes a volume off the list: it is renamed, and with that it is gone. May refuses,
+// with Store.mu held.
+func (s *Store) detach(name string, may func(*entry) error) (gone string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e, err := s.find(name)
 	if err != nil {
+		return "", err
+	}
+	if err := may(e); err != nil {
 		return "", err
 	}
 	if len(e.users) > 0 {
@@ -362,6 +390,9 @@ func (s *Store) tell(action apievents.Action, name string) {
 func (s *Store) Mount(_ context.Context, name, user string) (string, error) {
 	s.mu.Lock()
 	e, err := s.find(name)
+	if err == nil {
+		err = e.free()
+	}
 	s.mu.Unlock()
 	if err != nil {
 		return "", err
