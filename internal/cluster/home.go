@@ -18,6 +18,8 @@ const (
 type Home struct {
 	Node    string   // id
 	Volumes []string // by their sources
+	// Moved, of a task that has had a node: they were moved to this one since.
+	Moved bool `json:",omitempty"`
 }
 
 // Bound is the home that the task cannot leave; nil: it can be anywhere.
@@ -41,9 +43,10 @@ func (t *Task) home(spec *TaskSpec) *Home {
 	if t.Home != nil {
 		h = *t.Home
 	}
-	if !t.Status.RunningAt.IsZero() {
+	if !t.Status.RunningAt.IsZero() && !h.Moved {
 		h = Home{Node: t.Node, Volumes: t.Spec.LocalVolumes()}
 	}
+	h.Moved = false
 	mine := spec.LocalVolumes()
 	h.Volumes = slices.DeleteFunc(slices.Clone(h.Volumes), func(v string) bool { return !slices.Contains(mine, v) })
 	if len(h.Volumes) == 0 {

@@ -24,6 +24,7 @@ const (
 	KindSecret  Kind = "secret"
 	KindConfig  Kind = "config"
 	KindNode    Kind = "node"
+	KindMove    Kind = "move"
 	KindCluster Kind = "cluster" // one object, named DefaultCluster
 )
 
@@ -54,7 +55,7 @@ type Object interface {
 // Named tells whether two objects of the kind cannot have one name.
 func (k Kind) Named() bool {
 	switch k {
-	case KindTask, KindNode:
+	case KindTask, KindNode, KindMove:
 		return false
 	}
 	return true
@@ -79,6 +80,8 @@ func (k Kind) New() Object {
 		return new(Config)
 	case KindNode:
 		return new(Node)
+	case KindMove:
+		return new(Move)
 	case KindCluster:
 		return new(Cluster)
 	}
@@ -87,7 +90,7 @@ func (k Kind) New() Object {
 
 // Kinds are all kinds, those that others go with first.
 func Kinds() []Kind {
-	return []Kind{KindCluster, KindNode, KindApp, KindNetwork, KindVolume, KindSecret, KindConfig, KindService, KindTask}
+	return []Kind{KindCluster, KindNode, KindApp, KindNetwork, KindVolume, KindSecret, KindConfig, KindMove, KindService, KindTask}
 }
 
 // idSize is the length of an id, in digits of base 36: 128 random bits.

@@ -265,7 +265,7 @@ func TestSwarmVolumes(t *testing.T) {
 		s.till("1/1", "service", "ls")
 		node, name := s.run("info", "-f", "{{.Swarm.NodeID}}"), s.run("info", "-f", "{{.Name}}")
 		s.run("node", "update", "--availability", "drain", node)
-		s.till(`no suitable node (volume "data" is on node `+name+`; node not available on 1 node)`, "service", "ps", "--no-trunc", "--format", "{{.Error}}", "db")
+		s.till(`no suitable node (volume "data" is on node `+name+`; node not available on 1 node): "escale volume move data NODE" takes it along`, "service", "ps", "--no-trunc", "--format", "{{.Error}}", "db")
 		s.run("node", "update", "--availability", "active", node)
 		s.till("1/1", "service", "ls")
 		s.run("service", "update", "-d", "--force", "db")

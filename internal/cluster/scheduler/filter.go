@@ -1,6 +1,7 @@
 package scheduler
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -15,6 +16,7 @@ type filter struct {
 	why   string
 	fits  func(*Room) bool
 	whole bool
+	hint  string // what can be done about it
 }
 
 // filters are those that a task asks for.
@@ -24,12 +26,21 @@ func filters(v store.View, t *cluster.Task) ([]filter, error) {
 		return nil, err
 	}
 	var out []filter
-	if at, why := home(v, t); at != nil {
-		out = append(out, only(at, why))
+	if at, why, volume := home(v, t); at != nil {
+		f := only(at, why)
+		if volume != "" {
+			f.hint = fmt.Sprintf(`: "escale volume move %s NODE" takes it along`, volume)
+		}
+		out = append(out, f)
 	} else {
 		out = companions(v, t)
 	}
-	add := func(why string, fits func(*Room) bool) { out = append(out, filter{why, fits, false}) }
+	for _, m := range moves(v) {
+		if f := away(v, m, t); f.fits != nil {
+			out = append(out, f)
+		}
+	}
+	add := func(why string, fits func(*Room) bool) { out = append(out, filter{why: why, fits: fits}) }
 	add("node not available", func(r *Room) bool { return r.Node.Status.Ready && available(r.Node, t) })
 	if want := t.Spec.Reserved; want.NanoCPUs > 0 || want.Memory > 0 || len(want.Generic) > 0 {
 		add("insufficient resources", func(r *Room) bool { return r.holds(want) })
@@ -70,6 +81,44 @@ func sealed(v store.View, t *cluster.Task) *cluster.Network {
 		}
 	}
 	return nil
+}
+
+// moves are those that keep volumes from tasks.
+func moves(v store.View) (out []*cluster.Move) {
+	for _, m := range store.List[*cluster.Move](v) {
+		if m.Holds() {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// away keeps a task that would have a volume that is being moved from where it is had: from
+// all nodes if it goes along, else from the two. Without fits it keeps it from none.
+func away(v store.View, m *cluster.Move, t *cluster.Task) filter {
+	from, err := store.Find[*cluster.Node](v, m.Spec.From)
+	if err != nil {
+		return filter{}
+	}
+	names := t.VolumesOn(from)
+	i := slices.IndexFunc(names, func(name string) bool { return slices.Contains(m.Spec.Volumes, name) })
+	if i < 0 {
+		return filter{}
+	}
+	to := cmp.Or(nameOf(v, m.Spec.To), m.Spec.To)
+	why := fmt.Sprintf("volume %q is being moved from node %s to node %s", names[i], cmp.Or(from.Name, from.ID), to)
+	if h := t.Bound(); h != nil && (h.Node == m.Spec.From || h.Node == m.Spec.To) {
+		return filter{why: why, fits: func(*Room) bool { return false }, whole: true}
+	}
+	return filter{why: why, fits: func(r *Room) bool { return r.Node.ID != m.Spec.From && r.Node.ID != m.Spec.To }}
+}
+
+func nameOf(v store.View, node string) string {
+	n, err := store.Find[*cluster.Node](v, node)
+	if err != nil {
+		return ""
+	}
+	return n.Name
 }
 
 // available tells whether a node may get a task. One that is paused keeps its place of

@@ -11,23 +11,24 @@ import (
 
 // only is the filter of what can be on one node alone.
 func only(at *cluster.Node, why string) filter {
-	return filter{why, func(r *Room) bool { return r.Node.ID == at.ID }, true}
+	return filter{why: why, fits: func(r *Room) bool { return r.Node.ID == at.ID }, whole: true}
 }
 
-// home is the node that a task cannot leave, and what holds it there; nil: nothing does.
-func home(v store.View, t *cluster.Task) (*cluster.Node, string) {
+// home is the node that a task cannot leave, and what holds it there, which may be a volume; nil:
+// nothing does.
+func home(v store.View, t *cluster.Task) (at *cluster.Node, why, volume string) {
 	if n, why := kept(v, t); n != nil {
-		return n, why
+		return n, why, ""
 	}
 	if n, volume := bound(v, t); n != nil {
-		return n, onNode(volume, n)
+		return n, onNode(volume, n), volume
 	}
 	for _, volume := range shared(v, t) {
 		if n := whereIs(v, t, volume); n != nil {
-			return n, onNode(volume, n)
+			return n, onNode(volume, n), volume
 		}
 	}
-	return nil, ""
+	return nil, "", ""
 }
 
 func onNode(volume string, n *cluster.Node) string {

@@ -41,7 +41,7 @@ func (Loop) Name() string { return "scheduler" }
 
 // Kinds implements loop.Loop.
 func (Loop) Kinds() []cluster.Kind {
-	return []cluster.Kind{cluster.KindTask, cluster.KindNode, cluster.KindNetwork}
+	return []cluster.Kind{cluster.KindTask, cluster.KindNode, cluster.KindNetwork, cluster.KindMove}
 }
 
 // Keys implements loop.Loop.
@@ -73,7 +73,7 @@ func (l Loop) Decide(v store.View, _ string, now time.Time) (d loop.Decision) {
 			continue // addresses come before nodes
 		}
 		if r.nodes == nil {
-			r.nodes = rooms(v)
+			r.nodes, r.moves = rooms(v), len(moves(v)) > 0
 			for _, n := range r.nodes {
 				n.silent = l.Heard != nil && n.Node.Status.Ready && !l.Heard(n.Node.ID)
 			}
@@ -108,6 +108,7 @@ type round struct {
 	found choice                   // what was found for that task, and holds for all that are made alike
 	homes map[volume]*cluster.Node // of volumes that came to be somewhere with a task of this round
 	waits bool                     // a task waits for a node to speak
+	moves bool                     // volumes are being moved
 }
 
 // choice are the nodes that will do for a task.
@@ -151,7 +152,7 @@ func (r *round) place(t *cluster.Task) *cluster.Task {
 // choose picks a node for a task and puts it there, or says why none will do; "": one that would
 // is still to be heard of.
 func (r *round) choose(t *cluster.Task) (*Room, string) {
-	if !alike(r.like, t) {
+	if r.moves && templated(t) || !alike(r.like, t) {
 		r.like, r.found = t, r.look(t)
 	}
 	c := &r.found
@@ -174,6 +175,11 @@ func (r *round) choose(t *cluster.Task) (*Room, string) {
 		heap.Fix(&c.fit, best)
 	}
 	return to, ""
+}
+
+// templated tells whether names of a task's volumes differ from those of others that are made alike.
+func templated(t *cluster.Task) bool {
+	return slices.ContainsFunc(t.Spec.LocalVolumes(), func(name string) bool { return strings.Contains(name, "{{") })
 }
 
 // best is which of the nodes that were found is the best for a task.
@@ -283,7 +289,9 @@ next:
 // explain says why no node will do, in Docker's words.
 func explain(checks []filter, refused []int) string {
 	var why []string
+	hint := ""
 	for i, f := range checks {
+		hint = cmp.Or(hint, f.hint)
 		if n := refused[i]; f.whole { // true of the node that is left, too
 			why = append(why, f.why)
 		} else if n > 0 {
@@ -293,7 +301,7 @@ func explain(checks []filter, refused []int) string {
 	if len(why) == 0 {
 		return "no suitable node"
 	}
-	return "no suitable node (" + strings.Join(why, "; ") + ")"
+	return "no suitable node (" + strings.Join(why, "; ") + ")" + hint
 }
 
 // Room is a node with what is on it.

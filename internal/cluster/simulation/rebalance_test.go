@@ -222,7 +222,7 @@ func TestVolumesStay(t *testing.T) {
 	w.change("db", func(s *cluster.ServiceSpec) { s.Task.Force++ })
 	want("map[a1:1]", "")
 	w.node("a1", func(n *cluster.Node) { n.Spec.Availability = cluster.Drain })
-	want("map[]", `no suitable node (volume "data" is on node a1; node not available on 1 node)`)
+	want("map[]", `no suitable node (volume "data" is on node a1; node not available on 1 node): "escale volume move data NODE" takes it along`)
 	w.node("a1", func(n *cluster.Node) { n.Spec.Availability = cluster.Active })
 	want("map[a1:1]", "")
 	w.node("a1", func(n *cluster.Node) { n.Status.Ready = false })
@@ -231,7 +231,7 @@ func TestVolumesStay(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.away = "a1"
-	want("map[]", `no suitable node (volume "data" is on node a1; node not available on 1 node)`)
+	want("map[]", `no suitable node (volume "data" is on node a1; node not available on 1 node): "escale volume move data NODE" takes it along`)
 	w.commit(store.Delete(n))
 	want("map[b1:1]", "")
 	// Whoever does not care has its tasks anywhere.

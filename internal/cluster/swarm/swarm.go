@@ -182,6 +182,12 @@ func the(v store.View) (*cluster.Cluster, error) {
 	return nil, errNoManager
 }
 
+// Manages refuses where this node is no manager of a swarm, in Docker's words. Unavailable.
+func Manages(v store.View) error {
+	_, err := the(v)
+	return err
+}
+
 // find gives the object that people mean; what is its kind's name in messages.
 func find[T cluster.Object](v store.View, what, ref string) (T, error) {
 	var none T

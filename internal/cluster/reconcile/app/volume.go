@@ -51,6 +51,9 @@ func lastOn(tasks []*cluster.Task, volume string) (node string) {
 		}
 		if slices.Contains(t.Spec.LocalVolumes(), volume) {
 			node, last = t.Node, t.Status.RunningAt
+			if t.Home != nil && t.Home.Moved {
+				node = t.Home.Node // the volume has gone there since
+			}
 		}
 	}
 	return node

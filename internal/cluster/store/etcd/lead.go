@@ -62,7 +62,13 @@ func (l *Leader) Done() <-chan struct{} { return l.lost }
 // Store is the store by which the leader acts: its commits are refused with
 // FailedPrecondition once the leadership is lost, also when this manager has not heard
 // of that. Close resigns.
-func (l *Leader) Store() store.Store { return led{l.s, l} }
+func (l *Leader) Store() LeaderStore { return led{l.s, l} }
+
+// LeaderStore is a store with the term of the leadership by which it writes.
+type LeaderStore interface {
+	store.Store
+	Term() uint64
+}
 
 // Resign ends the leadership, so that another can begin at once.
 func (l *Leader) Resign(ctx context.Context) error {
@@ -81,6 +87,9 @@ type led struct {
 	*Store
 	l *Leader
 }
+
+// Term is that of the leadership: what a leader asks of nodes bears it.
+func (f led) Term() uint64 { return f.l.Term() }
 
 // Commit implements store.Store.
 func (f led) Commit(ctx context.Context, changes ...store.Change) (uint64, error) {
