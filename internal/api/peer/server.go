@@ -48,6 +48,8 @@ type Config struct {
 	Check  func(ca.Peer) error
 	Images Images
 	Logs   Logs
+	// Volumes are those that can be moved; nil: none can.
+	Volumes Volumes
 	// Tasks is the engine's API for the containers of tasks, as managers are given it. Its
 	// requests come over connections that it may take over.
 	Tasks http.Handler
@@ -123,6 +125,8 @@ const (
 	pathHolders = "/peer/1/holders"
 	pathLogs    = "/peer/1/logs"
 	pathTasks   = "/peer/1/tasks"
+	pathVolumes = "/peer/1/volumes"
+	pathVolume  = "/peer/1/volume"
 )
 
 // Handler answers requests that came over TLS.
@@ -133,6 +137,11 @@ func (s *Server) Handler() http.Handler {
 	mux.Handle("GET "+pathHolders, s.admit(false, s.holders))
 	mux.Handle("GET "+pathLogs, s.admit(true, s.logs))
 	mux.Handle("POST "+pathTasks, s.admit(true, s.tasks))
+	if s.cfg.Volumes != nil {
+		mux.Handle("GET "+pathVolumes, s.admit(true, s.volumes))
+		mux.Handle("POST "+pathVolume, s.admit(true, s.volumeStep))
+		mux.Handle("GET "+pathVolume, s.admit(false, s.volumeContent))
+	}
 	return mux
 }
 
@@ -201,6 +210,7 @@ var statuses = []struct {
 	{http.StatusForbidden, errdefs.ErrPermissionDenied, errdefs.IsPermissionDenied},
 	{http.StatusNotFound, errdefs.ErrNotFound, errdefs.IsNotFound},
 	{http.StatusConflict, errdefs.ErrConflict, errdefs.IsConflict},
+	{http.StatusPreconditionFailed, errdefs.ErrAlreadyExists, errdefs.IsAlreadyExists},
 	{http.StatusNotImplemented, errdefs.ErrNotImplemented, errdefs.IsNotImplemented},
 	{http.StatusServiceUnavailable, errdefs.ErrUnavailable, errdefs.IsUnavailable},
 	{http.StatusInternalServerError, errdefs.ErrInternal, func(error) bool { return true }},
