@@ -40,6 +40,7 @@ type paper struct {
 	// or open one.
 	backup, secret string
 	none           bool // it is in no swarm
+	looks          int  // at the move of a volume
 }
 
 var longAgo = time.Date(2021, 3, 4, 5, 6, 7, 0, time.UTC)
@@ -280,6 +281,10 @@ func (p *paper) look(w http.ResponseWriter, q *http.Request, parts []string, fil
 	switch parts[0] {
 	case "_ping":
 	case "escale":
+		if parts[1] != "cluster" {
+			p.own(w, parts[1:])
+			break
+		}
 		p.mu.Lock()
 		p.secret = q.Header.Get("Escale-Backup-Secret")
 		p.mu.Unlock()
@@ -391,6 +396,8 @@ func (p *paper) change(w http.ResponseWriter, q *http.Request, path string, part
 			warnings = []string{"a warning"}
 		}
 		reply(w, 201, map[string]any{"ID": p.services[0].ID, "Warnings": warnings})
+	case path == "/escale/moves":
+		reply(w, 201, map[string]string{"ID": "move1"})
 	case strings.HasSuffix(path, "/renew"):
 		reply(w, 200, map[string]any{"ID": id("new"), "Services": []string{p.services[0].Spec.Name}})
 	case strings.HasSuffix(path, "/create"):

@@ -17,7 +17,7 @@ import (
 // volumeCommands are those of the group volume, which has no verbs elsewhere.
 func volumeCommands(a *app) []*cobra.Command {
 	return []*cobra.Command{volumeCreateCommand(a), volumeInspectCommand(a), volumeLsCommand(a), volumePruneCommand(a), volumeRmCommand(a), volumeUpdateCommand(a),
-		volumeBackupCommand(a), volumeRestoreCommand(a), volumeCloneCommand(a)}
+		volumeBackupCommand(a), volumeRestoreCommand(a), volumeCloneCommand(a), volumeMoveCommand(a)}
 }
 
 func volumeCreateCommand(a *app) *cobra.Command {

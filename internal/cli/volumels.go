@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"errors"
 	"slices"
 	"strconv"
 
@@ -15,12 +16,71 @@ import (
 	"escale.dev/escale/internal/cli/verb"
 )
 
-type volumeLsOptions struct{ verb.List }
+type volumeLsOptions struct {
+	verb.List
+	cluster bool
+}
 
 func volumeLsCommand(a *app) *cobra.Command {
 	var o volumeLsOptions
-	return o.Command("List volumes", "Print only names", func(ctx context.Context) error { return o.run(ctx, a) })
+	cmd := o.Command("List volumes", "Print only names", func(ctx context.Context) error {
+		if o.cluster {
+			return o.ofCluster(ctx, a)
+		}
+		return o.run(ctx, a)
+	})
+	cmd.Flags().BoolVar(&o.cluster, "cluster", false, "List the volumes of all nodes, and where they are")
+	return cmd
 }
+
+// ofCluster lists the volumes of all nodes.
+func (o *volumeLsOptions) ofCluster(ctx context.Context, a *app) error {
+	if len(o.Filter) > 0 {
+		return errors.New("conflicting options: --filter cannot be used with --cluster")
+	}
+	c, err := a.client()
+	if err != nil {
+		return err
+	}
+	list, missing, err := c.ClusterVolumes(ctx)
+	if err != nil {
+		return err
+	}
+	rows := make([]table.Row, len(list))
+	for i := range list {
+		rows[i] = &placedRow{volumeRow{&list[i].Volume}, list[i].Node.Name}
+	}
+	format := volumesFormat(o.FormatOr(a.config.VolumesFormat), o.Quiet)
+	if o.FormatOr(a.config.VolumesFormat) == "table" && !o.Quiet {
+		format = `table {{.Driver}}\t{{.Name}}\t{{.Node}}`
+	}
+	if err := table.Write(a.out, format, &placedRow{}, rows); err != nil {
+		return err
+	}
+	for _, name := range missing {
+		a.complain("node " + name + " is not available: its volumes are not listed")
+	}
+	return nil
+}
+
+// placedRow is a volume of some node in a list.
+type placedRow struct {
+	volumeRow
+	node string
+}
+
+// Headers gives the title of each column.
+func (r *placedRow) Headers() map[string]string {
+	h := r.volumeRow.Headers()
+	h["Node"] = "NODE"
+	return h
+}
+
+// MarshalJSON gives every field by its name.
+func (r *placedRow) MarshalJSON() ([]byte, error) { return table.MarshalRow(r) }
+
+// Node is the name of the node that it is on.
+func (r *placedRow) Node() string { return r.node }
 
 func (o *volumeLsOptions) run(ctx context.Context, a *app) error {
 	c, err := a.client()

@@ -37,6 +37,7 @@ import (
 	"escale.dev/escale/internal/sys/atomicfile"
 	"escale.dev/escale/internal/sys/host"
 	"escale.dev/escale/internal/volume"
+	"escale.dev/escale/internal/volume/local"
 	volumeplugin "escale.dev/escale/internal/volume/plugin"
 )
 
@@ -61,6 +62,7 @@ type Daemon struct {
 	plugins       *plugin.Registry
 	managed       *managed.Manager
 	volumes       *volume.Set
+	localVolumes  *local.Store
 	pluginVolumes *volumeplugin.Store
 	pluginNets    *netplugin.Store
 	containers    *container.Manager

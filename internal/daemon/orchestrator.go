@@ -21,6 +21,7 @@ import (
 	"escale.dev/escale/internal/cluster/dispatch"
 	"escale.dev/escale/internal/cluster/executor"
 	"escale.dev/escale/internal/cluster/mesh"
+	"escale.dev/escale/internal/cluster/move"
 	"escale.dev/escale/internal/cluster/reconcile/allocate"
 	"escale.dev/escale/internal/cluster/reconcile/app"
 	"escale.dev/escale/internal/cluster/reconcile/cron"
@@ -191,7 +192,29 @@ func (o *orchestrator) Lead(ctx context.Context, s store.Store, heard func(strin
 		<-ctx.Done()
 		return nil
 	}
-	return loop.Run(ctx, s, o.log, o.loops(heard)...)
+	of, cluster := s.(move.LeaderStore)
+	if !cluster {
+		return loop.Run(ctx, s, o.log, o.loops(heard)...)
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	moved := make(chan error, 1)
+	go func() {
+		err := o.moves().lead(ctx, of, o.log)
+		cancel(err)
+		moved <- err
+	}()
+	err := loop.Run(ctx, s, o.log, o.loops(heard)...)
+	cancel(err)
+	return errors.Join(err, <-moved)
+}
+
+// moves are the steps of moves of volumes, on all nodes.
+func (o *orchestrator) moves() moveNodes { return moveNodes{o.d.peers.moves, o.d.peers, o.part.Node} }
+
+// desk is what people ask of moves.
+func (o *orchestrator) desk() *move.Desk {
+	return &move.Desk{Store: o.part.Objects(), Nodes: o.moves(), Manages: swarm.Manages}
 }
 
 // Manage implements membership.Parts.
@@ -281,6 +304,9 @@ func (o *orchestrator) describe() (string, cluster.NodeStatus) {
 func (o *orchestrator) Enter(ctx context.Context, s store.Store) (string, error) {
 	if o.lost != nil {
 		return "", nil
+	}
+	if err := o.d.localVolumes.FreeAll(); err != nil { // nobody else is left to say that they may be used
+		o.log.Error("volumes that were being moved stay as they are", "error", err)
 	}
 	nodes := store.List[*cluster.Node](s.View())
 	n := &cluster.Node{Meta: cluster.Meta{ID: cluster.NewID()}, Spec: cluster.NodeSpec{Manager: true, Availability: cluster.Active}}

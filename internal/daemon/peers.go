@@ -34,6 +34,7 @@ type peers struct {
 	images     *image.Store
 	containers *container.Manager
 	events     *events.Journal
+	moves      *ownMoves
 	log        *slog.Logger
 	links      atomic.Pointer[peerLinks]
 }
@@ -55,7 +56,9 @@ type peerLinks struct {
 }
 
 func newPeers(d *Daemon) *peers {
-	return &peers{images: d.images, containers: d.containers, events: d.events, log: d.log.With("component", "peers")}
+	p := &peers{images: d.images, containers: d.containers, events: d.events, log: d.log.With("component", "peers")}
+	p.moves = &ownMoves{contents: d.containers.Moves(d.localVolumes), list: d.volumes, open: p.open, log: p.log}
+	return p
 }
 
 // serve answers other nodes on a listener, and lets this engine call them, until ctx ends.
@@ -67,7 +70,7 @@ func (p *peers) serve(ctx context.Context, k *ca.Keeper, w peerWorld, tasks *eng
 	links.finder = peer.NewFinder(links.dialer, links.known)
 	p.links.Store(links)
 	defer p.links.CompareAndSwap(links, nil)
-	c := peer.Config{Keeper: k, Check: links.check, Images: image.Offer(p.images), Logs: ownLogs{p.containers}, Tasks: tasks.Tasks(), Log: p.log}
+	c := peer.Config{Keeper: k, Check: links.check, Images: image.Offer(p.images), Logs: ownLogs{p.containers}, Tasks: tasks.Tasks(), Volumes: p.moves, Log: p.log}
 	c.Holders = func(ctx context.Context, w image.Wanted) (peer.Found, error) { return links.holders(ctx, p.images, w) }
 	return peer.New(c).Serve(ctx, l)
 }

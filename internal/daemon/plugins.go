@@ -65,6 +65,7 @@ func (d *Daemon) openVolumes(context.Context) error {
 	if err != nil {
 		return err
 	}
+	d.localVolumes = own
 	d.volumes = volume.NewSet(own, d.pluginVolumes)
 	return nil
 }

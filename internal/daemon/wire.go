@@ -161,7 +161,7 @@ func (d *Daemon) openAPI(context.Context) error {
 		Registries: registries{d.registry, d.images, d.events}, Builder: d.builder,
 		Networks: allNetworks{ownNetworks{d.networks, d.spans}},
 		Images:   images{Store: d.images, users: d.containers.Users, events: d.events},
-		System:   systemInfo{d}, SafeMode: d.safe, Apps: d.orchestrator.apps, Swarm: d.orchestrator.swarm, Backups: swarm.Backups{Swarm: d.orchestrator.swarm}, Keeper: d.orchestrator.keeper, Elsewhere: taskPlaces{d.peers, d.orchestrator}, Events: d.events, Logger: d.log, Version: Version,
+		System:   systemInfo{d}, SafeMode: d.safe, Apps: d.orchestrator.apps, Swarm: d.orchestrator.swarm, Backups: swarm.Backups{Swarm: d.orchestrator.swarm}, Moves: d.orchestrator.desk(), Keeper: d.orchestrator.keeper, Elsewhere: taskPlaces{d.peers, d.orchestrator}, Events: d.events, Logger: d.log, Version: Version,
 		ContainerDir: filepath.Join(d.cfg.DataRoot, "containers"), StorageDriver: storageDriver, Debug: d.cfg.Debug,
 		Sandbox: d.sandbox, Activity: d.rest.touch,
 	})

@@ -21,7 +21,7 @@ const (
 )
 
 // Config is what a Server needs. Containers, Archives, Watching, Updates, Images,
-// Volumes, VolumeCopies, Plugins, Networks, Registries, Builder, System, SafeMode, Apps, Swarm, Backups, Events and Logger must be set.
+// Volumes, VolumeCopies, Plugins, Networks, Registries, Builder, System, SafeMode, Apps, Swarm, Backups, Moves, Events and Logger must be set.
 type Config struct {
 	Containers   Containers
 	Archives     Archives
@@ -39,6 +39,7 @@ type Config struct {
 	Apps         Apps
 	Swarm        Swarm
 	Backups      Backups
+	Moves        Moves
 	Keeper       Keeper    // nil: nobody keeps containers
 	Elsewhere    Elsewhere // nil: containers are here or nowhere
 	Events       Events
@@ -117,6 +118,7 @@ func (s *Server) table() []route {
 	all = append(all, copyRoutes{archiveRoutes{s}}.routes()...)
 	all = append(all, pluginRoutes{s}.routes()...)
 	all = append(all, appRoutes{s}.routes()...)
+	all = append(all, moveRoutes{s}.routes()...)
 	all = append(all, swarmRoutes{s}.routes()...)
 	all = append(all, clusterRoutes{archiveRoutes{s}}.routes()...)
 	all = append(all, nodeRoutes{s}.routes()...)
