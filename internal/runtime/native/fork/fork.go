@@ -1,9 +1,10 @@
-// Package fork starts a program in a user namespace. Go's own ways do not do: a
-// process with several threads may not go into one (setns(2)), and in a new one the
-// program must be executed by its descriptor, for no path of the host need be open to
-// the namespace's root. So the process is forked whole, as gVisor does it: the child
-// has one thread, and nothing but system calls are made in it until it has become the
-// program. See docs/decisions/0030.
+// Package fork starts a program in a user namespace, or in a container that runs.
+// Go's own ways do not do. A process with several threads may not go into a user
+// namespace (setns(2)), and in a new one the program must be executed by its
+// descriptor, for no path of the host need be open to the namespace's root. What joins
+// a container is to be seen there only when it has the container's root. So the process
+// is forked whole, as gVisor does it: the child has one thread, and nothing but system
+// calls are made in it until it has become the program. See docs/decisions/0030.
 package fork
 
 import (
