@@ -149,22 +149,11 @@ escale cluster restore --force cluster.backup`,
 }
 
 func clusterRestore(ctx context.Context, a *app, file, secretFile string, o client.ClusterRestoreOptions) error {
-	in, total := a.in, int64(0)
-	if file == "-" {
-		if tty.IsTerminal(a.in) {
-			return errors.New("requested to read a backup from a terminal: name a file, or redirect")
-		}
-	} else {
-		f, err := os.Open(file)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if info, err := f.Stat(); err == nil {
-			total = info.Size()
-		}
-		in = f
+	in, total, err := openInput(a, file, "a backup")
+	if err != nil {
+		return err
 	}
+	defer in.Close()
 	body := bufio.NewReaderSize(in, maxBackupHead)
 	secret, unlocks := "", lockedByKey(body)
 	if secretFile != "" {

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"slices"
@@ -109,22 +110,11 @@ func replaceFlags(cmd *cobra.Command, o *client.VolumeRestoreOptions) {
 }
 
 func volumeRestore(ctx context.Context, a *app, volume, file string, o client.VolumeRestoreOptions) error {
-	in, total := a.in, int64(0)
-	if file == "-" {
-		if tty.IsTerminal(a.in) {
-			return errors.New("requested to read an archive from a terminal: name a file, or redirect")
-		}
-	} else {
-		f, err := os.Open(file)
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		if info, err := f.Stat(); err == nil {
-			total = info.Size()
-		}
-		in = f
+	in, total, err := openInput(a, file, "an archive")
+	if err != nil {
+		return err
 	}
+	defer in.Close()
 	c, err := a.client()
 	if err != nil {
 		return err
@@ -132,6 +122,25 @@ func volumeRestore(ctx context.Context, a *app, volume, file string, o client.Vo
 	m := newMeter(a, "Restoring "+volume, total)
 	defer m.done()
 	return c.VolumeRestore(ctx, volume, m.reader(in), o)
+}
+
+// openInput opens a file that holds what, or standard input for "-", and tells its size in
+// bytes, 0 where that is not known. Standard input that is a terminal is refused.
+func openInput(a *app, file, what string) (io.ReadCloser, int64, error) {
+	if file == "-" {
+		if tty.IsTerminal(a.in) {
+			return nil, 0, fmt.Errorf("requested to read %s from a terminal: name a file, or redirect", what)
+		}
+		return io.NopCloser(a.in), 0, nil
+	}
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, 0, err
+	}
+	if info, err := f.Stat(); err == nil {
+		return f, info.Size(), nil
+	}
+	return f, 0, nil
 }
 
 func volumeCloneCommand(a *app) *cobra.Command {
