@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"escale.dev/escale/internal/sys/systemd"
 	"github.com/containerd/errdefs"
 	"golang.org/x/sys/unix"
 )
@@ -22,26 +23,7 @@ import (
 func cgroupPath(spec string) (string, error) {
 	path := spec
 	if parts := strings.Split(spec, ":"); len(parts) == 3 && !strings.HasPrefix(spec, "/") {
-		slice, prefix, name := parts[0], parts[1], parts[2]
-		if slice == "" {
-			slice = "system.slice"
-		}
-		unit := name
-		if !strings.HasSuffix(name, ".slice") {
-			unit = name + ".scope"
-			if prefix != "" {
-				unit = prefix + "-" + unit
-			}
-		}
-		path = "/"
-		if base := strings.TrimSuffix(slice, ".slice"); base != "-" {
-			for i, c := range base + "-" {
-				if c == '-' {
-					path = filepath.Join(path, base[:i]+".slice")
-				}
-			}
-		}
-		path = filepath.Join(path, unit)
+		path = systemd.Cgroup(parts[0], parts[1], parts[2])
 	}
 	// All that lives there is going to be killed: never that of the machine.
 	if path != "" && (!strings.HasPrefix(path, "/") || filepath.Clean(path) == "/" || slices.Contains(strings.Split(path, "/"), "..")) {

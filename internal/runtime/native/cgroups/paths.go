@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 
+	"escale.dev/escale/internal/sys/systemd"
 	"golang.org/x/sys/unix"
 )
 
@@ -124,7 +125,7 @@ type Group struct {
 func (l *Layout) Place(spec, id string) (*Group, error) {
 	path := spec
 	if parts := strings.Split(spec, ":"); len(parts) == 3 && !strings.HasPrefix(spec, "/") {
-		path = systemdPath(parts[0], parts[1], parts[2])
+		path = systemd.Cgroup(parts[0], parts[1], parts[2])
 	}
 	if slices.Contains(strings.Split(path, "/"), "..") {
 		return nil, fmt.Errorf("cgroupsPath %q leads upwards", spec)
@@ -151,29 +152,6 @@ func (l *Layout) Place(spec, id string) (*Group, error) {
 		g.Unified, g.mount = below(l.Unified, l.Own), l.Unified
 	}
 	return g, nil
-}
-
-// systemdPath is where systemd puts a unit: slice "a-b.slice" lies in "a.slice" (systemd.slice(5)).
-func systemdPath(slice, prefix, name string) string {
-	if slice == "" {
-		slice = "system.slice"
-	}
-	unit := name
-	if !strings.HasSuffix(name, ".slice") {
-		unit = name + ".scope"
-		if prefix != "" {
-			unit = prefix + "-" + unit
-		}
-	}
-	path := "/"
-	if base := strings.TrimSuffix(slice, ".slice"); base != "-" {
-		for i, c := range base + "-" {
-			if c == '-' {
-				path = filepath.Join(path, base[:i]+".slice")
-			}
-		}
-	}
-	return filepath.Join(path, unit)
 }
 
 // Dirs are the group's directories, each once, sorted.
