@@ -726,3 +726,30 @@ func TestBarred(t *testing.T) {
 		stop()
 	})
 }
+
+// Nodes of a leader that stands still go to the next one as soon as they miss it: they do not wait
+// once more for the one that does not answer.
+func TestFrozenLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.machines("n1", "n2")
+		w.elect("a:1", 1)
+		w.node("n1", "")
+		w.node("n2", "")
+		settle()
+		w.mu.Lock()
+		w.frozen = "a:1"
+		w.mu.Unlock()
+		w.elect("b:1", 2)
+		time.Sleep(Dead + time.Second)
+		synctest.Wait()
+		w.mu.Lock()
+		d := w.d
+		w.mu.Unlock()
+		for _, n := range []string{"n1", "n2"} {
+			if !d.connected(n) {
+				t.Errorf("%s has not come to the next leader", n)
+			}
+		}
+	})
+}

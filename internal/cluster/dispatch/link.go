@@ -106,13 +106,21 @@ func (r *Remote) round(ctx context.Context) (led bool, err error) {
 	err = errCut
 	for {
 		list := r.Managers()
-		i := slices.IndexFunc(list, func(m Manager) bool { return m.Addr != "" && !asked[m.Addr] })
+		i := slices.IndexFunc(list, func(m Manager) bool { return m.Addr != "" && !asked[m.Addr] && m.Addr != r.silent })
+		if i < 0 { // who has just fallen silent would cost as long again
+			i = slices.IndexFunc(list, func(m Manager) bool { return m.Addr != "" && !asked[m.Addr] })
+		}
 		if i < 0 {
 			r.failed(err)
 			return false, err
 		}
 		asked[list[i].Addr] = true
 		led, err = r.serve(ctx, list[i].Addr)
+		if errors.Is(err, errSilent) {
+			r.silent = list[i].Addr
+		} else if r.silent == list[i].Addr {
+			r.silent = ""
+		}
 		if ctx.Err() == nil {
 			r.failed(err)
 		}
@@ -125,6 +133,9 @@ func (r *Remote) round(ctx context.Context) (led bool, err error) {
 // errRefused says that a manager does not lead.
 var errRefused = fmt.Errorf("the manager does not lead: %w", errdefs.ErrUnavailable)
 
+// errSilent says that nothing is heard of a manager.
+var errSilent = fmt.Errorf("nothing was heard of it for %s: %w", Dead, errdefs.ErrUnavailable)
+
 // serve is a connection with a manager, as long as it lasts; led tells whether it was one
 // with the leader.
 func (r *Remote) serve(ctx context.Context, addr string) (led bool, err error) {
@@ -132,7 +143,7 @@ func (r *Remote) serve(ctx context.Context, addr string) (led bool, err error) {
 	defer cancel(nil)
 	// A manager who does not answer is not there.
 	silence := time.AfterFunc(Dead, func() {
-		cancel(fmt.Errorf("manager %s: nothing was heard of it for %s: %w", addr, Dead, errdefs.ErrUnavailable))
+		cancel(fmt.Errorf("manager %s: %w", addr, errSilent))
 	})
 	defer silence.Stop()
 	c, err := r.cfg.Dial(ctx, addr)

@@ -48,6 +48,8 @@ type Remote struct {
 	state *store.State
 	dirty chan struct{} // what is kept is not what is
 
+	silent string // address of the manager that fell silent last; of Run alone
+
 	mu       sync.Mutex
 	prints   map[Ref]uint64
 	term     uint64 // the highest seen

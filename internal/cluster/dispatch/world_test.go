@@ -39,15 +39,16 @@ type world struct {
 	*testing.T
 	s *refusing
 
-	mu    sync.Mutex
-	lead  string // address of who leads
-	d     *Dispatcher
-	stop  context.CancelFunc
-	wires map[string]*wire // by node: the connection that it has
-	deaf  map[string]bool  // nodes that reach nobody
-	sent  map[string]int   // objects, by node
-	bytes int
-	msgs  int
+	mu     sync.Mutex
+	lead   string // address of who leads
+	d      *Dispatcher
+	stop   context.CancelFunc
+	wires  map[string]*wire // by node: the connection that it has
+	deaf   map[string]bool  // nodes that reach nobody
+	frozen string           // address of a manager that stands still
+	sent   map[string]int   // objects, by node
+	bytes  int
+	msgs   int
 }
 
 func newWorld(t *testing.T) *world {
@@ -102,6 +103,17 @@ type wire struct {
 	cut  context.CancelCauseFunc
 	w    *world
 	node string
+	addr string
+}
+
+// frozen blocks while the manager stands still.
+func (l *wire) frozen() {
+	l.w.mu.Lock()
+	stands := l.w.frozen == l.addr
+	l.w.mu.Unlock()
+	if stands {
+		<-l.ctx.Done()
+	}
 }
 
 func put[T any](l *wire, to chan []byte, v T) error {
@@ -140,6 +152,7 @@ type managerEnd struct{ *wire }
 
 func (l managerEnd) Receive() (Up, error) { return get[Up](l.wire, l.up) }
 func (l managerEnd) Send(d Down) error {
+	l.frozen()
 	l.w.mu.Lock()
 	l.w.sent[l.node] += len(d.Objects)
 	l.w.mu.Unlock()
@@ -154,7 +167,7 @@ func (w *world) dial(node, addr string) (Client, error) {
 		return nil, errWire
 	}
 	ctx, cancel := context.WithCancelCause(context.Background())
-	l := &wire{up: make(chan []byte, 16), down: make(chan []byte, 16), ctx: ctx, cut: cancel, w: w, node: node}
+	l := &wire{up: make(chan []byte, 16), down: make(chan []byte, 16), ctx: ctx, cut: cancel, w: w, node: node, addr: addr}
 	w.wires[node] = l
 	d, lead := w.d, w.lead
 	go func() {
@@ -163,7 +176,9 @@ func (w *world) dial(node, addr string) (Client, error) {
 			_ = managerEnd{l}.Send(Down{Cluster: &c, Refused: true})
 			return
 		}
-		cancel(d.Serve(ctx, node, managerEnd{l})) // why it ended concerns the node
+		err := d.Serve(ctx, node, managerEnd{l})
+		l.frozen()
+		cancel(err) // why it ended concerns the node
 	}()
 	return nodeEnd{l}, nil
 }
