@@ -75,3 +75,15 @@ func TestDigest(t *testing.T) {
 		t.Errorf("cut off: %v", err)
 	}
 }
+
+// Whatever another node sends has a digest or is an error.
+func FuzzDigest(f *testing.F) {
+	f.Add([]byte("x"))
+	f.Add(make([]byte, 1024))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		d, err := Digest(bytes.NewReader(b))
+		if again, failed := Digest(bytes.NewReader(b)); again != d || (err == nil) != (failed == nil) || err == nil && len(d) != 64 {
+			t.Errorf("%q, %v, then %q, %v", d, err, again, failed)
+		}
+	})
+}
