@@ -245,4 +245,3 @@ func (m moveNodes) Volumes(ctx context.Context, node, name string) ([]move.Volum
 func (m moveNodes) lead(ctx context.Context, s move.LeaderStore, log *slog.Logger) error {
 	return move.New(s, m, s.Term(), log.With("component", "moves")).Run(ctx)
 }
-
