@@ -11,10 +11,13 @@ import (
 )
 
 // fromSpec is a service's spec in Docker's form: as it was asked, or, of an app's service, as
-// near as Docker's words come.
+// near as Docker's words come. How many tasks it has is told also where that was left out:
+// clients show no progress of a service that does not say.
 func fromSpec(name string, s *cluster.ServiceSpec) swarm.ServiceSpec {
 	if s.Swarm != nil {
-		return *s.Swarm
+		out := *s.Swarm
+		out.Mode = fromMode(s.Mode)
+		return out
 	}
 	out := swarm.ServiceSpec{
 		Annotations: annotations(name, s.Labels), TaskTemplate: fromTask(&s.Task, s.Networks), Mode: fromMode(s.Mode),

@@ -277,6 +277,32 @@ func TestRefusedSpecs(t *testing.T) {
 	}
 }
 
+// How many tasks a service has is told also where it was left out, as Docker's client sends it.
+func TestModeIsTold(t *testing.T) {
+	for _, c := range []struct{ asked, want string }{
+		{`{}`, `{"Replicated":{"Replicas":1}}`},
+		{`{"Replicated":{}}`, `{"Replicated":{"Replicas":1}}`},
+		{`{"Replicated":{"Replicas":0}}`, `{"Replicated":{"Replicas":0}}`},
+		{`{"Global":{}}`, `{"Global":{}}`},
+		{`{"ReplicatedJob":{}}`, `{"ReplicatedJob":{"MaxConcurrent":1,"TotalCompletions":1}}`},
+		{`{"ReplicatedJob":{"MaxConcurrent":2}}`, `{"ReplicatedJob":{"MaxConcurrent":2,"TotalCompletions":2}}`},
+		{`{"GlobalJob":{}}`, `{"GlobalJob":{}}`},
+	} {
+		s := web()
+		s.Mode = swarm.ServiceMode{}
+		if err := json.Unmarshal([]byte(c.asked), &s.Mode); err != nil {
+			t.Fatal(err)
+		}
+		spec, err := toSpec(&s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := json.Marshal(fromSpec("web", &spec).Mode); err != nil || string(got) != c.want {
+			t.Errorf("%s: %s, %v, want %s", c.asked, got, err, c.want)
+		}
+	}
+}
+
 // What a spec leaves out is Docker's.
 func TestDefaults(t *testing.T) {
 	s := web()
