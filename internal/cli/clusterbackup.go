@@ -29,7 +29,7 @@ root by which they know each other; no volumes and no images. Any manager can be
 passphrase, or, where managers are locked and none is given, with their unlock key.`,
 		Example: `escale cluster backup cluster.backup
 escale cluster backup --passphrase-file phrase | ssh other 'cat > cluster.backup'`,
-		Args: rangeArgs(0, 1),
+		Args: maxArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			file := "-"
 			if len(args) == 1 {

@@ -83,8 +83,11 @@ func TestClusterRestore(t *testing.T) {
 			t.Errorf("%s: %+v", line, r)
 		}
 	}
-	for line, words := range map[string]string{"cluster restore nosuch": "no such file", "cluster restore": "requires 1 argument"} {
-		if r := runSwarm(t, p, dir, "escale", line, true); r.code == 0 || !strings.Contains(r.err, words) {
+	for line, words := range map[string]string{
+		"cluster restore nosuch": "no such file", "cluster restore": "requires 1 argument", "cluster restore .": "is a directory",
+		"cluster backup a b": "requires at most 1 argument",
+	} {
+		if r := runSwarm(t, p, dir, "escale", line, true); r.code == 0 || !strings.Contains(r.err, words) || len(r.sent) > 0 {
 			t.Errorf("%s: %+v", line, r)
 		}
 	}

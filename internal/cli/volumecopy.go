@@ -137,10 +137,15 @@ func openInput(a *app, file, what string) (io.ReadCloser, int64, error) {
 	if err != nil {
 		return nil, 0, err
 	}
-	if info, err := f.Stat(); err == nil {
-		return f, info.Size(), nil
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		return f, 0, nil
+	case info.IsDir():
+		f.Close()
+		return nil, 0, fmt.Errorf("%s is a directory", file)
 	}
-	return f, 0, nil
+	return f, info.Size(), nil
 }
 
 func volumeCloneCommand(a *app) *cobra.Command {

@@ -207,6 +207,9 @@ func (d *Desk) source(ctx context.Context, v store.View, a Asked, to *cluster.No
 // holder is the node of those found that is meant.
 func holder(v store.View, name string, found map[string]Volume, wanted *cluster.Node, silent []string) (*cluster.Node, error) {
 	if wanted != nil {
+		if slices.Contains(silent, wanted.ID) {
+			return nil, say(errdefs.ErrUnavailable, "node %s is not available", wanted.Name)
+		}
 		if _, there := found[wanted.ID]; !there {
 			return nil, say(errdefs.ErrNotFound, "node %s has no volume %s", wanted.Name, name)
 		}

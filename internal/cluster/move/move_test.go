@@ -315,6 +315,9 @@ func TestMoveRefused(t *testing.T) {
 		if _, err := d.Begin(t.Context(), Asked{Volumes: []string{"idle"}, To: "n2"}); !errdefs.IsUnavailable(err) {
 			t.Errorf("to a node that is not there: %v", err)
 		}
+		if _, err := d.Begin(t.Context(), Asked{Volumes: []string{"two"}, From: "n2", To: "n3"}); !errdefs.IsUnavailable(err) || !strings.Contains(err.Error(), "node host-n2 is not available") {
+			t.Errorf("from a node that is not there: %v", err)
+		}
 		d.Manages = func(store.View) error { return errdefs.ErrUnavailable }
 		if _, err := d.Begin(context.Background(), Asked{Volumes: []string{"idle"}, To: "n1"}); !errdefs.IsUnavailable(err) {
 			t.Errorf("on no manager: %v", err)
