@@ -134,7 +134,18 @@ func (r *runtime) join(s *state, process *specs.Process, o values) (*inner, erro
 	if out.enter.tasks, err = group.Tasks(true); err != nil {
 		return nil, err
 	}
-	return startExec(process, out, p, o)
+	again := func() (err error) {
+		// Which pid that is does not matter: it must be of this container.
+		if group, err = group.Around(s.Pid); err != nil {
+			return err
+		}
+		for _, f := range out.enter.tasks {
+			_ = f.Close()
+		}
+		out.enter.tasks, err = group.Tasks(true)
+		return err
+	}
+	return startExec(process, out, p, o, again)
 }
 
 // handExec gives what a process in a container needs: the container's filter, mounts, terminal.
@@ -153,11 +164,18 @@ func (r *runtime) handExec(s *state, out *outfit, p *plan.Plan, o values) error 
 	return nil
 }
 
-func startExec(process *specs.Process, out *outfit, p *plan.Plan, o values) (*inner, error) {
+// startExec starts the process. again has it go into another cgroup, where the
+// container's own has processes below it only.
+func startExec(process *specs.Process, out *outfit, p *plan.Plan, o values, again func() error) (*inner, error) {
 	if err := setOOMScore(process.OOMScoreAdj); err != nil {
 		return nil, err
 	}
 	in, err := out.spawn()
+	if errors.Is(err, unix.EBUSY) {
+		if aerr := again(); aerr == nil {
+			in, err = out.spawn()
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("unable to start container process: %w", err)
 	}

@@ -37,6 +37,30 @@ func (g *Group) Tasks(unified bool) (files []*os.File, err error) {
 	return files, nil
 }
 
+// Around is the group with, in version 2, the cgroup below it that a process is in:
+// one that has put itself lower, in order to hand controllers on, has left a cgroup
+// that takes nobody any more (cgroup-v2.rst, "No Internal Process Constraint"). The
+// error is fs.ErrNotExist when the process is gone or not below the group.
+func (g *Group) Around(pid int) (*Group, error) {
+	name := "/proc/" + strconv.Itoa(pid) + "/cgroup"
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(b)) {
+		path, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::/")
+		if !ok || g.Unified == "" {
+			continue
+		}
+		if dir := filepath.Join(g.mount, path); strings.HasPrefix(dir, g.Unified+"/") {
+			lower := *g
+			lower.Unified = dir
+			return &lower, nil
+		}
+	}
+	return nil, &fs.PathError{Op: "cgroup", Path: name, Err: fs.ErrNotExist}
+}
+
 // Remove kills what lives in the group and removes it with all below it. Blocks
 // until the kernel is done, 10 s at most.
 func (g *Group) Remove() error {

@@ -1,0 +1,71 @@
+package native
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"escale.dev/escale/internal/runtime/native/cgroups"
+)
+
+// The first process of a container has gone into a cgroup below its own and hands
+// controllers on from there (as systemd does in a container): an exec goes where it is.
+func TestExecBesideMovedInit(t *testing.T) {
+	l := newLab(t, "exec sleep 1000")
+	l.detached("run", "-d", l.id)
+	layout, err := cgroups.Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := layout.Place(l.spec.Linux.CgroupsPath, l.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g.Unified == "" {
+		t.Skip("no cgroups of version 2 here")
+	}
+	if _, err := g.Around(l.state().Pid); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("before it moves: %v", err)
+	}
+	// From the root down to the container's own: its controllers are those of version 2.
+	hand := func(dir, controller string) error {
+		return os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte("+"+controller), 0)
+	}
+	b, err := os.ReadFile(filepath.Join(layout.Unified, "cgroup.controllers"))
+	if err != nil || len(strings.Fields(string(b))) == 0 {
+		t.Skip("no controllers of version 2 here: ", err)
+	}
+	controller := strings.Fields(string(b))[0]
+	for _, dir := range []string{layout.Unified, filepath.Dir(g.Unified)} {
+		if err := hand(dir, controller); err != nil {
+			t.Skip("controllers cannot be handed down: ", err)
+		}
+	}
+	lower := filepath.Join(g.Unified, "init")
+	if err := os.Mkdir(lower, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	pid := strconv.Itoa(l.state().Pid)
+	if err := os.WriteFile(filepath.Join(lower, "cgroup.procs"), []byte(pid), 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := hand(g.Unified, controller); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(g.Unified, "cgroup.procs"), []byte(pid), 0); !errors.Is(err, unix.EBUSY) {
+		t.Fatalf("control: the container's own cgroup takes somebody: %v", err)
+	}
+	if got := l.must("exec", l.id, "cat", "/proc/self/cgroup"); !strings.Contains(got, "0::"+strings.TrimPrefix(lower, layout.Unified)) {
+		t.Errorf("the exec is in\n%s", got)
+	}
+	if other, err := g.Around(os.Getpid()); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("of a process elsewhere: %v, %v", other, err)
+	}
+	l.must("delete", "--force", l.id)
+	l.nothingLeft()
+}
