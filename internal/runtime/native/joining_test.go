@@ -6,8 +6,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"escale.dev/escale/internal/runtime/native/cgroups"
@@ -68,4 +71,32 @@ func TestExecBesideMovedInit(t *testing.T) {
 	}
 	l.must("delete", "--force", l.id)
 	l.nothingLeft()
+}
+
+// A container that covers its /proc says nothing about itself that an exec believes:
+// the groups of who calls stay outside, and a file that never ends is not read.
+func TestExecTakesNoGroupsIn(t *testing.T) {
+	for name, made := range map[string]string{"file": "echo deny >/proc/self/setgroups", "fifo": "busybox mkfifo /proc/self/setgroups"} {
+		t.Run(name, func(t *testing.T) {
+			l := newLab(t, "busybox mount -t tmpfs none /proc && busybox mkdir /proc/self && "+made+" && touch /covered; exec sleep 1000")
+			may := []string{"CAP_SYS_ADMIN"}
+			l.spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: may, Effective: may, Permitted: may}
+			l.detached("run", "-d", l.id)
+			for deadline := time.Now().Add(10 * time.Second); !exists(filepath.Join(l.bundle, "root/covered")); time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("/proc is not covered")
+				}
+			}
+			for _, user := range []string{"0", "1000"} {
+				cmd := l.command("exec", "--user", user, l.id, "id", "-G")
+				cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Groups: []uint32{4242, 4243}}}
+				cmd.WaitDelay = time.Second
+				hang := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() }) // it may have ended this moment
+				out, err := cmd.CombinedOutput()
+				if !hang.Stop() || err != nil || strings.TrimSpace(string(out)) != "0" {
+					t.Errorf("user %s: groups %q, %v", user, out, err)
+				}
+			}
+		})
+	}
 }

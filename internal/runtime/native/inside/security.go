@@ -3,7 +3,6 @@ package inside
 import (
 	"fmt"
 	"os"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -68,20 +67,27 @@ func (h *candidate) finalCaps() error {
 }
 
 func setGroups(list []uint32) error {
-	if len(list) == 0 {
-		// A user namespace may forbid it; then there is nothing to give up either.
-		if b, err := os.ReadFile("/proc/self/setgroups"); err == nil && strings.TrimSpace(string(b)) == "deny" {
-			return nil
-		}
-	}
 	var first *uint32
 	if len(list) > 0 {
 		first = &list[0]
 	}
-	if errno := setgroups(len(list), first); errno != 0 {
+	errno := setgroups(len(list), first)
+	if errno == unix.EPERM && len(list) == 0 && has(unix.CAP_SETGID) {
+		// The user namespace forbids it to everybody (user_namespaces(7)). Its procfs would say
+		// so too, but what lies at /proc may be of the container's making.
+		return nil
+	}
+	if errno != 0 {
 		return fmt.Errorf("setgroups: %w", errno)
 	}
 	return nil
+}
+
+// has says whether a capability is effective.
+func has(capability int) bool {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	return unix.Capget(&head, &data[0]) == nil && (uint64(data[0].Effective)|uint64(data[1].Effective)<<32)&(1<<capability) != 0
 }
 
 // dropBounding takes from the bounding set what is not in keep.
