@@ -100,3 +100,21 @@ func TestExecTakesNoGroupsIn(t *testing.T) {
 		})
 	}
 }
+
+// The program's own name leads to nothing that the runtime has open: by the host's procfs
+// it would lead anywhere.
+func TestProgramIsNotOfTheHost(t *testing.T) {
+	l := newLab(t, "")
+	for fd := 3; fd < 24; fd++ {
+		l.spec.Process.Args = []string{"/proc/self/fd/" + strconv.Itoa(fd) + "/self/root/bin/busybox", "echo", "came in"}
+		l.write()
+		if out, err := l.call("run", l.id); err == nil || strings.Contains(out, "came in") {
+			t.Errorf("descriptor %d: %v: %s", fd, err, out)
+		}
+	}
+	// Control: such a name leads to a program where it is one of the container's.
+	l.spec.Process.Args[0] = "/proc/self/root/bin/busybox"
+	if got := l.run(); got != "came in" {
+		t.Errorf("control: %s", got)
+	}
+}

@@ -52,6 +52,7 @@ func (h *half) device(d *plan.Device) error {
 	defer closeFD(parent)
 	base := path.Base(name)
 	if d.Tree != plan.NoFD {
+		defer closeFD(d.Tree)
 		file, err := unix.Openat(parent, base, unix.O_CREAT|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC|unix.O_NONBLOCK, 0o644)
 		if err != nil {
 			return pathError("create", name, err)

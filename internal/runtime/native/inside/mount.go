@@ -35,6 +35,13 @@ func (h *half) mount(m *plan.Mount) error {
 	}
 	tree := m.Tree
 	if tree == plan.NoFD {
+		if m.Fallback != plan.NoFD {
+			defer func() {
+				if m.Fallback != tree {
+					closeFD(m.Fallback)
+				}
+			}()
+		}
 		tree, err = makeFS(m)
 		if errors.Is(err, errLong) {
 			return h.mountLegacy(m, at)

@@ -47,6 +47,12 @@ func (h *candidate) become() error {
 	if err := h.labels(); err != nil {
 		return err
 	}
+	// From here on names are looked up that the image has chosen, and a link of procfs
+	// leads to whatever is open.
+	if h.Proc != plan.NoFD {
+		closeFD(h.Proc)
+		h.Proc = plan.NoFD
+	}
 	entered := h.chdir() // as root: the user may not get there later
 	if err := h.setUser(); err != nil {
 		return err
