@@ -24,14 +24,21 @@ func setOOMScore(score *int) error {
 	return nil
 }
 
-// raiseLimits allows the half inside the limits that it is to set itself.
+// raiseLimits allows the half inside the limits that it is to set itself, which may
+// be less than it needs until then.
 func raiseLimits(pid int, list []specs.POSIXRlimit) error {
 	for _, l := range list {
 		n, ok := inside.Resource(l.Type)
 		if !ok {
 			return fmt.Errorf("rlimit %q: not known", l.Type)
 		}
-		if err := unix.Prlimit(pid, n, &unix.Rlimit{Cur: l.Soft, Max: l.Hard}, nil); err != nil {
+		var now unix.Rlimit
+		err := unix.Prlimit(pid, n, nil, &now)
+		if err == nil && now.Max < l.Hard {
+			now.Max = l.Hard
+			err = unix.Prlimit(pid, n, &now, nil)
+		}
+		if err != nil {
 			return fmt.Errorf("error setting rlimits for container: %s: %w", l.Type, err)
 		}
 	}
@@ -46,6 +53,9 @@ var (
 		specs.SchedFlagUtilClampMin: unix.SCHED_FLAG_UTIL_CLAMP_MIN, specs.SchedFlagUtilClampMax: unix.SCHED_FLAG_UTIL_CLAMP_MAX}
 	ioClasses = map[specs.IOPriorityClass]int{specs.IOPRIO_CLASS_RT: 1, specs.IOPRIO_CLASS_BE: 2, specs.IOPRIO_CLASS_IDLE: 3}
 )
+
+// maxIOPriority is the least that a class of io priority has (ioprio_set(2)).
+const maxIOPriority = 7
 
 // setScheduling sets how a process gets processors and disks; of the process that
 // stands for the container's, before it is that.
@@ -71,6 +81,9 @@ func setScheduling(pid int, p *specs.Process) error {
 		class, ok := ioClasses[io.Class]
 		if !ok {
 			return fmt.Errorf("io priority class %q: not known", io.Class)
+		}
+		if io.Priority < 0 || io.Priority > maxIOPriority {
+			return fmt.Errorf("io priority %d: not from 0 to %d", io.Priority, maxIOPriority)
 		}
 		const whoProcess, classShift = 1, 13 // ioprio_set(2)
 		if _, _, errno := unix.Syscall(unix.SYS_IOPRIO_SET, whoProcess, uintptr(pid), uintptr(class<<classShift|io.Priority)); errno != 0 {

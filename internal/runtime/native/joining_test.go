@@ -118,3 +118,12 @@ func TestProgramIsNotOfTheHost(t *testing.T) {
 		t.Errorf("control: %s", got)
 	}
 }
+
+// Limits below what the runtime itself needs are those of the program, not the runtime's.
+func TestSmallLimits(t *testing.T) {
+	l := newLab(t, "ulimit -n; ulimit -v; ulimit -d")
+	l.spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 9, Hard: 10}, {Type: "RLIMIT_AS", Soft: 64 << 20, Hard: 64 << 20}, {Type: "RLIMIT_DATA", Soft: 8 << 20, Hard: 8 << 20}}
+	if got := l.run(); got != "9\n65536\n8192" {
+		t.Errorf("limits %s", got)
+	}
+}
