@@ -118,6 +118,7 @@ func (p *preparation) namespaces() error {
 		}
 	}
 	p.plan.OwnMounts = p.flags&unix.CLONE_NEWNS != 0
+	p.out.clocks = p.spec.Linux.TimeOffsets
 	if p.out.flags&unix.CLONE_NEWUSER != 0 {
 		l := p.spec.Linux
 		if len(l.UIDMappings) == 0 || len(l.GIDMappings) == 0 {

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"os"
 	goruntime "runtime"
+	"strings"
 	"syscall"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"escale.dev/escale/internal/runtime/native/fork"
@@ -19,13 +21,14 @@ const firstFree = 400
 
 // outfit is what the half inside is started with.
 type outfit struct {
-	flags  int         // CLONE_NEW* of new namespaces
-	joins  []namespace // of others, by descriptor
-	cgroup *os.File    // of version 2, to be born in
-	users  *fork.Maps  // of a new user namespace
-	files  []*os.File  // its descriptors from the fourth on
-	user   *os.File    // a user namespace to be joined
-	enter  *entry      // instead of all that: the container of a process
+	flags  int                              // CLONE_NEW* of new namespaces
+	clocks map[string]specs.LinuxTimeOffset // of a new time namespace
+	joins  []namespace                      // of others, by descriptor
+	cgroup *os.File                         // of version 2, to be born in
+	users  *fork.Maps                       // of a new user namespace
+	files  []*os.File                       // its descriptors from the fourth on
+	user   *os.File                         // a user namespace to be joined
+	enter  *entry                           // instead of all that: the container of a process
 }
 
 // entry is a container that runs, to go into: namespaces of the process of pidfd,
@@ -234,11 +237,31 @@ func (o *outfit) start(exe int, fds []uintptr) (pid int, err error) {
 				err = fmt.Errorf("time namespace: %w", err)
 				return
 			}
+			if err = setClocks(o.clocks); err != nil {
+				return
+			}
 		}
 		pid, err = o.fork(exe, fds)
 	}()
 	<-done
 	return pid, err
+}
+
+// setClocks moves the clocks of the time namespace that this thread's children will
+// be born in, which nobody is in yet (time_namespaces(7)).
+func setClocks(offsets map[string]specs.LinuxTimeOffset) error {
+	if len(offsets) == 0 {
+		return nil
+	}
+	var text strings.Builder
+	for clock, o := range offsets {
+		fmt.Fprintf(&text, "%s %d %d\n", clock, o.Secs, o.Nanosecs)
+	}
+	// Below thread-self there is no such file, but a thread has a directory of its own by its number.
+	if err := os.WriteFile(fmt.Sprintf("/proc/%d/timens_offsets", unix.Gettid()), []byte(text.String()), 0); err != nil {
+		return fmt.Errorf("time namespace: offsets: %w", err)
+	}
+	return nil
 }
 
 func (o *outfit) fork(exe int, fds []uintptr) (int, error) {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -62,6 +63,8 @@ func validate(s *specs.Spec) error {
 		return errors.New("user namespace mappings specified, but user namespace isn't enabled in the config")
 	case len(l.TimeOffsets) > 0 && flags&unix.CLONE_NEWTIME == 0:
 		return errors.New("time namespace offsets specified, but time namespace isn't enabled in the config")
+	case len(l.TimeOffsets) > 0 && joined(l.Namespaces, specs.TimeNamespace):
+		return errors.New("time namespace offsets specified, but time namespace is another's")
 	case l.IntelRdt != nil:
 		return errors.New("intelRdt: not supported")
 	case len(l.NetDevices) > 0:
@@ -120,6 +123,11 @@ func namespaceFlags(list []specs.LinuxNamespace) (int, error) {
 		flags |= f
 	}
 	return flags, nil
+}
+
+// joined says whether a list has a namespace that is there already.
+func joined(list []specs.LinuxNamespace, kind specs.LinuxNamespaceType) bool {
+	return slices.ContainsFunc(list, func(n specs.LinuxNamespace) bool { return n.Type == kind && n.Path != "" })
 }
 
 // ipcSysctls are those of an IPC namespace (namespaces(7)).
