@@ -119,8 +119,9 @@ func (r *runtime) make(id string, o values, now bool) (_ *made, err error) {
 	if !spec.Process.Terminal && o.text("console-socket", "") != "" {
 		return nil, errors.New("cannot use console socket if runc will not detach or allocate tty")
 	}
-	if n := o.text("preserve-fds", "0"); n != "0" {
-		return nil, fmt.Errorf("--preserve-fds %s: not supported", n)
+	kept, err := preserved(o)
+	if err != nil {
+		return nil, err
 	}
 	if err := os.MkdirAll(r.root, 0o700); err != nil {
 		return nil, err
@@ -130,7 +131,7 @@ func (r *runtime) make(id string, o values, now bool) (_ *made, err error) {
 	} else if err != nil {
 		return nil, err
 	}
-	b := &birth{runtime: r, id: id, bundle: bundle, spec: spec, options: o, now: now}
+	b := &birth{runtime: r, id: id, bundle: bundle, spec: spec, options: o, now: now, kept: kept}
 	defer func() {
 		if err != nil {
 			b.undo()
@@ -146,6 +147,7 @@ type birth struct {
 	spec       *specs.Spec
 	options    values
 	now        bool
+	kept       int // descriptors of the caller that the program gets
 
 	group *cgroups.Group
 	cgs   []string // directories that were made
@@ -194,7 +196,7 @@ func (b *birth) run() (*made, error) {
 	if err := b.makeGroup(layout); err != nil {
 		return nil, fmt.Errorf("unable to start container process: unable to apply cgroup configuration: %w", err)
 	}
-	p, err := b.prepare(b.id, b.bundle, b.spec, layout, b.group)
+	p, err := b.prepare(b.id, b.bundle, b.spec, layout, b.group, b.kept)
 	if err != nil {
 		return nil, fmt.Errorf("unable to start container process: error during container init: %w", err)
 	}

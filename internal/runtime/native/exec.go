@@ -126,7 +126,12 @@ func (r *runtime) join(s *state, process *specs.Process, o values) (*inner, erro
 		pidfd.Close()
 		return nil, err
 	}
-	out := &outfit{enter: &entry{pidfd: pidfd, kinds: s.Namespaces}}
+	kept, err := preserved(o)
+	if err != nil {
+		pidfd.Close()
+		return nil, err
+	}
+	out := &outfit{kept: kept, enter: &entry{pidfd: pidfd, kinds: s.Namespaces}}
 	defer out.close()
 	if err := r.handExec(s, out, p, o); err != nil {
 		return nil, err

@@ -127,3 +127,51 @@ func TestSmallLimits(t *testing.T) {
 		t.Errorf("limits %s", got)
 	}
 }
+
+// What the caller has open comes in as far as it is told to, by every way in, and no more.
+func TestPreserveFDs(t *testing.T) {
+	for name, users := range map[string]bool{"plain": false, "with users": true} {
+		t.Run(name, func(t *testing.T) {
+			const show = "cat <&3; cat <&4; busybox find /proc/self/fd -type l | busybox wc -l"
+			l := newLab(t, show)
+			if users {
+				withUsers(l)
+			}
+			l.write()
+			call := func(args ...string) (string, error) {
+				cmd := l.command(args...)
+				for _, word := range []string{"first", "second", "third"} {
+					r, w, err := os.Pipe()
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer r.Close()
+					if _, err := w.WriteString(word + "\n"); err != nil {
+						t.Fatal(err)
+					}
+					w.Close()
+					cmd.ExtraFiles = append(cmd.ExtraFiles, r)
+				}
+				out, err := cmd.CombinedOutput()
+				return strings.TrimSpace(string(out)), err
+			}
+			// Three streams, two of the caller's, and the directory that is read.
+			const want = "first\nsecond\n6"
+			if got, err := call("run", "--preserve-fds", "2", l.id); err != nil || got != want {
+				t.Errorf("run: %v: %s", err, got)
+			}
+			for _, n := range []string{"4", "-1", "x", "1000"} {
+				if out, err := call("run", "--preserve-fds", n, l.id); err == nil || !strings.Contains(out, "preserve") {
+					t.Errorf("%s of three: %v: %s", n, err, out)
+				}
+			}
+			l.spec.Process.Args = []string{"sleep", "1000"}
+			l.detached("run", "-d", l.id)
+			if got, err := call("exec", "--preserve-fds", "2", l.id, "sh", "-c", show); err != nil || got != want {
+				t.Errorf("exec: %v: %s", err, got)
+			}
+			l.must("delete", "--force", l.id)
+			l.nothingLeft()
+		})
+	}
+}

@@ -30,8 +30,8 @@ type preparation struct {
 }
 
 // prepare makes the plan of a container. On an error all that was opened is closed.
-func (r *runtime) prepare(id, bundle string, spec *specs.Spec, layout *cgroups.Layout, group *cgroups.Group) (_ *preparation, err error) {
-	p := &preparation{spec: spec, bundle: bundle, layout: layout, group: group, out: &outfit{}, plan: &plan.Plan{ID: id, Process: *spec.Process, Keyring: "_ses." + id,
+func (r *runtime) prepare(id, bundle string, spec *specs.Spec, layout *cgroups.Layout, group *cgroups.Group, kept int) (_ *preparation, err error) {
+	p := &preparation{spec: spec, bundle: bundle, layout: layout, group: group, out: &outfit{kept: kept}, plan: &plan.Plan{ID: id, Process: *spec.Process, Keyring: "_ses." + id,
 		MountNS: plan.NoFD, Hold: plan.NoFD}}
 	defer func() {
 		if err != nil {

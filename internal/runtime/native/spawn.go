@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	goruntime "runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -28,6 +30,7 @@ type outfit struct {
 	users  *fork.Maps                       // of a new user namespace
 	files  []*os.File                       // its descriptors from the fourth on
 	user   *os.File                         // a user namespace to be joined
+	kept   int                              // descriptors of ours that the program gets, from plan.FirstFD on
 	enter  *entry                           // instead of all that: the container of a process
 }
 
@@ -48,7 +51,7 @@ type namespace struct {
 // give hands a file to the half inside and says what its number will be there.
 func (o *outfit) give(f *os.File) int {
 	o.files = append(o.files, f)
-	return plan.SocketFD + len(o.files)
+	return plan.SocketFD(o.kept) + len(o.files)
 }
 
 // giveFD is give for a bare descriptor, which is closed with the others.
@@ -169,9 +172,36 @@ func procfs() (*os.File, error) {
 // insideEnv has the half inside leave memory and threads as few as can be.
 var insideEnv = []string{"GOGC=off", "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1"}
 
+func (o *outfit) env() []string {
+	if o.kept == 0 {
+		return insideEnv
+	}
+	return append(slices.Clone(insideEnv), plan.PreservedEnv+"="+strconv.Itoa(o.kept))
+}
+
+// preserved is how many of the caller's descriptors, after the standard streams, the
+// program is to get. Each must be one of the caller's: our own close at execve.
+func preserved(o values) (int, error) {
+	word := o.text("preserve-fds", "0")
+	n, err := strconv.Atoi(word)
+	if err != nil || n < 0 || n > firstFree {
+		return 0, fmt.Errorf("invalid value %q for --preserve-fds", word)
+	}
+	for i := range n {
+		flags, err := unix.FcntlInt(uintptr(plan.FirstFD+i), unix.F_GETFD, 0)
+		if err == nil && flags&unix.FD_CLOEXEC != 0 {
+			err = unix.EBADF
+		}
+		if err != nil {
+			return 0, fmt.Errorf("unable to stat preserved-fd %d (of %d): %w", i, n, err)
+		}
+	}
+	return n, nil
+}
+
 // spawn starts the half inside, in its namespaces.
 func (o *outfit) spawn() (*inner, error) {
-	if len(o.files) > firstFree-8 {
+	if len(o.files)+o.kept > firstFree-8 {
 		return nil, fmt.Errorf("%d mounts and devices are more than can be handed over", len(o.files))
 	}
 	// What is forked from us has our memory for a moment: nobody in a namespace that is
@@ -201,6 +231,9 @@ func (o *outfit) spawn() (*inner, error) {
 	if null != nil {
 		defer null.Close()
 	}
+	for i := range o.kept {
+		fds = append(fds, uintptr(plan.FirstFD+i))
+	}
 	fds = append(fds, uintptr(pair[1]))
 	for _, f := range o.files {
 		fds = append(fds, f.Fd())
@@ -217,7 +250,7 @@ func (o *outfit) spawn() (*inner, error) {
 // thread ends with that; the others stay where we are.
 func (o *outfit) start(exe int, fds []uintptr) (pid int, err error) {
 	if e := o.enter; e != nil {
-		return fork.Enter(&fork.Program{FD: exe, Args: []string{"escale-runtime", insideArg}, Env: insideEnv, Files: fds}, e.pidfd, e.kinds, e.tasks)
+		return fork.Enter(&fork.Program{FD: exe, Args: []string{"escale-runtime", insideArg}, Env: o.env(), Files: fds}, e.pidfd, e.kinds, e.tasks)
 	}
 	if len(o.joins) == 0 && o.flags&unix.CLONE_NEWTIME == 0 {
 		return o.fork(exe, fds)
@@ -272,7 +305,7 @@ func (o *outfit) fork(exe int, fds []uintptr) (int, error) {
 	if o.cgroup != nil {
 		attr.UseCgroupFD, attr.CgroupFD = true, int(o.cgroup.Fd())
 	}
-	pid, err := syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", exe), []string{"escale-runtime", insideArg}, &syscall.ProcAttr{Env: insideEnv, Files: fds, Sys: attr})
+	pid, err := syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", exe), []string{"escale-runtime", insideArg}, &syscall.ProcAttr{Env: o.env(), Files: fds, Sys: attr})
 	if err != nil {
 		return 0, fmt.Errorf("starting in new namespaces: %w", err)
 	}

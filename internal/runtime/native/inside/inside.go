@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -27,14 +28,21 @@ type half struct {
 	socket *os.File
 	root   int // the container's root
 	null   int // the host's /dev/null
+	kept   int // descriptors of the caller that the program gets, from plan.FirstFD on
 }
 
-// Main carries out the plan that comes over plan.SocketFD. It returns only when
+// Main carries out the plan that comes over its socket. It returns only when
 // that did not go well; the reason has been told by then.
 func Main() int {
-	h := &half{socket: plan.Socket(), root: plan.NoFD, null: plan.NoFD}
-	unix.CloseOnExec(plan.SocketFD)
-	err := error(nil)
+	var kept int
+	var err error
+	if word := os.Getenv(plan.PreservedEnv); word != "" {
+		if kept, err = strconv.Atoi(word); err != nil || kept < 0 {
+			return 1 // not started by the other half
+		}
+	}
+	h := &half{socket: plan.Socket(kept), root: plan.NoFD, null: plan.NoFD, kept: kept}
+	unix.CloseOnExec(plan.SocketFD(kept))
 	if unix.Gettid() != unix.Getpid() {
 		err = errors.New("not on the first thread of the process")
 	} else {
@@ -51,7 +59,7 @@ func (h *half) run() error {
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
 		return os.NewSyscallError("prctl", err)
 	}
-	if err := unix.CloseRange(plan.SocketFD, 1<<31-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+	if err := unix.CloseRange(plan.FirstFD, 1<<31-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return os.NewSyscallError("close_range", err)
 	}
 	var err error

@@ -106,9 +106,14 @@ func (h *candidate) hold() error {
 
 // execute loads the filter, sets the capabilities and becomes the program.
 func (h *candidate) execute(name string, env []string) error {
-	// Whatever was opened here meanwhile: the program gets its three streams alone.
-	if err := unix.CloseRange(plan.SocketFD, 1<<31-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+	// Whatever was opened here meanwhile: the program gets its streams and what is kept for it.
+	if err := unix.CloseRange(plan.FirstFD, 1<<31-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return os.NewSyscallError("close_range", err)
+	}
+	for fd := plan.FirstFD; fd < plan.FirstFD+h.kept; fd++ {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETFD, 0); err != nil {
+			return os.NewSyscallError("fcntl", err)
+		}
 	}
 	if !h.Process.NoNewPrivileges {
 		if err := h.loadFilter(); err != nil {

@@ -17,8 +17,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// FirstFD is the first descriptor after the standard streams. From there on the inner
+// half has what the program is to get of the caller's, then its end of the connection.
+const FirstFD = 3
+
+// PreservedEnv is the variable that tells the inner half how many of the caller's
+// descriptors those are; absent: none.
+const PreservedEnv = "ESCALE_PRESERVED"
+
 // SocketFD is the inner half's end of the connection.
-const SocketFD = 3
+func SocketFD(preserved int) int { return FirstFD + preserved }
 
 // NoFD stands where a descriptor could be.
 const NoFD = -1
@@ -244,7 +252,7 @@ func Read(r io.Reader) (*Plan, error) {
 }
 
 // Socket is the inner half's end as a file.
-func Socket() *os.File { return os.NewFile(SocketFD, "socket") }
+func Socket(preserved int) *os.File { return os.NewFile(uintptr(SocketFD(preserved)), "socket") }
 
 // Late says whether the mount is read-only in the end and writable until all
 // other mounts have their places in it.
