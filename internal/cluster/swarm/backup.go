@@ -83,7 +83,7 @@ type Restored struct {
 
 // Restore begins a swarm anew from a backup, with this host as its only manager: whole or not
 // at all. It blocks until others can join. PermissionDenied for a secret that does not open it;
-// InvalidArgument for a backup that is none, FailedPrecondition for one of a later version.
+// InvalidArgument for a backup that is none and for addresses of a manager that has its own, FailedPrecondition for one of a later version.
 func (s Backups) Restore(ctx context.Context, r io.Reader, o Restoration) (out Restored, err error) {
 	part := s.Membership.Part()
 	var node *cluster.Node
@@ -92,6 +92,8 @@ func (s Backups) Restore(ctx context.Context, r io.Reader, o Restoration) (out R
 		return out, errInSwarm
 	case part.In && !o.Force:
 		return out, say(errdefs.ErrConflict, "This node is a manager of a swarm: --force sets that back to what the backup has.")
+	case part.In && o.ListenAddr+o.AdvertiseAddr+o.DataPathAddr != "":
+		return out, say(errdefs.ErrInvalidArgument, "A manager that is set back keeps its addresses: restore without them, or have it leave first (swarm leave --force).")
 	case !part.In:
 		if node, err = s.placed(s.Store.View(), swarm.InitRequest{ListenAddr: o.ListenAddr, AdvertiseAddr: o.AdvertiseAddr, DataPathAddr: o.DataPathAddr}); err != nil {
 			return out, err

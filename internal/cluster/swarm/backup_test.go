@@ -101,6 +101,12 @@ func TestRestore(t *testing.T) {
 	if _, err := (Backups{r.Swarm}).Restore(t.Context(), bytes.NewReader(raw), o); !errdefs.IsConflict(err) || m.saved != nil {
 		t.Errorf("a manager, not forced: %v", err)
 	}
+	for _, o := range []Restoration{{ListenAddr: "192.0.2.7"}, {AdvertiseAddr: "192.0.2.7"}, {DataPathAddr: "192.0.2.7"}} {
+		o.Passphrase, o.Force = "correct horse", true
+		if _, err := (Backups{r.Swarm}).Restore(t.Context(), bytes.NewReader(raw), o); !errdefs.IsInvalidArgument(err) || m.saved != nil {
+			t.Errorf("a manager, at another address: %v", err)
+		}
+	}
 	if _, err := (Backups{r.Swarm}).Restore(t.Context(), bytes.NewReader(raw), Restoration{Passphrase: "correct horse", Force: true}); err != nil || m.saved == nil || m.placed != nil {
 		t.Errorf("a manager: %v", err)
 	}

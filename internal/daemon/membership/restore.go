@@ -55,6 +55,8 @@ func (m *Membership) Restore(ctx context.Context, saved *store.State, n *cluster
 type restorer struct{ *Membership }
 
 // unattended tells whether a manager can be set back: others that run would go on with what they have.
+// Where most managers do not answer it goes by what was known before: whether they are lost, or this one is
+// cut off, only people know.
 func (m restorer) unattended() error {
 	m.mu.Lock()
 	s := m.server
@@ -64,7 +66,7 @@ func (m restorer) unattended() error {
 	}
 	for _, n := range store.List[*cluster.Node](s.store.Load().View()) {
 		if is := n.Status.Manager; n.ID != s.rec.Node && is != nil && is.Reachable {
-			return fmt.Errorf("manager %s (%s) runs, and would go on with what is now: have the other managers leave (swarm leave --force) or demote them first: %w", n.ID, n.Name, errdefs.ErrFailedPrecondition)
+			return fmt.Errorf("manager %s (%s) runs, as far as this one knows, and would go on with what is now: have the other managers leave (swarm leave --force) or demote them; if they are lost, have this one go on alone (swarm init --force-new-cluster); then restore: %w", n.ID, n.Name, errdefs.ErrFailedPrecondition)
 		}
 	}
 	return nil
