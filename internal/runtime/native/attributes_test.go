@@ -103,6 +103,21 @@ func TestCopyUp(t *testing.T) {
 	}
 }
 
+// A tmpfs has the mode that it is given, or of the directory it lies over, or tmpfs' own.
+func TestTmpfsMode(t *testing.T) {
+	l := newLab(t, "stat -c %a /etc/x /etc/y /etc/none")
+	l.image("etc/x/f", "etc/y/f")
+	if err := os.Chmod(l.bundle+"/root/etc/x", 0o711); err != nil {
+		t.Fatal(err)
+	}
+	for dest, options := range map[string][]string{"/etc/x": nil, "/etc/y": {"mode=750"}, "/etc/none": nil} {
+		l.spec.Mounts = append(l.spec.Mounts, specs.Mount{Destination: dest, Type: "tmpfs", Source: "tmpfs", Options: options})
+	}
+	if got := l.run(); got != "711\n750\n1777" {
+		t.Errorf("modes %s", got)
+	}
+}
+
 // image puts files into the image, each with its name in it.
 func (l *lab) image(names ...string) {
 	l.t.Helper()

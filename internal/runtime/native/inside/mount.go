@@ -22,6 +22,7 @@ func (h *half) mount(m *plan.Mount) error {
 	if m.FS == "proc" || m.FS == "sysfs" {
 		more = unix.RESOLVE_NO_SYMLINKS // what masks are put over must be where it is looked for
 	}
+	h.modeOfPlace(m)
 	at, err := h.target(m.Dest, m.Tree == plan.NoFD || isDir(m.Tree), more)
 	if err != nil {
 		return err
@@ -64,6 +65,23 @@ func (h *half) mount(m *plan.Mount) error {
 		}
 	}
 	return attach(m, tree, at)
+}
+
+// modeOfPlace gives a tmpfs that says nothing about its mode the one of the directory
+// that it will lie over, as runc does, if that is there.
+func (h *half) modeOfPlace(m *plan.Mount) {
+	if m.FS != "tmpfs" || m.CopyUp || slices.ContainsFunc(m.Params, func(p plan.Param) bool { return p.Key == "mode" }) {
+		return
+	}
+	fd, err := h.open(m.Dest, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return // it will be made, or refused
+	}
+	defer closeFD(fd)
+	var st unix.Stat_t
+	if unix.Fstat(fd, &st) == nil {
+		m.Params = append(m.Params, plan.Param{Key: "mode", Value: fmt.Sprintf("%o", st.Mode&0o7777)})
+	}
 }
 
 // attach puts a detached tree into its place.
