@@ -118,6 +118,20 @@ func TestTmpfsMode(t *testing.T) {
 	}
 }
 
+// What runc has and is not here is refused, not passed over.
+func TestRefusedOptions(t *testing.T) {
+	l := newLab(t, "exec sleep 1000")
+	l.write()
+	if out, err := l.call("run", "--pidfd-socket", "x", l.id); err == nil || !strings.Contains(out, "--pidfd-socket: not supported") {
+		t.Errorf("%v: %s", err, out)
+	}
+	l.nothingLeft()
+	l.detached("run", "-d", l.id)
+	if out, err := l.call("exec", "--cgroup", "x", l.id, "true"); err == nil || !strings.Contains(out, "--cgroup: not supported") {
+		t.Errorf("%v: %s", err, out)
+	}
+}
+
 // image puts files into the image, each with its name in it.
 func (l *lab) image(names ...string) {
 	l.t.Helper()

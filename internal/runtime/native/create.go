@@ -119,6 +119,9 @@ func (r *runtime) make(id string, o values, now bool) (_ *made, err error) {
 	if !spec.Process.Terminal && o.text("console-socket", "") != "" {
 		return nil, errors.New("cannot use console socket if runc will not detach or allocate tty")
 	}
+	if err := o.refuse("pidfd-socket"); err != nil {
+		return nil, err
+	}
 	kept, err := preserved(o)
 	if err != nil {
 		return nil, err

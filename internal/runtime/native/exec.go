@@ -25,6 +25,9 @@ func (r *runtime) exec(o values, words []string) (int, error) {
 	if len(words) == 0 {
 		return 0, errors.New("exec failed: the container's id is missing")
 	}
+	if err := o.refuse("cgroup", "pidfd-socket"); err != nil {
+		return 0, fmt.Errorf("exec failed: %w", err)
+	}
 	if err := seal(); err != nil {
 		return 0, fmt.Errorf("exec failed: %w", err)
 	}

@@ -25,6 +25,16 @@ func (v values) has(name string) bool {
 	return err != nil || b
 }
 
+// refuse is for options that runc has and that would be passed over here.
+func (v values) refuse(names ...string) error {
+	for _, n := range names {
+		if v.text(n, "") != "" {
+			return fmt.Errorf("--%s: not supported", n)
+		}
+	}
+	return nil
+}
+
 func (v values) text(name, otherwise string) string {
 	if list := v[name]; len(list) > 0 {
 		return list[len(list)-1]
