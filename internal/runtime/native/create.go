@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -187,6 +189,17 @@ func (b *birth) run() (*made, error) {
 	// Who finds us killed has to know which cgroups there may be.
 	b.state = &state{Version: stateVersion, ID: b.id, OCIVersion: b.spec.Version, Bundle: b.bundle, Rootfs: b.spec.Root.Path, Created: time.Now().UTC(), CgroupsPath: b.spec.Linux.CgroupsPath,
 		Process: b.spec.Process, Hooks: b.spec.Hooks, Annotations: b.spec.Annotations, Personality: b.spec.Linux.Personality}
+	if !strings.HasPrefix(b.state.CgroupsPath, "/") {
+		// Below our own: who comes later may be in another.
+		g, err := layout.Place(b.state.CgroupsPath, b.id)
+		if err != nil {
+			return nil, err
+		}
+		b.state.Cgroups = maps.Clone(g.V1)
+		if g.Unified != "" {
+			b.state.Cgroups[""] = g.Unified
+		}
+	}
 	if b.state.Namespaces, err = namespaceFlags(b.spec.Linux.Namespaces); err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package native
 import (
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -174,4 +175,50 @@ func TestPreserveFDs(t *testing.T) {
 			l.nothingLeft()
 		})
 	}
+}
+
+// A relative path of cgroups is below those of who made the container, wherever they are
+// who exec and delete.
+func TestRelativeCgroupsPath(t *testing.T) {
+	l := newLab(t, "exec sleep 1000")
+	l.spec.Linux.CgroupsPath = "escale-native-relative/" + l.id
+	l.detached("run", "-d", l.id)
+	layout, err := cgroups.Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent, err := layout.Place("escale-native-relative", l.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { cgroups.RemoveEmpty(parent.Dirs()) })
+	away, err := layout.Place("/escale-native-away-"+l.id, l.id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := away.Make(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := away.Remove(); err != nil {
+			t.Error(err)
+		}
+	})
+	script := "for f in \"$@\"; do echo $$ >$f/cgroup.procs || exit 9; done; exec $ARGS"
+	elsewhere := func(args ...string) string {
+		t.Helper()
+		cmd := exec.Command("/bin/sh", append([]string{"-c", script, "sh"}, away.Dirs()...)...)
+		cmd.Dir = l.bundle
+		cmd.Env = append(os.Environ(), asRuntime+"=1", "ARGS=/proc/"+strconv.Itoa(os.Getpid())+"/exe --root "+l.states+" "+strings.Join(args, " "))
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v: %v: %s", args, err, out)
+		}
+		return string(out)
+	}
+	if got := elsewhere("exec", l.id, "cat", "/proc/self/cgroup"); strings.Contains(got, "away") || !strings.Contains(got, "escale-native-relative/"+l.id) {
+		t.Errorf("the exec is in\n%s", got)
+	}
+	elsewhere("delete", "--force", l.id)
+	l.nothingLeft()
 }

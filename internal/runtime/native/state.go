@@ -37,7 +37,8 @@ type state struct {
 	RootMount   uint64            `json:"root_mount"` // the mount that the root lay on before
 	Created     time.Time         `json:"created"`
 	CgroupsPath string            `json:"cgroups_path"`
-	Namespaces  int               `json:"namespaces"` // CLONE_NEW* of those that are not the runtime's
+	Cgroups     map[string]string `json:"cgroups,omitempty"` // directories by controller, "" version 2's; absent: where the path leads the caller
+	Namespaces  int               `json:"namespaces"`        // CLONE_NEW* of those that are not the runtime's
 	Process     *specs.Process    `json:"process"`
 	Hooks       *specs.Hooks      `json:"hooks,omitempty"`
 	Annotations map[string]string `json:"annotations,omitempty"`
@@ -141,7 +142,18 @@ func (s *state) group() (*cgroups.Group, error) {
 	if err != nil {
 		return nil, err
 	}
-	return l.Place(s.CgroupsPath, s.ID)
+	g, err := l.Place(s.CgroupsPath, s.ID)
+	if err != nil {
+		return nil, err
+	}
+	for name, dir := range s.Cgroups {
+		if name == "" {
+			g.Unified = dir
+		} else {
+			g.V1[name] = dir
+		}
+	}
+	return g, nil
 }
 
 // told is the state as hooks and callers get it.
