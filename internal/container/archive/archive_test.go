@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -231,6 +233,17 @@ func TestWriteTruncated(t *testing.T) {
 	}
 	if got := entries(t, filepath.Join(dir, "tmp")); got != "whole" {
 		t.Errorf("left: %q", got)
+	}
+}
+
+// Who sends an archive and is gone has not sent a bad one.
+func TestWriteFromNobody(t *testing.T) {
+	root, _ := tree(t)
+	b := pack1(t, file("whole"), file("half")).Bytes()
+	gone := fmt.Errorf("node n2: %w: %w", io.ErrUnexpectedEOF, errdefs.ErrUnavailable)
+	err := Write(t.Context(), root, "/tmp", io.MultiReader(bytes.NewReader(b[:512*3+2]), iotest.ErrReader(gone)), WriteOptions{})
+	if !errdefs.IsUnavailable(err) || errdefs.IsInvalidArgument(err) {
+		t.Errorf("error %v", err)
 	}
 }
 

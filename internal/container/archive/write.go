@@ -67,6 +67,9 @@ func Write(ctx context.Context, root *os.File, name string, r io.Reader, o Write
 // badArchive gives an archive that cannot be read the kind of a bad argument,
 // and leaves other errors of the stream as they are.
 func badArchive(err error) error {
+	if errdefs.IsUnavailable(err) { // who sends it is gone, which says nothing of the archive
+		return fmt.Errorf("reading the archive: %w", err)
+	}
 	if errors.Is(err, tar.ErrHeader) || errors.Is(err, tar.ErrFieldTooLong) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return invalidf("reading the archive: %s", err)
 	}
