@@ -262,15 +262,19 @@ func TestSwarmVolumes(t *testing.T) {
 		s.init()
 		s.run("service", "create", "-d", "--name", "db", "--restart-delay", "100ms", "--update-monitor", "100ms", "--mount", "type=volume,source=data,target=/data", image,
 			"sh", "-c", "echo x >> /data/starts; trap exit TERM; sleep 1000 & wait")
-		s.till("1/1", "service", "ls")
+		begun := func(starts string) { // or what is ended next has not written yet
+			s.till("1/1", "service", "ls")
+			s.till(starts, "exec", s.list("ps", "-q", "--filter", "label=com.docker.swarm.service.name=db")[0], "cat", "/data/starts")
+		}
+		begun("x")
 		node, name := s.run("info", "-f", "{{.Swarm.NodeID}}"), s.run("info", "-f", "{{.Name}}")
 		s.run("node", "update", "--availability", "drain", node)
 		s.till(`no suitable node (volume "data" is on node `+name+`; node not available on 1 node): "escale volume move data NODE" takes it along`, "service", "ps", "--no-trunc", "--format", "{{.Error}}", "db")
 		s.run("node", "update", "--availability", "active", node)
-		s.till("1/1", "service", "ls")
+		begun("x\nx")
 		s.run("service", "update", "-d", "--force", "db")
 		s.till("completed", "service", "inspect", "-f", "{{.UpdateStatus.State}}", "db")
-		s.till("x\nx\nx", "exec", s.list("ps", "-q", "--filter", "label=com.docker.swarm.service.name=db")[0], "cat", "/data/starts")
+		begun("x\nx\nx")
 		s.run("service", "rm", "db")
 		s.run("swarm", "leave", "--force")
 		s.run("volume", "rm", "data")
