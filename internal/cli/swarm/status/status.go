@@ -144,9 +144,13 @@ func (r *report) tasks(list []swarm.Task, services map[string]string) {
 	for i := range r.Nodes {
 		at[r.Nodes[i].ID] = &r.Nodes[i]
 	}
+	last := latest(list)
 	for _, t := range list {
 		if t.DesiredState != swarm.TaskStateRunning && t.DesiredState != swarm.TaskStateReady && t.DesiredState != swarm.TaskStateComplete || t.Status.State == swarm.TaskStateComplete {
 			continue
+		}
+		if ended(t) && last[placeOf(t)].ID != t.ID {
+			continue // a job's: another has come for it
 		}
 		r.Tasks.Wanted++
 		host := at[t.NodeID]
@@ -173,6 +177,38 @@ func (r *report) tasks(list []swarm.Task, services map[string]string) {
 	slices.SortStableFunc(r.Pending, func(x, y pending) int {
 		return cmp.Or(verb.Natural(x.Name, y.Name), strings.Compare(x.Node, y.Node))
 	})
+}
+
+// place is what the tasks that come one after the other have in common.
+type place struct {
+	service, node string // node of tasks that have no slot
+	slot          int
+}
+
+func placeOf(t swarm.Task) place {
+	if t.Slot > 0 {
+		return place{service: t.ServiceID, slot: t.Slot}
+	}
+	return place{service: t.ServiceID, node: t.NodeID}
+}
+
+// latest is the last task of each place.
+func latest(list []swarm.Task) map[place]swarm.Task {
+	out := map[place]swarm.Task{}
+	for _, t := range list {
+		if o, ok := out[placeOf(t)]; !ok || t.CreatedAt.After(o.CreatedAt) {
+			out[placeOf(t)] = t
+		}
+	}
+	return out
+}
+
+func ended(t swarm.Task) bool {
+	switch t.Status.State {
+	case swarm.TaskStateFailed, swarm.TaskStateRejected, swarm.TaskStateShutdown, swarm.TaskStateOrphaned, swarm.TaskStateRemove:
+		return true
+	}
+	return false
 }
 
 // write prints the page.
