@@ -297,6 +297,9 @@ func TestSwarmModes(t *testing.T) {
 		if got := strings.Count(s.run("service", "logs", "--raw", "batch"), "done"); got != 3 {
 			s.Errorf("%d runs", got)
 		}
+		// A client that waits for a job sees it done.
+		s.run("service", "create", "-q", "--name", "followed", "--mode", "replicated-job", "--replicas", "2", image, "true")
+		s.run("service", "create", "-q", "--name", "followed-too", "--mode", "global-job", image, "true")
 		s.run("service", "update", "-d", "--force", "batch") // is done again
 		s.till("3/3 completed", "service", "ls", "--filter", "name=batch")
 		s.shows("agent", "node", "ps")

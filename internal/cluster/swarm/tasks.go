@@ -38,7 +38,11 @@ func (s *Swarm) Tasks(f Filters) ([]swarm.Task, error) {
 		case len(f["desired-state"]) > 0 && !slices.Contains(f["desired-state"], desiredWord(t.Desired)):
 		case len(f["_up-to-date"]) > 0 && !upToDate(v, t):
 		default:
-			out = append(out, tellTask(v, t))
+			task := tellTask(v, t)
+			if len(f["_up-to-date"]) > 0 && task.JobIteration != nil && task.Slot > 0 {
+				task.Slot-- // clients that follow a job with this filter count its tasks from 0, and wait for ever otherwise
+			}
+			out = append(out, task)
 		}
 	}
 	return out, nil
