@@ -259,18 +259,14 @@ func (b *birth) hand(p *preparation) error {
 
 // handGroup lets the half inside into the cgroups: of version 2 it is born in.
 func (b *birth) handGroup(p *preparation) error {
-	users := p.out.users != nil || p.out.user != nil // it is forked otherwise
-	files, err := b.group.Tasks(users)
+	files, err := b.group.Tasks()
 	if err != nil {
 		return err
 	}
 	for _, f := range files {
 		p.plan.Join = append(p.plan.Join, p.out.give(f))
 	}
-	if b.group.Unified == "" || users {
-		return nil
-	}
-	p.out.cgroup, err = os.OpenFile(b.group.Unified, unix.O_PATH|unix.O_DIRECTORY, 0)
+	p.out.cgroup, err = b.group.Birth()
 	return err
 }
 

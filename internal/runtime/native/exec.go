@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"escale.dev/escale/internal/runtime/native/cgroups"
 	"escale.dev/escale/internal/runtime/native/plan"
 )
 
@@ -139,7 +140,7 @@ func (r *runtime) join(s *state, process *specs.Process, o values) (*inner, erro
 	if err := r.handExec(s, out, p, o); err != nil {
 		return nil, err
 	}
-	if out.enter.tasks, err = group.Tasks(true); err != nil {
+	if err := out.enterGroup(group); err != nil {
 		return nil, err
 	}
 	again := func() (err error) {
@@ -147,13 +148,19 @@ func (r *runtime) join(s *state, process *specs.Process, o values) (*inner, erro
 		if group, err = group.Around(s.Pid); err != nil {
 			return err
 		}
-		for _, f := range out.enter.tasks {
-			_ = f.Close()
-		}
-		out.enter.tasks, err = group.Tasks(true)
-		return err
+		return out.enterGroup(group)
 	}
 	return startExec(process, out, p, o, again)
+}
+
+// enterGroup has the process go into these cgroups, and no others.
+func (o *outfit) enterGroup(g *cgroups.Group) (err error) {
+	o.closeGroup()
+	if o.enter.tasks, err = g.Tasks(); err != nil {
+		return err
+	}
+	o.cgroup, err = g.Birth()
+	return err
 }
 
 // handExec gives what a process in a container needs: the container's filter, mounts, terminal.

@@ -528,7 +528,7 @@ func TestProgramIsSealed(t *testing.T) {
 	if err != nil || !strings.Contains(string(out), "escale-runtime version") {
 		t.Skipf("the program does not run inside, which is as well: %v: %s", err, out)
 	}
-	fd, err := program()
+	fd, err := program(0)
 	if err != nil {
 		t.Fatal(err)
 	}

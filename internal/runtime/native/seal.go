@@ -26,7 +26,7 @@ func seal() error {
 	if done, err := sealed(); err != nil || done {
 		return err
 	}
-	fd, err := program()
+	fd, err := program(0)
 	if err != nil {
 		return err
 	}

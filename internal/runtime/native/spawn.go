@@ -17,10 +17,6 @@ import (
 	"escale.dev/escale/internal/runtime/native/plan"
 )
 
-// firstFree is above all descriptors that the half inside gets: the program's is
-// kept there, so that none of theirs takes its place.
-const firstFree = 400
-
 // outfit is what the half inside is started with.
 type outfit struct {
 	flags  int                              // CLONE_NEW* of new namespaces
@@ -64,18 +60,28 @@ func (o *outfit) close() {
 	for _, n := range o.joins {
 		_ = n.file.Close()
 	}
-	if o.cgroup != nil {
-		_ = o.cgroup.Close()
-	}
+	o.closeGroup()
 	if o.user != nil {
 		_ = o.user.Close()
 	}
 	if o.enter != nil {
 		_ = o.enter.pidfd.Close()
-		for _, f := range o.enter.tasks {
-			_ = f.Close()
-		}
 	}
+}
+
+// closeGroup closes what lets the half inside into its cgroups.
+func (o *outfit) closeGroup() {
+	if o.cgroup != nil {
+		_ = o.cgroup.Close()
+	}
+	o.cgroup = nil
+	if o.enter == nil {
+		return
+	}
+	for _, f := range o.enter.tasks {
+		_ = f.Close()
+	}
+	o.enter.tasks = nil
 }
 
 // inner is the half inside, seen from here.
@@ -85,13 +91,16 @@ type inner struct {
 }
 
 // program opens what we are, as a mount that nobody can write through: whatever a
-// container does with /proc/PID/exe of the half inside, our file stays as it is.
-func program() (int, error) {
+// container does with /proc/PID/exe of the half inside, our file stays as it is. The
+// descriptor is the lowest free one from above on: a table of more than 64 has to
+// grow, for which a process with threads waits some 10 ms (expand_fdtable() of the
+// kernel's fs/file.c).
+func program(above int) (int, error) {
 	if done, err := sealed(); err != nil {
 		return -1, err
 	} else if done {
 		// Of a mount that lies nowhere there is no copy to be had before Linux 6.15.
-		return openAbove("/proc/self/exe")
+		return openAbove("/proc/self/exe", above)
 	}
 	tree, err := unix.OpenTree(unix.AT_FDCWD, "/proc/self/exe", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
@@ -101,21 +110,21 @@ func program() (int, error) {
 	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
 		return -1, fmt.Errorf("own program: %w", os.NewSyscallError("mount_setattr", err))
 	}
-	fd, err := unix.FcntlInt(uintptr(tree), unix.F_DUPFD_CLOEXEC, firstFree)
+	fd, err := unix.FcntlInt(uintptr(tree), unix.F_DUPFD_CLOEXEC, above)
 	if err != nil {
 		return -1, os.NewSyscallError("fcntl", err)
 	}
 	return fd, nil
 }
 
-// openAbove opens what is to be executed, above all descriptors of the half inside.
-func openAbove(path string) (int, error) {
+// openAbove opens what is to be executed.
+func openAbove(path string, above int) (int, error) {
 	low, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return -1, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	defer unix.Close(low)
-	fd, err := unix.FcntlInt(uintptr(low), unix.F_DUPFD_CLOEXEC, firstFree)
+	fd, err := unix.FcntlInt(uintptr(low), unix.F_DUPFD_CLOEXEC, above)
 	if err != nil {
 		return -1, os.NewSyscallError("fcntl", err)
 	}
@@ -125,7 +134,7 @@ func openAbove(path string) (int, error) {
 // hidden makes a copy of what we are that can be executed but not read. Who runs a
 // program that it may not read cannot be looked into from the first moment on, not by
 // root of its user namespace either (would_dump() of the kernel's fs/exec.c).
-func hidden() (int, error) {
+func hidden(above int) (int, error) {
 	self, err := os.Open("/proc/self/exe")
 	if err != nil {
 		return -1, fmt.Errorf("own program: %w", err)
@@ -147,7 +156,7 @@ func hidden() (int, error) {
 	if _, err := unix.FcntlInt(uintptr(low), unix.F_ADD_SEALS, seals); err != nil {
 		return -1, fmt.Errorf("own program: %w", os.NewSyscallError("fcntl", err))
 	}
-	fd, err := unix.FcntlInt(uintptr(low), unix.F_DUPFD_CLOEXEC, firstFree)
+	fd, err := unix.FcntlInt(uintptr(low), unix.F_DUPFD_CLOEXEC, above)
 	if err != nil {
 		return -1, os.NewSyscallError("fcntl", err)
 	}
@@ -184,7 +193,7 @@ func (o *outfit) env() []string {
 func preserved(o values) (int, error) {
 	word := o.text("preserve-fds", "0")
 	n, err := strconv.Atoi(word)
-	if err != nil || n < 0 || n > firstFree {
+	if err != nil || n < 0 {
 		return 0, fmt.Errorf("invalid value %q for --preserve-fds", word)
 	}
 	for i := range n {
@@ -201,9 +210,6 @@ func preserved(o values) (int, error) {
 
 // spawn starts the half inside, in its namespaces.
 func (o *outfit) spawn() (*inner, error) {
-	if len(o.files)+o.kept > firstFree-8 {
-		return nil, fmt.Errorf("%d mounts and devices are more than can be handed over", len(o.files))
-	}
 	// What is forked from us has our memory for a moment: nobody in a namespace that is
 	// joined may look at it.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
@@ -213,11 +219,6 @@ func (o *outfit) spawn() (*inner, error) {
 	if o.user != nil || o.enter != nil && o.enter.kinds&unix.CLONE_NEWUSER != 0 {
 		open = hidden
 	}
-	exe, err := open()
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(exe)
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, os.NewSyscallError("socketpair", err)
@@ -238,6 +239,12 @@ func (o *outfit) spawn() (*inner, error) {
 	for _, f := range o.files {
 		fds = append(fds, f.Fd())
 	}
+	exe, err := open(len(fds))
+	if err != nil {
+		unix.Close(pair[0])
+		return nil, err
+	}
+	defer unix.Close(exe)
 	pid, err := o.start(exe, fds)
 	if err != nil {
 		unix.Close(pair[0])
@@ -250,7 +257,7 @@ func (o *outfit) spawn() (*inner, error) {
 // thread ends with that; the others stay where we are.
 func (o *outfit) start(exe int, fds []uintptr) (pid int, err error) {
 	if e := o.enter; e != nil {
-		return fork.Enter(&fork.Program{FD: exe, Args: []string{"escale-runtime", insideArg}, Env: o.env(), Files: fds}, e.pidfd, e.kinds, e.tasks)
+		return fork.Enter(o.program(exe, fds), e.pidfd, e.kinds, e.tasks)
 	}
 	if len(o.joins) == 0 && o.flags&unix.CLONE_NEWTIME == 0 {
 		return o.fork(exe, fds)
@@ -297,6 +304,11 @@ func setClocks(offsets map[string]specs.LinuxTimeOffset) error {
 	return nil
 }
 
+// program is the half inside, for package fork.
+func (o *outfit) program(exe int, fds []uintptr) *fork.Program {
+	return &fork.Program{FD: exe, Args: []string{"escale-runtime", insideArg}, Env: o.env(), Files: fds, Cgroup: o.cgroup}
+}
+
 func (o *outfit) fork(exe int, fds []uintptr) (int, error) {
 	if o.users != nil || o.user != nil {
 		return o.forkUser(exe, fds)
@@ -305,7 +317,9 @@ func (o *outfit) fork(exe int, fds []uintptr) (int, error) {
 	if o.cgroup != nil {
 		attr.UseCgroupFD, attr.CgroupFD = true, int(o.cgroup.Fd())
 	}
-	pid, err := syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", exe), []string{"escale-runtime", insideArg}, &syscall.ProcAttr{Env: o.env(), Files: fds, Sys: attr})
+	// The program comes last of the files, or moving these to their places might take its own.
+	fds = append(fds, uintptr(exe))
+	pid, err := syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", len(fds)-1), []string{"escale-runtime", insideArg}, &syscall.ProcAttr{Env: o.env(), Files: fds, Sys: attr})
 	if err != nil {
 		return 0, fmt.Errorf("starting in new namespaces: %w", err)
 	}

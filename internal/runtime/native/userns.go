@@ -14,7 +14,7 @@ import (
 
 // forkUser starts the half inside in a user namespace, new or another's.
 func (o *outfit) forkUser(exe int, fds []uintptr) (int, error) {
-	p := &fork.Program{FD: exe, Args: []string{"escale-runtime", insideArg}, Env: o.env(), Files: fds}
+	p := o.program(exe, fds)
 	flags := o.flags &^ (unix.CLONE_NEWCGROUP | unix.CLONE_NEWTIME)
 	if o.user != nil {
 		return fork.Join(p, o.user, flags)

@@ -405,11 +405,14 @@ func TestUnifiedGroup(t *testing.T) {
 			t.Errorf("frozen %v: %v, %v", on, g.Frozen(), err)
 		}
 	}
-	files, err := g.Tasks(true)
-	if err != nil || len(files) != 1 {
-		t.Fatalf("%v, %v", files, err)
+	if files, err := g.Tasks(); err != nil || len(files) != 0 {
+		t.Errorf("%v, %v", files, err)
 	}
-	files[0].Close()
+	dir, err := g.Birth()
+	if err != nil || dir == nil {
+		t.Fatalf("%v, %v", dir, err)
+	}
+	dir.Close()
 	if err := g.Remove(); err != nil || g.Remove() != nil {
 		t.Error(err)
 	}

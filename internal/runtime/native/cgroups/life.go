@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,18 +15,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Tasks opens what a thread writes "0" to in order to get in: version 1's, and
-// version 2's where unified is set. The caller closes them.
-func (g *Group) Tasks(unified bool) (files []*os.File, err error) {
-	names := map[string]string{}
-	for _, d := range g.V1 {
-		names[d] = "tasks"
-	}
-	if unified && g.Unified != "" {
-		names[g.Unified] = "cgroup.procs"
-	}
-	for dir, name := range names {
-		f, err := os.OpenFile(filepath.Join(dir, name), os.O_WRONLY, 0)
+// Tasks opens what a thread writes "0" to in order to get into version 1's cgroups.
+// The caller closes them.
+func (g *Group) Tasks() (files []*os.File, err error) {
+	dirs := slices.Sorted(maps.Values(g.V1))
+	for _, d := range slices.Compact(dirs) { // controllers may share one
+		f, err := os.OpenFile(filepath.Join(d, "tasks"), os.O_WRONLY, 0)
 		if err != nil {
 			for _, f := range files {
 				f.Close()
@@ -35,6 +30,15 @@ func (g *Group) Tasks(unified bool) (files []*os.File, err error) {
 		files = append(files, f)
 	}
 	return files, nil
+}
+
+// Birth opens version 2's cgroup for processes to be born in (CLONE_INTO_CGROUP of
+// clone(2)); nil, where there is none. The caller closes it.
+func (g *Group) Birth() (*os.File, error) {
+	if g.Unified == "" {
+		return nil, nil
+	}
+	return os.OpenFile(g.Unified, unix.O_PATH|unix.O_DIRECTORY, 0)
 }
 
 // Around is the group with, in version 2, the cgroup below it that a process is in:

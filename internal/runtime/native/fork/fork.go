@@ -34,7 +34,11 @@ type Program struct {
 	FD    int // of the file
 	Args  []string
 	Env   []string
-	Files []uintptr // become the descriptors 0, 1, 2 …; the file's is above all of them
+	Files []uintptr // become the descriptors 0, 1, 2 …
+
+	// Cgroup is one of version 2 to be born in, if it is not nil. Whoever writes itself
+	// into cgroup.procs instead waits for the kernel's grace period, 7 to 15 ms.
+	Cgroup *os.File
 }
 
 // raw is a program as the kernel takes it, made before the fork.
@@ -44,7 +48,9 @@ type raw struct {
 	argv, env []*byte
 	files     []uintptr
 	spare     uintptr // descriptors from here on are free for moving files about
+	cgroup    uintptr // of version 2, to be born in; none without CLONE_INTO_CGROUP in first
 
+	first uintptr   // flags of the first fork alone
 	flags uintptr   // CLONE_NEW* of new namespaces
 	ns    uintptr   // to be joined before: a namespace, or a pidfd
 	kinds uintptr   // CLONE_NEW* of what is joined; 0: nothing
@@ -54,9 +60,12 @@ type raw struct {
 }
 
 func (p *Program) raw() (*raw, error) {
-	r := &raw{exe: uintptr(p.FD), spare: uintptr(p.FD) + 1}
+	r := &raw{exe: uintptr(p.FD), spare: max(uintptr(p.FD)+1, uintptr(len(p.Files)))}
 	for _, f := range p.Files {
 		r.spare = max(r.spare, f+1)
+	}
+	if p.Cgroup != nil {
+		r.cgroup, r.first = p.Cgroup.Fd(), unix.CLONE_INTO_CGROUP
 	}
 	r.files = append(r.files, p.Files...)
 	var err error
@@ -179,8 +188,10 @@ func held(r *raw) (pid int, hold *os.File, err error) {
 	}
 	defer unix.Close(pair[1])
 	hold = os.NewFile(uintptr(pair[0]), "hold")
-	// The child's end must survive the moving of files.
-	far, err := unix.FcntlInt(uintptr(pair[1]), unix.F_DUPFD_CLOEXEC, int(r.spare)+len(r.files)+8)
+	// The child's end must survive the moving of files. It is no higher than that: from 64
+	// descriptors on the table grows, for which a process with threads waits some 10 ms
+	// (expand_fdtable() of the kernel's fs/file.c).
+	far, err := unix.FcntlInt(uintptr(pair[1]), unix.F_DUPFD_CLOEXEC, int(r.spare))
 	if err != nil {
 		hold.Close()
 		return 0, nil, os.NewSyscallError("fcntl", err)
@@ -237,18 +248,23 @@ func release(pid int, hold *os.File) error {
 	return nil
 }
 
+// cloneArgs is struct clone_args of clone(2).
+type cloneArgs struct {
+	flags, pidfd, childTID, parentTID, signal, stack, stackSize, tls, setTID, setTIDSize, cgroup uint64
+}
+
 // fork forks. All that the child needs lies ready: it must not allocate, grow its
 // stack or take a lock, for the threads that might hold one are not there.
 //
 //go:noinline
 //go:norace
 func fork(r *raw, hold uintptr) (int, unix.Errno) {
-	var first uintptr
+	args := cloneArgs{flags: uint64(r.first), signal: uint64(unix.SIGCHLD), cgroup: uint64(r.cgroup)}
 	if !r.twice {
-		first = r.flags
+		args.flags |= uint64(r.flags)
 	}
 	beforeFork()
-	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, first|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
+	pid, _, errno := syscall.RawSyscall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&args)), unsafe.Sizeof(args), 0)
 	if errno != 0 || pid != 0 {
 		afterFork()
 		return int(pid), errno
@@ -275,6 +291,10 @@ func (a *answer) tell(hold uintptr) {
 //go:norace
 func child(r *raw, hold uintptr) {
 	var a answer
+	// Through a directory of the host who looks into us would get at all of it.
+	if r.first&unix.CLONE_INTO_CGROUP != 0 {
+		syscall.RawSyscall(unix.SYS_CLOSE, r.cgroup, 0, 0)
+	}
 	if r.twice {
 		zero := byte('0') // whoever writes it
 		for i := range r.tasks {
@@ -282,6 +302,7 @@ func child(r *raw, hold uintptr) {
 				a.errno = uint32(errno)
 				a.tell(hold)
 			}
+			syscall.RawSyscall(unix.SYS_CLOSE, r.tasks[i], 0, 0)
 		}
 		// Who may not trace us is not to look into us either.
 		syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0)

@@ -96,7 +96,7 @@ func (m *Monitor) spawn(p *process, r waiter, base string, command []string) {
 	}
 	args = append(args, m.cfg.id)
 	_ = unix.Unlink(base + ".log") // of an earlier call
-	program, sealed := seal(m.cfg.runtime)
+	program, sealed := seal(m.cfg.runtime, aboveAll(files))
 	pid, err := syscall.ForkExec(program, args, &syscall.ProcAttr{Env: m.env, Files: files})
 	if sealed >= 0 {
 		_ = unix.Close(sealed) // it was only named
@@ -115,8 +115,8 @@ func (m *Monitor) spawn(p *process, r waiter, base string, command []string) {
 // seal gives the runtime that is our own by a mount of it that nobody can write
 // through: before it goes into a container it would else have to execute itself once
 // more from there. fd is -1, and path the runtime's, for others and where that fails.
-func seal(runtime string) (path string, fd int) {
-	const name, above = "/escale-runtime", 100 // above all that is handed over
+func seal(runtime string, above int) (path string, fd int) {
+	const name = "/escale-runtime"
 	if len(runtime) < len(name) || runtime[len(runtime)-len(name):] != name {
 		return runtime, -1
 	}
@@ -132,6 +132,17 @@ func seal(runtime string) (path string, fd int) {
 		return runtime, -1
 	}
 	return "/proc/self/fd/" + itoa(int64(fd)), fd
+}
+
+// aboveAll is above whatever number the files have on their way to 0, 1, 2 … in a
+// child. It is no higher: from 64 descriptors on the table grows, for which a process
+// with threads waits some 10 ms (expand_fdtable() of the kernel's fs/file.c).
+func aboveAll(files []uintptr) int {
+	most := len(files)
+	for _, f := range files {
+		most = max(most, int(f))
+	}
+	return most + len(files) + 4 // each may move once above the highest, and so does a pipe
 }
 
 // listenConsole waits for the runtime to send the process' terminal.
