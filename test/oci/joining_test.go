@@ -95,6 +95,60 @@ func TestNothingOfTheHostIsOpen(t *testing.T) {
 	})
 }
 
+// TestNothingOfTheHostIsSeenAtBirth: a container looks through the processes of another one
+// that is made in its pid namespace, from the first moment on: through what they have
+// open, their roots, working directories and namespaces.
+//
+// CVE-2016-9962, CVE-2024-21626 (runc), with "--pid container:".
+func TestNothingOfTheHostIsSeenAtBirth(t *testing.T) {
+	each(t, func(t *testing.T, r *rig) {
+		if r.name == reference {
+			t.Skip("runc builds a container in the pid namespace that it joins, with the host's root: who may trace reads it")
+		}
+		r.me("attacker")
+		r.may("CAP_SYS_PTRACE", "CAP_DAC_READ_SEARCH")
+		var host []string
+		for _, kind := range []string{"mnt", "net", "ipc", "uts"} {
+			link, err := os.Readlink("/proc/self/ns/" + kind)
+			if err != nil {
+				t.Fatal(err)
+			}
+			host = append(host, link)
+		}
+		r.spec.Process.Env = append(r.spec.Process.Env, part+"=climb "+filepath.Join(r.canary, "secret"))
+		r.start("/attacker")
+		said := r.stdout
+		attacker := func() string { b, _ := os.ReadFile(said); return string(b) }
+		soon(t, "the attacker watches", func() bool { return strings.Contains(attacker(), "watching") })
+		first := r.id
+		pids := fmt.Sprintf("/proc/%d/ns/pid", r.pid())
+		r.mkdir("source")
+		for n := range 12 {
+			r.id = fmt.Sprintf("%s-%d", first, n)
+			r.spec = defaultSpec(r.id)
+			for i := range r.spec.Linux.Namespaces {
+				if r.spec.Linux.Namespaces[i].Type == specs.PIDNamespace {
+					r.spec.Linux.Namespaces[i].Path = pids
+				}
+			}
+			r.spec.Mounts = append(r.spec.Mounts, specs.Mount{Destination: "/source", Type: "bind", Source: filepath.Join(r.bundle, "source"), Options: []string{"rbind"}})
+			r.must(r.run("readlink /proc/self/ns/pid"))
+		}
+		r.id = first
+		seen := attacker()
+		r.safe(outcome{output: seen})
+		for _, link := range host {
+			if strings.Contains(seen, link) {
+				t.Errorf("escape: a namespace of the host was seen: %s", link)
+			}
+		}
+		if !strings.Contains(seen, "saw mnt:") {
+			t.Errorf("control: the attacker saw nobody come: %s", seen)
+		}
+		t.Logf("%s", seen)
+	})
+}
+
 // TestFilesOfTheCaller: what the caller of the runtime has open does not come into the
 // container, and is no way to a working directory outside of it, however it is named.
 //

@@ -101,6 +101,12 @@ func climb(file string) {
 	seen := map[string]bool{}
 	newest(func(pid int) {
 		dir := "/proc/" + strconv.Itoa(pid)
+		for _, kind := range []string{"mnt", "net", "ipc", "uts"} {
+			if ns, err := os.Readlink(dir + "/ns/" + kind); err == nil && !seen[ns] {
+				seen[ns] = true
+				fmt.Println("saw", ns)
+			}
+		}
 		ways := []string{dir + "/cwd", dir + "/root"}
 		fds, _ := os.ReadDir(dir + "/fd")
 		for _, fd := range fds {

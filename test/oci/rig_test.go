@@ -272,6 +272,16 @@ func (r *rig) start(args ...string) {
 	}
 }
 
+// pid is that of the container's process.
+func (r *rig) pid() int {
+	r.t.Helper()
+	var state specs.State
+	if err := json.Unmarshal([]byte(r.must(r.call("state", r.id))), &state); err != nil {
+		r.t.Fatal(err)
+	}
+	return state.Pid
+}
+
 // me puts this test's program into the image, to play a part there.
 func (r *rig) me(name string) {
 	r.t.Helper()

@@ -172,7 +172,8 @@ func (r *runtime) kill(o values, words []string) (int, error) {
 		return 0, err
 	}
 	// Without a pid namespace of its own the others do not end with the first.
-	if o.has("all") || s.Namespaces&unix.CLONE_NEWPID == 0 && sig == unix.SIGKILL {
+	shared := s.Namespaces&unix.CLONE_NEWPID == 0 || s.OthersPIDs
+	if o.has("all") || shared && sig == unix.SIGKILL {
 		g, err := s.group()
 		if err != nil {
 			return 0, err

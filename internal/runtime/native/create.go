@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -110,7 +109,7 @@ func (r *runtime) make(id string, o values, now bool) (_ *made, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if slices.ContainsFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace && n.Path != "" }) {
+	if joined(spec.Linux.Namespaces, specs.PIDNamespace) {
 		if err := seal(); err != nil {
 			return nil, err
 		}
@@ -200,6 +199,7 @@ func (b *birth) run() (*made, error) {
 			b.state.Cgroups[""] = g.Unified
 		}
 	}
+	b.state.OthersPIDs = joined(b.spec.Linux.Namespaces, specs.PIDNamespace)
 	if b.state.Namespaces, err = namespaceFlags(b.spec.Linux.Namespaces); err != nil {
 		return nil, err
 	}
@@ -242,19 +242,25 @@ func (b *birth) hand(p *preparation) error {
 		return err
 	}
 	p.plan.Proc = p.out.give(proc)
-	if !b.now {
-		name := filepath.Join(b.dir(b.id), fifoName)
-		if err := unix.Mkfifo(name, 0o622); err != nil {
-			return &os.PathError{Op: "mkfifo", Path: name, Err: err}
-		}
-		// For both, so that it can be read from before anybody writes.
-		f, err := os.OpenFile(name, os.O_RDWR|unix.O_NOFOLLOW, 0)
-		if err != nil {
-			return err
-		}
-		p.plan.Hold = p.out.give(f)
+	if err := b.handGroup(p); err != nil || b.now || p.out.pids != nil {
+		return err
 	}
-	return b.handGroup(p)
+	p.plan.Hold, err = b.hold(p.out)
+	return err
+}
+
+// hold makes what the process waits for until it is started.
+func (b *birth) hold(out *outfit) (int, error) {
+	name := filepath.Join(b.dir(b.id), fifoName)
+	if err := unix.Mkfifo(name, 0o622); err != nil {
+		return plan.NoFD, &os.PathError{Op: "mkfifo", Path: name, Err: err}
+	}
+	// For both, so that it can be read from before anybody writes.
+	f, err := os.OpenFile(name, os.O_RDWR|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return plan.NoFD, err
+	}
+	return out.give(f), nil
 }
 
 // handGroup lets the half inside into the cgroups: of version 2 it is born in.
@@ -306,15 +312,11 @@ func (b *birth) start(p *preparation) error {
 	if err := setOOMScore(b.spec.Process.OOMScoreAdj); err != nil {
 		return err
 	}
-	var err error
-	if b.inner, err = p.out.spawn(); err != nil {
+	in, err := p.out.spawn()
+	if err != nil {
 		return err
 	}
-	b.state.Pid = b.inner.pid
-	if b.state.Start, _, err = startTime(b.inner.pid); err != nil {
-		return err
-	}
-	if err := raiseLimits(b.inner.pid, b.spec.Process.Rlimits); err != nil {
+	if err := b.take(in); err != nil {
 		return err
 	}
 	told := b.state.told(specs.StateCreating)
@@ -331,18 +333,39 @@ func (b *birth) start(p *preparation) error {
 		}
 		return hooks.Run("createRuntime", b.spec.Hooks.CreateRuntime, told)
 	}
-	talk := conversation{b.inner, p.plan, b.options.text("console-socket", "")}
-	if err := talk.run(outside, func() error { return b.set(p) }, b.now); err != nil {
-		var said *plan.Refusal
-		if errors.As(err, &said) {
-			return fmt.Errorf("error during container init: %w", err)
+	talk := conversation{plan: p.plan, console: b.options.text("console-socket", "")}
+	if p.out.pids != nil {
+		if talk.plan, err = b.changeHalves(p, outside); err != nil {
+			return inInit(err)
 		}
+	}
+	if err := raiseLimits(b.inner.pid, b.spec.Process.Rlimits); err != nil {
 		return err
+	}
+	talk.inner = b.inner
+	if err := talk.run(outside, func() error { return b.set(p) }, b.now); err != nil {
+		return inInit(err)
 	}
 	if b.now && b.spec.Hooks != nil {
 		return hooks.Run("poststart", b.spec.Hooks.Poststart, b.state.told(specs.StateRunning))
 	}
 	return nil
+}
+
+// take has a half be the one that stands for the container.
+func (b *birth) take(in *inner) (err error) {
+	b.inner, b.state.Pid = in, in.pid
+	b.state.Start, _, err = startTime(in.pid)
+	return err
+}
+
+// inInit adds to words of the half inside where they come from.
+func inInit(err error) error {
+	var said *plan.Refusal
+	if errors.As(err, &said) {
+		return fmt.Errorf("error during container init: %w", err)
+	}
+	return err
 }
 
 // set does what is due before the process may go on: limits that would have

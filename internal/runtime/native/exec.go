@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"escale.dev/escale/internal/runtime/native/cgroups"
+	"escale.dev/escale/internal/runtime/native/fork"
 	"escale.dev/escale/internal/runtime/native/plan"
 )
 
@@ -135,7 +136,7 @@ func (r *runtime) join(s *state, process *specs.Process, o values) (*inner, erro
 		pidfd.Close()
 		return nil, err
 	}
-	out := &outfit{kept: kept, enter: &entry{pidfd: pidfd, kinds: s.Namespaces}}
+	out := &outfit{kept: kept, enter: &fork.Entry{Of: pidfd, Kinds: s.Namespaces}}
 	defer out.close()
 	if err := r.handExec(s, out, p, o); err != nil {
 		return nil, err
@@ -156,7 +157,7 @@ func (r *runtime) join(s *state, process *specs.Process, o values) (*inner, erro
 // enterGroup has the process go into these cgroups, and no others.
 func (o *outfit) enterGroup(g *cgroups.Group) (err error) {
 	o.closeGroup()
-	if o.enter.tasks, err = g.Tasks(); err != nil {
+	if o.enter.Tasks, err = g.Tasks(); err != nil {
 		return err
 	}
 	o.cgroup, err = g.Birth()
@@ -170,8 +171,10 @@ func (r *runtime) handExec(s *state, out *outfit, p *plan.Plan, o values) error 
 		return err
 	}
 	p.Filter = filter
-	if s.Namespaces&unix.CLONE_NEWNS == 0 {
-		p.Root.Path = s.Rootfs
+	if s.Namespaces&unix.CLONE_NEWNS == 0 { // its root is by chroot(2)
+		if out.enter.Root, err = os.OpenFile(s.Rootfs, unix.O_PATH|unix.O_DIRECTORY, 0); err != nil {
+			return err
+		}
 	}
 	if p.Process.Terminal && o.text("console-socket", "") == "" {
 		return errors.New("cannot allocate tty if runc will detach without setting console socket")
@@ -207,7 +210,7 @@ func startExec(process *specs.Process, out *outfit, p *plan.Plan, o values, agai
 			}
 			return writePid(o.text("pid-file", ""), in.pid)
 		}
-		err = (&conversation{in, p, o.text("console-socket", "")}).run(nil, ready, true)
+		err = (&conversation{inner: in, plan: p, console: o.text("console-socket", "")}).run(nil, ready, true)
 	}
 	if err != nil {
 		in.end()

@@ -1,7 +1,9 @@
 package native
 
 import (
+	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -221,4 +223,190 @@ func TestRelativeCgroupsPath(t *testing.T) {
 	}
 	elsewhere("delete", "--force", l.id)
 	l.nothingLeft()
+}
+
+// joinsPIDs has a container join the pid namespace of another, and its user namespace if
+// it has one.
+func joinsPIDs(t *testing.T, b, other *lab, users bool) {
+	t.Helper()
+	pid := other.state().Pid
+	b.spec.Linux.Namespaces[0].Path = fmt.Sprintf("/proc/%d/ns/pid", pid)
+	if users {
+		b.spec.Linux.Namespaces = append(b.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace, Path: fmt.Sprintf("/proc/%d/ns/user", pid)})
+	}
+}
+
+// A container that joins the pid namespace of another lives as any other does.
+func TestJoinPIDs(t *testing.T) {
+	for name, c := range map[string]struct{ theirs, own bool }{"plain": {}, "with their users": {theirs: true}, "with users": {own: true}} {
+		t.Run(name, func(t *testing.T) {
+			a := newLab(t, "exec sleep 1000")
+			if c.theirs {
+				withUsers(a)
+			}
+			a.detached("run", "-d", a.id)
+			b := newLab(t, "readlink /proc/self/ns/pid; readlink /proc/self; echo $$; readlink /proc/1/ns/pid; exec sleep 1000")
+			joinsPIDs(t, b, a, c.theirs)
+			if c.own {
+				withUsers(b)
+			}
+			b.detached("create", "--pid-file", "pid", b.id)
+			s := b.state()
+			if written, err := os.ReadFile(filepath.Join(b.bundle, "pid")); err != nil || string(written) != strconv.Itoa(s.Pid) || s.Status != specs.StateCreated {
+				t.Errorf("created: %+v, pid file %q, %v", s, written, err)
+			}
+			b.must("start", b.id)
+			b.await(specs.StateRunning)
+			said := func() []string {
+				out, err := os.ReadFile(filepath.Join(b.bundle, "out"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				return strings.Fields(string(out))
+			}
+			for deadline := time.Now().Add(10 * time.Second); len(said()) < 4 && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			}
+			want, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", a.state().Pid))
+			if err != nil {
+				t.Fatal(err)
+			}
+			// Its procfs is that namespace's, in which it is not the first.
+			if got := said(); len(got) < 3 || got[0] != want || got[1] == "1" || got[2] == "1" || c.theirs && (len(got) != 4 || got[3] != want) {
+				t.Errorf("it says %v, want it in %s", got, want)
+			}
+			if got := b.must("exec", b.id, "sh", "-c", "readlink /proc/self/ns/pid; readlink /proc/self/ns/user; id -u"); !strings.HasPrefix(got, want+"\n") || !strings.HasSuffix(got, "\n0") {
+				t.Errorf("an exec says %s", got)
+			}
+			if got := a.must("exec", a.id, "sh", "-c", "ls /proc | busybox grep -c '^[0-9]'"); got == "1" {
+				t.Errorf("the other sees %s processes", got)
+			}
+			b.must("kill", b.id, "KILL")
+			b.await(specs.StateStopped)
+			b.must("delete", b.id)
+			b.nothingLeft()
+			if s := a.state(); s.Status != specs.StateRunning {
+				t.Errorf("the other is %s", s.Status)
+			}
+			// The exit status is the process', and a second one takes the first one's place.
+			b.spec.Process.Args[2] = "exit 7"
+			b.write()
+			if out, err := b.call("run", b.id); exitCode(err) != 7 {
+				t.Errorf("run: %v: %s", err, out)
+			}
+			b.spec.Process.Args[0] = "nosuch"
+			b.write()
+			if out, err := b.call("run", b.id); err == nil || !strings.Contains(out, "executable file not found in $PATH") {
+				t.Errorf("no program: %v: %s", err, out)
+			}
+			b.nothingLeft()
+		})
+	}
+}
+
+// What such a container leaves running ends with it, and it ends with the namespace.
+func TestJoinedPIDsEnd(t *testing.T) {
+	a := newLab(t, "exec sleep 1000")
+	a.detached("run", "-d", a.id)
+	b := newLab(t, "busybox setsid sleep 1000 & exec sleep 1000")
+	joinsPIDs(t, b, a, false)
+	b.detached("run", "-d", b.id)
+	pids := func() (list []int) {
+		if err := json.Unmarshal([]byte(b.must("ps", "--format", "json", b.id)), &list); err != nil {
+			t.Fatal(err)
+		}
+		return list
+	}
+	for deadline := time.Now().Add(10 * time.Second); len(pids()) < 2 && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+	}
+	// As with runc: nobody else would end the others.
+	b.must("kill", b.id, "KILL")
+	for deadline := time.Now().Add(10 * time.Second); len(pids()) > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%v live on", pids())
+		}
+	}
+	b.must("delete", b.id)
+	b.detached("create", b.id)
+	held, err := os.Open(b.spec.Linux.Namespaces[0].Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	a.must("kill", a.id, "KILL")
+	a.await(specs.StateStopped)
+	b.await(specs.StateStopped)
+	b.must("delete", b.id)
+	for path, words := range map[string]string{b.spec.Linux.Namespaces[0].Path: "namespace", fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), held.Fd()): "the pid namespace may have ended"} {
+		b.spec.Linux.Namespaces[0].Path = path
+		b.write()
+		if out, err := b.call("run", b.id); err == nil || !strings.Contains(out, words) {
+			t.Errorf("with a namespace that has ended: %v: %s, want %s", err, out, words)
+		}
+		b.nothingLeft()
+	}
+	b.nothingLeft()
+}
+
+// Hooks, a terminal's place, sysctls, a filter and limits are those of any container.
+func TestJoinedPIDsWhole(t *testing.T) {
+	a := newLab(t, "exec sleep 1000")
+	a.detached("run", "-d", a.id)
+	b := newLab(t, "echo process >>/log; hostname; cat /proc/sys/net/core/somaxconn; ulimit -n; cat /proc/self/oom_score_adj; busybox grep -E '^(Seccomp|NoNewPrivs|CapEff):' /proc/self/status; pwd; id -u; touch /ro 2>/dev/null || echo read-only; ls /proc/acpi 2>/dev/null | busybox wc -l")
+	joinsPIDs(t, b, a, false)
+	score, log := 321, filepath.Join(b.bundle, "root/log")
+	b.spec.Hostname, b.spec.Linux.Sysctl = "joined", map[string]string{"net.core.somaxconn": "77"}
+	b.spec.Process.OOMScoreAdj, b.spec.Process.NoNewPrivileges, b.spec.Process.Cwd = &score, true, "/tmp"
+	b.spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE"}, Effective: []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE"}, Permitted: []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE"}}
+	b.spec.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_NOFILE", Soft: 99, Hard: 100}}
+	b.spec.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"swapon"}, Action: specs.ActErrno}}}
+	host := func(name string) []specs.Hook {
+		return []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", fmt.Sprintf("read state; echo %s >>%s; case $state in *%s*) ;; *) exit 1;; esac", name, log, b.id)}}}
+	}
+	b.spec.Hooks = &specs.Hooks{CreateRuntime: host("createRuntime"), CreateContainer: host("createContainer"), Poststop: host("poststop"),
+		StartContainer: []specs.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo startContainer >>/log"}}}}
+	if got, want := b.run(), "joined\n77\n99\n321\nCapEff:\t0000000000000003\nNoNewPrivs:\t1\nSeccomp:\t2\n/tmp\n0\n0"; got != want {
+		t.Errorf("it says %s\nwant %s", got, want)
+	}
+	if said, err := os.ReadFile(log); err != nil || strings.Join(strings.Fields(string(said)), " ") != "createRuntime createContainer startContainer process poststop" {
+		t.Errorf("hooks: %q, %v", said, err)
+	}
+	// With the host's mounts its root is by chroot, in what is seen there too.
+	b.spec.Linux.Namespaces[1], b.spec.Hooks = b.spec.Linux.Namespaces[2], nil
+	b.spec.Linux.Namespaces = append(b.spec.Linux.Namespaces[:2], b.spec.Linux.Namespaces[3:]...)
+	b.spec.Mounts = b.spec.Mounts[:1]
+	b.spec.Process.Args[2] = "ls /proc/self/root/bin/busybox; readlink /proc/1/exe; echo $(ls /proc | busybox grep -c '^[0-9]')"
+	if got := b.run(); got != "/proc/self/root/bin/busybox\n/bin/busybox\n4" && !strings.HasPrefix(got, "/proc/self/root/bin/busybox") {
+		t.Errorf("with a root by chroot: %s", got)
+	}
+	b.nothingLeft()
+}
+
+// Whatever the moment at which the runtime is killed, delete --force leaves nothing.
+func TestJoinedPIDsKilled(t *testing.T) {
+	a := newLab(t, "exec sleep 1000")
+	a.detached("run", "-d", a.id)
+	for delay := time.Duration(0); delay < 36*time.Millisecond; delay += 1500 * time.Microsecond {
+		b := newLab(t, "exec sleep 1000")
+		joinsPIDs(t, b, a, false)
+		b.write()
+		cmd := b.command("run", "-d", b.id)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(delay)
+		_ = cmd.Process.Kill() // it may have ended
+		_ = cmd.Wait()         // killed, or not
+		b.must("delete", "--force", b.id)
+		b.nothingLeft()
+	}
+	// Nor is any half left in the namespace.
+	var there string
+	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		if there = a.must("exec", a.id, "sh", "-c", "busybox grep -H State: /proc/[0-9]*/status; busybox ps"); strings.Count(there, "State:") == 2 {
+			break
+		}
+	}
+	if strings.Count(there, "State:") != 2 { // the first one's and the shell's
+		t.Errorf("there are\n%s", there)
+	}
 }

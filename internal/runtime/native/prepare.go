@@ -113,6 +113,8 @@ func (p *preparation) namespaces() error {
 			p.plan.MountNS = p.out.give(f)
 		case unix.CLONE_NEWUSER:
 			p.out.user = f
+		case unix.CLONE_NEWPID:
+			p.out.pids = f
 		default:
 			p.out.joins = append(p.out.joins, namespace{f, kind})
 		}

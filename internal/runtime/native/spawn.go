@@ -27,15 +27,8 @@ type outfit struct {
 	files  []*os.File                       // its descriptors from the fourth on
 	user   *os.File                         // a user namespace to be joined
 	kept   int                              // descriptors of ours that the program gets, from plan.FirstFD on
-	enter  *entry                           // instead of all that: the container of a process
-}
-
-// entry is a container that runs, to go into: namespaces of the process of pidfd,
-// and cgroups by their files.
-type entry struct {
-	pidfd *os.File
-	kinds int
-	tasks []*os.File
+	enter  *fork.Entry                      // instead of all that: a container that is there
+	pids   *os.File                         // a pid namespace to be joined, by another half in the end
 }
 
 // namespace is one to be joined. kind is a CLONE_NEW*, or several for a pidfd.
@@ -64,8 +57,15 @@ func (o *outfit) close() {
 	if o.user != nil {
 		_ = o.user.Close()
 	}
-	if o.enter != nil {
-		_ = o.enter.pidfd.Close()
+	if o.pids != nil {
+		_ = o.pids.Close()
+	}
+	if o.enter == nil {
+		return
+	}
+	_ = o.enter.Of.Close()
+	if o.enter.Root != nil {
+		_ = o.enter.Root.Close()
 	}
 }
 
@@ -78,10 +78,10 @@ func (o *outfit) closeGroup() {
 	if o.enter == nil {
 		return
 	}
-	for _, f := range o.enter.tasks {
+	for _, f := range o.enter.Tasks {
 		_ = f.Close()
 	}
-	o.enter.tasks = nil
+	o.enter.Tasks = nil
 }
 
 // inner is the half inside, seen from here.
@@ -216,7 +216,7 @@ func (o *outfit) spawn() (*inner, error) {
 		return nil, os.NewSyscallError("prctl", err)
 	}
 	open := program
-	if o.user != nil || o.enter != nil && o.enter.kinds&unix.CLONE_NEWUSER != 0 {
+	if o.user != nil || o.enter != nil && o.enter.Kinds&unix.CLONE_NEWUSER != 0 {
 		open = hidden
 	}
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
@@ -257,7 +257,7 @@ func (o *outfit) spawn() (*inner, error) {
 // thread ends with that; the others stay where we are.
 func (o *outfit) start(exe int, fds []uintptr) (pid int, err error) {
 	if e := o.enter; e != nil {
-		return fork.Enter(o.program(exe, fds), e.pidfd, e.kinds, e.tasks)
+		return fork.Enter(o.program(exe, fds), e)
 	}
 	if len(o.joins) == 0 && o.flags&unix.CLONE_NEWTIME == 0 {
 		return o.fork(exe, fds)

@@ -37,8 +37,9 @@ type state struct {
 	RootMount   uint64            `json:"root_mount"` // the mount that the root lay on before
 	Created     time.Time         `json:"created"`
 	CgroupsPath string            `json:"cgroups_path"`
-	Cgroups     map[string]string `json:"cgroups,omitempty"` // directories by controller, "" version 2's; absent: where the path leads the caller
-	Namespaces  int               `json:"namespaces"`        // CLONE_NEW* of those that are not the runtime's
+	Cgroups     map[string]string `json:"cgroups,omitempty"`     // directories by controller, "" version 2's; absent: where the path leads the caller
+	Namespaces  int               `json:"namespaces"`            // CLONE_NEW* of those that are not the runtime's
+	OthersPIDs  bool              `json:"others_pids,omitempty"` // its pid namespace is another's
 	Process     *specs.Process    `json:"process"`
 	Hooks       *specs.Hooks      `json:"hooks,omitempty"`
 	Annotations map[string]string `json:"annotations,omitempty"`

@@ -15,26 +15,16 @@ import (
 type conversation struct {
 	*inner
 	plan    *plan.Plan
-	console string // the socket that takes the terminal
+	console string     // the socket that takes the terminal
+	trees   []*os.File // those that follow the plan
 }
 
 // run has the half inside carry out the plan. outside runs the hooks that belong
 // there; ready is called when all is set but the program itself. wait: until the
 // program runs, or could not.
 func (i *conversation) run(outside, ready func() error, wait bool) error {
-	if err := i.plan.Write(i.socket); err != nil {
-		return i.words(err)
-	}
-	if i.plan.HooksOutside {
-		if _, err := plan.Expect(i.socket, plan.KindHooks); err != nil {
-			return i.words(err)
-		}
-		if err := outside(); err != nil {
-			return err
-		}
-		if err := plan.Send(i.socket, plan.KindHooks, nil); err != nil {
-			return i.words(err)
-		}
+	if err := i.begin(outside); err != nil {
+		return err
 	}
 	if i.plan.Process.Terminal {
 		if err := i.passTerminal(); err != nil {
@@ -64,6 +54,31 @@ func (i *conversation) run(outside, ready func() error, wait bool) error {
 		return nil
 	}
 	return err
+}
+
+// begin says what is to be done, and runs the hooks that belong outside.
+func (i *conversation) begin(outside func() error) error {
+	if err := i.plan.Write(i.socket); err != nil {
+		return i.words(err)
+	}
+	for _, f := range i.trees {
+		if err := plan.SendFile(i.socket, plan.KindTree, int(f.Fd())); err != nil {
+			return i.words(err)
+		}
+	}
+	if !i.plan.HooksOutside {
+		return nil
+	}
+	if _, err := plan.Expect(i.socket, plan.KindHooks); err != nil {
+		return i.words(err)
+	}
+	if err := outside(); err != nil {
+		return err
+	}
+	if err := plan.Send(i.socket, plan.KindHooks, nil); err != nil {
+		return i.words(err)
+	}
+	return nil
 }
 
 // words is the error of a conversation: what the other half has said, or how it ended.

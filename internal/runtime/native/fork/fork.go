@@ -8,8 +8,8 @@
 package fork
 
 import (
-	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -54,9 +54,13 @@ type raw struct {
 	flags uintptr   // CLONE_NEW* of new namespaces
 	ns    uintptr   // to be joined before: a namespace, or a pidfd
 	kinds uintptr   // CLONE_NEW* of what is joined; 0: nothing
+	pids  uintptr   // a pid namespace to be joined before that; 0: none
 	tasks []uintptr // files of cgroups to be joined before that
+	at    uintptr   // a directory that becomes the root at last; 0: none
+	alone *alone    // is to see nothing of ours
 	root  bool      // takes the ids 0, of a user namespace
 	twice bool      // the child joins, and forks the one that is meant
+	proc  *procfs   // to be mounted, in place of a program
 }
 
 func (p *Program) raw() (*raw, error) {
@@ -118,25 +122,48 @@ func Join(p *Program, user *os.File, flags int) (pid int, err error) {
 	return pid, release(pid, hold)
 }
 
-// Enter starts a program in the cgroups whose files tasks are, and in namespaces, kinds
-// (CLONE_NEW*), of the process whose pidfd is ns. Nobody there ever sees it outside of
-// them: it is born in the pid namespace when all others, its root and its working
-// directory are those of the container already.
-func Enter(p *Program, ns *os.File, kinds int, tasks []*os.File) (pid int, err error) {
+// Entry is what a program goes into.
+type Entry struct {
+	Tasks []*os.File // files of version 1's cgroups
+	PIDs  *os.File   // a pid namespace, nil: as Kinds says
+	Of    *os.File   // pidfd of the process whose namespaces are joined
+	Kinds int        // CLONE_NEW* of these
+	Root  *os.File   // becomes the root and the working directory; nil: those of the mount namespace
+}
+
+// Enter starts a program in another's cgroups and namespaces. Nobody there ever sees it
+// outside of them: it is born in the pid namespace when all others, its root and its
+// working directory are those of the container already, and with the descriptors of
+// the program only.
+func Enter(p *Program, e *Entry) (pid int, err error) {
 	r, err := p.raw()
 	if err != nil {
 		return 0, err
 	}
-	r.ns, r.kinds, r.root, r.twice = ns.Fd(), uintptr(kinds), kinds&unix.CLONE_NEWUSER != 0, true
-	for _, f := range tasks {
-		r.tasks = append(r.tasks, f.Fd())
-	}
+	r.enter(e)
+	r.root = e.Kinds&unix.CLONE_NEWUSER != 0
 	pid, hold, err := held(r)
 	if err != nil {
 		return 0, err
 	}
 	defer hold.Close()
 	return pid, release(pid, hold)
+}
+
+func (r *raw) enter(e *Entry) {
+	r.twice = true
+	if e.Of != nil {
+		r.ns, r.kinds = e.Of.Fd(), uintptr(e.Kinds)
+	}
+	if e.PIDs != nil {
+		r.pids = e.PIDs.Fd()
+	}
+	if e.Root != nil {
+		r.at = e.Root.Fd()
+	}
+	for _, f := range e.Tasks {
+		r.tasks = append(r.tasks, f.Fd())
+	}
 }
 
 // Namespace makes a user namespace that lives as long as the file. Nobody is in it.
@@ -213,25 +240,29 @@ func held(r *raw) (pid int, hold *os.File, err error) {
 	return pid, hold, nil
 }
 
-// joined waits for the one that went into the namespace: it has forked the one that
-// is meant, as a child of ours, and tells its number.
+// joined waits for the one that went into namespaces: it has forked the one that is
+// meant, as a child of ours, and tells its number.
 func joined(first int, hold *os.File) (int, *os.File, error) {
-	var told [8]byte
-	n, err := hold.Read(told[:])
+	a, err := hear(hold)
 	wait(first)
-	if err != nil || n != len(told) {
-		hold.Close()
-		return 0, nil, fmt.Errorf("joining the user namespace: %w", errors.Join(err, unix.EINVAL))
+	if err == nil {
+		err = a.err()
 	}
-	pid, errno := int32(le(told[:4])), unix.Errno(le(told[4:]))
-	if errno != 0 {
+	if err != nil {
 		hold.Close()
-		return 0, nil, fmt.Errorf("joining the user namespace: %w", errno)
+		return 0, nil, err
 	}
-	return int(pid), hold, nil
+	return int(int32(a.pid)), hold, nil
 }
 
-func le(b []byte) uint32 { return *(*uint32)(unsafe.Pointer(&b[0])) }
+// hear takes an answer; io.EOF when there was none.
+func hear(hold *os.File) (a answer, err error) {
+	_, err = io.ReadFull(hold, unsafe.Slice((*byte)(unsafe.Pointer(&a)), unsafe.Sizeof(a)))
+	if err != nil {
+		err = fmt.Errorf("going into namespaces: %w", err)
+	}
+	return a, err
+}
 
 // release lets the child go on; the error is why it could not become its program.
 func release(pid int, hold *os.File) error {
@@ -239,13 +270,12 @@ func release(pid int, hold *os.File) error {
 		end(pid)
 		return err
 	}
-	var told [8]byte
-	n, _ := hold.Read(told[:]) // its end closes when it is the program
-	if n == len(told) {
-		wait(pid)
-		return fmt.Errorf("starting in a user namespace: %w", unix.Errno(le(told[4:])))
+	a, err := hear(hold) // its end closes when it is the program
+	if err != nil {
+		return nil
 	}
-	return nil
+	wait(pid)
+	return a.err()
 }
 
 // cloneArgs is struct clone_args of clone(2).
@@ -274,13 +304,44 @@ func fork(r *raw, hold uintptr) (int, unix.Errno) {
 	return 0, 0 // never
 }
 
-// answer is what the child tells: a pid and an errno.
-type answer struct{ pid, errno uint32 }
+// answer is what the child tells: a pid, or an errno and where it came from.
+type answer struct{ pid, errno, step uint32 }
+
+// What the child does, for its errors.
+const (
+	stepCgroup = iota + 1
+	stepAlone
+	stepPIDs
+	stepJoin
+	stepRoot
+	stepFork
+	stepUser
+	stepFiles
+	stepExec
+	stepProcfs
+)
+
+var steps = map[uint32]string{stepCgroup: "joining a cgroup", stepAlone: "leaving the mounts", stepPIDs: "joining the pid namespace", stepJoin: "joining namespaces",
+	stepRoot: "entering the root", stepFork: "starting in namespaces", stepUser: "becoming root of the user namespace", stepFiles: "handing on descriptors",
+	stepExec: "executing the program", stepProcfs: "procfs"}
+
+func (a *answer) err() error {
+	switch errno := unix.Errno(a.errno); {
+	case errno == 0:
+		return nil
+	case errno == unix.ENOMEM && a.step == stepFork:
+		// A pid namespace whose first process has ended takes nobody (pid_namespaces(7)).
+		return fmt.Errorf("%s: %w: the pid namespace may have ended", steps[a.step], errno)
+	default:
+		return fmt.Errorf("%s: %w", steps[a.step], errno)
+	}
+}
 
 //go:nosplit
 //go:norace
-func (a *answer) tell(hold uintptr) {
-	syscall.RawSyscall(unix.SYS_WRITE, hold, uintptr(unsafe.Pointer(a)), 8)
+func (a *answer) tell(hold uintptr, step uint32, errno unix.Errno) {
+	a.step, a.errno = step, uint32(errno)
+	syscall.RawSyscall(unix.SYS_WRITE, hold, uintptr(unsafe.Pointer(a)), unsafe.Sizeof(*a))
 	for {
 		syscall.RawSyscall(unix.SYS_EXIT_GROUP, 1, 0, 0)
 	}
@@ -291,35 +352,26 @@ func (a *answer) tell(hold uintptr) {
 //go:norace
 func child(r *raw, hold uintptr) {
 	var a answer
-	// Through a directory of the host who looks into us would get at all of it.
-	if r.first&unix.CLONE_INTO_CGROUP != 0 {
-		syscall.RawSyscall(unix.SYS_CLOSE, r.cgroup, 0, 0)
-	}
 	if r.twice {
-		zero := byte('0') // whoever writes it
-		for i := range r.tasks {
-			if _, _, errno := syscall.RawSyscall(unix.SYS_WRITE, r.tasks[i], uintptr(unsafe.Pointer(&zero)), 1); errno != 0 {
-				a.errno = uint32(errno)
-				a.tell(hold)
-			}
-			syscall.RawSyscall(unix.SYS_CLOSE, r.tasks[i], 0, 0)
-		}
-		// Who may not trace us is not to look into us either.
-		syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0)
-		if r.kinds != 0 { // else all is the caller's
-			if _, _, errno := syscall.RawSyscall(unix.SYS_SETNS, r.ns, r.kinds, 0); errno != 0 {
-				a.errno = uint32(errno)
-				a.tell(hold)
-			}
-		}
+		r.join(&a, hold)
+	}
+	// What is seen from here on has the program's descriptors and no others: through a
+	// directory of the host who looks into it would get at all of it. Nor has it the other
+	// end of what it waits for, which closes when our parent is killed.
+	r.place(&a, hold)
+	r.close(&a, hold)
+	if r.twice {
 		pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, r.flags|unix.CLONE_PARENT|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
 		if errno != 0 || pid != 0 {
-			a.pid, a.errno = uint32(pid), uint32(errno)
-			a.tell(hold)
+			a.pid = uint32(pid)
+			a.tell(hold, stepFork, errno)
 		}
 	}
 	var b [8]byte
 	n, _, _ := syscall.RawSyscall(unix.SYS_READ, hold, uintptr(unsafe.Pointer(&b)), 1)
+	if n == 1 && r.proc != nil {
+		r.proc.mount(&a, hold)
+	}
 	if n != 1 || r.exe == 0 {
 		for {
 			syscall.RawSyscall(unix.SYS_EXIT_GROUP, 0, 0, 0)
@@ -328,31 +380,95 @@ func child(r *raw, hold uintptr) {
 	// Root of the namespace, or the capabilities would go with execve.
 	if r.root {
 		if _, _, errno := syscall.RawSyscall(unix.SYS_SETRESGID, 0, 0, 0); errno != 0 {
-			a.errno = uint32(errno)
-			a.tell(hold)
+			a.tell(hold, stepUser, errno)
 		}
 		if _, _, errno := syscall.RawSyscall(unix.SYS_SETRESUID, 0, 0, 0); errno != 0 {
-			a.errno = uint32(errno)
-			a.tell(hold)
+			a.tell(hold, stepUser, errno)
 		}
 	}
-	// First out of each other's way, then to their places.
+	_, _, errno := syscall.RawSyscall6(unix.SYS_EXECVEAT, r.exe, uintptr(unsafe.Pointer(r.empty)), uintptr(unsafe.Pointer(&r.argv[0])),
+		uintptr(unsafe.Pointer(&r.env[0])), unix.AT_EMPTY_PATH, 0)
+	a.tell(hold, stepExec, errno)
+}
+
+// join goes into cgroups and namespaces. The pid namespace is that of who is forked next.
+//
+//go:nosplit
+//go:norace
+func (r *raw) join(a *answer, hold uintptr) {
+	zero := byte('0') // whoever writes it
+	for i := range r.tasks {
+		if _, _, errno := syscall.RawSyscall(unix.SYS_WRITE, r.tasks[i], uintptr(unsafe.Pointer(&zero)), 1); errno != 0 {
+			a.tell(hold, stepCgroup, errno)
+		}
+	}
+	// Who may not trace us is not to look into us either.
+	syscall.RawSyscall(unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0)
+	if r.alone != nil {
+		r.alone.leave(a, hold)
+	}
+	if r.pids != 0 { // before we may have a user namespace that has no say about it
+		if _, _, errno := syscall.RawSyscall(unix.SYS_SETNS, r.pids, unix.CLONE_NEWPID, 0); errno != 0 {
+			a.tell(hold, stepPIDs, errno)
+		}
+	}
+	if r.kinds != 0 { // else all is the caller's
+		if _, _, errno := syscall.RawSyscall(unix.SYS_SETNS, r.ns, r.kinds, 0); errno != 0 {
+			a.tell(hold, stepJoin, errno)
+		}
+	}
+	if r.at != 0 {
+		if _, _, errno := syscall.RawSyscall(unix.SYS_FCHDIR, r.at, 0, 0); errno != 0 {
+			a.tell(hold, stepRoot, errno)
+		}
+		here := [2]byte{'.'}
+		if _, _, errno := syscall.RawSyscall(unix.SYS_CHROOT, uintptr(unsafe.Pointer(&here)), 0, 0); errno != 0 {
+			a.tell(hold, stepRoot, errno)
+		}
+	}
+}
+
+// place moves the files to their numbers: first out of each other's way.
+//
+//go:nosplit
+//go:norace
+func (r *raw) place(a *answer, hold uintptr) {
 	for i := range r.files {
 		fd, _, errno := syscall.RawSyscall(unix.SYS_FCNTL, r.files[i], unix.F_DUPFD_CLOEXEC, r.spare)
 		if errno != 0 {
-			a.errno = uint32(errno)
-			a.tell(hold)
+			a.tell(hold, stepFiles, errno)
 		}
 		r.files[i] = fd
 	}
 	for i := range r.files {
 		if _, _, errno := syscall.RawSyscall(unix.SYS_DUP3, r.files[i], uintptr(i), 0); errno != 0 {
-			a.errno = uint32(errno)
-			a.tell(hold)
+			a.tell(hold, stepFiles, errno)
 		}
 	}
-	_, _, errno := syscall.RawSyscall6(unix.SYS_EXECVEAT, r.exe, uintptr(unsafe.Pointer(r.empty)), uintptr(unsafe.Pointer(&r.argv[0])),
-		uintptr(unsafe.Pointer(&r.env[0])), unix.AT_EMPTY_PATH, 0)
-	a.errno = uint32(errno)
-	a.tell(hold)
+}
+
+// close closes all but the files in their places, the program and what we talk by,
+// which is above these.
+//
+//go:nosplit
+//go:norace
+func (r *raw) close(a *answer, hold uintptr) {
+	const last = 1<<31 - 1
+	from := uintptr(len(r.files))
+	if r.exe > from {
+		if _, _, errno := syscall.RawSyscall(unix.SYS_CLOSE_RANGE, from, r.exe-1, 0); errno != 0 {
+			a.tell(hold, stepFiles, errno)
+		}
+	}
+	if from = max(from, r.exe+1); r.exe == 0 {
+		from = uintptr(len(r.files))
+	}
+	if hold > from {
+		if _, _, errno := syscall.RawSyscall(unix.SYS_CLOSE_RANGE, from, hold-1, 0); errno != 0 {
+			a.tell(hold, stepFiles, errno)
+		}
+	}
+	if _, _, errno := syscall.RawSyscall(unix.SYS_CLOSE_RANGE, hold+1, last, 0); errno != 0 {
+		a.tell(hold, stepFiles, errno)
+	}
 }

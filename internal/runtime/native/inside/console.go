@@ -95,6 +95,20 @@ func (h *half) openMaster() (int, error) {
 	return -1, errors.Join(errs...)
 }
 
+// placeConsole makes the place where another half will show the terminal, which may be
+// read-only by then.
+func (h *half) placeConsole() error {
+	if !h.Process.Terminal {
+		return nil
+	}
+	at, err := h.target("/dev/console", false, unix.RESOLVE_NO_SYMLINKS)
+	if err != nil {
+		return fmt.Errorf("console: %w", err)
+	}
+	closeFD(at)
+	return nil
+}
+
 // bindConsole shows the terminal at /dev/console as well.
 func (h *half) bindConsole(slave int) error {
 	at, err := h.target("/dev/console", false, unix.RESOLVE_NO_SYMLINKS)

@@ -50,8 +50,9 @@ func Main() int {
 	}
 	if err != nil {
 		_ = plan.Send(h.socket, plan.KindError, []byte(err.Error())) // the other half is gone: nobody to tell
+		return 1
 	}
-	return 1
+	return 0
 }
 
 func (h *half) run() error {
@@ -66,6 +67,9 @@ func (h *half) run() error {
 	if h.Plan, err = plan.Read(h.socket); err != nil {
 		return fmt.Errorf("plan: %w", err)
 	}
+	if err := h.takeTrees(); err != nil {
+		return err
+	}
 	// The program begins a session, and the terminal becomes that session's.
 	if _, err := unix.Setsid(); err != nil && err != unix.EPERM {
 		return os.NewSyscallError("setsid", err)
@@ -79,15 +83,45 @@ func (h *half) run() error {
 	if err := h.enterMounts(); err != nil {
 		return err
 	}
-	if h.Exec {
+	if h.Exec || h.Built {
 		err = h.join()
 	} else {
 		err = h.build()
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
+	case h.Leave:
+		return h.leave()
 	}
 	return (&candidate{h}).become()
+}
+
+// takeTrees receives what was mounted for us elsewhere.
+func (h *half) takeTrees() error {
+	for i := range h.Mounts {
+		if m := &h.Mounts[i]; m.Sent {
+			f, err := plan.ReceiveFile(h.socket, plan.KindTree)
+			if err != nil {
+				return fmt.Errorf("tree of %s: %w", m.Dest, err)
+			}
+			defer f.Close()
+			if m.Tree, err = unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+				return os.NewSyscallError("fcntl", err)
+			}
+		}
+	}
+	return nil
+}
+
+// leave keeps the namespaces until another is in them: that one is born in the pid
+// namespace of other containers, and must have nothing there but what the container has.
+func (h *half) leave() error {
+	if err := plan.Send(h.socket, plan.KindReady, nil); err != nil {
+		return err
+	}
+	_, err := plan.Expect(h.socket, plan.KindReady)
+	return err
 }
 
 // keyring begins a session keyring, so that the caller's keys stay the caller's.
@@ -143,21 +177,11 @@ func (h *half) enterMounts() error {
 	return nil
 }
 
-// join takes a container that runs as it is.
+// join takes a container as it is. Its root is ours already.
 func (h *half) join() error {
-	where := "/"
-	if h.Root.Path != "" { // it has the host's mounts, and its root by chroot(2)
-		where = h.Root.Path
-		if err := unix.Chroot(where); err != nil {
-			return pathError("chroot", where, err)
-		}
-		if err := unix.Chdir("/"); err != nil {
-			return pathError("chdir", "/", err)
-		}
-	}
 	var err error
 	if h.root, err = unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
-		return pathError("open", where, err)
+		return pathError("open", "/", err)
 	}
 	return h.console()
 }
@@ -187,7 +211,11 @@ func (h *half) build() error {
 	if err := h.runHooks("createContainer", h.CreateContainer); err != nil {
 		return err
 	}
-	if err := h.console(); err != nil {
+	terminal := h.console
+	if h.Leave {
+		terminal = h.placeConsole
+	}
+	if err := terminal(); err != nil {
 		return err
 	}
 	if err := h.sysctls(); err != nil {

@@ -35,6 +35,8 @@ const NoFD = -1
 type Plan struct {
 	ID      string
 	Exec    bool // one more process in a container that runs
+	Leave   bool // only make the container: another half becomes its process
+	Built   bool // this is that other half
 	Process specs.Process
 	Caps    *Caps // nil: what the half has it keeps
 	Keyring string
@@ -96,7 +98,8 @@ type Device struct {
 // Mount is one of the container's mounts.
 type Mount struct {
 	Dest  string
-	Tree  int // a detached tree; NoFD: FS is mounted
+	Tree  int  // a detached tree; NoFD: FS is mounted
+	Sent  bool // the tree follows the plan (SendFile)
 	Again bool
 	FS    string
 	// Source and Params go to fsconfig(2); a flag has an empty value.
@@ -131,9 +134,10 @@ type Hierarchy struct {
 const (
 	KindPlan     = 'p' // out → in: JSON
 	KindData     = 'd' // out → in: the filter
+	KindTree     = 'm' // out → in: with a tree for the next mount that is sent one
 	KindHooks    = 'h' // in → out: run yours; out → in: done
 	KindTerminal = 't' // in → out: with the controlling side of the process' terminal
-	KindReady    = 'r' // in → out: all is set but the process itself; out → in: go on
+	KindReady    = 'r' // in → out: all is set but the process itself, or built all that was to be; out → in: go on
 	KindError    = 'e' // in → out: words
 )
 
