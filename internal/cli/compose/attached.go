@@ -61,7 +61,7 @@ func (s apps) attached(ctx context.Context, ch *change, o upOptions, args []stri
 	go func() {
 		b := progress.New(s.err, progress.Plain, false, "", "Running")
 		defer b.Close()
-		upErr <- s.until(placing, b, plan, o.waitSeconds, false)
+		upErr <- s.until(placing, b, plan, patience{seconds: o.waitSeconds})
 	}()
 	w := &watcher{s: s.session, c: c, p: p, project: ch.project.Name, stays: true, logs: moby.ContainerLogsOptions{ShowStdout: true, ShowStderr: true, Timestamps: o.times, Tail: "0"}}
 	w.meant = func(x *container.Summary) bool { return meant[serviceOf(x)] }

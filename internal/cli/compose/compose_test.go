@@ -49,6 +49,9 @@ func TestUntil(t *testing.T) {
 	well := client.AppTask{Name: "shop-web-1", State: "running", Healthy: true}
 	waits := client.AppTask{Name: "shop-web-1", State: "pending", Message: "waits for service shop_db: 0 of 1 started"}
 	bad := client.AppTask{Name: "shop-web-1", State: "failed", Err: "exit code 3", Container: "c1"}
+	nowhere := client.AppTask{Name: "shop-web-1", State: "pending", Err: "no suitable node (node not available on 1 node)"}
+	moving := client.AppTask{Name: "shop-web-1", State: "pending", Err: `no suitable node (volume "d" is being moved from node a to node b)`}
+	stay := client.App{} // nothing is told for half a second
 	for name, c := range map[string]struct {
 		action  string
 		states  []client.App
@@ -64,12 +67,21 @@ func TestUntil(t *testing.T) {
 		"somebody else asked": {"create", []client.App{up(3, 3, "changing", "")}, "somebody has asked for another change meanwhile", ""},
 		"removed":             {"create", []client.App{up(2, 2, "changing", ""), {Name: "shop", Asked: 2, Removed: true}}, "it was removed meanwhile", ""},
 		"woken":               {"start", []client.App{up(2, 2, "steady", ""), up(2, 2, "steady", "", well)}, "", " Service web  Starting\n Service web  Started\n"},
+		"no node suits":       {"create", []client.App{up(2, 2, "changing", "", nowhere), stay}, "app shop: service web: shop-web-1: no suitable node (node not available on 1 node)\nNothing has changed for 200ms. The app is kept. It starts once its node is back: 'escale node ls' tells which is down, 'escale node update --availability active NODE'", ""},
+		"a node comes":        {"create", []client.App{up(2, 2, "changing", "", nowhere), up(2, 2, "changing", "", client.AppTask{Name: "shop-web-1", State: "preparing"}), stay, up(2, 2, "steady", "", well)}, "", "Started"},
+		"others come":         {"create", []client.App{up(2, 2, "changing", "", nowhere, client.AppTask{Name: "shop-web-2", State: "starting"}), stay, up(2, 2, "steady", "", well)}, "", "Started"},
+		"a volume moves":      {"create", []client.App{up(2, 2, "changing", "", moving), stay, up(2, 2, "steady", "", well)}, "", "Started"},
 		"the engine ends":     {"create", []client.App{up(2, 2, "changing", "")}, "the engine has stopped telling of it", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			mux := http.NewServeMux()
 			mux.HandleFunc("/v1.50/escale/apps/shop/follow", func(w http.ResponseWriter, _ *http.Request) {
 				for _, a := range c.states {
+					if a.Name == "" {
+						_ = http.NewResponseController(w).Flush()
+						time.Sleep(500 * time.Millisecond)
+						continue
+					}
 					_ = json.NewEncoder(w).Encode(a)
 				}
 			})
@@ -80,7 +92,7 @@ func TestUntil(t *testing.T) {
 			s, out := paper(t, mux)
 			b := s.board("Running")
 			plan := &client.AppPlan{App: "shop", From: 1, To: 2, Steps: []client.AppStep{{Action: c.action, Kind: "service", Name: "web"}}}
-			err := apps{s}.until(t.Context(), b, plan, 0, false)
+			err := apps{s}.until(t.Context(), b, plan, patience{still: 200 * time.Millisecond})
 			switch {
 			case c.failure == "" && err != nil, c.failure != "" && (err == nil || !strings.Contains(err.Error(), c.failure)):
 				t.Errorf("%v, want %q", err, c.failure)

@@ -189,7 +189,7 @@ func (s apps) drop(ctx context.Context, b *progress.Board, name string, services
 		s.planned(plan)
 		return nil
 	}
-	return s.until(ctx, b, plan, 0, false)
+	return s.until(ctx, b, plan, detached(0, false))
 }
 
 // remains removes what bears the project's labels and is no app's.

@@ -20,8 +20,8 @@ import (
 var errReached = errors.New("reached")
 
 // until follows an app until it is as a plan has it, and shows each service's way. What
-// fails is told with what its container wrote last.
-func (s apps) until(ctx context.Context, b *progress.Board, plan *client.AppPlan, seconds int, created bool) error {
+// fails is told with what its container wrote last, what stands still with its reason.
+func (s apps) until(ctx context.Context, b *progress.Board, plan *client.AppPlan, p patience) error {
 	c, err := s.client()
 	if err != nil {
 		return err
@@ -37,14 +37,19 @@ func (s apps) until(ctx context.Context, b *progress.Board, plan *client.AppPlan
 			b.Set("Network "+st.Name, progress.Done, "Recreated")
 		}
 	}
-	if seconds > 0 {
+	if p.seconds > 0 {
 		var stop func()
-		ctx, stop = context.WithTimeoutCause(ctx, time.Duration(seconds)*time.Second, fmt.Errorf("app %s: not all of it is up after %d seconds; it goes on: %s ps %[1]s", plan.App, seconds, s.engine.Name))
+		ctx, stop = context.WithTimeoutCause(ctx, time.Duration(p.seconds)*time.Second, fmt.Errorf("app %s: not all of it is up after %d seconds; it goes on: %s ps %[1]s", plan.App, p.seconds, s.engine.Name))
 		defer stop()
 	}
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	still := &stall{after: p.still, name: s.engine.Name}
+	defer still.stop()
 	var last *client.App
 	err = c.AppFollow(ctx, plan.App, func(app *client.App) error {
 		last = app
+		still.see(app, end)
 		for i := range app.Services {
 			s.showService(b, &app.Services[i], actions[app.Services[i].Name], app.Asked >= plan.To && app.Phase == "changing")
 		}
@@ -55,7 +60,7 @@ func (s apps) until(ctx context.Context, b *progress.Board, plan *client.AppPlan
 			return nil
 		case app.Phase == "failed", app.Phase == "reverted":
 			return fmt.Errorf("app %s: %s", plan.App, app.Message)
-		case app.Phase == "steady" && !waking(app, actions), created && allMade(app):
+		case app.Phase == "steady" && !waking(app, actions), p.created && allMade(app):
 			return errReached
 		}
 		return nil

@@ -51,7 +51,7 @@ func scaleCommand(s *session) *cobra.Command {
 		}
 		b := s.board("Running")
 		defer b.Close()
-		return apps{s}.until(ctx, b, plan, 0, false)
+		return apps{s}.until(ctx, b, plan, detached(0, false))
 	})
 	cmd.Args = cobra.MinimumNArgs(1)
 	cmd.Flags().BoolVar(&noDeps, "no-deps", false, "Leave what they depend on alone")
@@ -156,7 +156,7 @@ func rollbackCommand(s *session) *cobra.Command {
 		}
 		b := s.board("Running")
 		defer b.Close()
-		return apps{s}.until(ctx, b, plan, 0, false)
+		return apps{s}.until(ctx, b, plan, detached(0, false))
 	})
 	cmd.Args = cobra.MaximumNArgs(1)
 	cmd.Flags().Uint64Var(&to, "to", 0, "The revision to bring back (default: the one before; see history)")

@@ -183,7 +183,7 @@ func (s apps) place(ctx context.Context, ch *change, o upOptions) error {
 			return err
 		}
 	}
-	return s.until(ctx, b, plan, o.waitSeconds, o.noStart)
+	return s.until(ctx, b, plan, detached(o.waitSeconds, o.noStart))
 }
 
 // wake starts what was stopped of services that are left as they are.
