@@ -64,6 +64,7 @@ type AppTask struct {
 	ExitCode  int       `json:",omitempty"`
 	Healthy   bool      `json:",omitempty"`
 	Halted    bool      `json:",omitempty"` // stopped or removed by a client, and left so
+	Away      string    `json:",omitempty"` // its node's name, when nothing is heard of that
 }
 
 // AppPlan is what a change does, or would.
@@ -142,6 +143,19 @@ func (c *Client) AppRemove(ctx context.Context, name string, volumes bool) error
 // AppHistory lists what an app was asked to be, the newest first.
 func (c *Client) AppHistory(ctx context.Context, name string) ([]AppRevision, error) {
 	return ask[[]AppRevision](ctx, c, http.MethodGet, appPath(name, "/history"), nil, nil)
+}
+
+// AppVolume is a volume of an app in a cluster that is known to be on one node.
+type AppVolume struct {
+	Name    string // in the engine
+	Node    string // the host's name
+	Away    bool   `json:",omitempty"` // nothing is heard of the node
+	Removed bool   `json:",omitempty"` // it goes, as soon as the node is there
+}
+
+// AppVolumes lists volumes of an app, or of one that has gone, that are known to be on one node each.
+func (c *Client) AppVolumes(ctx context.Context, name string) ([]AppVolume, error) {
+	return ask[[]AppVolume](ctx, c, http.MethodGet, appPath(name, "/volumes"), nil, nil)
 }
 
 // AppRollback asks for what an app was before, or at a number of its history.

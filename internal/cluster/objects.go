@@ -129,6 +129,9 @@ type VolumeStatus struct {
 	Err  string `json:",omitempty"`
 	// Node is where an app's volume is that exists on one node, as far as that is known: its id.
 	Node string `json:",omitempty"`
+	// Owed says that the node was away when the volume was to be removed: it is removed there once the
+	// node is back. Nobody has it any more, and another may have its name.
+	Owed bool `json:",omitempty"`
 }
 
 // Secret is a few bytes for the eyes of tasks only.

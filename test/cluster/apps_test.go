@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/moby/moby/api/types/swarm"
+
 	"escale.dev/escale/test/internal/harness"
 )
 
@@ -187,7 +189,25 @@ func TestAppOnNodes(t *testing.T) {
 	if out := compose("exec", "-T", "db", "ifconfig"); !strings.Contains(out, "10.78.0.77") {
 		t.Errorf("the network was not made anew:\n%s", out)
 	}
-	compose("down", "-v")
+	// A node that is away keeps nobody waiting; what it has goes when it is back.
+	at := ""
+	for _, n := range s.names("n1") {
+		if s.escale(n, "volume", "ls", "-q", "--filter", "name=shop_data") != "" {
+			at = n
+		}
+	}
+	s.dev("kill", at)
+	s.till(at+" is down", func() error {
+		if list, err := s.members("n1"); err != nil || list[at].Status.State != swarm.NodeStateDown {
+			return fmt.Errorf("it is %s, %v", list[at].Status.State, err)
+		}
+		return nil
+	})
+	out, err := s.run("n1", "sh", "-c", filepath.Join(harness.BinDir(), "escale")+" compose --project-directory "+dir+" -f "+filepath.Join(dir, "compose.yaml")+" down -v 2>&1")
+	if err != nil || !strings.Contains(out, "shop_data  Not removed: node "+s.name+"-"+at+" is away.") {
+		t.Errorf("down does not tell of the volume on %s: %v\n%s", at, err, out)
+	}
+	s.dev("heal")
 	s.till("nothing is left on any node", func() error {
 		for _, n := range s.names() {
 			for _, list := range [][]string{{"ps", "-aq"}, {"volume", "ls", "-q"}, {"network", "ls", "-q", "--filter", "label=com.docker.compose.project=shop"}} {

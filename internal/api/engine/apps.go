@@ -20,6 +20,7 @@ type Apps interface {
 	Remove(ctx context.Context, name string, volumes bool) error
 	Release(ctx context.Context, name string) error
 	History(name string) ([]apps.Revision, error)
+	Volumes(name string) []apps.VolumeView
 	Follow(ctx context.Context, name string, f func(apps.View) error) error
 }
 
@@ -36,6 +37,7 @@ func (a appRoutes) routes() []route {
 		{http.MethodPost, "/escale/apps/{name}/rollback", a.rollback},
 		{http.MethodPost, "/escale/apps/{name}/release", a.release},
 		{http.MethodGet, "/escale/apps/{name}/history", a.history},
+		{http.MethodGet, "/escale/apps/{name}/volumes", a.volumes},
 		{http.MethodGet, "/escale/apps/{name}/follow", a.follow},
 	}
 }
@@ -111,6 +113,10 @@ func (a appRoutes) history(w *response, r *request) error {
 		return err
 	}
 	return writeJSON(w, http.StatusOK, list)
+}
+
+func (a appRoutes) volumes(w *response, r *request) error {
+	return writeJSON(w, http.StatusOK, a.cfg.Apps.Volumes(r.name))
 }
 
 // follow sends a line each time the app has changed, and ends when it has gone.

@@ -24,6 +24,10 @@ func (f *fakeApps) note(name, what string, a ...any) error {
 
 func (f *fakeApps) List() []apps.View { return []apps.View{{Name: "shop", Phase: cluster.AppSteady}} }
 
+func (f *fakeApps) Volumes(name string) []apps.VolumeView {
+	return []apps.VolumeView{{Name: name + "_data", Node: "n2", Away: true, Removed: true}}
+}
+
 func (f *fakeApps) Get(name string) (apps.View, error) {
 	return apps.View{Name: name}, f.note(name, "get %s", name)
 }
@@ -89,6 +93,7 @@ func TestAppRoutes(t *testing.T) {
 		{"DELETE", "/escale/apps/none", "", 404, "No such app", "remove none false"},
 		{"POST", "/escale/apps/shop/release", "", 204, "", "release shop"},
 		{"GET", "/escale/apps/shop/history", "", 200, `"Number":3`, "history shop"},
+		{"GET", "/escale/apps/shop/volumes", "", 200, `"Name":"shop_data","Node":"n2","Away":true,"Removed":true`, ""},
 		{"GET", "/escale/apps/shop/follow", "", 200, `"Phase":"steady"`, "follow shop"},
 		{"GET", "/escale/apps/none/follow", "", 404, "No such app", "follow none"},
 	} {

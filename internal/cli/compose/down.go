@@ -70,6 +70,9 @@ func (s apps) down(ctx context.Context, o downOptions, services []string) error 
 	if err != nil {
 		return err
 	}
+	if o.volumes && found && !s.flags.dry {
+		s.owed(ctx, b, name)
+	}
 	rest, err := s.remains(ctx, b, p, name, o, services)
 	if err != nil {
 		return err
@@ -127,6 +130,23 @@ func (s apps) forget(ctx context.Context, name string) (bool, error) {
 	return err == nil, err
 }
 
+// owed tells of volumes that are not removed yet because their nodes are away.
+func (s apps) owed(ctx context.Context, b *progress.Board, name string) {
+	c, err := s.client()
+	if err != nil {
+		return
+	}
+	list, err := c.AppVolumes(ctx, name) // an engine that does not know the question removes what it can, too
+	if err != nil {
+		return
+	}
+	for _, v := range list {
+		if v.Removed && v.Away {
+			b.Set("Volume "+v.Name, progress.Warning, fmt.Sprintf("Not removed: node %s is away. It goes when the node is back", v.Node))
+		}
+	}
+}
+
 // gone follows an app until it is there no more.
 func (s apps) gone(ctx context.Context, b *progress.Board, c *client.Client, name, doing, done string) error {
 	seen := map[string]bool{}
@@ -136,6 +156,10 @@ func (s apps) gone(ctx context.Context, b *progress.Board, c *client.Client, nam
 			for _, t := range sv.Tasks {
 				if !ended(&t) || t.Container != "" {
 					now["Container "+t.Name] = true
+					if t.Away != "" {
+						b.Set("Container "+t.Name, progress.Working, doing+": waits for node "+t.Away+", which is away")
+						seen["Container "+t.Name] = true
+					}
 				}
 			}
 		}

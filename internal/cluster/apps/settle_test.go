@@ -219,3 +219,16 @@ func TestForget(t *testing.T) {
 		}
 	}
 }
+
+// Of volumes that are on one node it is told where they are, whether that node is there, and what goes.
+func TestVolumes(t *testing.T) {
+	a, s := inCluster(t)
+	labels := map[string]string{labelProject: "shop"}
+	change(t, s, store.Create(&cluster.Node{Meta: cluster.Meta{ID: "far", Name: "host9"}}),
+		store.Create(&cluster.Volume{Meta: cluster.Meta{Name: "shop_data@1"}, Spec: cluster.VolumeSpec{Name: "shop_data", Labels: labels, Removed: true}, Status: cluster.VolumeStatus{Node: "far", Owed: true}}),
+		store.Create(&cluster.Volume{Meta: cluster.Meta{Name: "shop_more"}, Spec: cluster.VolumeSpec{Name: "shop_more", Labels: labels}}),
+		store.Create(&cluster.Volume{Meta: cluster.Meta{Name: "other_data"}, Spec: cluster.VolumeSpec{Name: "other_data"}, Status: cluster.VolumeStatus{Node: "far"}}))
+	if got, want := a.Volumes("shop"), (VolumeView{Name: "shop_data", Node: "host9", Away: true, Removed: true}); len(got) != 1 || got[0] != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+}

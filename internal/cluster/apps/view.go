@@ -66,6 +66,7 @@ type TaskView struct {
 	ExitCode  int    `json:",omitempty"`
 	Healthy   bool   `json:",omitempty"`
 	Halted    bool   `json:",omitempty"`
+	Away      string `json:",omitempty"` // its node's name, when nothing is heard of that
 }
 
 // Revision is something that an app was asked to be.
@@ -181,22 +182,47 @@ func tellService(v store.View, name string, s *cluster.Service) ServiceView {
 	out.Healthy, out.Replicas = uint64(up), uint64(want)
 	for _, slot := range slots {
 		for _, t := range slot.Tasks {
-			out.Tasks = append(out.Tasks, tellTask(t))
+			out.Tasks = append(out.Tasks, tellTask(v, t))
 		}
 	}
 	return out
 }
 
-func tellTask(t *cluster.Task) TaskView {
+func tellTask(v store.View, t *cluster.Task) TaskView {
 	out := TaskView{
 		ID: t.ID, Name: t.ContainerName(), Node: t.Node, Slot: t.Slot, Number: t.SpecNumber, State: t.Status.State, Desired: t.Desired,
 		Message: t.Status.Message, Err: t.Status.Err, Since: t.Status.At, Healthy: t.Status.Healthy, Halted: t.Halted,
+	}
+	if n, err := store.Find[*cluster.Node](v, t.Node); err == nil && !n.Status.Ready {
+		out.Away = cmp.Or(n.Name, n.ID)
 	}
 	if out.Since.IsZero() {
 		out.Since = t.CreatedAt
 	}
 	if c := t.Status.Container; c != nil {
 		out.Container, out.ExitCode = c.ID, c.ExitCode
+	}
+	return out
+}
+
+// VolumeView is a volume of an app that is known to be on one node.
+type VolumeView struct {
+	Name    string // in the engine
+	Node    string // the host's name
+	Away    bool   `json:",omitempty"` // nothing is heard of the node
+	Removed bool   `json:",omitempty"` // it goes, as soon as the node is there
+}
+
+// Volumes lists those of an app, or of one that has gone, that are on one node each, as far as that is known.
+func (a *Apps) Volumes(name string) []VolumeView {
+	v := a.s.View()
+	out := []VolumeView{}
+	for _, vol := range store.List[*cluster.Volume](v) {
+		n, err := store.Find[*cluster.Node](v, vol.Status.Node)
+		if err != nil || vol.Spec.External || vol.Spec.Labels[labelProject] != name {
+			continue
+		}
+		out = append(out, VolumeView{Name: vol.Spec.Name, Node: cmp.Or(n.Name, n.ID), Away: !n.Status.Ready, Removed: vol.Spec.Removed})
 	}
 	return out
 }

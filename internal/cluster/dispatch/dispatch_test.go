@@ -342,6 +342,31 @@ func TestRemovedEverywhere(t *testing.T) {
 	})
 }
 
+// What a node owes is told to it alone: others may have something of that name.
+func TestOwed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.machines("n1", "n2")
+		w.commit(store.Create(&cluster.Volume{Meta: cluster.Meta{ID: "vol", Name: "vol"}, Spec: cluster.VolumeSpec{Name: "vol", Removed: true}, Status: cluster.VolumeStatus{Node: "n2"}}))
+		w.elect("a:1", 1)
+		r, _ := w.node("n1", "")
+		settle()
+		if !has[*cluster.Volume](r, "vol") {
+			t.Error("a node is not told of what goes everywhere")
+		}
+		storetest.Change(w, w.s, "vol", func(v *cluster.Volume) { v.Name, v.Status.Owed = "vol@vol", true })
+		settle()
+		if has[*cluster.Volume](r, "vol") {
+			t.Error("a node is told of what another owes")
+		}
+		late, _ := w.node("n2", "")
+		settle()
+		if v, err := store.Find[*cluster.Volume](late.View(), "vol"); err != nil || v.Spec.Name != "vol" || !v.Spec.Removed || !v.Status.Owed {
+			t.Errorf("who owes it is told %+v, %v", v, err)
+		}
+	})
+}
+
 // A dispatcher says why it has ended when it was not asked to.
 func TestStoreClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -61,6 +61,10 @@ func placeOf(v store.View, o cluster.Object, raw json.RawMessage) place {
 			p.shared = append(p.shared, everybody)
 		}
 	case *cluster.Volume:
+		if o.Status.Owed { // what others have under its name is not it
+			p.own = "self:" + o.Status.Node
+			break
+		}
 		p.shared = []string{"volume:" + o.Spec.Name}
 		if o.Spec.Removed {
 			p.shared = append(p.shared, everybody)

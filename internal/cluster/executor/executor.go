@@ -263,7 +263,9 @@ func (c *controller) surroundings(ctx context.Context, v store.View) error {
 	}
 	volumes := map[string]*cluster.Volume{}
 	for _, vol := range store.List[*cluster.Volume](v) {
-		volumes[vol.Spec.Name] = vol
+		if !vol.Status.Owed {
+			volumes[vol.Spec.Name] = vol
+		}
 	}
 	for _, m := range c.t.Spec.Host.Mounts {
 		if vol := volumes[m.Source]; m.Type == mount.TypeVolume && vol != nil {

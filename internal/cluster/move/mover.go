@@ -349,7 +349,7 @@ func homes(v store.View, o *cluster.Move, from *cluster.Node) (changes []store.C
 		changes = append(changes, store.Update(c))
 	}
 	for _, vol := range store.List[*cluster.Volume](v) { // of apps
-		if vol.Status.Node == o.Spec.From && slices.Contains(o.Spec.Volumes, vol.Spec.Name) && len(changes) < most {
+		if !vol.Status.Owed && vol.Status.Node == o.Spec.From && slices.Contains(o.Spec.Volumes, vol.Spec.Name) && len(changes) < most {
 			c := store.Copy(vol)
 			c.Status.Node = o.Spec.To
 			changes = append(changes, store.Update(c))

@@ -40,6 +40,7 @@ func filters(v store.View, t *cluster.Task) ([]filter, error) {
 			out = append(out, f)
 		}
 	}
+	out = append(out, indebted(v, t)...)
 	add := func(why string, fits func(*Room) bool) { out = append(out, filter{why: why, fits: fits}) }
 	add("node not available", func(r *Room) bool { return r.Node.Status.Ready && available(r.Node, t) })
 	if want := t.Spec.Reserved; want.NanoCPUs > 0 || want.Memory > 0 || len(want.Generic) > 0 {
@@ -111,6 +112,21 @@ func away(v store.View, m *cluster.Move, t *cluster.Task) filter {
 		return filter{why: why, fits: func(*Room) bool { return false }, whole: true}
 	}
 	return filter{why: why, fits: func(r *Room) bool { return r.Node.ID != m.Spec.From && r.Node.ID != m.Spec.To }}
+}
+
+// indebted keep a task from nodes that are to remove a volume of before that has the name of one of
+// its own.
+func indebted(v store.View, t *cluster.Task) (out []filter) {
+	for _, vol := range store.List[*cluster.Volume](v) {
+		if !vol.Status.Owed {
+			continue
+		}
+		n, err := store.Find[*cluster.Node](v, vol.Status.Node)
+		if err == nil && slices.Contains(t.VolumesOn(n), vol.Spec.Name) {
+			out = append(out, filter{why: fmt.Sprintf("the volume %q of before is to be removed", vol.Spec.Name), fits: func(r *Room) bool { return r.Node.ID != n.ID }})
+		}
+	}
+	return out
 }
 
 func nameOf(v store.View, node string) string {

@@ -145,3 +145,25 @@ func TestHeard(t *testing.T) {
 		t.Errorf("two have spoken, and the next is on %v", got)
 	}
 }
+
+// A node that is to remove a volume of before gets nothing that has one of the name, until it has done so.
+func TestIndebted(t *testing.T) {
+	s := machines(t, 1, func(int, *cluster.Node) {})
+	old := &cluster.Volume{Meta: cluster.Meta{Name: "shop_d@1"}, Spec: cluster.VolumeSpec{Name: "shop_d", Removed: true}, Status: cluster.VolumeStatus{Node: "node0", Owed: true}}
+	commit(t, s, store.Create(old))
+	if got := place(t, s, Loop{}, withVolume("db", 1, "shop_d")); got != `no suitable node (the volume "shop_d" of before is to be removed on 1 node)` {
+		t.Errorf("it is told %q", got)
+	}
+	if got := place(t, s, Loop{}, withVolume("web", 1, "shop_w")); got != "node0" {
+		t.Errorf("one with another volume is told %q", got)
+	}
+	before, revision := store.List[*cluster.Volume](s.View())[0], s.View().Revision()
+	commit(t, s, store.Delete(before))
+	if keys := told(t, s, revision); len(keys) == 0 {
+		t.Error("the scheduler is not told that the volume has gone")
+	}
+	commit(t, s, Loop{}.Decide(s.View(), all, time.Now()).Changes...)
+	if n := len(store.List[*cluster.Task](s.View(), store.OnNode("node0"))); n != 2 {
+		t.Errorf("%d tasks are there, want both", n)
+	}
+}

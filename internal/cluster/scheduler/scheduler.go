@@ -41,13 +41,16 @@ func (Loop) Name() string { return "scheduler" }
 
 // Kinds implements loop.Loop.
 func (Loop) Kinds() []cluster.Kind {
-	return []cluster.Kind{cluster.KindTask, cluster.KindNode, cluster.KindNetwork, cluster.KindMove}
+	return []cluster.Kind{cluster.KindTask, cluster.KindNode, cluster.KindNetwork, cluster.KindMove, cluster.KindVolume}
 }
 
 // Keys implements loop.Loop.
 func (Loop) Keys(_ store.View, e store.Event) []string {
 	if t, ok := e.New.(*cluster.Task); ok && !t.Waits() && !t.Status.State.Ended() {
 		return nil // it has its node and takes no room from others but what it took
+	}
+	if vol, ok := e.Old.(*cluster.Volume); e.Kind() == cluster.KindVolume && (!ok || e.New != nil || !vol.Status.Owed) {
+		return nil // none that has kept tasks from its node has gone
 	}
 	if e.Kind() == cluster.KindNetwork && e.New != nil {
 		return nil // who got an address there is told of as a task

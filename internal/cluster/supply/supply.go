@@ -63,23 +63,27 @@ func (w *Worker) all(ctx context.Context, v store.View) bool {
 	done := true
 	for _, n := range store.List[*cluster.Network](v) {
 		if n.Spec.Removed {
-			done = w.one(ctx, n, func() error { return w.e.RemoveNetwork(ctx, n) }, n.Spec.External) && done
+			done = w.one(ctx, n, func() error { return w.e.RemoveNetwork(ctx, n) }, n.Spec.External, false) && done
 		}
 	}
 	for _, vol := range store.List[*cluster.Volume](v) {
 		if vol.Spec.Removed {
-			done = w.one(ctx, vol, func() error { return w.e.RemoveVolume(ctx, vol.Spec) }, vol.Spec.External) && done
+			done = w.one(ctx, vol, func() error { return w.e.RemoveVolume(ctx, vol.Spec) }, vol.Spec.External, vol.Status.Owed) && done
 		}
 	}
 	return done
 }
 
-// one removes a thing, unless it is somebody else's, and its object; false: later.
-func (w *Worker) one(ctx context.Context, o cluster.Object, remove func() error, external bool) bool {
+// one removes a thing, unless it is somebody else's, and its object; false: later. A node that has
+// come back may have containers that use what it owes: they end.
+func (w *Worker) one(ctx context.Context, o cluster.Object, remove func() error, external, owed bool) bool {
 	log := w.log.With("kind", o.Kind(), "name", o.Base().Name)
 	if !external {
 		switch err := remove(); {
 		case err == nil, errdefs.IsNotFound(err):
+		case errdefs.IsConflict(err) && owed:
+			log.Debug("a volume of before is still in use: trying again", "error", err)
+			return false
 		case errdefs.IsConflict(err):
 			log.Warn("Resource is still in use: it stays", "error", err)
 		default:

@@ -103,3 +103,21 @@ func TestWorkerTriesAgain(t *testing.T) {
 		}
 	})
 }
+
+// A volume of before that containers still use is tried until they have ended.
+func TestOwedVolume(t *testing.T) {
+	e := &engine{wrong: map[string]error{"data": errdefs.ErrConflict}}
+	works(t, e, func(s *mem.Store, commit func(...store.Change)) {
+		commit(store.Create(&cluster.Volume{Meta: cluster.Meta{Name: "data@1"}, Spec: cluster.VolumeSpec{Name: "data", Removed: true}, Status: cluster.VolumeStatus{Owed: true}}))
+		time.Sleep(2500 * time.Millisecond)
+		if len(e.removed) != 3 || len(store.List[*cluster.Volume](s.View())) != 1 {
+			t.Errorf("tried %d times", len(e.removed))
+		}
+		delete(e.wrong, "data")
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if len(store.List[*cluster.Volume](s.View())) != 0 {
+			t.Error("it is left")
+		}
+	})
+}

@@ -39,6 +39,14 @@ func (Loop) Keys(v store.View, e store.Event) []string {
 		return []string{o.Base().ID}
 	case cluster.KindTask:
 		return []string{o.(*cluster.Task).App}
+	case cluster.KindNode:
+		if was, ok := e.Old.(*cluster.Node); ok && e.New != nil && was.Status.Ready && !e.New.(*cluster.Node).Status.Ready {
+			return going(v)
+		}
+		return nil
+	}
+	if e.Old != nil && e.Old.Base().Owner != o.Base().Owner { // a volume that is let go of
+		return []string{e.Old.Base().Owner, o.Base().Owner}
 	}
 	return []string{o.Base().Owner}
 }
@@ -314,6 +322,11 @@ func (d *decision) remove() {
 	services := store.List[*cluster.Service](d.v, store.Owner(d.app.ID))
 	for _, s := range d.unneeded(services) {
 		d.Changes = append(d.Changes, store.Delete(s))
+	}
+	for _, t := range d.tasks() {
+		if d.abandoned(t) {
+			d.Changes = append(d.Changes, store.Delete(t))
+		}
 	}
 	if len(services) > 0 || len(d.tasks()) > 0 {
 		return

@@ -71,6 +71,34 @@ func (d *decision) leaveBehind(vol *cluster.Volume) bool {
 	return true
 }
 
+// going are the apps that are being removed.
+func going(v store.View) (out []string) {
+	for _, a := range store.List[*cluster.App](v) {
+		if a.Spec.Removed {
+			out = append(out, a.ID)
+		}
+	}
+	return out
+}
+
+// abandoned tells whether an app that goes need not wait for a task: its node is away, and removes
+// the container when it is back, for it has no such task any more. One with a volume that another
+// app of the name would find there is waited for: two would have it. Volumes that go keep others
+// from the node for as long.
+func (d *decision) abandoned(t *cluster.Task) bool {
+	n, err := store.Find[*cluster.Node](d.v, t.Node)
+	if err != nil || n.Status.Ready || t.Desired != cluster.TaskRemove {
+		return false
+	}
+	goes := map[string]bool{}
+	for _, vol := range store.List[*cluster.Volume](d.v, store.Owner(d.app.ID)) {
+		if d.app.Spec.Volumed && !vol.Spec.External && vol.Status.Node == n.ID {
+			goes[vol.Spec.Name] = true
+		}
+	}
+	return !slices.ContainsFunc(t.VolumesOn(n), func(name string) bool { return !goes[name] })
+}
+
 // adopt takes a volume that nobody has any more into the app; false: there is none of that name.
 func (d *decision) adopt(o cluster.Object) bool {
 	want, ok := o.(*cluster.Volume)

@@ -1,11 +1,13 @@
 package app
 
 import (
+	"slices"
 	"testing"
 	"time"
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/cluster/store/mem"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
 )
@@ -102,5 +104,70 @@ func TestNetworkAnew(t *testing.T) {
 	b.steps("create network shop_default, delete network shop_default")
 	if is().ID == first || !is().Spec.Create.Internal || is().Spec.Made != 2 {
 		t.Errorf("after that: %+v", is())
+	}
+}
+
+// An app that goes with its volumes does not wait for a node that is away; one that leaves them does,
+// for they may be wanted again, and so does one whose volumes nobody knows to be there.
+func TestGoneWhileAway(t *testing.T) {
+	for name, c := range map[string]struct {
+		volumes, away, known, waits bool
+	}{
+		"with its volumes":    {volumes: true, away: true, known: true},
+		"without":             {away: true, known: true, waits: true},
+		"nobody knows":        {volumes: true, away: true, waits: true},
+		"the node is there":   {volumes: true, known: true, waits: true},
+		"no volume, no wait":  {away: true},
+		"no volume, it waits": {waits: true},
+	} {
+		s := spec()
+		if c.known || c.volumes {
+			db := s.Services["db"]
+			db.Task.Host.Mounts = []mount.Mount{{Type: mount.TypeVolume, Source: "shop_data", Target: "/data"}}
+			s.Services["db"] = db
+		}
+		b := newBench(t, s)
+		n := &cluster.Node{Meta: cluster.Meta{ID: "n3", Name: "h3"}, Status: cluster.NodeStatus{Ready: true}}
+		b.commit(store.Create(&cluster.Cluster{Meta: cluster.Meta{Name: cluster.DefaultCluster}}), store.Create(n))
+		b.steps(made)
+		task := b.task("db", 1, 1, cluster.TaskRunning, func(t *cluster.Task) {
+			if t.Node = "n3"; c.known {
+				t.Status.RunningAt = time.Now()
+			}
+		})
+		for b.decide() != "" {
+		}
+		b.ask(func(s *cluster.AppSpec) { s.Removed, s.Volumed = true, c.volumes })
+		b.decide()
+		gone := store.Copy(b.find(task))
+		gone.Desired = cluster.TaskRemove // as the loop of services has it
+		b.commit(store.Update(gone))
+		if c.away {
+			now, err := store.Find[*cluster.Node](b.s.View(), "n3")
+			if err != nil {
+				t.Fatal(err)
+			}
+			is := store.Copy(now)
+			is.Status.Ready = false
+			if keys := (Loop{}).Keys(b.s.View(), store.Event{Old: now, New: is}); !slices.Contains(keys, b.app().ID) {
+				t.Errorf("%s: the node goes, and it looks at %q", name, keys)
+			}
+			b.commit(store.Update(is))
+		}
+		for b.decide() != "" {
+		}
+		if left := len(store.List[*cluster.Task](b.s.View())); c.waits != (left == 1) {
+			t.Errorf("%s: %d tasks are left", name, left)
+		}
+	}
+}
+
+// An app that goes hears of it when a volume of its is let go of.
+func TestVolumeLetGo(t *testing.T) {
+	was := &cluster.Volume{Meta: cluster.Meta{ID: "v", Owner: "shop"}}
+	is := store.Copy(was)
+	is.Owner = ""
+	if keys := (Loop{}).Keys(mem.New(store.NewState()).View(), store.Event{Old: was, New: is}); !slices.Contains(keys, "shop") {
+		t.Errorf("it looks at %q", keys)
 	}
 }

@@ -1,6 +1,7 @@
 package sweep
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -54,4 +55,62 @@ func TestSweep(t *testing.T) {
 	pass(time.Millisecond, 22)
 	pass(Local-Spanning-time.Millisecond, 22)
 	pass(time.Millisecond, 11)
+}
+
+// A volume whose node is away is owed: it is nobody's, and goes once the node has been back for a
+// while, or is a node no more. One of a node that is there goes as ever, and so does what is not on one node.
+func TestOwed(t *testing.T) {
+	b := looptest.New(t, Loop{})
+	node := func(id string, ready bool) *cluster.Node {
+		return &cluster.Node{Meta: cluster.Meta{ID: id, Name: id}, Status: cluster.NodeStatus{Ready: ready}}
+	}
+	volume := func(name, at, driver string) *cluster.Volume {
+		return &cluster.Volume{Meta: cluster.Meta{Name: name, Owner: "shop"}, Spec: cluster.VolumeSpec{Name: name, Driver: driver, Removed: true}, Status: cluster.VolumeStatus{Node: at}}
+	}
+	look := func(d time.Duration, want ...string) {
+		t.Helper()
+		b.Pass(d)
+		b.Look()
+		var got []string
+		for _, v := range store.List[*cluster.Volume](b.Store.View()) {
+			if owed := v.Name == v.Spec.Name+"@"+v.ID; owed != v.Status.Owed || owed == (v.Owner != "") {
+				t.Errorf("%s: owed %t, of %q", v.Name, v.Status.Owed, v.Owner)
+			}
+			got = append(got, v.Spec.Name)
+		}
+		if slices.Sort(got); !slices.Equal(got, want) {
+			t.Errorf("after %v more there are %v, want %v", d, got, want)
+		}
+	}
+	ready := func(id string, is bool) {
+		t.Helper()
+		n, err := store.Find[*cluster.Node](b.Store.View(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n = store.Copy(n)
+		n.Status.Ready, n.Status.Since = is, b.Now
+		b.Commit(store.Update(n))
+	}
+	b.Commit(store.Create(&cluster.Cluster{Meta: cluster.Meta{Name: cluster.DefaultCluster}}),
+		store.Create(node("away", false)), store.Create(node("lost", false)), store.Create(node("here", true)), store.Create(node("fails", true)))
+	b.Commit(store.Create(volume("data", "away", "")), store.Create(volume("old", "lost", "local")), store.Create(volume("mine", "here", "")),
+		store.Create(volume("later", "fails", "")), store.Create(volume("far", "away", "nfsplugin")), store.Create(volume("none", "", "")))
+	look(time.Second, "data", "far", "later", "mine", "none", "old")
+	ready("fails", false)
+	look(Local-time.Second, "data", "later", "old")
+	look(time.Hour, "data", "later", "old")
+	lost, err := store.Find[*cluster.Node](b.Store.View(), "lost")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.Commit(store.Delete(lost))
+	look(0, "data", "later")
+	ready("away", true)
+	look(Owed-time.Second, "data", "later")
+	ready("away", false)
+	look(Owed, "data", "later")
+	ready("away", true)
+	look(Owed-time.Second, "data", "later")
+	look(time.Second, "later")
 }
