@@ -82,7 +82,8 @@ type Config struct {
 	ValidateOnly bool
 	ShowVersion  bool
 
-	unused []string // keys of daemon.json that are Docker's but not used here yet
+	unused    []string // keys of daemon.json that are Docker's but not used here yet
+	notNative string   // why nobody chose a runtime and it is not ours
 }
 
 var instanceRule = regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,30}$`)
@@ -135,7 +136,7 @@ func (c *Config) flags() *pflag.FlagSet {
 	c.dnsConfig.flags(fs)
 	fs.StringVar(&c.LogDriver, "log-driver", "json-file", "Default log driver of containers")
 	fs.Var(mapFlag{&c.LogOpts}, "log-opt", "Default option of the log driver, key=value")
-	fs.StringVar(&c.Runtime, "default-runtime", "runc", "Default OCI runtime of containers")
+	fs.StringVar(&c.Runtime, "default-runtime", "", "Default OCI runtime of containers (default native, or runc where the kernel or the program for it is not there)")
 	fs.Var(mapFlag{&c.Runtimes}, "add-runtime", "Register an OCI runtime, name=path")
 	fs.BoolVar(&c.Init, "init", false, "Run an init in containers that forwards signals and reaps")
 	fs.StringVar(&c.InitPath, "init-path", "", "Path of the init binary")
@@ -345,6 +346,9 @@ func (c *Config) defaults() {
 	if c.Debug {
 		c.LogLevel = "debug"
 	}
+	if c.Runtime == "" {
+		c.chooseRuntime(newMounts, beside)
+	}
 }
 
 // cgroupName is "docker" for the default instance, because tools look there.
@@ -421,7 +425,7 @@ func (c *Config) validate() error {
 	if err := c.containerConfig.validate(); err != nil {
 		return err
 	}
-	if _, ok := c.Runtimes[c.Runtime]; !ok && c.Runtime != "runc" && c.Runtime != ownRuntime {
+	if _, ok := c.Runtimes[c.Runtime]; !ok && c.Runtime != runc && c.Runtime != ownRuntime {
 		return fmt.Errorf("default runtime %q is not known: add it with --add-runtime %s=PATH", c.Runtime, c.Runtime)
 	}
 	if err := logKinds().Check(c.LogDriver, c.LogOpts); err != nil {

@@ -30,7 +30,6 @@ import (
 	"escale.dev/escale/internal/plugin"
 	"escale.dev/escale/internal/plugin/managed"
 	"escale.dev/escale/internal/registry"
-	"escale.dev/escale/internal/runtime"
 	"escale.dev/escale/internal/runtime/cdi"
 	"escale.dev/escale/internal/runtime/oci"
 	"escale.dev/escale/internal/runtime/shim"
@@ -107,6 +106,7 @@ func (d *Daemon) Run(ctx context.Context, hup <-chan os.Signal, parse func() (*C
 	for _, key := range d.cfg.unused {
 		d.log.Warn("daemon.json: this version has no use for the key", "key", key)
 	}
+	d.cfg.tellRuntime(d.log)
 	for _, open := range []struct {
 		what string
 		do   func(context.Context) error
@@ -256,39 +256,6 @@ func (d *Daemon) monitorsCgroup() string {
 		return ""
 	}
 	return dir
-}
-
-// ownRuntime is the name of the OCI runtime that is part of the project.
-const ownRuntime = "native"
-
-// runtimes are the OCI runtimes by name; runc and our own are those installed
-// beside the engine unless the configuration names others.
-func (c *Config) runtimes() (map[string]runtime.Binary, error) {
-	out := map[string]runtime.Binary{}
-	for name, path := range c.Runtimes {
-		out[name] = runtime.Binary{Path: path, Args: c.RuntimeArgs[name]}
-	}
-	if _, ok := out["runc"]; !ok {
-		path, err := beside("runc")
-		if err != nil {
-			return nil, err
-		}
-		out["runc"] = runtime.Binary{Path: path}
-	}
-	// Our own may be missing: the engine runs without.
-	if _, ok := out[ownRuntime]; !ok {
-		if path, err := beside("escale-runtime"); err == nil {
-			out[ownRuntime] = runtime.Binary{Path: path, Args: []string{"--cache", filepath.Join(c.ExecRoot, "filters")}}
-		} else if c.Runtime == ownRuntime {
-			return nil, err
-		}
-	}
-	for name, r := range out {
-		if !filepath.IsAbs(r.Path) {
-			return nil, fmt.Errorf("runtime %q: path %q is not absolute", name, r.Path)
-		}
-	}
-	return out, nil
 }
 
 // beside finds a program of ours: next to the engine, or in libexec/escale when

@@ -113,6 +113,7 @@ func (d *Daemon) reload(next *Config) error {
 	for _, key := range next.unused {
 		d.log.Warn("daemon.json: this version has no use for the key", "key", key)
 	}
+	next.tellRuntime(d.log)
 	d.log.Info("configuration reloaded", "file", next.ConfigFile, "changed", strings.Join(can, ","))
 	d.events.Publish(events.Message{
 		Type: apievents.DaemonEventType, Action: apievents.ActionReload,

@@ -254,6 +254,7 @@ func TestEngine(t *testing.T) {
 			env.Setenv("INSTANCE", e.Instance)
 			env.Setenv("CONFIG", filepath.Join(e.Root, "daemon.json"))
 			env.Setenv("ESCALED", filepath.Join(harness.BinDir(), "escaled"))
+			env.Setenv("PROGRAM", filepath.Join(harness.BinDir(), harness.RuntimeProgram()))
 			return setup(env, name, clients()[name], e.Host())
 		},
 		Cmds:      commands(),
@@ -263,7 +264,8 @@ func TestEngine(t *testing.T) {
 
 // condition knows [docker] and [escale], the client at work, [foreign], [slow], and
 // [cgroup1] and [cgroup2]: limits are set by that version of cgroups, and
-// [apparmor]: there is one, and its parser. [native]: engines are started with our own runtime.
+// [apparmor]: there is one, and its parser. [chosen]: engines are started with
+// the OCI runtime $ESCALE_RUNTIME, by a flag that wins over what a script would have.
 func condition(client string) func(string) (bool, error) {
 	return func(cond string) (bool, error) {
 		switch cond {
@@ -271,8 +273,8 @@ func condition(client string) func(string) (bool, error) {
 			return cond == client, nil
 		case "slow":
 			return harness.Slow() > 1, nil
-		case "native":
-			return os.Getenv("ESCALE_RUNTIME") == "native", nil
+		case "chosen":
+			return len(harness.RuntimeArgs()) > 0, nil
 		case "foreign":
 			return foreign != "", nil
 		case "cgroup1":

@@ -68,7 +68,7 @@ func Needs() string {
 	if os.Geteuid() != 0 {
 		return "needs root: namespaces, mounts, nftables and cgroups"
 	}
-	for _, name := range []string{"escaled", "escale-shim", "runc"} {
+	for _, name := range []string{"escaled", "escale-shim", "escale-runtime", "runc"} {
 		if _, err := os.Stat(filepath.Join(BinDir(), name)); err != nil {
 			return "needs bin/" + name + ": run `make build` first"
 		}
@@ -177,13 +177,28 @@ func (e *Engine) Args() []string {
 		"--pidfile", filepath.Join(e.Root, "pid"), "--config-file", filepath.Join(e.Root, "daemon.json"),
 		"--safe-mode", "off", // tests kill engines more often than any should crash
 	}
-	if name := os.Getenv("ESCALE_RUNTIME"); name != "" { // the tests with another OCI runtime: native
-		args = append(args, "--default-runtime", name)
-	}
+	args = append(args, RuntimeArgs()...)
 	for _, h := range e.opts.Hosts {
 		args = append(args, "-H", h)
 	}
 	return append(args, e.opts.Args...)
+}
+
+// RuntimeArgs are the flags that have an engine take the OCI runtime $ESCALE_RUNTIME;
+// none where that is not set, and the engine takes what it takes for users.
+func RuntimeArgs() []string {
+	if name := os.Getenv("ESCALE_RUNTIME"); name != "" {
+		return []string{"--default-runtime=" + name}
+	}
+	return nil
+}
+
+// RuntimeProgram is the name of the program behind that runtime.
+func RuntimeProgram() string {
+	if os.Getenv("ESCALE_RUNTIME") == "runc" {
+		return "runc"
+	}
+	return "escale-runtime"
 }
 
 // SetArgs replaces the further flags for the next Start.
