@@ -24,6 +24,10 @@ RUNTIME ?=
 
 export CGO_ENABLED = 0
 
+# Tests that start engines have them take what users get, unless RUNTIME names another.
+unexport RUNTIME
+test test-vm kill trial soak: export ESCALE_RUNTIME := $(or $(RUNTIME),$(ESCALE_RUNTIME))
+
 ##@ Build
 .PHONY: build
 build: bin/escale bin/escaled bin/escale-shim bin/escale-store bin/escale-runtime bin/runc bin/docker-init ## all programs, into bin/
@@ -33,7 +37,7 @@ build: bin/escale bin/escaled bin/escale-shim bin/escale-store bin/escale-runtim
 bin/escale bin/escaled bin/escale-shim bin/escale-store bin/escale-runtime:
 	go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$(@F)
 
-# The OCI runtime, from the module that go.mod pins; static, with seccomp.
+# The OCI runtime that can be chosen instead of ours, from the module that go.mod pins; static, with seccomp.
 bin/runc: go.mod
 	scripts/need.sh gcc pkg-config libseccomp-dev
 	CGO_ENABLED=1 go build -trimpath -tags 'seccomp osusergo netgo' \
@@ -62,10 +66,14 @@ run: ## build, and show an app that is killed, updated under load and rolled bac
 	@KEEP='$(KEEP)' scripts/demo.sh
 
 ##@ Check
+# What of the engine is tested with runc as well: a minute of all that runtimes do.
+WITH_RUNC := ^(TestScripts|TestEngine)$$/^(docker|nothing_left|keep|policy|stop)$$/^(life|exec|limits|rights|options|stop|restart|stdio|tty|)$$
+
 .PHONY: test
-test: build test-needs ## every test (root: the engine's too), some 30 rounds of the kill test
+test: build test-needs ## every test (root: the engine's too), some 30 rounds of the kill test; RUNTIME=runc with that instead of our own
 	go test -timeout 15m $(TESTFLAGS) $$(go list ./... | grep -v '/test/')
 	go test -timeout 45m -count=1 -p 1 $(TESTFLAGS) ./test/...
+	$(if $(ESCALE_RUNTIME),,ESCALE_RUNTIME=runc go test -timeout 10m -count=1 $(TESTFLAGS) -run '$(WITH_RUNC)' ./test/e2e)
 	@[ "$$(id -u)" = 0 ] || echo "make test: without root, whatever needs namespaces, mounts or cgroups was skipped (go test -v names each); 'sudo make test' runs it"
 
 .PHONY: test-needs

@@ -57,7 +57,11 @@ func newSite(t *testing.T, nodes, managers int) *site {
 	}
 	s := &site{T: t, name: fmt.Sprintf("t%d", rand.IntN(100000)), nodes: map[string]*node{}}
 	t.Cleanup(func() { s.dev("down") })
-	s.dev("up", strconv.Itoa(nodes), "--managers", strconv.Itoa(managers))
+	up := []string{"up", strconv.Itoa(nodes), "--managers", strconv.Itoa(managers)}
+	for _, arg := range harness.RuntimeArgs() {
+		up = append(up, "--engine-option="+arg)
+	}
+	s.dev(up...)
 	var list []*node
 	for _, line := range strings.Split(strings.TrimSpace(s.dev("ls", "--format", "json")), "\n") {
 		n := &node{}

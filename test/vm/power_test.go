@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -137,7 +138,7 @@ func (c *cutter) round(t *testing.T, round int, last bool) (ok bool) {
 // startEngine starts the machine's engine with all of its state on the disk /data.
 func startEngine(ctx context.Context, m *Machine, api *harness.API) error {
 	line := `setsid /escale/bin/escaled --data-root /data/escale --exec-root /run/escale --config-file /data/none.json ` +
-		`-H tcp://0.0.0.0:2375 --insecure-tcp -H unix:///run/escale.sock >>/data/engine.log 2>&1 </dev/null & echo started`
+		`-H tcp://0.0.0.0:2375 --insecure-tcp -H unix:///run/escale.sock ` + strings.Join(harness.RuntimeArgs(), " ") + ` >>/data/engine.log 2>&1 </dev/null & echo started`
 	if _, err := m.Sh(ctx, `[ -e /data/none.json ] || echo '{}' >/data/none.json; `+line); err != nil {
 		return err
 	}

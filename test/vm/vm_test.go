@@ -105,7 +105,7 @@ func (m *Machine) suite(t *testing.T, pkg, pattern string, total map[string]int)
 		Dir:  "/escale/" + pkg,
 		Argv: []string{"./" + path.Base(pkg) + ".test", "-test.v", "-test.timeout", patience.String(), "-test.parallel", "2", "-test.run", pattern},
 		Env: []string{
-			"ESCALE_BIN=/escale/bin", "ESCALE_TEST_SLOW=" + slow,
+			"ESCALE_BIN=/escale/bin", "ESCALE_TEST_SLOW=" + slow, "ESCALE_RUNTIME=" + os.Getenv("ESCALE_RUNTIME"),
 			"PATH=/escale/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		},
 	})
