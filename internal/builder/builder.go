@@ -58,7 +58,7 @@ type Config struct {
 	Images   Images
 	Networks Networks
 	Runtime  runtime.Runtime
-	Binary   runtime.Binary // the OCI runtime of steps
+	Binary   func() runtime.Binary // the OCI runtime of steps, as the settings of now have it
 	Specs    Specs
 
 	CgroupParent    string

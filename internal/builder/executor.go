@@ -40,7 +40,7 @@ func (e *executor) Run(ctx context.Context, id string, root bkexec.Mount, mounts
 	if p.Meta.Proxy != nil {
 		return nil, fmt.Errorf("a proxy between steps and their network: %w", errdefs.ErrNotImplemented)
 	}
-	s := &step{e: e, id: newID(), meta: p.Meta, ready: make(chan struct{}), rootMount: root, mounts: mounts}
+	s := &step{e: e, id: newID(), binary: e.cfg.Binary(), meta: p.Meta, ready: make(chan struct{}), rootMount: root, mounts: mounts}
 	if id != "" {
 		e.mu.Lock()
 		e.running[id] = s

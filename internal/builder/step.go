@@ -34,6 +34,7 @@ type step struct {
 	rootMount bkexec.Mount
 	mounts    []bkexec.Mount
 
+	binary  runtime.Binary // the OCI runtime, to the end
 	dir     string
 	netns   string
 	spec    *specs.Spec
@@ -353,7 +354,7 @@ func (s *step) launch(ctx context.Context, stdin bool) error {
 	var err error
 	s.task, err = s.e.cfg.Runtime.Launch(ctx, runtime.Launch{
 		ID: s.id, Generation: 1, Bundle: s.dir, RunDir: s.dir, StateDir: filepath.Join(s.dir, stateDir),
-		Runtime: s.e.cfg.Binary, Terminal: s.meta.Tty, OpenStdin: stdin, StdinOnce: stdin, CgroupPath: s.spec.Linux.CgroupsPath,
+		Runtime: s.binary, Terminal: s.meta.Tty, OpenStdin: stdin, StdinOnce: stdin, CgroupPath: s.spec.Linux.CgroupsPath,
 	})
 	if err != nil {
 		return fmt.Errorf("monitor of a build step: %w", err)
@@ -363,5 +364,5 @@ func (s *step) launch(ctx context.Context, stdin bool) error {
 }
 
 func (s *step) cleanup() runtime.Cleanup {
-	return runtime.Cleanup{ID: s.id, RunDir: s.dir, Runtime: s.e.cfg.Binary, CgroupPath: s.cgroup()}
+	return runtime.Cleanup{ID: s.id, RunDir: s.dir, Runtime: s.binary, CgroupPath: s.cgroup()}
 }

@@ -56,7 +56,7 @@ func (e *executor) sweep(ctx context.Context) {
 func (e *executor) sweepOne(ctx context.Context, id string) error {
 	dir := filepath.Join(e.cfg.RunDir, id)
 	e.cfg.Logger.Info("ending a build step that was cut off", "step", id)
-	c := runtime.Cleanup{ID: id, RunDir: dir, Runtime: e.cfg.Binary, CgroupPath: e.cgroupOf(dir, id)}
+	c := runtime.Cleanup{ID: id, RunDir: dir, Runtime: e.cfg.Binary(), CgroupPath: e.cgroupOf(dir, id)}
 	if err := e.cfg.Runtime.Cleanup(ctx, c); err != nil {
 		return err
 	}

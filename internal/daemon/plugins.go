@@ -6,7 +6,6 @@ import (
 	"slices"
 
 	"escale.dev/escale/internal/plugin/managed"
-	"escale.dev/escale/internal/runtime"
 	"github.com/distribution/reference"
 	apiregistry "github.com/moby/moby/api/types/registry"
 
@@ -39,7 +38,7 @@ func (d *Daemon) startPlugins(ctx context.Context) error {
 	d.onClose(d.managed.Close)
 	return d.managed.Open(ctx, managed.Engine{
 		Runtime: d.monitors, Specs: d.confined, CgroupParent: d.cfg.CgroupParent,
-		Binary: func() runtime.Binary { now := d.now(); return now.runtimes[now.cfg.Runtime] },
+		Binary: d.defaultBinary,
 		Open: func(ctx context.Context, name reference.Named, login apiregistry.AuthConfig, push bool) (managed.Repository, error) {
 			repo, err := d.registry.Open(ctx, name, login, push)
 			if err != nil {

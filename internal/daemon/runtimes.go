@@ -53,6 +53,12 @@ func newMounts() error {
 	return nil
 }
 
+// defaultBinary is what runs whatever names no runtime.
+func (d *Daemon) defaultBinary() runtime.Binary {
+	now := d.now()
+	return now.runtimes[now.cfg.Runtime]
+}
+
 // runtimes are the OCI runtimes by name; runc and our own are those installed
 // beside the engine unless the configuration names others. One of the two may be
 // missing, unless it is the default.
