@@ -125,6 +125,11 @@ test-vm: build test-needs ## the engine's tests in a virtual machine: Debian's k
 trial: build test-needs ## a cluster of five engines that loses nodes, leaders and majorities under load; prints how long each takes
 	ESCALE_TRIAL=1 go test -count=1 -timeout 0 -v ./test/cluster
 
+LABS ?= ../shared/acceptance
+.PHONY: labs
+labs: build test-needs ## the exercises of container courses (LABS=their folder) with docker's client: one engine, and five nodes
+	scripts/labs.sh '$(LABS)'
+
 .PHONY: soak
 soak: build test-needs ## many containers' whole lives with the engine killed meanwhile (CONTAINERS=1000 CLIENTS=16)
 	ESCALE_SOAK_CONTAINERS=$(CONTAINERS) ESCALE_SOAK_CLIENTS=$(CLIENTS) go test -count=1 -timeout 0 -v -run Soak ./test/soak
