@@ -3,22 +3,51 @@ package inside
 import (
 	"io"
 	"os"
+	"slices"
 
 	"golang.org/x/sys/unix"
+
+	"escale.dev/escale/internal/runtime/native/plan"
 )
 
-// copyUp copies what lies in a directory into another: files, directories and
-// links, with their owners and modes; other kinds are left out.
-func copyUp(from, to int) error {
+// copyUp copies what lies in a directory into a new tmpfs: files, directories and
+// links, with their owners and modes; other kinds are left out. The directory's own
+// owner and mode are those of the original, unless the tmpfs was told others.
+func copyUp(from, to int, told []plan.Param) error {
+	given := func(key string) bool {
+		return slices.ContainsFunc(told, func(p plan.Param) bool { return p.Key == key })
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(from, &st); err != nil {
+		return err
+	}
+	if err := copyEntries(from, to); err != nil {
+		return err
+	}
+	uid, gid := int(st.Uid), int(st.Gid)
+	if given("uid") {
+		uid = -1
+	}
+	if given("gid") {
+		gid = -1
+	}
+	return likeOriginal(to, uid, gid, st.Mode, given("mode"))
+}
+
+// likeOriginal gives a directory its owners; -1 leaves them.
+func likeOriginal(dir, uid, gid int, mode uint32, keepMode bool) error {
+	if err := unix.Fchownat(dir, "", uid, gid, unix.AT_EMPTY_PATH); err != nil || keepMode {
+		return err
+	}
+	return unix.Fchmodat(dir, ".", mode&0o7777, 0)
+}
+
+func copyEntries(from, to int) error {
 	src, err := reopenDir(from)
 	if err != nil {
 		return err
 	}
 	defer src.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(src.Fd()), &st); err != nil {
-		return err
-	}
 	names, err := src.Readdirnames(-1)
 	if err != nil {
 		return err
@@ -28,10 +57,7 @@ func copyUp(from, to int) error {
 			return err
 		}
 	}
-	if err := unix.Fchownat(to, "", int(st.Uid), int(st.Gid), unix.AT_EMPTY_PATH); err != nil {
-		return err
-	}
-	return unix.Fchmodat(to, ".", st.Mode&0o7777, 0)
+	return nil
 }
 
 // reopenDir opens for reading what an O_PATH descriptor is of.
@@ -73,7 +99,10 @@ func copyEntry(from, to int, name string) error {
 			return err
 		}
 		defer closeFD(dst)
-		return copyUp(src, dst)
+		if err := copyEntries(src, dst); err != nil {
+			return err
+		}
+		return likeOriginal(dst, int(st.Uid), int(st.Gid), st.Mode, false)
 	case unix.S_IFREG:
 		return copyFile(from, to, name, &st)
 	}

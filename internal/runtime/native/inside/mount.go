@@ -45,7 +45,7 @@ func (h *half) mount(m *plan.Mount) error {
 		}
 		tree, err = makeFS(m)
 		if errors.Is(err, errLong) {
-			return h.mountLegacy(m, at)
+			tree, err = makeLong(m, at)
 		}
 		// In a user namespace without a cgroup namespace there may be no new one.
 		if err != nil && m.Fallback != plan.NoFD && (errors.Is(err, unix.EPERM) || errors.Is(err, unix.EBUSY)) {
@@ -60,7 +60,7 @@ func (h *half) mount(m *plan.Mount) error {
 		return pathError("mount", m.Dest, unix.ENOTDIR)
 	}
 	if m.CopyUp {
-		if err := copyUp(at, tree); err != nil {
+		if err := copyUp(at, tree, m.Params); err != nil {
 			return fmt.Errorf("tmpcopyup: %w", err)
 		}
 	}
@@ -134,17 +134,15 @@ const maxParam = 255
 
 // makeFS makes a new mount of a file system, which lies nowhere yet.
 func makeFS(m *plan.Mount) (int, error) {
-	for _, p := range m.Params {
-		if len(p.Value) > maxParam {
-			return -1, errLong
-		}
+	if len(m.Source) > maxParam || slices.ContainsFunc(m.Params, func(p plan.Param) bool { return len(p.Value) > maxParam }) {
+		return -1, errLong
 	}
 	fs, err := unix.Fsopen(m.FS, unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return -1, os.NewSyscallError("fsopen", err)
 	}
 	defer closeFD(fs)
-	if m.Source != "" && len(m.Source) <= maxParam {
+	if m.Source != "" {
 		if err := unix.FsconfigSetString(fs, "source", m.Source); err != nil {
 			return -1, said(fs, "source", err)
 		}
@@ -162,12 +160,16 @@ func makeFS(m *plan.Mount) (int, error) {
 	if err := unix.FsconfigCreate(fs); err != nil {
 		return -1, said(fs, "", err)
 	}
-	set := m.Set
-	if m.Late() {
-		set &^= unix.MOUNT_ATTR_RDONLY
-	}
-	tree, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, int(set))
+	tree, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, int(early(m)))
 	return tree, os.NewSyscallError("fsmount", err)
+}
+
+// early are the attributes that a mount has from the beginning.
+func early(m *plan.Mount) uint64 {
+	if m.Late() {
+		return m.Set &^ unix.MOUNT_ATTR_RDONLY
+	}
+	return m.Set
 }
 
 // said adds to an error what the kernel has to say about it: messages are read
@@ -189,58 +191,6 @@ func said(fs int, key string, err error) error {
 		err = fmt.Errorf("%w (%s)", err, strings.Join(words, "; "))
 	}
 	return err
-}
-
-// legacy are the flags of mount(2) for attributes and parameters that it has
-// other numbers or no words for.
-var legacy = []struct {
-	attr uint64
-	key  string
-	flag uintptr
-}{
-	{unix.MOUNT_ATTR_RDONLY, "ro", unix.MS_RDONLY}, {unix.MOUNT_ATTR_NOSUID, "", unix.MS_NOSUID}, {unix.MOUNT_ATTR_NODEV, "", unix.MS_NODEV},
-	{unix.MOUNT_ATTR_NOEXEC, "", unix.MS_NOEXEC}, {unix.MOUNT_ATTR_NOATIME, "", unix.MS_NOATIME}, {unix.MOUNT_ATTR_STRICTATIME, "", unix.MS_STRICTATIME},
-	{unix.MOUNT_ATTR_NODIRATIME, "", unix.MS_NODIRATIME}, {unix.MOUNT_ATTR_NOSYMFOLLOW, "", unix.MS_NOSYMFOLLOW},
-	{0, "sync", unix.MS_SYNCHRONOUS}, {0, "dirsync", unix.MS_DIRSYNC}, {0, "lazytime", unix.MS_LAZYTIME}, {0, "mand", unix.MS_MANDLOCK},
-}
-
-// mountLegacy mounts by mount(2), whose parameters may be a page long. The place
-// is named by the working directory: still nothing is looked up again.
-func (h *half) mountLegacy(m *plan.Mount, at int) error {
-	var flags uintptr
-	var data []string
-	for _, l := range legacy {
-		if l.attr&m.Set != 0 {
-			flags |= l.flag
-		}
-	}
-	for _, p := range m.Params {
-		i := slices.IndexFunc(legacy, func(l struct {
-			attr uint64
-			key  string
-			flag uintptr
-		}) bool {
-			return l.key == p.Key && p.Value == ""
-		})
-		switch {
-		case i >= 0:
-			flags |= legacy[i].flag
-		case p.Value == "":
-			data = append(data, p.Key)
-		default:
-			data = append(data, p.Key+"="+p.Value)
-		}
-	}
-	if err := unix.Fchdir(at); err != nil {
-		return os.NewSyscallError("fchdir", err)
-	}
-	if err := unix.Mount(m.Source, ".", m.FS, flags, strings.Join(data, ",")); err != nil {
-		return os.NewSyscallError("mount", err)
-	}
-	if err := unix.Chdir("/"); err != nil {
-		return os.NewSyscallError("chdir", err)
-	}
-	return nil
 }
 
 // inProc are what may be mounted in a procfs: what others emulate there.
