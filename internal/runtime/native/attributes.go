@@ -5,6 +5,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -98,7 +99,24 @@ func setScheduling(pid int, p *specs.Process) error {
 
 // setAffinity binds a process to the processors of a list as "0-3,7".
 func setAffinity(pid int, list string) error {
-	var set unix.CPUSet
+	mask, err := cpuMask(list)
+	if err != nil {
+		return err
+	}
+	if _, _, errno := unix.Syscall(unix.SYS_SCHED_SETAFFINITY, uintptr(pid), unsafe.Sizeof(mask), uintptr(unsafe.Pointer(&mask))); errno != 0 {
+		return fmt.Errorf("error setting CPU affinity: %w", errno)
+	}
+	return nil
+}
+
+// maxCPUs is the most processors that Linux can be built for.
+const maxCPUs = 8192
+
+// cpuBits are a word's.
+const cpuBits = strconv.IntSize
+
+// cpuMask is a list as "0-3,7" for sched_setaffinity(2).
+func cpuMask(list string) (mask [maxCPUs / cpuBits]uint, err error) {
 	for part := range strings.SplitSeq(list, ",") {
 		first, last, ok := strings.Cut(strings.TrimSpace(part), "-")
 		if !ok {
@@ -106,15 +124,12 @@ func setAffinity(pid int, list string) error {
 		}
 		from, ferr := strconv.Atoi(first)
 		to, terr := strconv.Atoi(last)
-		if ferr != nil || terr != nil || from < 0 || to < from || to >= 8192 {
-			return fmt.Errorf("CPU affinity %q: invalid", list)
+		if ferr != nil || terr != nil || from < 0 || to < from || to >= maxCPUs {
+			return mask, fmt.Errorf("CPU affinity %q: invalid", list)
 		}
 		for n := from; n <= to; n++ {
-			set.Set(n)
+			mask[n/cpuBits] |= 1 << (n % cpuBits)
 		}
 	}
-	if err := unix.SchedSetaffinity(pid, &set); err != nil {
-		return fmt.Errorf("error setting CPU affinity: %w", err)
-	}
-	return nil
+	return mask, nil
 }

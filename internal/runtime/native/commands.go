@@ -227,6 +227,13 @@ func (r *runtime) delete(o values, words []string) (int, error) {
 		return 0, err
 	}
 	force := o.has("force")
+	lock, err := r.lock(id)
+	if errors.Is(err, errNone) && force {
+		return 0, nil
+	} else if err != nil {
+		return 0, err
+	}
+	defer lock.Close()
 	s, err := r.load(id)
 	if errors.Is(err, errNone) && force {
 		// One that was not finished has no state, but a directory.
@@ -399,32 +406,33 @@ func readAll(name string, in io.Reader) ([]byte, error) {
 // limitsOf reads the limits that stand in options, as runc has them.
 func limitsOf(o values, r *specs.LinuxResources) error {
 	var failed error
-	number := func(name string) *int64 {
-		word := o.text(name, "")
-		if word == "" {
-			return nil
-		}
-		n, err := strconv.ParseInt(word, 10, 64)
-		if err != nil {
+	given := func(name string, err error) bool {
+		if err != nil && o.text(name, "") != "" {
 			failed = fmt.Errorf("invalid value for %s: %w", name, err)
+		}
+		return o.text(name, "") != ""
+	}
+	number := func(name string) *int64 {
+		n, err := strconv.ParseInt(o.text(name, ""), 10, 64)
+		if !given(name, err) {
+			return nil
 		}
 		return &n
 	}
-	unsigned := func(name string) *uint64 {
-		n := number(name)
-		if n == nil {
+	unsigned := func(name string, bits int) *uint64 {
+		n, err := strconv.ParseUint(o.text(name, ""), 10, bits)
+		if !given(name, err) {
 			return nil
 		}
-		u := uint64(*n)
-		return &u
+		return &n
 	}
 	r.Memory = &specs.LinuxMemory{Limit: number("memory"), Reservation: number("memory-reservation"), Swap: number("memory-swap")}
-	r.CPU = &specs.LinuxCPU{Shares: unsigned("cpu-share"), Quota: number("cpu-quota"), Period: unsigned("cpu-period"), Burst: unsigned("cpu-burst"),
+	r.CPU = &specs.LinuxCPU{Shares: unsigned("cpu-share", 64), Quota: number("cpu-quota"), Period: unsigned("cpu-period", 64), Burst: unsigned("cpu-burst", 64),
 		Cpus: o.text("cpuset-cpus", ""), Mems: o.text("cpuset-mems", "")}
 	if n := number("pids-limit"); n != nil {
 		r.Pids = &specs.LinuxPids{Limit: n}
 	}
-	if n := number("blkio-weight"); n != nil {
+	if n := unsigned("blkio-weight", 16); n != nil {
 		w := uint16(*n)
 		r.BlockIO = &specs.LinuxBlockIO{Weight: &w}
 	}

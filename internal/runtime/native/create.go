@@ -58,6 +58,13 @@ func (r *runtime) run(o values, words []string) (int, error) {
 	if o.has("keep") {
 		return status, nil
 	}
+	lock, err := r.lock(id)
+	if errors.Is(err, errNone) { // somebody has deleted it
+		return status, nil
+	} else if err != nil {
+		return 0, err
+	}
+	defer lock.Close()
 	return status, r.remove(m.state)
 }
 
@@ -123,7 +130,8 @@ func (r *runtime) make(id string, o values, now bool) (_ *made, err error) {
 	if err := o.refuse("pidfd-socket"); err != nil {
 		return nil, err
 	}
-	kept, err := preserved(o)
+	sockets := listening()
+	kept, err := preserved(o, sockets)
 	if err != nil {
 		return nil, err
 	}
@@ -135,7 +143,12 @@ func (r *runtime) make(id string, o values, now bool) (_ *made, err error) {
 	} else if err != nil {
 		return nil, err
 	}
-	b := &birth{runtime: r, id: id, bundle: bundle, spec: spec, options: o, now: now, kept: kept}
+	lock, err := r.lock(id)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	b := &birth{runtime: r, id: id, bundle: bundle, spec: spec, options: o, now: now, kept: kept, sockets: sockets}
 	defer func() {
 		if err != nil {
 			b.undo()
@@ -152,6 +165,7 @@ type birth struct {
 	options    values
 	now        bool
 	kept       int // descriptors of the caller that the program gets
+	sockets    int // of these, those that it is told of
 
 	group *cgroups.Group
 	cgs   []string // directories that were made
@@ -217,6 +231,7 @@ func (b *birth) run() (*made, error) {
 		return nil, fmt.Errorf("unable to start container process: error during container init: %w", err)
 	}
 	defer p.out.close()
+	p.plan.Listen = b.sockets
 	if b.options.has("no-new-keyring") {
 		p.plan.Keyring = ""
 	}

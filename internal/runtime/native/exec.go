@@ -131,7 +131,7 @@ func (r *runtime) join(s *state, process *specs.Process, o values) (*inner, erro
 		pidfd.Close()
 		return nil, err
 	}
-	kept, err := preserved(o)
+	kept, err := preserved(o, 0)
 	if err != nil {
 		pidfd.Close()
 		return nil, err

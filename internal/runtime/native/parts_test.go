@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"reflect"
+	goruntime "runtime"
 	"strings"
 	"testing"
 
@@ -111,5 +112,68 @@ func TestMessages(t *testing.T) {
 	}
 	if _, err := plan.Expect(&b, plan.KindReady); !errors.Is(err, io.EOF) {
 		t.Errorf("end: %v", err)
+	}
+}
+
+// Limits of the command line: what they cannot be is refused, not taken for something else.
+func TestLimitsOf(t *testing.T) {
+	for line, want := range map[string]string{
+		"--cpu-share 7 --blkio-weight 65535 --cpu-quota -1": `{"memory":{},"cpu":{"shares":7,"quota":-1},"blockIO":{"weight":65535}}`,
+		"--memory -1 --cpu-period 5 --pids-limit -1":        `{"memory":{"limit":-1},"cpu":{"period":5},"pids":{"limit":-1}}`,
+		"--blkio-weight 65536":                              "blkio-weight",
+		"--blkio-weight -1":                                 "blkio-weight",
+		"--cpu-share -1":                                    "cpu-share",
+		"--cpu-period -1":                                   "cpu-period",
+		"--cpu-burst -2":                                    "cpu-burst",
+		"--memory much":                                     "memory",
+	} {
+		o, _, err := parse(strings.Fields(line), updateOptions, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := &specs.LinuxResources{}
+		err = limitsOf(o, r)
+		got, merr := json.Marshal(r)
+		if merr != nil {
+			t.Fatal(merr)
+		}
+		if strings.HasPrefix(want, "{") {
+			if err != nil || string(got) != want {
+				t.Errorf("%s: %s, %v", line, got, err)
+			}
+		} else if err == nil || !strings.Contains(err.Error(), "invalid value for "+want) {
+			t.Errorf("%s: %s, %v", line, got, err)
+		}
+	}
+}
+
+// Lists of processors, up to the last that Linux can have.
+func TestCPUMask(t *testing.T) {
+	for list, want := range map[string][]int{"0": {0}, "0-2, 63-64": {0, 1, 2, 63, 64}, "1023-1025": {1023, 1024, 1025}, "8191": {8191}} {
+		mask, err := cpuMask(list)
+		var got []int
+		for n := range maxCPUs {
+			if mask[n/cpuBits]&(1<<(n%cpuBits)) != 0 {
+				got = append(got, n)
+			}
+		}
+		if err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("%s: %v, %v", list, got, err)
+		}
+	}
+	for _, list := range []string{"", "8192", "2-1", "-1", "a", "1,,2"} {
+		if mask, err := cpuMask(list); err == nil {
+			t.Errorf("%q: %v", list, mask)
+		}
+	}
+	// Those that this machine does not have are no part of it, but do not hide the others.
+	if err := setAffinity(0, "0,1024-8191"); err != nil {
+		t.Error(err)
+	}
+	if err := setAffinity(0, "8191"); err == nil && goruntime.NumCPU() < 8191 {
+		t.Error("a processor that there is not")
+	}
+	if err := setAffinity(0, "0-8191"); err != nil {
+		t.Error(err)
 	}
 }

@@ -188,14 +188,26 @@ func (o *outfit) env() []string {
 	return append(slices.Clone(insideEnv), plan.PreservedEnv+"="+strconv.Itoa(o.kept))
 }
 
+// listening is how many sockets the caller has opened for the program, after the standard
+// streams (sd_listen_fds(3)).
+func listening() int {
+	n, err := strconv.Atoi(os.Getenv("LISTEN_FDS"))
+	if err != nil || n < 0 || os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) {
+		return 0
+	}
+	return n
+}
+
 // preserved is how many of the caller's descriptors, after the standard streams, the
-// program is to get. Each must be one of the caller's: our own close at execve.
-func preserved(o values) (int, error) {
+// program is to get, sockets among them, which come first. Each must be one of the
+// caller's: our own close at execve.
+func preserved(o values, sockets int) (int, error) {
 	word := o.text("preserve-fds", "0")
 	n, err := strconv.Atoi(word)
 	if err != nil || n < 0 {
 		return 0, fmt.Errorf("invalid value %q for --preserve-fds", word)
 	}
+	n += sockets
 	for i := range n {
 		flags, err := unix.FcntlInt(uintptr(plan.FirstFD+i), unix.F_GETFD, 0)
 		if err == nil && flags&unix.FD_CLOEXEC != 0 {

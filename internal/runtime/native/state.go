@@ -72,6 +72,46 @@ func (r *runtime) load(id string) (*state, error) {
 
 var errNone = errors.New("container does not exist")
 
+// lock keeps others from making or removing a container until the file is closed, for
+// which it waits 10 s at most. The error is errNone when there is no such container.
+func (r *runtime) lock(id string) (*os.File, error) {
+	f, err := os.OpenFile(r.dir(id), unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, errNone
+	} else if err != nil {
+		return nil, err
+	}
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		if err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
+			break
+		}
+		if err != unix.EWOULDBLOCK && err != unix.EINTR {
+			f.Close()
+			return nil, os.NewSyscallError("flock", err)
+		}
+		if time.Now().After(deadline) {
+			f.Close()
+			return nil, fmt.Errorf("container %s is being created or deleted", id)
+		}
+	}
+	// Who had it before may have removed it.
+	held, err := f.Stat()
+	if err == nil {
+		var now fs.FileInfo
+		if now, err = os.Lstat(r.dir(id)); err == nil && !os.SameFile(held, now) {
+			err = errNone
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = errNone
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
 // save writes the state so that a reader sees all of it or the one before.
 func (r *runtime) save(s *state) error {
 	b, err := json.Marshal(s)

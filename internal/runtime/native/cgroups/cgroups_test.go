@@ -103,6 +103,9 @@ func TestSettings(t *testing.T) {
 		`{"unified":{"../x":"9"}}`:                          {"error: no unified", "error: no slashes"},
 		`{"memory":{"limit":64,"swap":32}}`:                 {"memory.limit_in_bytes=64 memory.memsw.limit_in_bytes=32", "error: should be >="},
 		`{"memory":{"swappiness":101}}`:                     {"error: valid range", ""},
+		`{"blockIO":{"weight":9}}`:                          {"error: valid range", "error: valid range"},
+		`{"blockIO":{"weight":1001}}`:                       {"error: valid range", "error: valid range"},
+		`{"blockIO":{"weight":10}}`:                         {"blkio.bfq.weight=10", "io.weight=1"},
 	} {
 		r := &specs.LinuxResources{}
 		if err := json.Unmarshal([]byte(text), r); err != nil {

@@ -108,8 +108,11 @@ func (g *Group) settings(r *specs.LinuxResources) (list []setting, err error) {
 	if r.CPU != nil {
 		list = g.cpu(list, r.CPU)
 	}
-	if r.BlockIO != nil {
-		list = g.blockIO(list, r.BlockIO)
+	if b := r.BlockIO; b != nil {
+		if b.Weight != nil && *b.Weight != 0 && (*b.Weight < 10 || *b.Weight > 1000) {
+			return nil, fmt.Errorf("invalid blkio weight: %d (valid range is 10-1000)", *b.Weight)
+		}
+		list = g.blockIO(list, b)
 	}
 	for _, l := range r.HugepageLimits {
 		file, value := "hugetlb."+l.Pagesize+".limit_in_bytes", strconv.FormatUint(l.Limit, 10)

@@ -11,17 +11,23 @@ import (
 	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // maxOutput is how much of what a hook prints is kept for its error, in bytes.
 const maxOutput = 64 << 10
 
 // Run runs hooks one after the other, with the state on their standard input, and
-// blocks until they have ended. The first that fails, or takes longer than it
+// blocks until they have ended. All descriptors of the process but the first three are
+// closed at execve from then on. The first that fails, or takes longer than it
 // may, ends it with an error in runc's words.
 func Run(kind string, list []specs.Hook, state *specs.State) error {
 	if len(list) == 0 {
 		return nil
+	}
+	// Whatever is open here, of the caller's too, is none of theirs.
+	if err := unix.CloseRange(3, 1<<31-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return os.NewSyscallError("close_range", err)
 	}
 	in, err := json.Marshal(state)
 	if err != nil {

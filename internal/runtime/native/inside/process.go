@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"unsafe"
@@ -200,6 +201,9 @@ func (h *candidate) environment() []string {
 	}
 	if !seen["HOME"] {
 		env = append(env, "HOME="+home(h.Process.User.UID))
+	}
+	if h.Listen > 0 {
+		env = append(env, "LISTEN_FDS="+strconv.Itoa(h.Listen), "LISTEN_PID="+strconv.Itoa(os.Getpid()))
 	}
 	return env
 }

@@ -40,6 +40,7 @@ type Plan struct {
 	Process specs.Process
 	Caps    *Caps // nil: what the half has it keeps
 	Keyring string
+	Listen  int // of the descriptors that the program keeps, sockets that it is told of (sd_listen_fds(3))
 
 	Join      []int // descriptors: "0" is written to each, which puts the writer into a cgroup
 	MountNS   int   // a pidfd, or a mount namespace, to go into
