@@ -268,6 +268,7 @@ func (s *Store) send(ctx context.Context, b *batch, deadline time.Time) (out out
 	txn := func() (*clientv3.TxnResponse, error) {
 		ctx, cancel := context.WithDeadline(ctx, earlier(deadline, time.Now().Add(attempt)))
 		defer cancel()
+		untilRerouted(ctx, cancel, s.cfg.Prefer)
 		compare := []clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(s.keys.head()), "=", s.at.head)}
 		if b.fence != nil {
 			compare = append(compare, clientv3.Compare(clientv3.ModRevision(s.keys.leader()), "=", b.fence.rev))
@@ -299,6 +300,22 @@ func (s *Store) send(ctx context.Context, b *batch, deadline time.Time) (out out
 		}
 		time.Sleep(min(nap, max(0, time.Until(deadline))))
 	}
+}
+
+// untilRerouted cancels an attempt when writes begin to go through another server, until ctx ends:
+// what was on its way through one that was lost is answered by nobody.
+func untilRerouted(ctx context.Context, cancel context.CancelFunc, prefer func() (bool, <-chan struct{})) {
+	if prefer == nil {
+		return
+	}
+	_, changed := prefer()
+	go func() {
+		select {
+		case <-changed:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
 }
 
 // noSpace finds out whether a batch was written of which was said that there is no place: that

@@ -39,8 +39,8 @@ type Config struct {
 	// Lease is how long a leader that says nothing stays one, at least; 0 is 3 s.
 	Lease time.Duration
 	// Prefer tells whether this manager should lead (package child: its server is the one
-	// through which all writes go), and what is closed when that may have changed. Nil:
-	// whoever comes first leads.
+	// through which all writes go), and what is closed when that may have changed, or the server
+	// through which they go. Nil: whoever comes first leads, and writes wait for an answer for long.
 	Prefer func() (bool, <-chan struct{})
 	// TLS is how other members are asked whether they are there, asked each time: certificates
 	// are renewed. Nil, or one that gives nil: without TLS.

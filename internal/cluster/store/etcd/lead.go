@@ -139,7 +139,7 @@ func (s *Store) Lead(ctx context.Context) (*Leader, error) {
 		if s.cfg.Prefer != nil {
 			prefer, changed = s.cfg.Prefer()
 		}
-		is, err := s.standing(ctx)
+		is, err := s.standing(ctx, clientv3.WithSerializable()) // claim compares
 		pause := time.Duration(0)
 		switch {
 		case err != nil:
@@ -163,11 +163,12 @@ func (s *Store) Lead(ctx context.Context) (*Leader, error) {
 	}
 }
 
-// standing asks who leads.
-func (s *Store) standing(ctx context.Context) (standing, error) {
+// standing asks who leads: the cluster, or with WithSerializable the server on this machine, which
+// may not know it yet and answers also while the members choose.
+func (s *Store) standing(ctx context.Context, options ...clientv3.OpOption) (standing, error) {
 	ctx, cancel := context.WithTimeout(ctx, attempt)
 	defer cancel()
-	r, err := s.client.Txn(ctx).Then(clientv3.OpGet(s.keys.leader()), clientv3.OpGet(s.keys.term())).Commit()
+	r, err := s.client.Txn(ctx).Then(clientv3.OpGet(s.keys.leader(), options...), clientv3.OpGet(s.keys.term(), options...)).Commit()
 	if err != nil {
 		return standing{}, kindOf(err)
 	}
@@ -321,7 +322,7 @@ func (l *Leader) listen() {
 		cancel()
 	}()
 	for ctx.Err() == nil {
-		is, err := l.s.standing(ctx)
+		is, err := l.s.standing(ctx, clientv3.WithSerializable()) // it knows of its own claim, and is watched from there
 		if err == nil && is.rev != l.fence.rev {
 			l.lose()
 			return

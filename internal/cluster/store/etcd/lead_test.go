@@ -328,3 +328,24 @@ func TestFrozenLeader(t *testing.T) {
 	}
 	must(t, l.Store(), store.Create(&cluster.Task{}))
 }
+
+// An attempt to write ends when writes begin to go another way, and with itself.
+func TestRerouted(t *testing.T) {
+	another := make(chan struct{})
+	first, cancel := context.WithCancel(t.Context())
+	untilRerouted(first, cancel, func() (bool, <-chan struct{}) { return false, another })
+	if first.Err() != nil {
+		t.Fatal("nothing has changed")
+	}
+	close(another)
+	select {
+	case <-first.Done():
+	case <-time.After(soon):
+		t.Error("it waits for an answer that will not come")
+	}
+	last, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	if untilRerouted(last, cancel, nil); last.Err() != nil {
+		t.Error("nobody knows how writes go")
+	}
+}

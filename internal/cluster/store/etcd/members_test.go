@@ -442,6 +442,18 @@ func TestFrozenServer(t *testing.T) {
 			}
 		}()
 	}
+	// What is written meanwhile is on its way through the frozen server, and goes another as soon as
+	// there is one.
+	was, _ := rest[0].State()
+	began := time.Now()
+	must(t, rest[0].s, store.Create(&cluster.Service{Meta: cluster.Meta{Name: "meanwhile"}}))
+	t.Logf("it was written after %v", time.Since(began))
+	eventually(t, func() string {
+		if now, _ := rest[0].State(); now.Choices <= was.Choices {
+			return fmt.Sprintf("that another leads is not told: %d choices before, now %d", was.Choices, now.Choices)
+		}
+		return ""
+	})
 	second := <-leads
 	if second.Term() <= first.Term() {
 		t.Errorf("term %d after %d", second.Term(), first.Term())

@@ -55,9 +55,12 @@ type Report struct {
 	Ready  bool   // it answers
 	Leads  bool   // it is the one of the members through which all writes go
 	Member uint64 // its id
-	Err    string `json:",omitempty"` // why it ends
-	Gone   bool   `json:",omitempty"` // it ends because its data is gone (Config.Fresh)
-	Again  bool   `json:",omitempty"` // it ends to be started anew: what it trusts has changed
+	// Choices are how often the members have chosen who leads while it ran: what was on its way to the
+	// one before may never arrive.
+	Choices uint64 `json:",omitempty"`
+	Err     string `json:",omitempty"` // why it ends
+	Gone    bool   `json:",omitempty"` // it ends because its data is gone (Config.Fresh)
+	Again   bool   `json:",omitempty"` // it ends to be started anew: what it trusts has changed
 }
 
 // State is how the server is.
@@ -133,7 +136,7 @@ func (c *Child) State() (State, <-chan struct{}) {
 }
 
 // Leads tells whether the server is the one through which all writes go, and what is
-// closed when that may have changed.
+// closed when that may have changed, or which of the others it is.
 func (c *Child) Leads() (bool, <-chan struct{}) {
 	s, changed := c.State()
 	return s.Ready && s.Leads, changed

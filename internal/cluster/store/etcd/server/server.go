@@ -103,6 +103,7 @@ func run(in *bufio.Reader, out *reports, logs io.Writer) error {
 		case <-ready:
 			ready, report.Ready = nil, true
 		case <-changed:
+			report.Choices++
 		case err := <-e.Err():
 			return err
 		case <-e.Server.StopNotify():
