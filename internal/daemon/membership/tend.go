@@ -37,6 +37,7 @@ func newTender(m *Membership, st *etcd.Store, s store.Store) *tender {
 
 // run looks after the managers until ctx ends, or this one is to lead no more.
 func (t *tender) run(ctx context.Context) error {
+	t.begin(ctx)
 	for ctx.Err() == nil {
 		id := t.m.Node()
 		if !wanted(t.st.View(), id) && t.another(id) {
@@ -53,6 +54,24 @@ func (t *tender) run(ctx context.Context) error {
 		}
 	}
 	return context.Cause(ctx)
+}
+
+// begin says that this manager leads and no other does, before they are asked whether they are there,
+// which takes a second of one that is not. What goes wrong is put right by look.
+func (t *tender) begin(ctx context.Context) {
+	var changes []store.Change
+	for _, n := range store.List[*cluster.Node](t.s.View()) {
+		own, is := n.ID == t.m.Node(), n.Status.Manager
+		if !n.Spec.Manager || is == nil || is.Leader == own {
+			continue
+		}
+		n = store.Copy(n)
+		n.Status.Manager.Leader, n.Status.Manager.Reachable = own, own || is.Reachable
+		changes = append(changes, store.Update(n))
+	}
+	if _, err := t.s.Commit(ctx, changes...); err != nil && ctx.Err() == nil {
+		t.m.log.Debug("who leads is said later", "error", err)
+	}
 }
 
 // another tells whether a manager beside one can lead.
