@@ -145,6 +145,25 @@ func (m *Member) Dial(ctx context.Context, addr string) (dispatch.Client, error)
 	return &clientLink{stream, conn, cancel}, nil
 }
 
+// Ask is a dispatch.Config's.
+func (m *Member) Ask(ctx context.Context, addr string, after uint64) (c dispatch.Cluster, err error) {
+	ctx, cancel := context.WithTimeout(ctx, held+patience/2)
+	defer cancel()
+	conn, err := dial(addr, m.keeper.Client(ca.Manager))
+	if err != nil {
+		return c, err
+	}
+	defer conn.Close()
+	got, err := wire.NewNodeClient(conn).Leader(ctx, &wire.LeaderRequest{After: after})
+	if err != nil {
+		return c, fmt.Errorf("manager %s: %w", addr, errgrpc.ToNative(err))
+	}
+	if err := json.Unmarshal(got.GetCluster(), &c); err != nil {
+		return c, fmt.Errorf("manager %s: %w: %w", addr, err, errdefs.ErrInvalidArgument)
+	}
+	return c, nil
+}
+
 // clientLink is a stream with a manager.
 type clientLink struct {
 	stream wire.Node_DispatchClient

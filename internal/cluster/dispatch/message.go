@@ -20,9 +20,10 @@ const Protocol = 1
 
 // The times of the one failure detector.
 const (
-	Beat  = time.Second     // between two messages of a node
-	Dead  = 3 * time.Second // without one, and a node is down, or a manager is not there
-	Grace = 4 * time.Second // that nodes have to come to a new leader: more than they need to miss the old one
+	Beat  = 500 * time.Millisecond  // between two messages of a node
+	Dead  = 2500 * time.Millisecond // without one, and a node is down, or a manager is not there
+	Come  = 1500 * time.Millisecond // that nodes have at least to come to a new leader, and more while others come
+	Grace = 4 * time.Second         // that they have at most, and when it is not known how long the old one was missed
 )
 
 // Up is what a node sends. One with nothing in it says that the node is there.
@@ -92,6 +93,7 @@ type Cluster struct {
 	// Barred are ids of nodes that were removed, whose certificates may be valid still: nobody is to answer them.
 	Barred []string `json:",omitempty"`
 	Issuer string   `json:",omitempty"` // names the key that the node's certificate is to be signed by
+	Term   uint64   `json:",omitempty"` // by which the one among them leads; 0: it is not known
 }
 
 // Manager is one that nodes may call.

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"reflect"
 	"sync"
+	"time"
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
@@ -31,6 +32,9 @@ type Config struct {
 
 	// Dial connects with a manager, at host:port. It blocks.
 	Dial func(ctx context.Context, addr string) (Client, error)
+	// Ask asks a manager who leads. It may block for seconds, until one does by a later term than is
+	// given. Nil: nobody is asked, and a leader who does not answer is missed only after Dead.
+	Ask func(ctx context.Context, addr string, after uint64) (Cluster, error)
 	// Managers are those to begin with; later ones come from managers.
 	Managers []Manager
 	// Describe is what the node says of itself: the host's name and its status.
@@ -48,7 +52,10 @@ type Remote struct {
 	state *store.State
 	dirty chan struct{} // what is kept is not what is
 
-	silent string // address of the manager that fell silent last; of Run alone
+	silent string          // address of the manager that fell silent last; of Run alone
+	life   context.Context // of Run
+	asking sync.WaitGroup
+	finds  chan struct{} // a search has found somebody
 
 	mu       sync.Mutex
 	prints   map[Ref]uint64
@@ -57,8 +64,14 @@ type Remote struct {
 	barred   map[string]bool // nodes that were removed
 	whole    bool            // the view is all that the node is to have, or was once
 	ready    chan struct{}
-	link     *link // nil while cut off
-	err      error // why
+	link     *link     // nil while cut off
+	err      error     // why
+	heard    time.Time // of a leader, last; zero: never
+
+	searching *search
+	found     uint64 // the term that was found last
+	foundAt   time.Time
+	at        string // address of the manager that is asked or followed
 }
 
 var _ store.Store = (*Remote)(nil)
@@ -68,7 +81,7 @@ var _ store.Store = (*Remote)(nil)
 func Open(cfg Config) (*Remote, error) {
 	r := &Remote{
 		cfg: cfg, log: cfg.Log, state: store.NewState(), dirty: make(chan struct{}, 1), prints: map[Ref]uint64{}, barred: map[string]bool{},
-		managers: cfg.Managers, ready: make(chan struct{}),
+		managers: cfg.Managers, ready: make(chan struct{}), finds: make(chan struct{}, 1),
 	}
 	return r, r.load()
 }
@@ -103,6 +116,13 @@ func (r *Remote) Connected() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.link != nil
+}
+
+// Silence is how long nothing was heard of who leads; ok is false when nothing ever was.
+func (r *Remote) Silence() (d time.Duration, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return time.Since(r.heard), !r.heard.IsZero()
 }
 
 // Err is why no leader is connected: what was tried last came to. It is nil while one is,

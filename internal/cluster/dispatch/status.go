@@ -261,7 +261,7 @@ func (w *writing) node(j job) error {
 }
 
 // watched is how often the detector looks.
-const watched = 250 * time.Millisecond
+const watched = 100 * time.Millisecond
 
 // watchHealth writes which nodes are down. A node is there as long as it is heard of; after
 // a change of leaders all have time to come.
@@ -284,6 +284,10 @@ func (d *Dispatcher) watchHealth(ctx context.Context) {
 		}
 	}
 }
+
+// coming is the time without another one that comes after which all are taken to have come who will:
+// managers of many nodes take their time.
+const coming = 500 * time.Millisecond
 
 // frozen is the time between two looks from which on it was this manager that stood still.
 const frozen = time.Second
@@ -311,7 +315,8 @@ func (d *Dispatcher) silent(stood bool) []string {
 	}
 	var out []string
 	for id, last := range d.seen {
-		if d.sessions[id] == nil && now-last > Dead && !d.down[id] {
+		late := d.awaited[id] && now-d.came < coming && now < Grace
+		if d.sessions[id] == nil && now-last > Dead && !late && !d.down[id] {
 			d.down[id] = true
 			out = append(out, id)
 		}

@@ -41,18 +41,22 @@ type world struct {
 
 	mu     sync.Mutex
 	lead   string // address of who leads
+	term   uint64
 	d      *Dispatcher
 	stop   context.CancelFunc
-	wires  map[string]*wire // by node: the connection that it has
-	deaf   map[string]bool  // nodes that reach nobody
-	frozen string           // address of a manager that stands still
-	sent   map[string]int   // objects, by node
+	wires  map[string]*wire  // by node: the connection that it has
+	deaf   map[string]bool   // nodes that reach nobody
+	frozen string            // address of a manager that stands still
+	before func(*Dispatcher) // of the next who lead, before they run
+	dials  int
+	mute   map[string]bool // addresses of managers that take connections and say nothing
+	sent   map[string]int  // objects, by node
 	bytes  int
 	msgs   int
 }
 
 func newWorld(t *testing.T) *world {
-	w := &world{T: t, s: &refusing{Store: mem.New(store.NewState())}, wires: map[string]*wire{}, deaf: map[string]bool{}, sent: map[string]int{}}
+	w := &world{T: t, s: &refusing{Store: mem.New(store.NewState())}, wires: map[string]*wire{}, deaf: map[string]bool{}, mute: map[string]bool{}, sent: map[string]int{}}
 	t.Cleanup(func() { w.elect("", 0); _ = w.s.Close() })
 	return w
 }
@@ -65,7 +69,7 @@ func (w *world) elect(addr string, term uint64) {
 	if w.stop != nil {
 		w.stop()
 	}
-	w.lead, w.d, w.stop = addr, nil, nil
+	w.lead, w.term, w.d, w.stop = addr, max(term, w.term), nil, nil
 	if addr == "" {
 		w.mu.Unlock()
 		return
@@ -73,6 +77,9 @@ func (w *world) elect(addr string, term uint64) {
 	ctx, cancel := context.WithCancel(context.Background())
 	d := New(w.s, term, quiet)
 	d.Tell(w.managers())
+	if w.before != nil {
+		w.before(d)
+	}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -87,10 +94,30 @@ func (w *world) elect(addr string, term uint64) {
 
 func (w *world) managers() Cluster {
 	var c Cluster
-	for _, a := range []string{"a:1", "b:1"} {
+	for _, a := range []string{"a:1", "c:1", "b:1"} {
 		c.Managers = append(c.Managers, Manager{Node: a, Addr: a, Leader: a == w.lead})
 	}
 	return c
+}
+
+// ask is a manager's answer to a node that misses its leader: held back for two seconds at most.
+func (w *world) ask(ctx context.Context, node, addr string, after uint64) (Cluster, error) {
+	for begin := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		w.mu.Lock()
+		deaf, silent, c := w.deaf[node], w.mute[addr] || w.frozen == addr, w.managers()
+		if c.Term = w.term; w.lead == "" {
+			c.Term = 0
+		}
+		w.mu.Unlock()
+		switch {
+		case ctx.Err() != nil:
+			return c, context.Cause(ctx)
+		case deaf:
+			return c, errWire
+		case !silent && (c.Term > after || time.Since(begin) > 2*time.Second):
+			return c, nil
+		}
+	}
 }
 
 var errWire = errors.New("the wire is cut")
@@ -108,11 +135,18 @@ type wire struct {
 
 // frozen blocks while the manager stands still.
 func (l *wire) frozen() {
-	l.w.mu.Lock()
-	stands := l.w.frozen == l.addr
-	l.w.mu.Unlock()
-	if stands {
-		<-l.ctx.Done()
+	for {
+		l.w.mu.Lock()
+		stands := l.w.frozen == l.addr
+		l.w.mu.Unlock()
+		if !stands {
+			return
+		}
+		select {
+		case <-l.ctx.Done():
+			return
+		case <-time.After(10 * time.Millisecond):
+		}
 	}
 }
 
@@ -166,10 +200,14 @@ func (w *world) dial(node, addr string) (Client, error) {
 	if w.deaf[node] {
 		return nil, errWire
 	}
+	w.dials++
 	ctx, cancel := context.WithCancelCause(context.Background())
 	l := &wire{up: make(chan []byte, 16), down: make(chan []byte, 16), ctx: ctx, cut: cancel, w: w, node: node, addr: addr}
 	w.wires[node] = l
 	d, lead := w.d, w.lead
+	if w.mute[addr] {
+		return nodeEnd{l}, nil
+	}
 	go func() {
 		if d == nil || addr != lead {
 			c := w.managers()
@@ -207,7 +245,10 @@ func (w *world) node(id, path string) (r *Remote, stop func()) {
 	w.Helper()
 	r, err := Open(Config{
 		Node: id, Path: path, Log: quiet, Managers: []Manager{{Addr: "b:1"}, {Addr: "a:1"}},
-		Dial:     func(_ context.Context, addr string) (Client, error) { return w.dial(id, addr) },
+		Dial: func(_ context.Context, addr string) (Client, error) { return w.dial(id, addr) },
+		Ask: func(ctx context.Context, addr string, after uint64) (Cluster, error) {
+			return w.ask(ctx, id, addr, after)
+		},
 		Describe: func() (string, cluster.NodeStatus) { return "host-" + id, cluster.NodeStatus{Addr: "10.0.0." + id[1:]} },
 	})
 	if err != nil {

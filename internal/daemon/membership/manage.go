@@ -94,11 +94,25 @@ func (m ruler) rule(ctx context.Context, s *server, st *etcd.Store, l net.Listen
 	member.SetSigner(api.Sign)
 	defer member.SetSigner(nil)
 	return all(ctx, map[string]func(context.Context) error{
-		"nodes":  func(ctx context.Context) error { return api.Serve(ctx, l) },
-		"files":  func(ctx context.Context) error { return s.attendFiles(ctx, st) },
-		"events": func(ctx context.Context) error { return m.cfg.Parts.Manage(ctx, st) },
-		"leader": func(ctx context.Context) error { return m.campaign(ctx, st, api) },
+		"nodes":     func(ctx context.Context) error { return api.Serve(ctx, l) },
+		"files":     func(ctx context.Context) error { return s.attendFiles(ctx, st) },
+		"events":    func(ctx context.Context) error { return m.cfg.Parts.Manage(ctx, st) },
+		"leader":    func(ctx context.Context) error { return m.campaign(ctx, st, api) },
+		"who leads": func(ctx context.Context) error { return follow(ctx, st, api) },
 	})
+}
+
+// follow lets nodes that miss their leader know of the next one, until ctx ends.
+func follow(ctx context.Context, st *etcd.Store, api *node.Server) error {
+	var is etcd.Leading
+	for {
+		next, err := st.Leading(ctx, is)
+		if err != nil {
+			return err
+		}
+		is = next
+		api.Follow(is.Name, is.Term)
+	}
 }
 
 // wanted tells whether the cluster wants this node as a manager.
@@ -146,6 +160,12 @@ func (m ruler) lead(ctx context.Context, l *etcd.Leader, st *etcd.Store, api *no
 		}
 	}()
 	d := dispatch.New(l.Store(), l.Term(), m.log)
+	m.mu.Lock()
+	remote := m.remote
+	m.mu.Unlock()
+	if silence, heard := remote.Silence(); heard {
+		d.Succeed(silence)
+	}
 	err := all(ctx, map[string]func(context.Context) error{
 		"dispatcher": func(ctx context.Context) error {
 			api.Lead(d)

@@ -177,7 +177,7 @@ func (m *Membership) connect() (err error) {
 		managers = managersOf(managers, dispatch.Manager{Node: m.rec.Node, Addr: m.rec.Addr})
 	}
 	m.remote, err = dispatch.Open(dispatch.Config{
-		Node: m.rec.Node, Path: filepath.Join(m.cfg.Dir, viewFile), Log: m.log, Dial: m.member.Dial, Told: m.member.Told,
+		Node: m.rec.Node, Path: filepath.Join(m.cfg.Dir, viewFile), Log: m.log, Dial: m.member.Dial, Ask: m.member.Ask, Told: m.member.Told,
 		Managers: managers, Describe: m.describe,
 	})
 	if err != nil {

@@ -294,6 +294,7 @@ func (x *Certificate) GetCluster() []byte {
 
 type LeaderRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
+	After         uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"` // the term of a leader who is missed; 0: it does not wait
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -326,6 +327,13 @@ func (x *LeaderRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use LeaderRequest.ProtoReflect.Descriptor instead.
 func (*LeaderRequest) Descriptor() ([]byte, []int) {
 	return file_node_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *LeaderRequest) GetAfter() uint64 {
+	if x != nil {
+		return x.After
+	}
+	return 0
 }
 
 type LeaderReply struct {
@@ -776,8 +784,9 @@ const file_node_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
 	"\x05chain\x18\x02 \x01(\fR\x05chain\x12\x14\n" +
 	"\x05roots\x18\x03 \x01(\fR\x05roots\x12\x18\n" +
-	"\acluster\x18\x04 \x01(\fR\acluster\"\x0f\n" +
-	"\rLeaderRequest\"'\n" +
+	"\acluster\x18\x04 \x01(\fR\acluster\"%\n" +
+	"\rLeaderRequest\x12\x14\n" +
+	"\x05after\x18\x01 \x01(\x04R\x05after\"'\n" +
 	"\vLeaderReply\x12\x18\n" +
 	"\acluster\x18\x01 \x01(\fR\acluster\"U\n" +
 	"\rEnlistRequest\x12\x1a\n" +

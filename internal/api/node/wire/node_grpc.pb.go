@@ -186,7 +186,7 @@ const (
 type NodeClient interface {
 	// Renew gives the node its next certificate.
 	Renew(ctx context.Context, in *RenewRequest, opts ...grpc.CallOption) (*Certificate, error)
-	// Leader tells who leads, and which managers there are.
+	// Leader tells who leads, and which managers there are; it waits a while for a later leader when it is asked for one.
 	Leader(ctx context.Context, in *LeaderRequest, opts ...grpc.CallOption) (*LeaderReply, error)
 	// Enlist makes place for a node, which is to be a manager, among those that keep the store.
 	Enlist(ctx context.Context, in *EnlistRequest, opts ...grpc.CallOption) (*Seat, error)
@@ -277,7 +277,7 @@ type Node_DispatchClient = grpc.BidiStreamingClient[Message, Message]
 type NodeServer interface {
 	// Renew gives the node its next certificate.
 	Renew(context.Context, *RenewRequest) (*Certificate, error)
-	// Leader tells who leads, and which managers there are.
+	// Leader tells who leads, and which managers there are; it waits a while for a later leader when it is asked for one.
 	Leader(context.Context, *LeaderRequest) (*LeaderReply, error)
 	// Enlist makes place for a node, which is to be a manager, among those that keep the store.
 	Enlist(context.Context, *EnlistRequest) (*Seat, error)

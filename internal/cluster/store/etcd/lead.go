@@ -112,11 +112,12 @@ func (f led) Close() error {
 	return f.l.Resign(ctx)
 }
 
-// Leading blocks until another leads than is given, and tells who. Give none to be told who
-// leads now. Kinds: Unavailable when the store is closed; else that of ctx.
+// Leading blocks until another leads than is given, as far as the server on this machine knows, and
+// tells who. Give none to be told who leads now. Kinds: Unavailable when the store is closed; else
+// that of ctx.
 func (s *Store) Leading(ctx context.Context, unlike Leading) (Leading, error) {
 	for {
-		is, err := s.standing(ctx)
+		is, err := s.standing(ctx, clientv3.WithSerializable())
 		if err == nil && is.Leading != unlike {
 			return is.Leading, nil
 		}

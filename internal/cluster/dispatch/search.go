@@ -1,0 +1,107 @@
+package dispatch
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Doubt is how long nothing is heard of who leads until all managers are asked who does. The connection
+// stays: it ends when another leads by a later term, or after Dead.
+const Doubt = Beat * 5 / 2
+
+// errFound ends a connection, or attempts at one, because another leads.
+var errFound = errors.New("another manager leads")
+
+// search is asking all managers at once.
+type search struct{ end context.CancelFunc }
+
+// search asks all managers, unless that is under way, who leads by a later term than those that are known.
+// It goes on until one answers that or rest is called, at most as long as Run.
+func (r *Remote) search() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.cfg.Ask == nil || r.searching != nil || r.life.Err() != nil {
+		return
+	}
+	ctx, end := context.WithCancel(r.life)
+	s := &search{end}
+	r.searching = s
+	after := r.term
+	for _, m := range r.managers {
+		if m.Addr != "" {
+			r.asking.Go(func() { r.ask(ctx, s, m.Addr, after) })
+		}
+	}
+}
+
+// ask asks a manager until it knows a later leader, or ctx ends.
+func (r *Remote) ask(ctx context.Context, s *search, addr string, after uint64) {
+	for pause := firstPause; ctx.Err() == nil; pause = min(2*pause, lastPause) {
+		c, err := r.cfg.Ask(ctx, addr, after)
+		if err == nil && c.Term > after && !r.tried(c.Term) {
+			r.discover(s, c)
+			return
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// tried tells whether a term was found before, and followed in vain: who led by it may not be ready yet.
+// Then it is tried again after a pause.
+func (r *Remote) tried(term uint64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return term <= r.found && time.Since(r.foundAt) < firstPause
+}
+
+// discover takes over what a search has found, and ends it. It does nothing when that has ended already.
+func (r *Remote) discover(s *search, c Cluster) {
+	r.mu.Lock()
+	current := r.searching == s
+	if current {
+		r.searching, r.found, r.foundAt = nil, c.Term, time.Now()
+	}
+	r.mu.Unlock()
+	s.end()
+	if !current {
+		return
+	}
+	r.told(c)
+	select {
+	case r.finds <- struct{}{}:
+	default:
+	}
+}
+
+// rest ends a search: something was heard of who leads.
+func (r *Remote) rest() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.searching != nil {
+		r.searching.end()
+		r.searching = nil
+	}
+}
+
+// superseded blocks until another was found to lead than who was followed and is being asked, and ends
+// attempts with that; or until ctx ends.
+func (r *Remote) superseded(ctx context.Context, cancel context.CancelCauseFunc) {
+	for {
+		select {
+		case <-r.finds:
+		case <-ctx.Done():
+			return
+		}
+		r.mu.Lock()
+		later := r.found > r.term && !(len(r.managers) > 0 && r.managers[0].Leader && r.managers[0].Addr == r.at)
+		r.mu.Unlock()
+		if later {
+			cancel(errFound)
+			return
+		}
+	}
+}
