@@ -224,8 +224,8 @@ func (s *site) tasks(asked, service string) ([]swarm.Task, error) {
 }
 
 // running waits until a service has so many tasks that run on nodes that are there, one in
-// each place.
-func (s *site) running(asked, service string, want int) time.Duration {
+// each place. Nodes that are lost are not, whatever is known of them.
+func (s *site) running(asked, service string, want int, lost ...string) time.Duration {
 	s.Helper()
 	return s.till(fmt.Sprintf("%s has %d tasks", service, want), func() error {
 		list, err := s.tasks(asked, service)
@@ -237,8 +237,8 @@ func (s *site) running(asked, service string, want int) time.Duration {
 			return err
 		}
 		up := map[string]bool{}
-		for _, n := range nodes {
-			up[n.ID] = n.Status.State == swarm.NodeStateReady
+		for name, n := range nodes {
+			up[n.ID] = n.Status.State == swarm.NodeStateReady && !slices.Contains(lost, name)
 		}
 		slots, said := map[string]int{}, []string{}
 		for _, t := range list {

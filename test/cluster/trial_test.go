@@ -97,7 +97,7 @@ func (tr *trial) killWorker(n, asked string) {
 		return err
 	})
 	down := time.Since(begin)
-	tr.running(asked, "moves", moving)
+	tr.running(asked, "moves", moving, n)
 	moved := time.Since(begin)
 	tr.dev("heal", n)
 	back := tr.ready(asked)
@@ -131,9 +131,9 @@ func (tr *trial) loseLeader(what, verb string, others ...string) {
 	leads := time.Since(begin)
 	name := fmt.Sprintf("after-%s", verb)
 	tr.create(rest[0], service(name, "exec sleep 100000", replicas(1)))
-	tr.running(rest[0], name, 1)
+	tr.running(rest[0], name, 1, lost...)
 	runs := time.Since(begin)
-	tr.running(rest[0], "moves", moving)
+	tr.running(rest[0], "moves", moving, lost...)
 	moved := time.Since(begin)
 	time.Sleep(2 * time.Second) // the old one is past its lease by far
 	tr.dev(append([]string{"heal"}, lost...)...)
