@@ -9,6 +9,8 @@ import (
 
 	moby "github.com/moby/moby/client"
 	"github.com/spf13/cobra"
+
+	"escale.dev/escale/internal/sys/errtext"
 )
 
 // exitWith passes on a container's exit code.
@@ -30,9 +32,9 @@ func (a *app) report(err error) int {
 	if errors.As(err, &s) && s.Code != 0 {
 		code = s.Code
 	}
-	text := err.Error()
+	text := errtext.Of(err)
 	if moby.IsErrConnectionFailed(err) {
-		text = a.reword(err, text)
+		text = a.reword(err, err.Error())
 	}
 	if text != "" {
 		a.complain(text)

@@ -17,6 +17,7 @@ import (
 	"escale.dev/escale/internal/cluster/supply"
 	"escale.dev/escale/internal/image"
 	enginenet "escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/sys/errtext"
 	"escale.dev/escale/internal/volume"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
@@ -194,7 +195,7 @@ func pullWanted(policy string, there bool, tagged, now time.Time) (bool, error) 
 		every, ok := strings.CutPrefix(policy, "every_")
 		d, err := str2duration.ParseDuration(every)
 		if !ok || err != nil {
-			return false, fmt.Errorf("pull policy %q: %w", policy, errdefs.ErrInvalidArgument)
+			return false, fmt.Errorf("pull policy %q: no such policy: %w", policy, errdefs.ErrInvalidArgument)
 		}
 		age = d
 	}
@@ -251,7 +252,7 @@ func (s taskSupplies) away(ctx context.Context, id string) error {
 	case errdefs.IsNotFound(err):
 		return nil
 	case errdefs.IsPermissionDenied(err): // Docker's kind for one that has endpoints
-		return errdefs.ErrUnavailable.WithMessage(err.Error())
+		return errdefs.ErrUnavailable.WithMessage(errtext.Of(err))
 	}
 	return err
 }

@@ -16,6 +16,7 @@ import (
 	"escale.dev/escale/internal/container"
 	"escale.dev/escale/internal/daemon/membership"
 	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/sys/errtext"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/pkg/authconfig"
@@ -145,7 +146,7 @@ func (s serviceImages) Resolve(ctx context.Context, ref, auth string, ask bool) 
 			case err == nil:
 				out.ID, out.Warning = id, ""
 			case errdefs.IsConflict(err): // which one is meant has to be said
-				out.Warning = err.Error() + "\n"
+				out.Warning = errtext.Of(err) + "\n"
 			}
 		}
 	}

@@ -16,6 +16,9 @@ type fakeApps struct{ asked []string }
 
 func (f *fakeApps) note(name, what string, a ...any) error {
 	f.asked = append(f.asked, fmt.Sprintf(what, a...))
+	if name == "locked" {
+		return fmt.Errorf("app %s: its store is locked: %w", name, errdefs.ErrFailedPrecondition)
+	}
 	if name != "shop" {
 		return errdefs.ErrNotFound.WithMessage("No such app: " + name)
 	}
@@ -79,6 +82,7 @@ func TestAppRoutes(t *testing.T) {
 		{"GET", "/escale/apps", "", 200, `"Name":"shop"`, ""},
 		{"GET", "/v1.51/escale/apps/shop", "", 200, `"Name":"shop"`, "get shop"},
 		{"GET", "/escale/apps/none", "", 404, `{"message":"No such app: none"}`, "get none"},
+		{"GET", "/escale/apps/locked", "", 412, `{"message":"app locked: its store is locked"}`, "get locked"}, // the kind is the status
 		{"PUT", "/escale/apps/shop", `{"Services":{"web":{}}}`, 200, `"App":"shop"`, "put shop 1 {DryRun:false Merge:false Remove:[] Replace:[] Create:false RenewVolumes:false}"},
 		{"PUT", "/escale/apps/shop?dryRun=1&merge=1&remove=a&remove=b&replace=c&create=1&renewVolumes=true", `{}`, 200, `"To":1`,
 			"put shop 0 {DryRun:true Merge:true Remove:[a b] Replace:[c] Create:true RenewVolumes:true}"},

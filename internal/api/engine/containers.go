@@ -7,6 +7,7 @@ import (
 	"net/http"
 
 	"escale.dev/escale/internal/container"
+	"escale.dev/escale/internal/sys/errtext"
 	apicontainer "github.com/moby/moby/api/types/container"
 )
 
@@ -164,7 +165,7 @@ func (c containerRoutes) wait(w *response, r *request) error {
 	case res := <-result:
 		answer := apicontainer.WaitResponse{StatusCode: int64(res.ExitCode)}
 		if res.Err != nil {
-			answer.Error = &apicontainer.WaitExitError{Message: res.Err.Error()}
+			answer.Error = &apicontainer.WaitExitError{Message: errtext.Of(res.Err)}
 		}
 		return json.NewEncoder(w).Encode(answer)
 	}

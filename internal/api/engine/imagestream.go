@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"escale.dev/escale/internal/image"
+	"escale.dev/escale/internal/sys/errtext"
 	"github.com/containerd/platforms"
 	"github.com/moby/moby/api/types/jsonstream"
 )
@@ -56,7 +57,7 @@ func (p *progressStream) step(s image.Progress) {
 }
 
 func (p *progressStream) fail(err error) {
-	p.send(progressLine{Message: jsonstream.Message{Error: &jsonstream.Error{Message: err.Error()}}, Text: err.Error()})
+	p.send(progressLine{Message: jsonstream.Message{Error: &jsonstream.Error{Message: errtext.Of(err)}}, Text: errtext.Of(err)})
 }
 
 func (p *progressStream) begun() bool {

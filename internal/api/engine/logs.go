@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"escale.dev/escale/internal/logs"
+	"escale.dev/escale/internal/sys/errtext"
 )
 
 func (c containerRoutes) logs(w *response, r *request) error {
@@ -84,7 +85,7 @@ func (f *lineFormat) appendTo(b []byte, l logs.Line) []byte {
 // appendError appends an error of the engine's own, which clients tell apart by
 // its stream, 3.
 func (f *lineFormat) appendError(b []byte, err error) []byte {
-	msg := "Error grabbing logs: " + err.Error() + "\n"
+	msg := "Error grabbing logs: " + errtext.Of(err) + "\n"
 	if !f.raw {
 		b = binary.BigEndian.AppendUint32(append(b, 3, 0, 0, 0), uint32(len(msg)))
 	}

@@ -8,6 +8,8 @@ import (
 	"runtime/debug"
 	"strings"
 	"time"
+
+	"escale.dev/escale/internal/sys/errtext"
 )
 
 // handler answers one route. An error it returns becomes the answer unless one
@@ -124,7 +126,7 @@ func (s *Server) answerError(w *response, r *request, err error) {
 		w.WriteHeader(status) // such an answer has no body
 		return
 	}
-	writeMessage(w, status, err.Error())
+	writeMessage(w, status, errtext.Of(err))
 }
 
 // dispatch finds the version and the route.

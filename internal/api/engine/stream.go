@@ -15,6 +15,8 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types"
 	"golang.org/x/sys/unix"
+
+	"escale.dev/escale/internal/sys/errtext"
 )
 
 const (
@@ -235,7 +237,7 @@ func (st *stream) abort() {
 
 // tell writes an error where the client looks for output.
 func (st *stream) tell(err error) {
-	msg := []byte(err.Error() + "\r\n")
+	msg := []byte(errtext.Of(err) + "\r\n")
 	if !st.raw {
 		msg = append(binary.BigEndian.AppendUint32([]byte{1, 0, 0, 0}, uint32(len(msg))), msg...)
 	}

@@ -27,6 +27,7 @@ import (
 	"escale.dev/escale/internal/cli/endpoint"
 	"escale.dev/escale/internal/cli/handed"
 	"escale.dev/escale/internal/cli/tty"
+	"escale.dev/escale/internal/sys/errtext"
 )
 
 // session is one command line: its streams, its engine, and what the global flags say.
@@ -143,7 +144,7 @@ func (s *session) report(err error) int {
 	if errors.As(err, &e) && e.code != 0 {
 		code = e.code
 	}
-	text := strings.TrimSpace(err.Error())
+	text := strings.TrimSpace(errtext.Of(err))
 	if moby.IsErrConnectionFailed(err) && (errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED)) {
 		text = fmt.Sprintf("Cannot connect to the Docker daemon at %s. Is the docker daemon running?\nStart the engine with 'escale daemon' or 'systemctl start escale', or name another with -H or ESCALE_HOST.", s.engine.Host)
 	}

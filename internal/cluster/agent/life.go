@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/sys/errtext"
 	"github.com/containerd/errdefs"
 )
 
@@ -184,7 +185,7 @@ func (l *life) prepare(ctx context.Context) {
 	switch {
 	case cut: // by what the next step sees
 	case err != nil:
-		l.to(ctx, cluster.TaskRejected, "preparing", func(s *cluster.TaskStatus) { s.Err = err.Error() })
+		l.to(ctx, cluster.TaskRejected, "preparing", func(s *cluster.TaskStatus) { s.Err = errtext.Of(err) })
 	default:
 		l.to(ctx, cluster.TaskReady, "prepared", nil)
 	}
@@ -211,7 +212,7 @@ func (l *life) start(ctx context.Context, again bool) {
 	case cut:
 	case err != nil && l.stopped():
 	case err != nil:
-		l.to(ctx, cluster.TaskFailed, "starting", func(s *cluster.TaskStatus) { s.Err = err.Error() })
+		l.to(ctx, cluster.TaskFailed, "starting", func(s *cluster.TaskStatus) { s.Err = errtext.Of(err) })
 	default:
 		l.to(ctx, cluster.TaskRunning, "started", func(s *cluster.TaskStatus) { s.Container, s.RunningAt = &c, time.Now().UTC() })
 	}
@@ -315,7 +316,7 @@ func (e *ended) note(s *cluster.TaskStatus) {
 	}
 	switch {
 	case e.err != nil:
-		s.Err = e.err.Error()
+		s.Err = errtext.Of(e.err)
 	case e.code != 0:
 		s.Err = fmt.Sprintf("task: non-zero exit (%d)", e.code)
 	}

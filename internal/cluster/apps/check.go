@@ -3,10 +3,10 @@ package apps
 import (
 	"fmt"
 	"regexp"
-	"strings"
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/sys/errtext"
 	"github.com/containerd/errdefs"
 )
 
@@ -107,7 +107,7 @@ func checkMode(m cluster.Mode) error {
 	}
 	if m.Schedule != "" {
 		if _, err := cluster.ParseSchedule(m.Schedule); err != nil {
-			return bad("%s", strings.TrimSuffix(err.Error(), ": invalid argument"))
+			return bad("%s", errtext.Of(err))
 		}
 	}
 	return nil

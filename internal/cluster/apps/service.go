@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"escale.dev/escale/internal/cluster"
-	"github.com/containerd/errdefs"
+	"escale.dev/escale/internal/sys/errtext"
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
 	"github.com/moby/moby/api/types/network"
@@ -30,7 +30,7 @@ func checkService(app *cluster.AppSpec, s *cluster.ServiceSpec) error {
 		return bad("%d containers cannot all be named %q", m.Replicas, t.Name)
 	}
 	if _, err := cluster.ParseConstraints(t.Placement.Constraints); err != nil {
-		return bad("%s", strings.TrimSuffix(err.Error(), ": "+errdefs.ErrInvalidArgument.Error()))
+		return bad("%s", errtext.Of(err))
 	}
 	if err := checkTask(t); err != nil {
 		return err
@@ -81,7 +81,7 @@ func checkTask(t *cluster.TaskSpec) error {
 	}
 	if t.Platform != "" {
 		if _, err := platforms.Parse(t.Platform); err != nil {
-			return bad("platform %q: %s", t.Platform, strings.TrimSuffix(err.Error(), ": "+errdefs.ErrInvalidArgument.Error()))
+			return bad("platform %q: %s", t.Platform, errtext.Of(err))
 		}
 	}
 	for _, h := range slices.Concat(t.PostStart, t.PreStop) {

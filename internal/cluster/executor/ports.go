@@ -35,7 +35,7 @@ func (c *controller) publish(v store.View, cfg *container.Config, host *containe
 	for _, p := range ports {
 		port, ok := network.PortFrom(p.Target, p.Proto)
 		if !ok {
-			return fmt.Errorf("port %d/%s: %w", p.Target, p.Proto, errdefs.ErrInvalidArgument)
+			return fmt.Errorf("port %d/%s: no such port: %w", p.Target, p.Proto, errdefs.ErrInvalidArgument)
 		}
 		var b network.PortBinding
 		if p.Address != "" {

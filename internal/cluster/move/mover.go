@@ -10,6 +10,7 @@ import (
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/sys/errtext"
 	"github.com/containerd/errdefs"
 )
 
@@ -200,9 +201,9 @@ func (m *Mover) hold(ctx context.Context, v store.View, o *cluster.Move, from *c
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case errdefs.IsUnavailable(err):
-		return m.say(ctx, o, err.Error())
+		return m.say(ctx, o, errtext.Of(err))
 	case err != nil:
-		return m.undo(ctx, o, err.Error())
+		return m.undo(ctx, o, errtext.Of(err))
 	}
 	return m.enter(ctx, o, cluster.MoveCopying, "")
 }
@@ -291,9 +292,9 @@ func (m *Mover) copy(ctx context.Context, v store.View, o *cluster.Move, from *c
 		return m.undo(ctx, is, "canceled")
 	case errdefs.IsUnavailable(err) && m.tried[o.ID] < tries:
 		m.tried[o.ID]++
-		return errors.Join(m.say(ctx, is, err.Error()), sleep(ctx, m.again))
+		return errors.Join(m.say(ctx, is, errtext.Of(err)), sleep(ctx, m.again))
 	case err != nil:
-		return m.undo(ctx, is, err.Error())
+		return m.undo(ctx, is, errtext.Of(err))
 	}
 	c := store.Copy(is)
 	c.Status.Come, c.Status.Bytes, c.Status.Total, c.Status.Message = append(c.Status.Come, o.Spec.Volumes[i]), 0, 0, ""
@@ -329,7 +330,7 @@ func (m *Mover) settle(ctx context.Context, v store.View, o *cluster.Move, from 
 	}
 	to := node(v, o.Spec.To)
 	if err := m.each(o, to, func(s Step) error { return m.nodes.Free(ctx, to.ID, s) }); err != nil {
-		return m.say(ctx, o, err.Error())
+		return m.say(ctx, o, errtext.Of(err))
 	}
 	return m.enter(ctx, o, cluster.MoveDropping, "")
 }
@@ -369,7 +370,7 @@ func (m *Mover) drop(ctx context.Context, v store.View, o *cluster.Move, from *c
 		}
 	}
 	if err := m.each(o, from, func(s Step) error { return do(ctx, from.ID, s) }); err != nil {
-		return m.say(ctx, o, err.Error())
+		return m.say(ctx, o, errtext.Of(err))
 	}
 	return m.enter(ctx, o, cluster.MoveDone, "")
 }

@@ -17,6 +17,7 @@ import (
 	"escale.dev/escale/internal/cluster/store"
 	"escale.dev/escale/internal/cluster/store/address"
 	"escale.dev/escale/internal/cluster/store/loop"
+	"escale.dev/escale/internal/sys/errtext"
 )
 
 // Loop is the loop.
@@ -267,7 +268,7 @@ func alike(a, b *cluster.Task) bool {
 func (r *round) look(t *cluster.Task) choice {
 	checks, err := filters(r.v, t)
 	if err != nil {
-		return choice{wrong: err.Error()}
+		return choice{wrong: errtext.Of(err)}
 	}
 	checks = append(r.settled(t), checks...)
 	c := choice{checks: checks, refused: make([]int, len(checks)), fit: queue{like: t, score: r.score}}

@@ -77,7 +77,7 @@ func TestFilters(t *testing.T) {
 		{cluster.TaskSpec{Placement: cluster.Placement{Constraints: []string{"node.labels.Zone!=c"}}}, "node0"},
 		{cluster.TaskSpec{Placement: cluster.Placement{Constraints: []string{"node.labels.zone==a"}}}, "no suitable node (node not available on 1 node; scheduling constraints not satisfied on 2 nodes)"},
 		{cluster.TaskSpec{Placement: cluster.Placement{Constraints: []string{"node.platform.arch == amd64", "NODE.ROLE == Worker"}}}, "node0"},
-		{cluster.TaskSpec{Placement: cluster.Placement{Constraints: []string{"nonsense"}}}, "constraint expected one operator from ==, !=: invalid argument"},
+		{cluster.TaskSpec{Placement: cluster.Placement{Constraints: []string{"nonsense"}}}, "constraint expected one operator from ==, !="},
 		{cluster.TaskSpec{Placement: cluster.Placement{Constraints: []string{"node.nonsense!=x"}}}, "no suitable node (node not available on 1 node; scheduling constraints not satisfied on 2 nodes)"},
 		{cluster.TaskSpec{Placement: cluster.Placement{Platforms: []cluster.Platform{{Architecture: "arm64"}}}}, "no suitable node (node not available on 1 node; unsupported platform on 2 nodes)"},
 		{cluster.TaskSpec{Reserved: cluster.Resources{Memory: 2 << 30}}, "node2"},

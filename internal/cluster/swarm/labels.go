@@ -8,6 +8,7 @@ import (
 
 	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/cluster/store"
+	"escale.dev/escale/internal/sys/errtext"
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 )
@@ -112,7 +113,7 @@ func toSchedule(labels map[string]string, m *cluster.Mode) error {
 		return invalid("label %s: only jobs can have a schedule: --mode replicated-job or global-job", labelSchedule)
 	}
 	if _, err := cluster.ParseSchedule(text); err != nil {
-		return invalid("label %s: %s", labelSchedule, strings.TrimSuffix(err.Error(), ": invalid argument"))
+		return invalid("label %s: %s", labelSchedule, errtext.Of(err))
 	}
 	m.Schedule = text
 	return nil

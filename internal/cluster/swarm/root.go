@@ -5,10 +5,10 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"fmt"
-	"strings"
 	"time"
 
 	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/sys/errtext"
 	"github.com/moby/moby/api/types/swarm"
 )
 
@@ -40,7 +40,7 @@ func given(a Authority, ca *swarm.CAConfig, now time.Time) (*Root, error) {
 	root, err := a.LoadRoot([]byte(ca.SigningCACert), []byte(ca.SigningCAKey))
 	switch {
 	case err != nil:
-		return nil, invalid("%s", strings.TrimSuffix(err.Error(), ": invalid argument"))
+		return nil, invalid("%s", errtext.Of(err))
 	case root.Ends.Before(now.Add(minRootLife)):
 		return nil, invalid("CA certificate expires too soon")
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"escale.dev/escale/internal/cluster"
+	"escale.dev/escale/internal/sys/errtext"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/api/types/network"
@@ -212,7 +213,7 @@ func toPlacement(p *swarm.Placement) (out cluster.Placement, err error) {
 		return out, nil
 	}
 	if _, err := cluster.ParseConstraints(p.Constraints); err != nil {
-		return out, invalid("%s", strings.TrimSuffix(err.Error(), ": invalid argument"))
+		return out, invalid("%s", errtext.Of(err))
 	}
 	out = cluster.Placement{Constraints: p.Constraints, MaxPerNode: p.MaxReplicas}
 	for _, pref := range p.Preferences {

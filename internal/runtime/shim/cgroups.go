@@ -27,7 +27,7 @@ func cgroupPath(spec string) (string, error) {
 	}
 	// All that lives there is going to be killed: never that of the machine.
 	if path != "" && (!strings.HasPrefix(path, "/") || filepath.Clean(path) == "/" || slices.Contains(strings.Split(path, "/"), "..")) {
-		return "", fmt.Errorf("cgroup path %q: %w", spec, errdefs.ErrInvalidArgument)
+		return "", fmt.Errorf("cgroup path %q: it is no place of a container: %w", spec, errdefs.ErrInvalidArgument)
 	}
 	return path, nil
 }

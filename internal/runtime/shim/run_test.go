@@ -391,7 +391,7 @@ func TestLaunchErrors(t *testing.T) {
 		"log":      {func(b *box) { b.launch.Log.Path = "/nosuch/dir/x.log" }, "failed to initialize logging driver: open /nosuch/dir/x.log: no such file or directory"},
 		"shim":     {func(b *box) { b.r.cfg.ShimPath = "/nosuch/shim" }, "fork/exec /nosuch/shim: no such file or directory"},
 		"relative": {func(b *box) { b.launch.RunDir = "run" }, `run directory "run" is not an absolute path`},
-		"cgroup":   {func(b *box) { b.launch.CgroupPath = "/a/../.." }, `cgroup path "/a/../..": invalid argument`},
+		"cgroup":   {func(b *box) { b.launch.CgroupPath = "/a/../.." }, `cgroup path "/a/../..": it is no place of a container: invalid argument`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBox(t, "true")

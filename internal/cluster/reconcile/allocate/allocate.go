@@ -13,6 +13,7 @@ import (
 	"escale.dev/escale/internal/cluster/store"
 	"escale.dev/escale/internal/cluster/store/address"
 	"escale.dev/escale/internal/cluster/store/loop"
+	"escale.dev/escale/internal/sys/errtext"
 )
 
 // Loop is the loop.
@@ -220,7 +221,7 @@ func (w *work) vip(n *cluster.Network) (out []cluster.VIP) {
 	got, err := b.Take()
 	b.Network().Status.Full = err != nil
 	if err != nil {
-		w.s.Status.Err = err.Error()
+		w.s.Status.Err = errtext.Of(err)
 	}
 	for _, p := range got {
 		out = append(out, cluster.VIP{Network: n.ID, Addr: p})
@@ -293,7 +294,7 @@ func (w *work) task(t *cluster.Task, missing []*cluster.Network) {
 		}
 		got, err := b.Take(asked(w.v, c, n)...)
 		if b.Network().Status.Full = err != nil; err != nil {
-			why = err.Error()
+			why = errtext.Of(err)
 			break
 		}
 		for _, p := range got {

@@ -13,6 +13,7 @@ import (
 	"escale.dev/escale/internal/cluster/store"
 	"escale.dev/escale/internal/cluster/store/address"
 	"escale.dev/escale/internal/network/ipam"
+	"escale.dev/escale/internal/sys/errtext"
 	"github.com/moby/moby/api/types/network"
 )
 
@@ -49,7 +50,7 @@ func overlay(v store.View, n *cluster.Network) []store.Change {
 	was := n.Status.Err
 	n = store.Copy(n)
 	if err != nil {
-		if n.Status.Err = err.Error(); n.Status.Err == was {
+		if n.Status.Err = errtext.Of(err); n.Status.Err == was {
 			return nil
 		}
 	} else {
