@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,9 +54,10 @@ escale volume move --cancel data`,
 		list, _, err := c.ClusterVolumes(ctx)
 		var names []string
 		for i := range list {
-			names = append(names, list[i].Name)
+			names = append(names, list[i].Name) // of each node that has one
 		}
-		return names, err
+		slices.Sort(names)
+		return slices.Compact(names), err
 	})
 	cmd.ValidArgsFunction = func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
 		names, how := volumes(cmd, args, word)

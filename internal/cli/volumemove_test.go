@@ -61,6 +61,9 @@ func TestVolumeMoveVerb(t *testing.T) {
 	} {
 		p := newPaper(t)
 		r := escaleOn(t, p, x.line)
+		if strings.Count(r.out, "data\n") > 1 && strings.HasPrefix(x.line, "__complete") {
+			t.Errorf("%s: offered twice: %q", x.line, r.out)
+		}
 		if r.code != x.code || strings.Join(r.sent, "\n") != x.sent || !strings.Contains(r.err, x.err) || !strings.Contains(r.out, x.out) {
 			t.Errorf("%s: %d\n out %q\n err %q\nsent %q\nwant %d %q %q %q", x.line, r.code, r.out, r.err, r.sent, x.code, x.out, x.err, x.sent)
 		}

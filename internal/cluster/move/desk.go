@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -49,15 +50,33 @@ type Place struct{ ID, Name string }
 
 func placeOf(v store.View, id string) Place {
 	if n, err := store.Find[*cluster.Node](v, id); err == nil {
-		return Place{id, cmp.Or(n.Name, id)}
+		return Place{id, nameOf(v, n)}
 	}
 	return Place{id, id}
+}
+
+// nameOf is what people call a node: its host's name, or its id if another has that name, too.
+func nameOf(v store.View, n *cluster.Node) string {
+	for _, o := range store.List[*cluster.Node](v) {
+		if n.Name == "" || o.Name == n.Name && o.ID != n.ID {
+			return n.ID
+		}
+	}
+	return n.Name
+}
+
+var word = regexp.MustCompile(`[0-9A-Za-z]+`)
+
+// named is a text in which nodes stand by their ids, as what they say of each other has them, with
+// their names.
+func named(v store.View, text string) string {
+	return word.ReplaceAllStringFunc(text, func(id string) string { return placeOf(v, id).Name })
 }
 
 func show(v store.View, o *cluster.Move) Shown {
 	return Shown{
 		ID: o.ID, Volumes: o.Spec.Volumes, From: placeOf(v, o.Spec.From), To: placeOf(v, o.Spec.To), Keep: o.Spec.Keep, Phase: string(o.Status.Phase),
-		Message: o.Status.Message, Come: o.Status.Come, Bytes: o.Status.Bytes, Total: o.Status.Total, Over: o.Over(),
+		Message: named(v, o.Status.Message), Come: o.Status.Come, Bytes: o.Status.Bytes, Total: o.Status.Total, Over: o.Over(),
 	}
 }
 
