@@ -19,8 +19,9 @@ import (
 )
 
 // Found makes a cluster of this host: c is the cluster, n this node with its addresses, as
-// they are to be written. All that the host has goes over into the cluster's store. It blocks
-// until others can join; on an error all is as it was. Kinds: AlreadyExists when the host is in
+// they are to be written; the host has to reach itself at that which others are told. All that the host has goes over into the cluster's store. It blocks
+// until others can join; on an error all is as it was. Kinds: InvalidArgument and Unavailable of
+// addresses; AlreadyExists when the host is in
 // a cluster; context.DeadlineExceeded when it takes long to lead: it goes on then.
 func (m *Membership) Found(ctx context.Context, c *cluster.Cluster, n *cluster.Node) error {
 	if err := m.turn(ctx, func(ctx context.Context) error { return founder{m}.found(ctx, c, n) }); err != nil {
@@ -52,6 +53,9 @@ func (m founder) found(ctx context.Context, c *cluster.Cluster, n *cluster.Node)
 		return errNoProgram(err)
 	}
 	if err := free(r.Listen, r.peers()); err != nil {
+		return err
+	}
+	if err := reach(ctx, r.Listen, r.Addr); err != nil { // the node calls its own manager there
 		return err
 	}
 	if err := r.write(m.cfg.Dir); err != nil {

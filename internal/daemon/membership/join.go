@@ -86,6 +86,14 @@ func (m joiner) join(ctx context.Context, j Joining) (err error) {
 	if err := free(r.Listen, r.peers()); err != nil {
 		return err
 	}
+	if r.Addr != "" {
+		switch err := reach(ctx, r.Listen, r.Addr); {
+		case errdefs.IsUnavailable(err): // others may see more of the network
+			m.log.Warn("it is not known whether other nodes reach this one", "address", r.Addr, "error", err)
+		case err != nil:
+			return err
+		}
+	}
 	joined, err := m.knock(ctx, j)
 	if err != nil {
 		return err

@@ -79,6 +79,9 @@ func (m restorer) restore(ctx context.Context, saved store.Store, n *cluster.Nod
 	own := m.own
 	m.mu.Unlock()
 	r, n, err := m.place(saved.View(), n)
+	if err == nil && own != nil { // a manager that is set back keeps its address
+		err = reach(ctx, r.Listen, r.Addr)
+	}
 	if err != nil {
 		return err
 	}
