@@ -217,13 +217,24 @@ func (w *worker) escale(ctx context.Context, files map[string]string, args ...st
 		return nil
 	case ctx.Err() != nil:
 		return fmt.Errorf("no end within a minute: %s", out)
-	case !alive(pid) || w.e.Pid() != pid:
+	case w.killed(pid):
 		if len(out) == 0 || strings.Contains(string(out), "panic") {
 			return fmt.Errorf("%w, and said %q", err, out)
 		}
 		return errCut
 	}
 	return fmt.Errorf("%w: %s", err, out)
+}
+
+// killed tells whether the engine that had a pid was killed. It waits a moment for that: a
+// process has closed its connections before it is seen to have ended.
+func (w *worker) killed(pid int) bool {
+	for end := time.Now().Add(harness.Patience(2 * time.Second)); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if !alive(pid) || w.e.Pid() != pid {
+			return true
+		}
+	}
+	return false
 }
 
 func alive(pid int) bool {
