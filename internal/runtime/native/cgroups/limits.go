@@ -100,6 +100,9 @@ func (g *Group) explain(s setting, err error) error {
 // settings are all but pids.max, in the order in which they are tried.
 func (g *Group) settings(r *specs.LinuxResources) (list []setting, err error) {
 	add := func(controller, file, value string) { list = append(list, setting{controller, file, value, false}) }
+	if err := g.beyond(r); err != nil {
+		return nil, err
+	}
 	if r.Memory != nil {
 		if list, err = g.memory(list, r.Memory); err != nil {
 			return nil, err
@@ -109,8 +112,8 @@ func (g *Group) settings(r *specs.LinuxResources) (list []setting, err error) {
 		list = g.cpu(list, r.CPU)
 	}
 	if b := r.BlockIO; b != nil {
-		if b.Weight != nil && *b.Weight != 0 && (*b.Weight < 10 || *b.Weight > 1000) {
-			return nil, fmt.Errorf("invalid blkio weight: %d (valid range is 10-1000)", *b.Weight)
+		if err := checkWeights(b); err != nil {
+			return nil, err
 		}
 		list = g.blockIO(list, b)
 	}
@@ -123,7 +126,7 @@ func (g *Group) settings(r *specs.LinuxResources) (list []setting, err error) {
 		add("hugetlb", file, value)
 		list = append(list, setting{"hugetlb", reserved, value, true})
 	}
-	if n := r.Network; n != nil && !g.Pure { // version 2 has neither; runc leaves them out as well
+	if n := r.Network; n != nil {
 		if n.ClassID != nil {
 			add("net_cls", "net_cls.classid", strconv.FormatUint(uint64(*n.ClassID), 10))
 		}
@@ -206,6 +209,9 @@ func (g *Group) memory(list []setting, m *specs.LinuxMemory) ([]setting, error) 
 	}
 	if n := value(m.Reservation); n != 0 {
 		add("memory.soft_limit_in_bytes", number(n), false)
+	}
+	if n := value(m.KernelTCP); n != 0 {
+		add("memory.kmem.tcp.limit_in_bytes", number(n), true)
 	}
 	if m.DisableOOMKiller != nil && *m.DisableOOMKiller {
 		add("memory.oom_control", "1", false)
@@ -316,24 +322,25 @@ func (g *Group) cpu(list []setting, c *specs.LinuxCPU) []setting {
 
 func (g *Group) blockIO(list []setting, b *specs.LinuxBlockIO) []setting {
 	add := func(file, v string) { list = append(list, setting{g.ioController(), file, v, false}) }
-	number := func(n uint16) string { return strconv.FormatUint(uint64(n), 10) }
 	weight, device := g.weightFiles()
-	if b.Weight != nil && *b.Weight != 0 {
-		w := number(*b.Weight)
-		if weight == "io.weight" {
-			w = strconv.FormatUint(1+(uint64(*b.Weight)-10)*9999/990, 10)
+	number := func(n uint16) string {
+		if weight == "io.weight" { // from 1 to 10000, not from 10 to 1000
+			return strconv.FormatUint(1+(uint64(n)-10)*9999/990, 10)
 		}
-		add(weight, w)
+		return strconv.FormatUint(uint64(n), 10)
 	}
-	if b.LeafWeight != nil && *b.LeafWeight != 0 && !g.Pure {
+	if b.Weight != nil && *b.Weight != 0 {
+		add(weight, number(*b.Weight))
+	}
+	if b.LeafWeight != nil && *b.LeafWeight != 0 {
 		add("blkio.leaf_weight", number(*b.LeafWeight))
 	}
 	for _, d := range b.WeightDevice {
 		name := fmt.Sprintf("%d:%d ", d.Major, d.Minor)
-		if d.Weight != nil && *d.Weight != 0 && device != "" {
+		if d.Weight != nil && *d.Weight != 0 {
 			add(device, name+number(*d.Weight))
 		}
-		if d.LeafWeight != nil && *d.LeafWeight != 0 && !g.Pure {
+		if d.LeafWeight != nil && *d.LeafWeight != 0 {
 			add("blkio.leaf_weight_device", name+number(*d.LeafWeight))
 		}
 	}
@@ -377,7 +384,7 @@ func (g *Group) weightFiles() (weight, device string) {
 	case g.Pure && there("io.bfq.weight"):
 		return "io.bfq.weight", "io.bfq.weight"
 	case g.Pure:
-		return "io.weight", ""
+		return "io.weight", "io.weight"
 	case there("blkio.weight"):
 		return "blkio.weight", "blkio.weight_device"
 	}
