@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -43,17 +42,23 @@ var commands = map[string]command{
 	"features": {nil, false, (*runtime).features},
 }
 
-// start lets the process of a created container go.
-func (r *runtime) start(_ values, words []string) (int, error) {
+// find is what a command that takes a container and nothing else is about, and how it is.
+func (r *runtime) find(words []string) (*state, specs.ContainerState, error) {
 	id, err := one(words)
 	if err != nil {
-		return 0, err
+		return nil, "", err
 	}
 	s, err := r.load(id)
 	if err != nil {
-		return 0, err
+		return nil, "", err
 	}
 	status, err := r.status(s)
+	return s, status, err
+}
+
+// start lets the process of a created container go.
+func (r *runtime) start(_ values, words []string) (int, error) {
+	s, status, err := r.find(words)
 	if err != nil {
 		return 0, err
 	}
@@ -63,7 +68,7 @@ func (r *runtime) start(_ values, words []string) (int, error) {
 	case specs.StateRunning, "paused":
 		return 0, errors.New("cannot start an already running container")
 	}
-	name := filepath.Join(r.dir(id), fifoName)
+	name := filepath.Join(r.dir(s.ID), fifoName)
 	fifo, err := unix.Open(name, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, fmt.Errorf("cannot start a container that has stopped: %w", err)
@@ -76,7 +81,7 @@ func (r *runtime) start(_ values, words []string) (int, error) {
 		return 0, err
 	}
 	if _, err := unix.Write(fifo, []byte{0}); err != nil {
-		return 0, fmt.Errorf("starting container %s: %w", id, err)
+		return 0, fmt.Errorf("starting container %s: %w", s.ID, err)
 	}
 	if s.Hooks != nil {
 		return 0, hooks.Run("poststart", s.Hooks.Poststart, s.told(specs.StateRunning))
@@ -86,15 +91,7 @@ func (r *runtime) start(_ values, words []string) (int, error) {
 
 // tell prints the state (runtime.md, "Query State").
 func (r *runtime) tell(_ values, words []string) (int, error) {
-	id, err := one(words)
-	if err != nil {
-		return 0, err
-	}
-	s, err := r.load(id)
-	if err != nil {
-		return 0, err
-	}
-	status, err := r.status(s)
+	s, status, err := r.find(words)
 	if err != nil {
 		return 0, err
 	}
@@ -291,15 +288,7 @@ func (s *state) end(p *os.File) error {
 }
 
 func (r *runtime) freeze(words []string, on bool) (int, error) {
-	id, err := one(words)
-	if err != nil {
-		return 0, err
-	}
-	s, err := r.load(id)
-	if err != nil {
-		return 0, err
-	}
-	status, err := r.status(s)
+	s, status, err := r.find(words)
 	if err != nil {
 		return 0, err
 	}
@@ -361,16 +350,9 @@ func (r *runtime) ps(o values, words []string) (int, error) {
 	return 0, nil
 }
 
-var updateOptions = options{"resources": true, "memory": true, "memory-reservation": true, "memory-swap": true, "cpu-period": true, "cpu-quota": true, "cpu-share": true,
-	"cpu-burst": true, "cpuset-cpus": true, "cpuset-mems": true, "pids-limit": true, "blkio-weight": true}
-
 // update changes limits; what is absent stays.
 func (r *runtime) update(o values, words []string) (int, error) {
-	id, err := one(words)
-	if err != nil {
-		return 0, err
-	}
-	s, err := r.load(id)
+	s, _, err := r.find(words)
 	if err != nil {
 		return 0, err
 	}
@@ -394,47 +376,4 @@ func (r *runtime) update(o values, words []string) (int, error) {
 		return 0, err
 	}
 	return 0, g.LimitPids(res)
-}
-
-func readAll(name string, in io.Reader) ([]byte, error) {
-	if name == "-" {
-		return io.ReadAll(in)
-	}
-	return os.ReadFile(name)
-}
-
-// limitsOf reads the limits that stand in options, as runc has them.
-func limitsOf(o values, r *specs.LinuxResources) error {
-	var failed error
-	given := func(name string, err error) bool {
-		if err != nil && o.text(name, "") != "" {
-			failed = fmt.Errorf("invalid value for %s: %w", name, err)
-		}
-		return o.text(name, "") != ""
-	}
-	number := func(name string) *int64 {
-		n, err := strconv.ParseInt(o.text(name, ""), 10, 64)
-		if !given(name, err) {
-			return nil
-		}
-		return &n
-	}
-	unsigned := func(name string, bits int) *uint64 {
-		n, err := strconv.ParseUint(o.text(name, ""), 10, bits)
-		if !given(name, err) {
-			return nil
-		}
-		return &n
-	}
-	r.Memory = &specs.LinuxMemory{Limit: number("memory"), Reservation: number("memory-reservation"), Swap: number("memory-swap")}
-	r.CPU = &specs.LinuxCPU{Shares: unsigned("cpu-share", 64), Quota: number("cpu-quota"), Period: unsigned("cpu-period", 64), Burst: unsigned("cpu-burst", 64),
-		Cpus: o.text("cpuset-cpus", ""), Mems: o.text("cpuset-mems", "")}
-	if n := number("pids-limit"); n != nil {
-		r.Pids = &specs.LinuxPids{Limit: n}
-	}
-	if n := unsigned("blkio-weight", 16); n != nil {
-		w := uint16(*n)
-		r.BlockIO = &specs.LinuxBlockIO{Weight: &w}
-	}
-	return failed
 }
