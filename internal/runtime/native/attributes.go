@@ -1,6 +1,7 @@
 package native
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -62,43 +63,72 @@ const maxIOPriority = 7
 // stands for the container's, before it is that.
 func setScheduling(pid int, p *specs.Process) error {
 	if s := p.Scheduler; s != nil {
-		policy, ok := policies[s.Policy]
-		if !ok {
-			return fmt.Errorf("scheduler policy %q: not known", s.Policy)
-		}
-		attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: policy, Nice: s.Nice, Priority: uint32(s.Priority), Runtime: s.Runtime, Deadline: s.Deadline, Period: s.Period}
+		attr := unix.SchedAttr{Size: unix.SizeofSchedAttr, Policy: policies[s.Policy], Nice: s.Nice, Priority: uint32(s.Priority), Runtime: s.Runtime, Deadline: s.Deadline, Period: s.Period}
 		for _, f := range s.Flags {
-			bit, ok := schedFlags[f]
-			if !ok {
-				return fmt.Errorf("scheduler flag %q: not known", f)
-			}
-			attr.Flags |= bit
+			attr.Flags |= schedFlags[f]
 		}
 		if err := unix.SchedSetAttr(pid, &attr, 0); err != nil {
 			return fmt.Errorf("error setting scheduler: %w", err)
 		}
 	}
 	if io := p.IOPriority; io != nil {
-		class, ok := ioClasses[io.Class]
-		if !ok {
-			return fmt.Errorf("io priority class %q: not known", io.Class)
-		}
-		if io.Priority < 0 || io.Priority > maxIOPriority {
-			return fmt.Errorf("io priority %d: not from 0 to %d", io.Priority, maxIOPriority)
-		}
+		class := ioClasses[io.Class]
 		const whoProcess, classShift = 1, 13 // ioprio_set(2)
 		if _, _, errno := unix.Syscall(unix.SYS_IOPRIO_SET, whoProcess, uintptr(pid), uintptr(class<<classShift|io.Priority)); errno != 0 {
 			return fmt.Errorf("failed to set io priority: %w", errno)
 		}
 	}
-	if a := p.ExecCPUAffinity; a != nil && a.Final != "" {
-		return setAffinity(pid, a.Final)
+	return nil
+}
+
+// validateScheduling refuses what the kernel would pass over or take for something else.
+func validateScheduling(p *specs.Process) error {
+	if s := p.Scheduler; s != nil {
+		_, known := policies[s.Policy]
+		real := s.Policy == specs.SchedFIFO || s.Policy == specs.SchedRR
+		switch {
+		case s.Policy == "":
+			return errors.New("scheduler policy is required")
+		case !known:
+			return fmt.Errorf("scheduler policy %q: not known", s.Policy)
+		case s.Nice < -20 || s.Nice > 19:
+			return fmt.Errorf("invalid scheduler.nice: %d when scheduler.policy is %s", s.Nice, s.Policy)
+		case s.Nice != 0 && s.Policy != specs.SchedOther && s.Policy != specs.SchedBatch:
+			return errors.New("scheduler.nice can only be specified for SchedOther or SchedBatch policy")
+		case s.Priority != 0 && !real:
+			return errors.New("scheduler.priority can only be specified for SchedFIFO or SchedRR policy")
+		case s.Policy != specs.SchedDeadline && (s.Runtime != 0 || s.Deadline != 0 || s.Period != 0):
+			return errors.New("scheduler runtime/deadline/period can only be specified for SchedDeadline policy")
+		}
+		for _, f := range s.Flags {
+			if _, ok := schedFlags[f]; !ok {
+				return fmt.Errorf("scheduler flag %q: not known", f)
+			}
+		}
+	}
+	if io := p.IOPriority; io != nil {
+		if io.Priority < 0 || io.Priority > maxIOPriority {
+			return fmt.Errorf("invalid ioPriority.Priority: %d", io.Priority)
+		}
+		if _, ok := ioClasses[io.Class]; !ok {
+			return fmt.Errorf("invalid ioPriority.Class: %q", io.Class)
+		}
+	}
+	if a := p.ExecCPUAffinity; a != nil {
+		for _, list := range []string{a.Initial, a.Final} {
+			if _, err := cpuMask(list); list != "" && err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
 
-// setAffinity binds a process to the processors of a list as "0-3,7".
+// setAffinity binds a process to the processors of a list as "0-3,7"; empty: to none.
 func setAffinity(pid int, list string) error {
+	if list == "" {
+		return nil
+	}
 	mask, err := cpuMask(list)
 	if err != nil {
 		return err

@@ -69,10 +69,10 @@ func TestScheduling(t *testing.T) {
 	l.must("delete", "--force", l.id)
 	l.spec.Process.Args = []string{"true"}
 	for words, change := range map[string]func(){
-		"io priority 8200": func() { l.spec.Process.IOPriority.Priority = 8200 }, // would be another class
-		"nodes \\\"0-":     func() { l.spec.Linux.MemoryPolicy.Nodes = "0-" },
-		"policy \\\"x":     func() { l.spec.Linux.MemoryPolicy.Mode = "x" },
-		"scheduler policy": func() { l.spec.Process.Scheduler.Policy = "x" },
+		"ioPriority.Priority: 8200": func() { l.spec.Process.IOPriority.Priority = 8200 }, // would be another class
+		"nodes \\\"0-":              func() { l.spec.Linux.MemoryPolicy.Nodes = "0-" },
+		"policy \\\"x":              func() { l.spec.Linux.MemoryPolicy.Mode = "x" },
+		"scheduler policy":          func() { l.spec.Process.Scheduler.Policy = "x" },
 	} {
 		io, memory, scheduler := *l.spec.Process.IOPriority, *l.spec.Linux.MemoryPolicy, *l.spec.Process.Scheduler
 		change()

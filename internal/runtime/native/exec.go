@@ -66,6 +66,7 @@ func execProcess(s *state, o values, args []string) (*specs.Process, error) {
 		if err := json.Unmarshal(b, p); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
+		inherit(p, s.Process)
 		return p, validateProcess(p)
 	}
 	*p = *s.Process
@@ -104,6 +105,32 @@ func execProcess(s *state, o values, args []string) (*specs.Process, error) {
 		p.User.AdditionalGids = append(p.User.AdditionalGids, uint32(n))
 	}
 	return p, validateProcess(p)
+}
+
+// inherit gives a process of --process what the container's own has and it says nothing
+// about, as runc does.
+func inherit(p, from *specs.Process) {
+	if p.Capabilities == nil {
+		p.Capabilities = from.Capabilities
+	}
+	if p.ApparmorProfile == "" {
+		p.ApparmorProfile = from.ApparmorProfile
+	}
+	if p.SelinuxLabel == "" {
+		p.SelinuxLabel = from.SelinuxLabel
+	}
+	if len(p.Rlimits) == 0 {
+		p.Rlimits = from.Rlimits
+	}
+	if p.Scheduler == nil {
+		p.Scheduler = from.Scheduler
+	}
+	if p.IOPriority == nil {
+		p.IOPriority = from.IOPriority
+	}
+	if p.ExecCPUAffinity == nil {
+		p.ExecCPUAffinity = from.ExecCPUAffinity
+	}
 }
 
 // join starts a process in a container.
@@ -197,15 +224,20 @@ func startExec(process *specs.Process, out *outfit, p *plan.Plan, o values, agai
 	if err != nil {
 		return nil, fmt.Errorf("unable to start container process: %w", err)
 	}
-	if a := process.ExecCPUAffinity; a != nil && a.Initial != "" {
-		err = setAffinity(in.pid, a.Initial)
+	affinity := process.ExecCPUAffinity
+	if affinity == nil {
+		affinity = &specs.CPUAffinity{}
 	}
+	err = setAffinity(in.pid, affinity.Initial)
 	if err == nil {
 		err = raiseLimits(in.pid, process.Rlimits)
 	}
 	if err == nil {
 		ready := func() error {
 			if err := setScheduling(in.pid, process); err != nil {
+				return err
+			}
+			if err := setAffinity(in.pid, affinity.Final); err != nil {
 				return err
 			}
 			return writePid(o.text("pid-file", ""), in.pid)

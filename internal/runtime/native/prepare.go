@@ -210,6 +210,8 @@ func (p *preparation) mount(m *specs.Mount) (*plan.Mount, error) {
 	made := &plan.Mount{Dest: m.Destination, Source: m.Source, FS: m.Type, Tree: plan.NoFD, Fallback: plan.NoFD, Again: o.Again && !o.Bind,
 		Set: o.Set, Clear: o.Clear, RecSet: o.RecSet, RecClear: o.RecClear, Propagation: o.Propagation, CopyUp: o.CopyUp, Params: o.Params}
 	switch {
+	case made.Again && len(o.Params) > 0:
+		return nil, fmt.Errorf("remount: %s: parameters of a file system cannot be changed", o.Params[0].Key)
 	case made.Again:
 		return made, nil
 	case mounts.IsBind(m):
@@ -321,6 +323,18 @@ func (p *preparation) cgroup(made *plan.Mount) error {
 	return nil
 }
 
+// isDevice checks that what the host has by the name is what was asked for.
+func isDevice(tree int, d *plan.Device) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(tree, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: d.Path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != d.Mode&unix.S_IFMT || d.Mode&unix.S_IFMT != unix.S_IFIFO && st.Rdev != unix.Mkdev(d.Major, d.Minor) {
+		return fmt.Errorf("device %s: the host has another one by that name, and nobody makes devices in a user namespace", d.Path)
+	}
+	return nil
+}
+
 // defaultDevices are those that every container has (config-linux.md, "Default Devices").
 var defaultDevices = []specs.LinuxDevice{
 	{Path: "/dev/null", Type: "c", Major: 1, Minor: 3}, {Path: "/dev/zero", Type: "c", Major: 1, Minor: 5}, {Path: "/dev/full", Type: "c", Major: 1, Minor: 7},
@@ -363,6 +377,9 @@ func (p *preparation) devices() error {
 				return err
 			}
 			made.Tree = p.out.giveFD(tree, d.Path)
+			if err := isDevice(tree, &made); err != nil {
+				return err
+			}
 		}
 		p.plan.Devices = append(p.plan.Devices, made)
 	}

@@ -12,6 +12,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"escale.dev/escale/internal/runtime/native/inside"
 )
 
 // readSpec reads a bundle's config.json and makes its root path absolute.
@@ -69,10 +71,17 @@ func validate(s *specs.Spec) error {
 		return errors.New("intelRdt: not supported")
 	case len(l.NetDevices) > 0:
 		return errors.New("netDevices: not supported")
+	case l.Personality != nil && len(l.Personality.Flags) > 0:
+		return fmt.Errorf("personality flag %q: not supported", l.Personality.Flags[0])
+	case l.MountLabel != "" && !exists("/sys/fs/selinux/enforce"):
+		return errors.New("selinux mount label is specified in config, but selinux is disabled or not supported")
 	case s.Process.SelinuxLabel != "" && !exists("/sys/fs/selinux/enforce"):
 		return errors.New("selinux label is specified in config, but selinux is disabled or not supported")
 	case s.Process.ApparmorProfile != "" && s.Process.ApparmorProfile != "unconfined" && !exists("/sys/module/apparmor"):
 		return errors.New("apparmor profile is specified in config, but apparmor is disabled or not supported")
+	}
+	if err := validateHooks(s.Hooks); err != nil {
+		return err
 	}
 	return validateSysctl(l.Sysctl, separate(l.Namespaces, flags))
 }
@@ -94,6 +103,26 @@ func validateProcess(p *specs.Process) error {
 			return fmt.Errorf("rlimit %s: given twice", l.Type)
 		}
 		seen[l.Type] = true
+		if _, ok := inside.Resource(l.Type); !ok {
+			return fmt.Errorf("rlimit %q: not known", l.Type)
+		}
+	}
+	return validateScheduling(p)
+}
+
+// validateHooks refuses what config.md ("POSIX-platform Hooks") rules out.
+func validateHooks(h *specs.Hooks) error {
+	if h == nil {
+		return nil
+	}
+	//lint:ignore SA1019 old bundles have it, and runc runs it
+	for _, hook := range slices.Concat(h.Prestart, h.CreateRuntime, h.CreateContainer, h.StartContainer, h.Poststart, h.Poststop) {
+		if !filepath.IsAbs(hook.Path) {
+			return fmt.Errorf("hook %q: path must be absolute", hook.Path)
+		}
+		if hook.Timeout != nil && *hook.Timeout <= 0 {
+			return fmt.Errorf("hook %q: timeout must be greater than zero", hook.Path)
+		}
 	}
 	return nil
 }

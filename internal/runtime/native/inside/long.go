@@ -29,7 +29,11 @@ func makeLong(m *plan.Mount, at int) (int, error) {
 		} else if p.Value == "" {
 			data = append(data, p.Key)
 		} else {
-			data = append(data, p.Key+"="+p.Value)
+			v := p.Value
+			if p.Key == "context" { // of SELinux, with commas
+				v = `"` + v + `"`
+			}
+			data = append(data, p.Key+"="+v)
 		}
 	}
 	text := strings.Join(data, ",")

@@ -59,7 +59,7 @@ func (h *half) mount(m *plan.Mount) error {
 	if isDir(tree) != isDir(at) {
 		return pathError("mount", m.Dest, unix.ENOTDIR)
 	}
-	if m.CopyUp {
+	if m.CopyUp && m.FS == "tmpfs" { // as runc: what is somebody's already is not added to
 		if err := copyUp(at, tree, m.Params); err != nil {
 			return fmt.Errorf("tmpcopyup: %w", err)
 		}
