@@ -2,7 +2,9 @@ package inside
 
 import (
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -16,6 +18,11 @@ var (
 		"MPOL_LOCAL": unix.MPOL_LOCAL, "MPOL_PREFERRED_MANY": unix.MPOL_PREFERRED_MANY, "MPOL_WEIGHTED_INTERLEAVE": unix.MPOL_WEIGHTED_INTERLEAVE}
 	policyFlags = map[string]uintptr{"MPOL_F_STATIC_NODES": unix.MPOL_F_STATIC_NODES, "MPOL_F_RELATIVE_NODES": unix.MPOL_F_RELATIVE_NODES, "MPOL_F_NUMA_BALANCING": unix.MPOL_F_NUMA_BALANCING}
 )
+
+// MemoryPolicies are the modes and flags by the specification's names, sorted.
+func MemoryPolicies() (modes, flags []string) {
+	return slices.Sorted(maps.Keys(policyModes)), slices.Sorted(maps.Keys(policyFlags))
+}
 
 const maxNodes = 1024
 

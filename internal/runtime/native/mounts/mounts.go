@@ -4,6 +4,7 @@ package mounts
 
 import (
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -63,7 +64,23 @@ func Propagation(name string) (uintptr, error) {
 // superblock are the options of a file system as a whole, which fsconfig(2) knows
 // by these names; what is on by default has none.
 var superblock = map[string]string{"sync": "sync", "dirsync": "dirsync", "lazytime": "lazytime", "mand": "mand",
-	"async": "", "nolazytime": "", "nomand": "", "defaults": "", "silent": "", "loud": "", "iversion": "", "noiversion": ""}
+	"acl": "", "noacl": "", "async": "", "nolazytime": "", "nomand": "", "defaults": "", "silent": "", "loud": "", "iversion": "", "noiversion": ""}
+
+// Names are the options that are not a file system's own, sorted.
+func Names() []string {
+	list := []string{"bind", "rbind", "remount", "tmpcopyup", "idmap", "ridmap"}
+	for name := range maps.Keys(attributes) {
+		list = append(list, name, "r"+name)
+	}
+	for name := range maps.Keys(propagations) {
+		list = append(list, name, "r"+name)
+	}
+	for name := range maps.Keys(superblock) {
+		list = append(list, name)
+	}
+	slices.Sort(list)
+	return list
+}
 
 // Parse reads a mount's options. What it does not know is a parameter of the file system.
 func Parse(options []string) Parsed {

@@ -29,6 +29,7 @@ func TestParse(t *testing.T) {
 		"size=64k,mode=1777":   {Params: []plan.Param{{Key: "size", Value: "64k"}, {Key: "mode", Value: "1777"}}},
 		"newinstance,sync":     {Params: []plan.Param{{Key: "newinstance"}, {Key: "sync"}}},
 		"async,defaults,loud":  {},
+		"acl,noacl,iversion":   {},
 		"remount,tmpcopyup":    {Again: true, CopyUp: true},
 		"ridmap":               {MapIDs: true, MapIDsBelow: true},
 		"idmap":                {MapIDs: true},

@@ -52,6 +52,7 @@ var foreign = map[specs.Arch]bool{
 	specs.ArchMIPSEL: true, specs.ArchMIPSEL64: true, specs.ArchMIPSEL64N32: true,
 	specs.ArchPPC: true, specs.ArchPPC64: true, specs.ArchPPC64LE: true,
 	specs.ArchS390: true, specs.ArchS390X: true, specs.ArchRISCV64: true, specs.ArchLOONGARCH64: true,
+	specs.ArchPARISC: true, specs.ArchPARISC64: true, specs.ArchM68K: true, specs.ArchSH: true, specs.ArchSHEB: true,
 	specs.ArchX86_64: true, specs.ArchX86: true, specs.ArchX32: true, specs.ArchAARCH64: true, specs.ArchARM: true,
 }
 

@@ -71,7 +71,7 @@ func filterFlags(list []specs.LinuxSeccompFlag) (flags uint32, err error) {
 	}
 	for _, f := range list {
 		switch f {
-		case "SECCOMP_FILTER_FLAG_TSYNC": // the process has one thread when its program begins
+		case flagSync: // the process has one thread when its program begins
 		case specs.LinuxSeccompFlagLog:
 			flags |= unix.SECCOMP_FILTER_FLAG_LOG
 		case specs.LinuxSeccompFlagSpecAllow:

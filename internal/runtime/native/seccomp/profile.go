@@ -10,6 +10,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// flagSync has a filter bind all threads of its process; the specification has no name for it.
+const flagSync = "SECCOMP_FILTER_FLAG_TSYNC"
+
 // What a filter answers (linux/seccomp.h, SECCOMP_RET_*).
 const (
 	retKillThread  = 0x00000000
@@ -27,6 +30,10 @@ var actions = map[specs.LinuxSeccompAction]uint32{
 	specs.ActKill: retKillThread, specs.ActKillThread: retKillThread, specs.ActKillProcess: retKillProcess,
 	specs.ActTrap: retTrap, specs.ActErrno: retErrno, specs.ActTrace: retTrace, specs.ActLog: retLog, specs.ActAllow: retAllow,
 }
+
+// operators compare an argument.
+var operators = map[specs.LinuxSeccompOperator]bool{specs.OpNotEqual: true, specs.OpLessThan: true, specs.OpLessEqual: true, specs.OpEqualTo: true,
+	specs.OpGreaterEqual: true, specs.OpGreaterThan: true, specs.OpMaskedEqual: true}
 
 // maxData is what fits beside an action: SECCOMP_RET_DATA.
 const maxData = 0xffff
@@ -92,12 +99,11 @@ func conditions(args []specs.LinuxSeccompArg) ([]condition, error) {
 			return nil, fmt.Errorf("argument %d: calls have %d, counted from 0: %w", a.Index, maxArgs, errdefs.ErrInvalidArgument)
 		}
 		c := condition{a.Index, a.Op, a.Value, ^uint64(0)}
-		switch a.Op {
-		case specs.OpEqualTo, specs.OpNotEqual, specs.OpLessThan, specs.OpLessEqual, specs.OpGreaterThan, specs.OpGreaterEqual:
-		case specs.OpMaskedEqual:
-			c.mask, c.value = a.Value, a.ValueTwo&a.Value
-		default:
+		if !operators[a.Op] {
 			return nil, fmt.Errorf("operator %q: no such operator: %w", a.Op, errdefs.ErrInvalidArgument)
+		}
+		if a.Op == specs.OpMaskedEqual {
+			c.mask, c.value = a.Value, a.ValueTwo&a.Value
 		}
 		list = append(list, c)
 	}
