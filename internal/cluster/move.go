@@ -34,6 +34,8 @@ type MoveStatus struct {
 	Total   int64     `json:",omitempty"` // that it has, as far as that is known
 	// Freed: of one that is undone, tasks may have the volumes on the first node again.
 	Freed bool `json:",omitempty"`
+	// Swept: of one that is over, neither node has a note of it any more that came late, or it is a node no more.
+	Swept bool `json:",omitempty"`
 }
 
 // MovePhase is the state of a move.

@@ -185,6 +185,62 @@ func TestMoveUndone(t *testing.T) {
 	}
 }
 
+// What a step of a former leader leaves on a node after the end of its move is swept, and the move is
+// not forgotten before both nodes have answered, or are none any more.
+func TestMoveSwept(t *testing.T) {
+	for _, removed := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, "n1", "n2")
+			defer w.stop()
+			s := w.serve("db", 1, "data")
+			at := w.running(s.ID)[0]
+			to := map[string]string{"n1": "n2", "n2": "n1"}[at]
+			w.put(at, "data", "precious")
+			defer w.lead(1)()
+			w.steps(1000)
+			id := w.begin(Asked{Volumes: []string{"data"}, To: to})
+			w.till("copying", func() bool { m, err := w.desk().Get(id); return err == nil && m.Bytes > 10 })
+			if err := w.desk().Cancel(t.Context(), "data"); err != nil {
+				t.Error(err)
+			}
+			if m := w.over(id); m.Phase != "undone" {
+				t.Fatalf("%+v", m)
+			}
+			w.mu.Lock()
+			w.disks[at]["data"].held, w.down[to] = id, true
+			w.disks[to]["data"] = &disk{content: "late", held: id, in: true}
+			w.mu.Unlock()
+			time.Sleep(2*sweeps + time.Second)
+			if got := w.has(at, "data"); got != "precious" {
+				t.Errorf("on the first node the volume is %s", got)
+			}
+			moves := func() []*cluster.Move { return store.List[*cluster.Move](w.s.View()) }
+			long := store.Copy(moves()[0])
+			long.Status.At = long.Status.At.Add(-2 * kept) // as if so much had passed
+			w.commit(store.Update(long))
+			time.Sleep(2 * keptLook)
+			if list := moves(); len(list) != 1 || list[0].Status.Swept {
+				t.Errorf("a node has not answered, and there are %+v", list)
+			}
+			if removed {
+				n, err := store.Find[*cluster.Node](w.s.View(), to)
+				if err != nil {
+					t.Fatal(err)
+				}
+				w.commit(store.Delete(n))
+			} else {
+				w.mu.Lock()
+				w.down[to] = false
+				w.mu.Unlock()
+			}
+			w.till("it is swept and forgotten", func() bool { return len(moves()) == 0 })
+			if got := w.has(to, "data"); !removed && got != "-" {
+				t.Errorf("on the second node the volume is %s", got)
+			}
+		})
+	}
+}
+
 var errKilled = errors.New("killed")
 
 // Whenever the leader is killed, the next one brings the move to its end; what a killed one asks for

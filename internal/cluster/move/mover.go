@@ -21,6 +21,7 @@ const (
 	tries    = 6                      // of a copy while a node cannot be reached
 	triesFor = 5 * time.Second        // between two of them
 	kept     = time.Hour              // that a move is shown when it is over
+	sweeps   = time.Minute            // after the end: more than a step that was asked for before may take
 	keptLook = time.Minute            // between two looks whether it is to be forgotten
 	most     = store.MaxChanges - 10  // changes of one commit
 )
@@ -84,7 +85,10 @@ func (m *Mover) all(ctx context.Context, v store.View) (idle, left bool, err err
 	for _, o := range list {
 		switch o.Status.Phase {
 		case cluster.MoveDone, cluster.MoveUndone:
-			if m.now().Sub(o.Status.At) > kept {
+			switch past := m.now().Sub(o.Status.At); {
+			case !o.Status.Swept && past > sweeps:
+				err = m.sweep(ctx, v, o)
+			case o.Status.Swept && past > kept:
 				err = m.commit(ctx, store.Delete(o))
 			}
 		case cluster.MoveDropping, cluster.MoveUndoing:
@@ -182,6 +186,28 @@ func (m *Mover) each(o *cluster.Move, at *cluster.Node, do func(Step) error) err
 		}
 	}
 	return nil
+}
+
+// sweep takes away what a step has left on nodes that a leader of before had asked for and that was
+// taken after the end: a node that has started anew knows of no later leader. The move is not
+// forgotten before both nodes have answered, or are nodes no more.
+func (m *Mover) sweep(ctx context.Context, v store.View, o *cluster.Move) error {
+	for _, id := range []string{o.Spec.From, o.Spec.To} {
+		at, do := node(v, id), m.nodes.Free
+		if id == o.Spec.To && o.Status.Phase == cluster.MoveUndone {
+			do = m.nodes.Drop
+		}
+		if at != nil && !at.Status.Ready {
+			return nil
+		}
+		if err := m.each(o, at, func(s Step) error { return do(ctx, id, s) }); err != nil {
+			m.log.Debug("notes of a move that is over cannot be swept: trying again", "move", o.ID, "node", id, "error", err)
+			return ctx.Err()
+		}
+	}
+	c := store.Copy(o)
+	c.Status.Swept = true
+	return m.commit(ctx, store.Update(c))
 }
 
 // hold ends the tasks that have the volumes, and then keeps them from everybody.
