@@ -33,6 +33,79 @@ func seal() error {
 	return fmt.Errorf("own program: %w", syscall.Exec(fmt.Sprintf("/proc/self/fd/%d", fd), os.Args, os.Environ()))
 }
 
+// program opens what we are, as a mount that nobody can write through: whatever a
+// container does with /proc/PID/exe of the half inside, our file stays as it is. The
+// descriptor is the lowest free one from above on: a table of more than 64 has to
+// grow, for which a process with threads waits some 10 ms (expand_fdtable() of the
+// kernel's fs/file.c).
+func program(above int) (int, error) {
+	if done, err := sealed(); err != nil {
+		return -1, err
+	} else if done {
+		// Of a mount that lies nowhere there is no copy to be had before Linux 6.15.
+		return openAbove("/proc/self/exe", above)
+	}
+	tree, err := unix.OpenTree(unix.AT_FDCWD, "/proc/self/exe", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("own program: %w", os.NewSyscallError("open_tree", err))
+	}
+	defer unix.Close(tree)
+	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}); err != nil {
+		return -1, fmt.Errorf("own program: %w", os.NewSyscallError("mount_setattr", err))
+	}
+	fd, err := unix.FcntlInt(uintptr(tree), unix.F_DUPFD_CLOEXEC, above)
+	if err != nil {
+		return -1, os.NewSyscallError("fcntl", err)
+	}
+	return fd, nil
+}
+
+// openAbove opens what is to be executed.
+func openAbove(path string, above int) (int, error) {
+	low, err := unix.Open(path, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(low)
+	fd, err := unix.FcntlInt(uintptr(low), unix.F_DUPFD_CLOEXEC, above)
+	if err != nil {
+		return -1, os.NewSyscallError("fcntl", err)
+	}
+	return fd, nil
+}
+
+// hidden makes a copy of what we are that can be executed but not read. Who runs a
+// program that it may not read cannot be looked into from the first moment on, not by
+// root of its user namespace either (would_dump() of the kernel's fs/exec.c).
+func hidden(above int) (int, error) {
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return -1, fmt.Errorf("own program: %w", err)
+	}
+	defer self.Close()
+	low, err := unix.MemfdCreate("escale-runtime", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		return -1, fmt.Errorf("own program: %w", os.NewSyscallError("memfd_create", err))
+	}
+	copied := os.NewFile(uintptr(low), "memfd")
+	defer copied.Close()
+	if _, err := copied.ReadFrom(self); err != nil {
+		return -1, fmt.Errorf("own program: %w", err)
+	}
+	if err := unix.Fchmod(low, 0o711); err != nil {
+		return -1, fmt.Errorf("own program: %w", os.NewSyscallError("fchmod", err))
+	}
+	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+	if _, err := unix.FcntlInt(uintptr(low), unix.F_ADD_SEALS, seals); err != nil {
+		return -1, fmt.Errorf("own program: %w", os.NewSyscallError("fcntl", err))
+	}
+	fd, err := unix.FcntlInt(uintptr(low), unix.F_DUPFD_CLOEXEC, above)
+	if err != nil {
+		return -1, os.NewSyscallError("fcntl", err)
+	}
+	return fd, nil
+}
+
 // streams are the standard streams that the half inside gets: ours, but for the null
 // device, which it gets through a mount that is read-only. The device can be written to
 // there, and its owner and mode, which are the host's, cannot be changed through
