@@ -14,6 +14,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/moby/profiles/seccomp"
@@ -138,7 +139,16 @@ func runcsFilter(t *testing.T, s *specs.LinuxSeccomp) []byte {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return filterOf(t, pid)
+	// Until then it is runc, with threads, of which the one that executes takes the place of
+	// the one that is traced.
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(time.Millisecond) {
+		if exe, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && filepath.Base(exe) == "busybox" {
+			return filterOf(t, pid)
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the program of the container does not run")
+		}
+	}
 }
 
 // filterOf reads the newest filter of a process.
