@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"escale.dev/escale/test/internal/harness"
 	"github.com/moby/moby/api/types/swarm"
 )
 
@@ -23,11 +24,28 @@ const (
 	password = "the-secret-of-the-trial"
 )
 
+// How long it may take, on a machine that has nothing else to do, until a node that is lost is known to be,
+// until its tasks run elsewhere, and until a new service runs after the leader was lost.
+const (
+	knownIn     = 3 * time.Second
+	elsewhereIn = 5 * time.Second
+	newRunsIn   = 3 * time.Second
+)
+
 // trial is a site under load.
 type trial struct {
 	*site
 	load   *load
 	writer *writer
+	strict bool // it is to be as fast as it has to
+}
+
+// within complains when something took longer than it may: half as long again, for other work goes on beside.
+func (tr *trial) within(what string, took, bound time.Duration) {
+	tr.Helper()
+	if tr.strict && took > harness.Patience(bound*3/2) {
+		tr.Errorf("%s after %s, and %s are meant", what, round(took), bound)
+	}
 }
 
 func newTrial(t *testing.T, nodes, managers, rate int) *trial {
@@ -104,6 +122,8 @@ func (tr *trial) killWorker(n, asked string) {
 	tr.running(asked, "web", len(tr.nodes))
 	tr.answer(n)
 	tr.load.heal(n)
+	tr.within("a lost worker is known", down, knownIn)
+	tr.within("its tasks run elsewhere", moved, elsewhereIn)
 	tr.tell("a worker killed", "known after", round(down), "its tasks elsewhere after", round(moved), "back after", round(back))
 }
 
@@ -143,6 +163,8 @@ func (tr *trial) loseLeader(what, verb string, others ...string) {
 	tr.answer(lost...)
 	tr.load.heal(lost...)
 	tr.writer.ask(tr.managers(rest[0])...)
+	tr.within(what+": a new service runs", runs, newRunsIn)
+	tr.within(what+": tasks run elsewhere", moved, elsewhereIn)
 	tr.tell(what, "another leads after", round(leads), "a new service runs after", round(runs), "all tasks elsewhere after", round(moved), "back after", round(back))
 }
 
@@ -313,6 +335,7 @@ func TestTrial(t *testing.T) {
 		return
 	}
 	tr := newTrial(t, 5, 3, 500)
+	tr.strict = true
 	tr.killWorker("n5", "n1")
 	tr.loseLeader("the leader killed", "kill")
 	tr.loseLeader("the leader frozen past its lease", "freeze")
