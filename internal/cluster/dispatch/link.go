@@ -165,7 +165,7 @@ func (r *Remote) serve(ctx context.Context, addr string) (led bool, err error) {
 		cancel(fmt.Errorf("manager %s: %w", addr, errSilent))
 	})
 	defer silence.Stop()
-	doubt := time.AfterFunc(Doubt, r.search)
+	doubt := time.AfterFunc(early, r.search)
 	defer doubt.Stop()
 	c, err := r.cfg.Dial(ctx, addr)
 	if err != nil {

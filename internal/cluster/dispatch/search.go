@@ -10,6 +10,10 @@ import (
 // stays: it ends when another leads by a later term, or after Dead.
 const Doubt = Beat * 5 / 2
 
+// early is how long a manager that is called has to say its first word until all others are asked beside it: one
+// that starts takes calls before it answers.
+const early = 300 * time.Millisecond
+
 // errFound ends a connection, or attempts at one, because another leads.
 var errFound = errors.New("another manager leads")
 

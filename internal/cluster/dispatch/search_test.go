@@ -65,6 +65,20 @@ func TestNextLeader(t *testing.T) {
 	}
 }
 
+// A node that starts finds the leader, though the manager that it knew as the one takes its call and says nothing.
+func TestManagerThatStarts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.machines("n1")
+		w.silenced("b:1") // which it asks first
+		w.elect("a:1", 1)
+		w.node("n1", "")
+		if took := w.come("n1"); took > early+2*firstPause {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
 // stand lets a manager stand still; whatever it holds stays open.
 func (w *world) stand(addr string) {
 	w.mu.Lock()
