@@ -224,7 +224,9 @@ func (p *preparation) mount(m *specs.Mount) (*plan.Mount, error) {
 	if o.MapIDs || len(m.UIDMappings)+len(m.GIDMappings) > 0 {
 		return nil, errors.New("id-mapped mounts are only supported for bind-mounts")
 	}
-	if !slices.Contains(quiet, m.Type) && o.Set&unix.MOUNT_ATTR_RDONLY != 0 {
+	// Nothing lies below a new one but itself.
+	made.Set, made.Clear = made.Set&^o.RecClear|o.RecSet, made.Clear&^o.RecSet|o.RecClear
+	if !slices.Contains(quiet, m.Type) && made.Set&unix.MOUNT_ATTR_RDONLY != 0 {
 		made.Params = append(made.Params, plan.Param{Key: "ro"})
 	}
 	if label := p.spec.Linux.MountLabel; label != "" && m.Type != "proc" && m.Type != "sysfs" && m.Type != "mqueue" {
