@@ -131,7 +131,8 @@ func clusterRestoreCommand(a *app) *cobra.Command {
 		Short: "Begin a cluster anew from a backup, with this machine as its only manager",
 		Long: `Begin a cluster anew from a backup, with this machine as its only manager: the same cluster, with the same services,
 networks, secrets and tokens. Nodes that run come back to it by themselves when it answers at the address of a manager
-that they know; others leave (swarm leave --force) and join anew. It is done whole or not at all.`,
+that they know; others leave (swarm leave --force) and join anew. Managers that the backup knows are asked before: while one
+leads the cluster it is not begun a second time, unless with --force. It is done whole or not at all.`,
 		Example: `escale cluster restore --advertise-addr 192.0.2.1 cluster.backup
 escale cluster restore --force cluster.backup`,
 		Args: exactArgs(1),
@@ -140,7 +141,7 @@ escale cluster restore --force cluster.backup`,
 		},
 	}
 	f := cmd.Flags()
-	f.BoolVarP(&o.Force, "force", "f", false, "Set back a manager to what the backup has; no other may run")
+	f.BoolVarP(&o.Force, "force", "f", false, "Set back a manager to what the backup has, or restore although the cluster goes on elsewhere")
 	f.StringVar(&secret, "passphrase-file", "", "File whose first line is the passphrase or unlock key (it is asked for otherwise)")
 	f.StringVar(&o.ListenAddr, "listen-addr", "", "Where other managers reach this one: ADDRESS|INTERFACE[:PORT]")
 	f.StringVar(&o.AdvertiseAddr, "advertise-addr", "", "Address that others are told: ADDRESS|INTERFACE[:PORT]")

@@ -201,7 +201,9 @@ func (s *Server) cluster() dispatch.Cluster {
 }
 
 func (s *Server) clusterJSON() []byte {
-	b, err := json.Marshal(s.cluster())
+	c := s.cluster()
+	c.Serves = s.dispatcher() != nil
+	b, err := json.Marshal(c)
 	if err != nil {
 		panic(err) // the type has nothing that cannot be encoded
 	}

@@ -93,7 +93,9 @@ type Cluster struct {
 	// Barred are ids of nodes that were removed, whose certificates may be valid still: nobody is to answer them.
 	Barred []string `json:",omitempty"`
 	Issuer string   `json:",omitempty"` // names the key that the node's certificate is to be signed by
-	Term   uint64   `json:",omitempty"` // by which the one among them leads; 0: it is not known
+	// Serves: who says it leads, and serves nodes. It is said to who asks who leads.
+	Serves bool   `json:",omitempty"`
+	Term   uint64 `json:",omitempty"` // by which the one among them leads; 0: it is not known
 }
 
 // Manager is one that nodes may call.

@@ -69,7 +69,7 @@ func (l *late) Write(b []byte) (int, error) {
 // Restoration is how a swarm is begun anew from a backup.
 type Restoration struct {
 	Passphrase, UnlockKey                   string // one of both
-	Force                                   bool   // a manager is set back
+	Force                                   bool   // a manager is set back, or the swarm goes on elsewhere
 	ListenAddr, AdvertiseAddr, DataPathAddr string // as of swarm.InitRequest
 }
 
@@ -105,7 +105,7 @@ func (s Backups) Restore(ctx context.Context, r io.Reader, o Restoration) (out R
 		return out, err
 	}
 	out = Restored{Cluster: h.Cluster, Made: h.Made, Revision: h.Revision, Objects: h.Objects}
-	err = s.Membership.Restore(context.WithoutCancel(ctx), saved, node) // detached: it is not to be left half-way
+	err = s.Membership.Restore(context.WithoutCancel(ctx), saved, node, o.Force) // detached: it is not to be left half-way
 	out.Node = s.Membership.Part().Node
 	switch {
 	case errdefs.IsAlreadyExists(err):

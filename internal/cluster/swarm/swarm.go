@@ -94,7 +94,7 @@ type Membership interface {
 	Current(ctx context.Context) error
 	// Restore begins a swarm anew from objects that were saved; n is this node as it is to be
 	// written, nil sets this manager back. AlreadyExists; Conflict; FailedPrecondition.
-	Restore(ctx context.Context, saved *store.State, n *cluster.Node) error
+	Restore(ctx context.Context, saved *store.State, n *cluster.Node, force bool) error
 	// Unlock opens the store of a manager that is locked. Conflict: it is not.
 	Unlock(ctx context.Context, key string) error
 }

@@ -140,7 +140,7 @@ func (p *paperMembership) Found(ctx context.Context, c *cluster.Cluster, n *clus
 	return err
 }
 func (p *paperMembership) Current(context.Context) error { return p.behind }
-func (p *paperMembership) Restore(_ context.Context, saved *store.State, n *cluster.Node) error {
+func (p *paperMembership) Restore(_ context.Context, saved *store.State, n *cluster.Node, _ bool) error {
 	p.saved, p.placed = saved, n
 	return nil
 }

@@ -40,12 +40,12 @@ func (m *Membership) Current(ctx context.Context) error {
 // with its addresses, as they are to be written; nil sets a manager of that cluster back,
 // which keeps its place. It blocks until others can join. Kinds: AlreadyExists when the
 // host is in a cluster; Conflict when it keeps apps, or is of another cluster;
-// FailedPrecondition when other managers run; context.DeadlineExceeded when it takes long: it goes on then.
-func (m *Membership) Restore(ctx context.Context, saved *store.State, n *cluster.Node) error {
+// FailedPrecondition when other managers run, or, unless forced to, when the cluster goes on elsewhere; context.DeadlineExceeded when it takes long: it goes on then.
+func (m *Membership) Restore(ctx context.Context, saved *store.State, n *cluster.Node, force bool) error {
 	if err := (restorer{m}).unattended(); err != nil {
 		return err
 	}
-	if err := m.turn(ctx, func(ctx context.Context) error { return restorer{m}.restore(ctx, mem.New(saved), n) }); err != nil {
+	if err := m.turn(ctx, func(ctx context.Context) error { return restorer{m}.restore(ctx, mem.New(saved), n, force) }); err != nil {
 		return err
 	}
 	return m.settle(ctx)
@@ -74,13 +74,15 @@ func (m restorer) unattended() error {
 
 // restore prepares all beside what there is, writes the record, from which on there is no way
 // back, and puts it in its place.
-func (m restorer) restore(ctx context.Context, saved store.Store, n *cluster.Node) error {
+func (m restorer) restore(ctx context.Context, saved store.Store, n *cluster.Node, force bool) error {
 	m.mu.Lock()
 	own := m.own
 	m.mu.Unlock()
 	r, n, err := m.place(saved.View(), n)
 	if err == nil && own != nil { // a manager that is set back keeps its address
-		err = reach(ctx, r.Listen, r.Addr)
+		if err = reach(ctx, r.Listen, r.Addr); err == nil && !force {
+			err = m.living(ctx, saved)
+		}
 	}
 	if err != nil {
 		return err

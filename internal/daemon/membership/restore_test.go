@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -67,6 +68,13 @@ func TestRestore(t *testing.T) {
 	}
 	saved := a.saved()
 	a.write(app("later"))
+	twin := newHost(t, "twin")
+	if err := twin.m.Restore(t.Context(), saved, twin.own(), false); !errdefs.IsFailedPrecondition(err) || !strings.Contains(err.Error(), "at "+a.addr+":2377 leads this cluster") {
+		t.Errorf("while the cluster goes on: %v", err)
+	}
+	if left, err := os.ReadDir(twin.cfg.Dir); err != nil || len(left) != 0 || !twin.phase(alone)() {
+		t.Errorf("what is refused leaves %v, %v", left, err)
+	}
 	a.stop() // for good
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 	defer cancel()
@@ -74,7 +82,7 @@ func TestRestore(t *testing.T) {
 
 	c := newHost(t, "c")
 	c.addr = a.addr
-	if err := c.m.Restore(t.Context(), saved, c.own()); err != nil {
+	if err := c.m.Restore(t.Context(), saved, c.own(), false); err != nil {
 		t.Fatal(err)
 	}
 	id := c.m.Node()
@@ -126,20 +134,20 @@ func TestSetBack(t *testing.T) {
 		n, err := store.Find[*cluster.Node](a.m.Objects().View(), b.m.Node())
 		return err == nil && n.Status.Manager != nil && n.Status.Manager.Reachable
 	})
-	if err := a.m.Restore(t.Context(), saved, nil); !errdefs.IsFailedPrecondition(err) {
+	if err := a.m.Restore(t.Context(), saved, nil, false); !errdefs.IsFailedPrecondition(err) {
 		t.Errorf("another manager runs: %v", err)
 	}
-	if err := a.m.Restore(t.Context(), saved, &cluster.Node{}); !errdefs.IsFailedPrecondition(err) && !errdefs.IsAlreadyExists(err) {
+	if err := a.m.Restore(t.Context(), saved, &cluster.Node{}, false); !errdefs.IsFailedPrecondition(err) && !errdefs.IsAlreadyExists(err) {
 		t.Errorf("not set back: %v", err)
 	}
 	if err := b.m.Leave(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := a.m.Restore(t.Context(), saved, &cluster.Node{Status: cluster.NodeStatus{Manager: &cluster.ManagerStatus{}}}); !errdefs.IsAlreadyExists(err) {
+	if err := a.m.Restore(t.Context(), saved, &cluster.Node{Status: cluster.NodeStatus{Manager: &cluster.ManagerStatus{}}}, false); !errdefs.IsAlreadyExists(err) {
 		t.Errorf("in a cluster: %v", err)
 	}
 	a.till("as it was", a.ready)
-	if err := a.m.Restore(t.Context(), saved, nil); err != nil {
+	if err := a.m.Restore(t.Context(), saved, nil, false); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
@@ -148,7 +156,7 @@ func TestSetBack(t *testing.T) {
 	}
 	a.till("ready", a.ready)
 	other := b.other()
-	if err := a.m.Restore(t.Context(), other, nil); !errdefs.IsConflict(err) {
+	if err := a.m.Restore(t.Context(), other, nil, false); !errdefs.IsConflict(err) {
 		t.Errorf("another cluster's: %v", err)
 	}
 	a.till("as it was", func() bool { return a.ready() && a.apps() == "kept" })
@@ -199,7 +207,7 @@ func TestRestoreFails(t *testing.T) {
 			h := newHost(t, "a")
 			saved := spoil(h, h.other())
 			was := h.apps()
-			if err := h.m.Restore(t.Context(), saved, h.own()); err == nil {
+			if err := h.m.Restore(t.Context(), saved, h.own(), false); err == nil {
 				t.Fatal("it is restored")
 			}
 			if !h.m.Alone() || !h.empty() || h.apps() != was {
