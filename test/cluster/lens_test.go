@@ -7,9 +7,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
-	"os"
 	"regexp"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -19,25 +17,9 @@ import (
 	"github.com/miekg/dns"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-)
 
-// within does something in a network namespace.
-func within(path string, do func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and not unlocked: the thread ends with the goroutine
-		ns, err := os.Open(path)
-		if err == nil {
-			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
-			ns.Close()
-		}
-		if err == nil {
-			err = do()
-		}
-		done <- err
-	}()
-	return <-done
-}
+	"escale.dev/escale/test/internal/harness"
+)
 
 // host is the network namespace of a node.
 func (s *site) host(n string) string { return "/run/netns/" + s.name + "-" + n }
@@ -183,7 +165,7 @@ func (l *lens) look(ns string, at map[string]func() (map[string]bool, error)) {
 		l.came[place], l.went[place], l.there[place] = map[string]time.Time{}, map[string]time.Time{}, map[string]bool{}
 	}
 	l.done.Go(func() {
-		err := within(ns, func() error {
+		err := harness.Within(ns, func() error {
 			for {
 				for place, see := range at {
 					if a, err := see(); err == nil { // a table that changes meanwhile is looked at again
@@ -249,7 +231,7 @@ func (l *lens) since(begin time.Time, come bool, of map[string][]string) (map[st
 // nftables, and the names as a container on it sees them.
 func (s *site) entries(n, clients, service string) ([]string, error) {
 	var out []string
-	err := within(s.host(n), func() error {
+	err := harness.Within(s.host(n), func() error {
 		list, _, err := rows()
 		if err != nil {
 			return err
@@ -285,7 +267,7 @@ func (s *site) entries(n, clients, service string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = within(box, func() error {
+	err = harness.Within(box, func() error {
 		list, _, err := rows()
 		if err != nil {
 			return err
@@ -325,7 +307,7 @@ func (s *site) wipe(n, box string) error {
 		}
 		return c.Flush()
 	}
-	return errors.Join(within(box, tables), within(s.host(n), func() error {
+	return errors.Join(harness.Within(box, tables), harness.Within(s.host(n), func() error {
 		links, err := netlink.LinkList()
 		if err != nil {
 			return err

@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"escale.dev/escale/test/internal/harness"
 )
 
 // encrypts tells whether the kernel has what IPsec needs here.
@@ -77,7 +79,7 @@ func TestEncryptedNetwork(t *testing.T) {
 	}()
 	for range 3 {
 		c.till("one hears the other", 30*time.Second, func() error {
-			return inside("/proc/"+pid+"/ns/net", func() error {
+			return harness.Within("/proc/"+pid+"/ns/net", func() error {
 				got, err := ask(address + ":80")
 				if err == nil && got != whispered {
 					err = fmt.Errorf("%q", got)

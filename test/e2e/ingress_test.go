@@ -10,13 +10,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
 
 	"escale.dev/escale/test/internal/harness"
-	"golang.org/x/sys/unix"
 )
 
 // manyHosts is a cluster of several engines, each in a network namespace of its own.
@@ -120,25 +118,7 @@ func ask(addr string) (string, error) {
 
 // within does something in the network namespace of a node.
 func (c *manyHosts) within(n oneOf, do func() error) error {
-	return inside("/run/netns/"+c.name+"-"+n.Name, do)
-}
-
-// inside does something in a network namespace.
-func inside(path string, do func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and not unlocked: the thread ends with the goroutine
-		ns, err := os.Open(path)
-		if err == nil {
-			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET)
-			ns.Close()
-		}
-		if err == nil {
-			err = do()
-		}
-		done <- err
-	}()
-	return <-done
+	return harness.Within("/run/netns/"+c.name+"-"+n.Name, do)
 }
 
 // answer are those who answer at a node, in as many questions as that many need; "" stands for

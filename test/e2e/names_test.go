@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -17,25 +16,11 @@ import (
 
 	"escale.dev/escale/test/internal/harness"
 	"github.com/miekg/dns"
-	"golang.org/x/sys/unix"
 )
 
-// inNetns runs fn in the network namespace of a process, on a thread that ends with it.
+// inNetns runs fn in the network namespace of a process.
 func inNetns(pid int, fn func() error) error {
-	errs := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // never undone: the thread is of no use to others
-		ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
-		if err == nil {
-			defer ns.Close()
-			err = os.NewSyscallError("setns", unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET))
-		}
-		if err == nil {
-			err = fn()
-		}
-		errs <- err
-	}()
-	return <-errs
+	return harness.Within(fmt.Sprintf("/proc/%d/ns/net", pid), fn)
 }
 
 // askIn asks the name server that a container sees.
