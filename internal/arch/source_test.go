@@ -85,7 +85,7 @@ func moduleRoot() (string, error) {
 
 func list(root string, patterns ...string) ([]*pkg, error) {
 	cmd := exec.Command("go", append([]string{"list", "-e", "-json=ImportPath,Dir,Name,GoFiles,CgoFiles,TestGoFiles,XTestGoFiles,Imports,Deps,Error"}, patterns...)...)
-	cmd.Dir = root
+	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0") // as it is built and tested
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

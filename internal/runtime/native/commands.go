@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"escale.dev/escale/internal/runtime/native/cgroups"
 	"escale.dev/escale/internal/runtime/native/hooks"
 )
 
@@ -371,6 +372,12 @@ func (r *runtime) update(o values, words []string) (int, error) {
 	g, err := s.group()
 	if err != nil {
 		return 0, err
+	}
+	if s.Unit != "" {
+		res = cgroups.Rounded(res)
+		if err := g.UpdateUnit(asking, s.Unit, res); err != nil {
+			return 0, err
+		}
 	}
 	if err := g.Limit(res); err != nil {
 		return 0, err

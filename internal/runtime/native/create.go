@@ -135,6 +135,13 @@ func (r *runtime) make(id string, o values, now bool) (_ *made, err error) {
 	if err != nil {
 		return nil, err
 	}
+	var unit cgroups.Unit
+	if r.systemd {
+		if unit, err = cgroups.ParseUnit(spec.Linux.CgroupsPath, id); err != nil {
+			return nil, err
+		}
+		spec.Linux.CgroupsPath = unit.Path
+	}
 	if err := os.MkdirAll(r.root, 0o700); err != nil {
 		return nil, err
 	}
@@ -148,7 +155,7 @@ func (r *runtime) make(id string, o values, now bool) (_ *made, err error) {
 		return nil, err
 	}
 	defer lock.Close()
-	b := &birth{runtime: r, id: id, bundle: bundle, spec: spec, options: o, now: now, kept: kept, sockets: sockets}
+	b := &birth{runtime: r, id: id, bundle: bundle, spec: spec, options: o, now: now, kept: kept, sockets: sockets, unit: unit}
 	defer func() {
 		if err != nil {
 			b.undo()
@@ -173,6 +180,10 @@ type birth struct {
 	inner *inner
 	state *state
 	ready bool // hooks have been run, to which poststop's belong
+
+	unit   cgroups.Unit // of systemd, which makes the cgroup; without a name we do
+	holder *holder      // keeps the unit until inner is in it
+	scoped bool         // the unit is there
 }
 
 func (b *birth) undo() {
@@ -182,11 +193,15 @@ func (b *birth) undo() {
 	if b.inner != nil && b.state != nil {
 		b.state.unmount()
 	}
+	b.holder.end()
 	switch {
 	case b.empty:
 		_ = b.group.Remove() // what is left is found by delete --force
 	case b.group != nil:
 		cgroups.RemoveEmpty(b.cgs) // the others are somebody's
+	}
+	if b.scoped {
+		_ = cgroups.StopUnit(asking, b.unit.Name) // nobody is in it any more: it ends without us, too
 	}
 	if b.ready && b.spec.Hooks != nil {
 		_ = hooks.Run("poststop", b.spec.Hooks.Poststop, b.state.told(specs.StateStopped)) // the first error is the one to tell
@@ -200,7 +215,7 @@ func (b *birth) run() (*made, error) {
 		return nil, err
 	}
 	// Who finds us killed has to know which cgroups there may be.
-	b.state = &state{Version: stateVersion, ID: b.id, OCIVersion: b.spec.Version, Bundle: b.bundle, Rootfs: b.spec.Root.Path, Created: time.Now().UTC(), CgroupsPath: b.spec.Linux.CgroupsPath,
+	b.state = &state{Version: stateVersion, ID: b.id, OCIVersion: b.spec.Version, Bundle: b.bundle, Rootfs: b.spec.Root.Path, Created: time.Now().UTC(), CgroupsPath: b.spec.Linux.CgroupsPath, Unit: b.unit.Name,
 		Process: b.spec.Process, Hooks: b.spec.Hooks, Annotations: b.spec.Annotations, Personality: b.spec.Linux.Personality}
 	if !strings.HasPrefix(b.state.CgroupsPath, "/") {
 		// Below our own: who comes later may be in another.
@@ -296,29 +311,48 @@ func (b *birth) makeGroup(layout *cgroups.Layout) (err error) {
 	if b.group, err = layout.Place(l.CgroupsPath, b.id); err != nil {
 		return err
 	}
-	if b.cgs, err = b.group.Make(); err != nil {
-		return err
-	}
-	if len(b.cgs) < len(b.group.Dirs()) { // some were there
-		if pids, err := b.group.Pids(); err != nil {
-			return err
-		} else if len(pids) > 0 {
-			return fmt.Errorf("container's cgroup is not empty: %d process(es) found", len(pids))
-		}
-	}
-	b.empty = true
-	if err := b.group.Limit(l.Resources); err != nil {
-		return err
+	resources := cgroups.Rounded(l.Resources)
+	if b.unit.Name == "" {
+		resources = l.Resources
 	}
 	var list []specs.LinuxDeviceCgroup
-	if l.Resources != nil {
-		list = l.Resources.Devices
+	if resources != nil {
+		list = resources.Devices
 	}
 	rules, err := cgroups.NewRules(list)
 	if err != nil {
 		return err
 	}
+	if b.unit.Name != "" {
+		if err := b.alone(); err != nil {
+			return err
+		}
+		if err := b.startUnit(rules); err != nil {
+			return err
+		}
+	}
+	if b.cgs, err = b.group.Make(); err != nil {
+		return err
+	}
+	if len(b.cgs) < len(b.group.Dirs()) && !b.scoped { // some were there
+		if err := b.alone(); err != nil {
+			return err
+		}
+	}
+	b.empty = true
+	if err := b.group.Limit(resources); err != nil {
+		return err
+	}
 	return b.group.LimitDevices(rules)
+}
+
+// alone refuses a cgroup that somebody is in.
+func (b *birth) alone() error {
+	pids, err := b.group.Pids()
+	if err == nil && len(pids) > 0 {
+		err = fmt.Errorf("container's cgroup is not empty: %d process(es) found", len(pids))
+	}
+	return err
 }
 
 // start starts the half inside and sees it through until it waits to be started,
@@ -389,6 +423,12 @@ func (b *birth) set(p *preparation) error {
 	if err := setScheduling(b.inner.pid, b.spec.Process); err != nil {
 		return err
 	}
+	b.holder.end() // the container's process is there now
+	if b.scoped && b.spec.Linux.Resources != nil {
+		if err := b.group.UpdateUnit(asking, b.unit.Name, &specs.LinuxResources{Pids: b.spec.Linux.Resources.Pids}); err != nil {
+			return fmt.Errorf("unable to apply cgroup configuration: %w", err)
+		}
+	}
 	if err := b.group.LimitPids(b.spec.Linux.Resources); err != nil {
 		return fmt.Errorf("unable to apply cgroup configuration: %w", err)
 	}
@@ -438,6 +478,11 @@ func (r *runtime) remove(s *state) error {
 	}
 	if err := g.Remove(); err != nil {
 		return fmt.Errorf("unable to remove container's cgroup: %w", err)
+	}
+	if s.Unit != "" {
+		if err := cgroups.StopUnit(asking, s.Unit); err != nil {
+			return fmt.Errorf("unable to remove container's cgroup: %w", err)
+		}
 	}
 	s.unmount()
 	if err := os.RemoveAll(r.dir(s.ID)); err != nil {

@@ -8,7 +8,6 @@ package native
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -27,12 +26,13 @@ var Version = "0.1.0-dev"
 
 // runtime is one call of the program.
 type runtime struct {
-	root  string // where containers' states are, a directory each
-	cache string // of filters; empty: none
-	debug bool
-	in    io.Reader
-	out   io.Writer
-	errs  io.Writer
+	root    string // where containers' states are, a directory each
+	cache   string // of filters; empty: none
+	debug   bool
+	systemd bool // cgroups are made by systemd
+	in      io.Reader
+	out     io.Writer
+	errs    io.Writer
 }
 
 // options of all commands.
@@ -45,6 +45,9 @@ func Main(args []string, in io.Reader, out, errs io.Writer) int {
 	if len(args) == 2 && args[1] == insideArg {
 		return inside.Main()
 	}
+	if len(args) == 2 && args[1] == holdArg {
+		return hold()
+	}
 	goruntime.UnlockOSThread() // the first thread is the other half's
 	debug.SetGCPercent(-1)     // it lives for milliseconds
 	opts, rest, err := parse(args[1:], globals, true)
@@ -52,10 +55,7 @@ func Main(args []string, in io.Reader, out, errs io.Writer) int {
 		fmt.Fprintln(errs, err)
 		return 1
 	}
-	r := &runtime{root: opts.text("root", "/run/escale-runtime"), cache: opts.text("cache", ""), debug: opts.has("debug"), in: in, out: out, errs: errs}
-	if opts.has("systemd-cgroup") {
-		return r.fail(opts, errors.New("systemd cgroup flag passed, but systemd support for managing cgroups is not available"))
-	}
+	r := &runtime{root: opts.text("root", "/run/escale-runtime"), cache: opts.text("cache", ""), debug: opts.has("debug"), systemd: opts.has("systemd-cgroup"), in: in, out: out, errs: errs}
 	switch {
 	case opts.has("version"):
 		fmt.Fprintf(out, "escale-runtime version %s\nspec: %s\n", Version, specVersion)
@@ -78,7 +78,7 @@ func Main(args []string, in io.Reader, out, errs io.Writer) int {
 	return r.fail(opts, err)
 }
 
-const usage = `escale-runtime [--root DIR] [--log FILE] [--log-format text|json] [--cache DIR] COMMAND
+const usage = `escale-runtime [--root DIR] [--log FILE] [--log-format text|json] [--cache DIR] [--systemd-cgroup] COMMAND
   create, run, start, state, kill, delete, exec, update, ps, pause, resume, list, features, spec: as runc has them`
 
 // fail says what went wrong: in the log for whoever called, and on the standard error.

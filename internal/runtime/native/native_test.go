@@ -25,7 +25,7 @@ func init() { goruntime.LockOSThread() }
 const asRuntime = "ESCALE_TEST_RUNTIME"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asRuntime) != "" || len(os.Args) == 2 && os.Args[1] == insideArg {
+	if os.Getenv(asRuntime) != "" || len(os.Args) == 2 && (os.Args[1] == insideArg || os.Args[1] == holdArg) {
 		os.Exit(Main(os.Args, os.Stdin, os.Stdout, os.Stderr))
 	}
 	os.Exit(m.Run())

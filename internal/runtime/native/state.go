@@ -38,6 +38,7 @@ type state struct {
 	Created     time.Time         `json:"created"`
 	CgroupsPath string            `json:"cgroups_path"`
 	Cgroups     map[string]string `json:"cgroups,omitempty"`     // directories by controller, "" version 2's; absent: where the path leads the caller
+	Unit        string            `json:"unit,omitempty"`        // of systemd, which made the cgroup
 	Namespaces  int               `json:"namespaces"`            // CLONE_NEW* of those that are not the runtime's
 	OthersPIDs  bool              `json:"others_pids,omitempty"` // its pid namespace is another's
 	Process     *specs.Process    `json:"process"`

@@ -53,6 +53,14 @@ func (g *Group) Limit(r *specs.LinuxResources) error {
 
 // LimitPids sets the most processes; 0 and less are no limit.
 func (g *Group) LimitPids(r *specs.LinuxResources) error {
+	if s := pidsMax(r); s != nil {
+		return g.put(*s)
+	}
+	return nil
+}
+
+// pidsMax is the setting of LimitPids; nil where nothing is asked for.
+func pidsMax(r *specs.LinuxResources) *setting {
 	if r == nil || r.Pids == nil || r.Pids.Limit == nil {
 		return nil
 	}
@@ -61,7 +69,7 @@ func (g *Group) LimitPids(r *specs.LinuxResources) error {
 		value = strconv.FormatInt(n, 10)
 	}
 	// Without a limit a missing controller is none the worse.
-	return g.put(setting{"pids", "pids.max", value, value == "max"})
+	return &setting{"pids", "pids.max", value, value == "max"}
 }
 
 // dir is the directory of a controller; "" when there is none.
@@ -284,7 +292,7 @@ func (g *Group) cpu(list []setting, c *specs.LinuxCPU) []setting {
 				word = strconv.FormatInt(quota, 10)
 			}
 			if period == 0 {
-				period = 100000 // cgroup-v2.rst, cpu.max
+				period = cfsPeriod // cgroup-v2.rst, cpu.max
 			}
 			add("cpu", "cpu.max", word+" "+strconv.FormatUint(period, 10), false)
 		}

@@ -123,10 +123,7 @@ type Group struct {
 // hierarchies' mount points, another below the caller's own cgroup, none at "/id"
 // there. systemd's form "slice:prefix:name" is the path that systemd would choose.
 func (l *Layout) Place(spec, id string) (*Group, error) {
-	path := spec
-	if parts := strings.Split(spec, ":"); len(parts) == 3 && !strings.HasPrefix(spec, "/") {
-		path = systemd.Cgroup(parts[0], parts[1], parts[2])
-	}
+	path := systemd.Path(spec)
 	if slices.Contains(strings.Split(path, "/"), "..") {
 		return nil, fmt.Errorf("cgroupsPath %q leads upwards", spec)
 	}
