@@ -62,7 +62,7 @@ type Config struct {
 	Specs    Specs
 
 	CgroupParent    string
-	SystemdCgroup   bool
+	Scopes          string // what systemd's scopes of steps begin with; empty: it makes none
 	AppArmorProfile string
 	Hosts           docker.RegistryHosts // nil: those of Docker
 	Gateway         func() string        // the address that host-gateway stands for; nil: none

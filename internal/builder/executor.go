@@ -203,7 +203,7 @@ func (s *step) cgroup() string {
 	if parent == "" {
 		parent = s.e.cfg.CgroupParent
 	}
-	return oci.CgroupsPath(parent, s.id, s.e.cfg.SystemdCgroup)
+	return oci.CgroupsPath(parent, s.id, s.e.cfg.Scopes)
 }
 
 func newID() string {

@@ -139,7 +139,8 @@ type Defaults struct {
 	DNSOptions   []string
 	Runtime      string                    // name of the default runtime
 	Runtimes     map[string]runtime.Binary // by name
-	CgroupParent string                    // "/docker"
+	CgroupParent string                    // "/docker", "system.slice"
+	Scopes       string                    // what systemd's scopes begin with; empty: it makes no cgroups
 	StopTimeout  int                       // seconds
 
 	AppArmorProfile string        // of containers that name none; empty: unconfined

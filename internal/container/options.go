@@ -13,14 +13,27 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cgroupPath is the cgroup of a container as the specification has it.
-func (m *core) cgroupPath(rec *Record) string {
-	parent := m.defaults().CgroupParent
+// newCgroup is the cgroup of a container that is about to be started, as the specification has it.
+func (m *core) newCgroup(rec *Record) string {
+	d := m.defaults()
+	parent := d.CgroupParent
 	if rec.HostConfig != nil && rec.HostConfig.CgroupParent != "" {
 		parent = rec.HostConfig.CgroupParent
 	}
-	return filepath.Join("/", parent, string(rec.ID))
+	return oci.CgroupsPath(parent, string(rec.ID), d.Scopes)
 }
+
+// specCgroup is the cgroup of the last start as the specification has it: an engine of another
+// configuration may have made it.
+func (m *core) specCgroup(rec *Record) string {
+	if rec.State.Cgroup != "" {
+		return rec.State.Cgroup
+	}
+	return m.newCgroup(rec)
+}
+
+// cgroupPath is the cgroup of the last start as a path below the mount points.
+func (m *core) cgroupPath(rec *Record) string { return oci.CgroupDir(m.specCgroup(rec)) }
 
 // options gathers what the specification of a start is made from.
 func (s *start) options() (oci.Options, error) {
@@ -33,7 +46,7 @@ func (s *start) options() (oci.Options, error) {
 		ID: string(s.e.id), Rootfs: s.rootfs(), Config: s.rec.Config, HostConfig: s.rec.HostConfig,
 		Path: s.rec.Path, Args: s.rec.Args,
 		HostnamePath: files.hostname, HostsPath: files.hosts, ResolvConfPath: files.resolv,
-		NetNS: s.netns, CgroupsPath: s.m.cgroupPath(&s.rec),
+		NetNS: s.netns, CgroupsPath: s.m.specCgroup(&s.rec),
 		InitPath: d.InitPath, InitByDefault: d.Init, DefaultUlimits: d.Ulimits, AppArmorProfile: d.AppArmorProfile,
 		NoNewPrivileges: d.NoNewPrivileges, SeccompProfile: d.SeccompProfile,
 	}

@@ -98,6 +98,7 @@ type State struct {
 	PidStart   uint64 // start time of Pid in clock ticks since boot (proc(5) stat field 22)
 	BootID     string // boot during which Pid lived
 	Monitor    int    // pid of the monitor
+	Cgroup     string `json:",omitempty"` // of the last start, as the specification has it
 	StartedAt  time.Time
 	FinishedAt time.Time
 	ExitCode   int

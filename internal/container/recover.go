@@ -166,6 +166,7 @@ func (m recovery) takeUp(ctx context.Context, e *entry) error {
 		return nil
 	}
 	r := &run{generation: st.Generation, ended: make(chan struct{}), reaped: make(chan struct{}), started: time.Now()}
+	m.findCgroup(e, &v.Record)
 	if st.BootID != bootID() {
 		// The machine went down under it; Docker gives 255.
 		return m.tookUpEnded(e, r, runtime.Exit{Code: 255, At: now()}, errors.New("the machine was restarted"))
@@ -198,6 +199,21 @@ func (m recovery) takeUp(ctx context.Context, e *entry) error {
 		})
 	}
 	return m.tookUpEnded(e, r, runtime.Exit{Code: 137, At: now()}, runtime.ErrMonitorLost)
+}
+
+// findCgroup notes the cgroup of a run that an engine started which did not note it yet.
+func (m recovery) findCgroup(e *entry, rec *Record) {
+	if rec.State.Cgroup != "" {
+		return
+	}
+	spec, err := readSpec(m.runDir(rec.ID, rec.State.Generation))
+	if err != nil || spec.Linux == nil {
+		return // it has come to nothing, or lies where it would now
+	}
+	rec.State.Cgroup = spec.Linux.CgroupsPath
+	e.mu.Lock()
+	e.rec.State.Cgroup = spec.Linux.CgroupsPath // written with what is next
+	e.mu.Unlock()
 }
 
 // tookUpRunning goes on with a container whose monitor is there.
@@ -343,8 +359,11 @@ func (m recovery) sweepRun(ctx context.Context, rec *Record, generation uint64) 
 	var c runtime.Cleanup
 	if rec.HostConfig != nil {
 		c = m.cleanup(rec, generation)
+		if generation != rec.State.Generation {
+			c.CgroupPath = m.cleanupOfBundle(rec, generation).CgroupPath
+		}
 	} else { // the record is gone: read the bundle
-		c = m.cleanupOfBundle(rec.ID, generation)
+		c = m.cleanupOfBundle(rec, generation)
 	}
 	if err := m.cfg.Runtime.Cleanup(ctx, c); err != nil {
 		m.log.Warn("sweeping", "container", rec.ID.Short(), "error", err)
@@ -359,10 +378,10 @@ func (m recovery) sweepRun(ctx context.Context, rec *Record, generation uint64) 
 
 // cleanupOfBundle names the remains of a run whose record is gone, from what
 // stands in its bundle.
-func (m recovery) cleanupOfBundle(id ID, generation uint64) runtime.Cleanup {
+func (m recovery) cleanupOfBundle(rec *Record, generation uint64) runtime.Cleanup {
 	c := runtime.Cleanup{
-		ID: string(id), RunDir: m.runDir(id, generation), Runtime: m.binary(""),
-		CgroupPath: m.defaults().CgroupParent + "/" + string(id),
+		ID: string(rec.ID), RunDir: m.runDir(rec.ID, generation), Runtime: m.binary(""),
+		CgroupPath: m.newCgroup(rec),
 	}
 	if spec, err := readSpec(c.RunDir); err == nil && spec.Linux != nil {
 		c.CgroupPath = spec.Linux.CgroupsPath

@@ -82,7 +82,7 @@ func (m *runner) intend(e *entry, byClient bool) (*run, State, error) {
 			return err
 		}
 		rec.State.Generation++
-		rec.State.BootID = bootID()
+		rec.State.BootID, rec.State.Cgroup = bootID(), m.newCgroup(rec)
 		if byClient {
 			rec.ManuallyStopped, rec.RestartCount = false, 0
 		}

@@ -244,7 +244,7 @@ func (s *start) process(ctx context.Context) error {
 func (m *core) cleanup(rec *Record, generation uint64) runtime.Cleanup {
 	return runtime.Cleanup{
 		ID: string(rec.ID), RunDir: m.runDir(rec.ID, generation),
-		Runtime: m.binary(rec.HostConfig.Runtime), CgroupPath: m.cgroupPath(rec),
+		Runtime: m.binary(rec.HostConfig.Runtime), CgroupPath: m.specCgroup(rec),
 	}
 }
 

@@ -27,7 +27,7 @@ func (d *Daemon) openBuilder(ctx context.Context) error {
 		Dir: filepath.Join(c.DataRoot, "builder"), RunDir: filepath.Join(c.ExecRoot, "build"),
 		Images: builtImages{image.Builds{Store: d.images}, images{Store: d.images, events: d.events}}, Networks: d.networks,
 		Runtime: d.monitors, Binary: d.defaultBinary, Specs: d.confined,
-		CgroupParent: c.CgroupParent, SystemdCgroup: d.facts.SystemdCgroup, AppArmorProfile: d.confined.name(),
+		CgroupParent: c.CgroupParent, Scopes: c.scopes(), AppArmorProfile: d.confined.name(),
 		Hosts: d.registry.Hosts, Gateway: d.gateway,
 		DNS:     builder.DNS{Servers: c.DNS, Search: c.DNSSearch, Options: c.DNSOptions},
 		Version: Version, Logger: d.log.With("component", "builder"),

@@ -62,6 +62,7 @@ type Config struct {
 	Labels       []string
 	Generic      []string
 	CgroupParent string
+	cgroupConfig
 	StopTimeout  int
 	StartTimeout int
 
@@ -149,6 +150,7 @@ func (c *Config) flags() *pflag.FlagSet {
 	fs.BoolVar(&c.RegistryContent, "registry-content", false, "Let the registry give the engine's own images by their names, without a push")
 	registryFlags(fs, "registry-", &c.Registry)
 	fs.StringVar(&c.CgroupParent, "cgroup-parent", "", "Parent cgroup of containers")
+	c.cgroupConfig.flags(fs)
 	fs.IntVar(&c.StopTimeout, "shutdown-timeout", 15, "Seconds that containers have to end with --stop-containers")
 	fs.IntVar(&c.StartTimeout, "start-timeout", 120, "Seconds that an OCI runtime has to start a container")
 	fs.StringVar(&c.RestartUnhealthy, "restart-unhealthy", "false", "Restart containers with a restart policy that stay unhealthy: true, false, or for how long (5m)")
@@ -339,7 +341,10 @@ func (c *Config) defaults() {
 	orElse(&c.DataRoot, "/var/lib/"+c.Instance)
 	orElse(&c.ExecRoot, "/run/"+c.Instance)
 	orElse(&c.Pidfile, filepath.Join(c.ExecRoot, "escaled.pid"))
-	orElse(&c.CgroupParent, "/"+c.cgroupName())
+	c.cgroupConfig.defaults()
+	if c.driver != driverSystemd {
+		orElse(&c.CgroupParent, "/"+c.cgroupName())
+	}
 	if len(c.Hosts) == 0 {
 		c.Hosts = []string{"unix://" + filepath.Join(c.ExecRoot, "escale.sock")}
 	}
@@ -385,7 +390,7 @@ func (c *Config) validate() error {
 	if len(c.Bridge) > 15 {
 		return fmt.Errorf("invalid bridge name %q: longer than 15 characters", c.Bridge)
 	}
-	if err := c.dnsConfig.validate(); err != nil {
+	if err := errors.Join(c.dnsConfig.validate(), c.cgroupConfig.validate(c.CgroupParent)); err != nil {
 		return err
 	}
 	for _, l := range c.Labels {

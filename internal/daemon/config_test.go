@@ -15,6 +15,9 @@ func parse(t *testing.T, file string, args ...string) (*Config, error) {
 	if err := os.WriteFile(path, []byte(file), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	was := booted
+	booted = filepath.Join(t.TempDir(), "none") // what is expected holds where systemd runs, too
+	defer func() { booted = was }()
 	return ParseConfig(append([]string{"--config-file", path}, args...), func(*pflag.FlagSet) {})
 }
 

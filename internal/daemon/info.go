@@ -125,7 +125,7 @@ func (s systemInfo) security() []string {
 func (s systemInfo) cgroups(info *system.Info) {
 	c := s.d.facts.Cgroup
 	f := c.Features
-	info.CgroupDriver, info.CgroupVersion = "cgroupfs", c.Version()
+	info.CgroupDriver, info.CgroupVersion = s.d.cfg.driver, c.Version()
 	info.MemoryLimit, info.SwapLimit, info.OomKillDisable = f.MemoryLimit, f.SwapLimit, f.OOMKillDisable
 	info.CPUCfsPeriod, info.CPUCfsQuota, info.CPUShares, info.CPUSet, info.PidsLimit = f.CPUCfs, f.CPUCfs, f.CPUShares, f.Cpuset, f.PidsLimit
 	v1 := c.Version() == "1"

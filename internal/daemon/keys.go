@@ -6,6 +6,7 @@ var fileKeys = map[string]string{
 	"default-address-pools": "default-address-pool", "runtimes": "add-runtime", "insecure-registries": "insecure-registry", "node-generic-resources": "node-generic-resource", "registry-mirrors": "registry-mirror", "bridge": "bridge-name",
 	"live-restore":  "stop-containers", // the other way round
 	"cdi-spec-dirs": "cdi-spec-dir", "features": "feature", "host-gateway-ips": "host-gateway-ip",
+	"exec-opts": "exec-opt",
 }
 
 // dockerKeys are keys of Docker's daemon.json that this version has no use for:
@@ -20,5 +21,5 @@ var dockerKeys = map[string]bool{
 	"log-format": true, "metrics-addr": true,
 	"no-pivot-root": true, "oom-score-adjust": true, "proxies": true,
 	"raw-logs": true, "rootless": true, "selinux-enabled": true, "storage-driver": true,
-	"storage-opts": true, "swarm-default-advertise-addr": true, "userland-proxy-path": true, "userns-remap": true, "exec-opts": true,
+	"storage-opts": true, "swarm-default-advertise-addr": true, "userland-proxy-path": true, "userns-remap": true,
 }

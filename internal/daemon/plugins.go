@@ -37,7 +37,7 @@ func (d *Daemon) openPlugins(context.Context) error {
 func (d *Daemon) startPlugins(ctx context.Context) error {
 	d.onClose(d.managed.Close)
 	return d.managed.Open(ctx, managed.Engine{
-		Runtime: d.monitors, Specs: d.confined, CgroupParent: d.cfg.CgroupParent,
+		Runtime: d.monitors, Specs: d.confined, CgroupParent: d.cfg.CgroupParent, Scopes: d.cfg.scopes(),
 		Binary: d.defaultBinary,
 		Open: func(ctx context.Context, name reference.Named, login apiregistry.AuthConfig, push bool) (managed.Repository, error) {
 			repo, err := d.registry.Open(ctx, name, login, push)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 
@@ -86,6 +87,10 @@ func (c *Config) runtimes() (map[string]runtime.Binary, error) {
 		}
 	}
 	for name, r := range out {
+		if c.driver == driverSystemd {
+			r.Args = append(slices.Clone(r.Args), "--systemd-cgroup")
+			out[name] = r
+		}
 		if !filepath.IsAbs(r.Path) {
 			return nil, fmt.Errorf("runtime %q: path %q is not absolute", name, r.Path)
 		}

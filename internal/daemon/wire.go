@@ -92,6 +92,7 @@ func (d *Daemon) openContainers(ctx context.Context) error {
 	if d.facts, err = oci.DetectHost(); err != nil {
 		return err
 	}
+	d.facts.SystemdCgroup = d.cfg.driver == driverSystemd
 	monitors, err := d.openRuntime()
 	if err != nil {
 		return err
@@ -147,7 +148,7 @@ func (d *Daemon) defaults() container.Defaults {
 		NoNewPrivileges: c.NoNewPrivileges, SeccompProfile: seccomp, HostGateways: c.HostGatewayIPs,
 		LogDriver: c.LogDriver, LogOpts: c.LogOpts, Init: c.Init, InitPath: init, Ulimits: c.Ulimits,
 		DNS: c.DNS, DNSSearch: c.DNSSearch, DNSOptions: c.DNSOptions,
-		Runtime: c.Runtime, Runtimes: d.now().runtimes, CgroupParent: c.CgroupParent, StopTimeout: 10,
+		Runtime: c.Runtime, Runtimes: d.now().runtimes, CgroupParent: c.CgroupParent, Scopes: c.scopes(), StopTimeout: 10,
 		StartTimeout: time.Duration(c.StartTimeout) * time.Second, Heal: c.heal(),
 	}
 }

@@ -64,6 +64,7 @@ type Engine struct {
 	Binary       func() runtime.Binary // the OCI runtime
 	Specs        Specs
 	CgroupParent string
+	Scopes       string // what systemd's scopes begin with; empty: it makes none
 	// Open finds a repository; see registry.Client.
 	Open func(ctx context.Context, name reference.Named, login registry.AuthConfig, push bool) (Repository, error)
 	// InUse tells whether something of the engine, as a volume, needs a plugin.

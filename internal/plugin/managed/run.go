@@ -20,6 +20,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	apiplugin "github.com/moby/moby/api/types/plugin"
 	"github.com/moby/sys/mount"
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -50,10 +51,16 @@ func (m runs) runDir(id string) string { return filepath.Join(m.cfg.RunDir, id[:
 
 func (m runs) sockets(id string) string { return filepath.Join(m.runDir(id), "s") }
 
-func (m runs) cgroup(id string) string { return filepath.Join("/", m.eng.CgroupParent, id) }
+func (m runs) cgroup(id string) string { return oci.CgroupsPath(m.eng.CgroupParent, id, m.eng.Scopes) }
 
 func (m runs) cleanup(id string) runtime.Cleanup {
-	return runtime.Cleanup{ID: id, RunDir: m.runDir(id), Runtime: m.eng.Binary(), CgroupPath: m.cgroup(id)}
+	c := runtime.Cleanup{ID: id, RunDir: m.runDir(id), Runtime: m.eng.Binary(), CgroupPath: m.cgroup(id)}
+	// An engine of another configuration may have started it.
+	var spec specs.Spec
+	if b, err := os.ReadFile(filepath.Join(c.RunDir, "config.json")); err == nil && json.Unmarshal(b, &spec) == nil && spec.Linux != nil {
+		c.CgroupPath = spec.Linux.CgroupsPath
+	}
+	return c
 }
 
 // resume takes up a plugin that runs, or starts one that should.

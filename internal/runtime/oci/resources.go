@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"escale.dev/escale/internal/sys/systemd"
 	"github.com/moby/moby/api/types/blkiodev"
 	"github.com/moby/moby/api/types/container"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -14,22 +15,25 @@ import (
 )
 
 // CgroupsPath is where the cgroup of container id goes, in the form of the
-// specification's linux.cgroupsPath: "/parent/id", or with the systemd driver
-// "parent.slice:docker:id". parent is the container's or the engine's; empty:
+// specification's linux.cgroupsPath: "/parent/id", or, with what systemd's scopes
+// begin with, "parent.slice:scopes:id". parent is the container's or the engine's; empty:
 // "/docker" or "system.slice". A path is always absolute and never above the
 // root, whatever parent says.
-func CgroupsPath(parent, id string, systemd bool) string {
-	if systemd {
+func CgroupsPath(parent, id, scopes string) string {
+	if scopes != "" {
 		if parent == "" {
 			parent = "system.slice"
 		}
-		return parent + ":docker:" + id
+		return parent + ":" + scopes + ":" + id
 	}
 	if parent == "" {
 		parent = "/docker"
 	}
 	return filepath.Clean("/" + parent + "/" + id)
 }
+
+// CgroupDir is what linux.cgroupsPath, in either form, is as a path below the mount points.
+func CgroupDir(spec string) string { return systemd.Path(spec) }
 
 // Resources are the limits of a container in the form of the specification,
 // without its device rules: for a new container, and to update one. Nothing is

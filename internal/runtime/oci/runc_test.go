@@ -85,7 +85,7 @@ func (l *lab) options(script string) Options {
 		ID: id, Rootfs: l.root, Path: "/bin/sh", Args: []string{"-c", script},
 		Config:      &container.Config{Hostname: "box"},
 		HostConfig:  &container.HostConfig{NetworkMode: "none"},
-		CgroupsPath: CgroupsPath(l.parent, id, false),
+		CgroupsPath: CgroupsPath(l.parent, id, ""),
 	}
 }
 

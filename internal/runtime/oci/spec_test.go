@@ -90,7 +90,7 @@ func options(root string) Options {
 		Config:       &container.Config{Hostname: testID[:12]},
 		HostConfig:   &container.HostConfig{NetworkMode: "bridge"},
 		HostnamePath: "/c/hostname", HostsPath: "/c/hosts", ResolvConfPath: "/c/resolv.conf",
-		NetNS: "/run/escale/netns/x", CgroupsPath: CgroupsPath("", testID, false),
+		NetNS: "/run/escale/netns/x", CgroupsPath: CgroupsPath("", testID, ""),
 	}
 }
 
@@ -154,7 +154,7 @@ func TestSpecGolden(t *testing.T) {
 			h := o.HostConfig
 			h.NetworkMode, h.PidMode, h.IpcMode, h.CgroupnsMode = "container:x", "container:x", "container:x", "private"
 			o.NetNS, o.PIDNS, o.IPCNS, o.ShmPath = "/proc/1/ns/net", "/proc/1/ns/pid", "/proc/1/ns/ipc", "/c/shm"
-			o.CgroupsPath = CgroupsPath("", testID, true)
+			o.CgroupsPath = CgroupsPath("", testID, "docker")
 		}},
 		"security": {v2Host, func(o *Options) {
 			h := o.HostConfig
@@ -348,19 +348,17 @@ func TestComplete(t *testing.T) {
 
 func TestCgroupsPath(t *testing.T) {
 	for _, c := range []struct {
-		parent  string
-		systemd bool
-		want    string
+		parent, scopes, want string
 	}{
-		{"", false, "/docker/ID"},
-		{"/a/b", false, "/a/b/ID"},
-		{"a", false, "/a/ID"},
-		{"../../etc", false, "/etc/ID"},
-		{"", true, "system.slice:docker:ID"},
-		{"my.slice", true, "my.slice:docker:ID"},
+		{"", "", "/docker/ID"},
+		{"/a/b", "", "/a/b/ID"},
+		{"a", "", "/a/ID"},
+		{"../../etc", "", "/etc/ID"},
+		{"", "docker", "system.slice:docker:ID"},
+		{"my.slice", "escale-x", "my.slice:escale-x:ID"},
 	} {
-		if got := CgroupsPath(c.parent, "ID", c.systemd); got != c.want {
-			t.Errorf("%q %v: %s, want %s", c.parent, c.systemd, got, c.want)
+		if got := CgroupsPath(c.parent, "ID", c.scopes); got != c.want {
+			t.Errorf("%q %q: %s, want %s", c.parent, c.scopes, got, c.want)
 		}
 	}
 }

@@ -21,15 +21,29 @@ import (
 // the hierarchies' mount points. systemd's form is "slice:prefix:name"; a slice
 // "a-b.slice" lies in "a.slice" (systemd.slice(5)). "" stays "".
 func cgroupPath(spec string) (string, error) {
-	path := spec
-	if parts := strings.Split(spec, ":"); len(parts) == 3 && !strings.HasPrefix(spec, "/") {
-		path = systemd.Cgroup(parts[0], parts[1], parts[2])
-	}
+	path := systemd.Path(spec)
 	// All that lives there is going to be killed: never that of the machine.
 	if path != "" && (!strings.HasPrefix(path, "/") || filepath.Clean(path) == "/" || slices.Contains(strings.Split(path, "/"), "..")) {
 		return "", fmt.Errorf("cgroup path %q: it is no place of a container: %w", spec, errdefs.ErrInvalidArgument)
 	}
 	return path, nil
+}
+
+// removeUnit waits until systemd has forgotten the unit of a cgroup that is gone, if it was one
+// of its own: another of the name could not be started before.
+func removeUnit(ctx context.Context, spec string) error {
+	_, prefix, name, ok := systemd.Split(spec)
+	if !ok {
+		return nil
+	}
+	c, err := systemd.Dial(ctx)
+	if errdefs.IsUnavailable(err) {
+		return nil // it forgets units without processes by itself, once it is there
+	} else if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.Stop(ctx, systemd.Unit(prefix, name))
 }
 
 // oomFile is the file that counts the kills of the cgroup's OOM killer.

@@ -38,7 +38,7 @@ func (r *Runtime) Cleanup(ctx context.Context, c runtime.Cleanup) error {
 	dirs, err := r.cgroupDirs(c.CgroupPath)
 	errs = append(errs, err)
 	if err == nil {
-		errs = append(errs, removeCgroups(ctx, dirs))
+		errs = append(errs, removeCgroups(ctx, dirs), removeUnit(ctx, c.CgroupPath))
 	}
 	if err == nil {
 		// Those that were frozen can only now have ended.

@@ -150,7 +150,7 @@ func (r *Runtime) startMonitor(l runtime.Launch, files []*os.File) (*child, erro
 // for itself.
 var environ = func() []string {
 	env := settings[:len(settings):len(settings)]
-	for _, name := range []string{"PATH", "HOME", "TMPDIR", "XDG_RUNTIME_DIR", "LANG"} {
+	for _, name := range []string{"PATH", "HOME", "TMPDIR", "XDG_RUNTIME_DIR", "DBUS_SYSTEM_BUS_ADDRESS", "LANG"} {
 		if v, ok := os.LookupEnv(name); ok {
 			env = append(env, name+"="+v)
 		}
