@@ -2,7 +2,7 @@
 # vm.sh: makes, below build/vm, the virtual machine that test/vm boots: Debian's kernel, a disk
 # with a small Debian tree, an initramfs that finds it, and a disk with the built programs and
 # the compiled tests. Kernel and tree are fetched once; the rest is made anew. Needs root, for debootstrap.
-# The packages of test/vm/testdata/suites go along as compiled tests ($VMTESTS names others).
+# The packages of test/vm/testdata/suites and suites-systemd go along as compiled tests ($VMTESTS names others).
 set -euo pipefail
 cd "$(dirname "$0")/.."
 dir=build/vm
@@ -23,7 +23,7 @@ fi
 version=$(ls $dir/kernel/lib/modules)
 
 # The root disk: a Debian with what engine and tests call, and the kernel's modules.
-packages=kmod,busybox-static,nftables,iptables,iproute2,procps,apparmor,curl,xz-utils,bzip2,zstd
+packages=kmod,busybox-static,nftables,iptables,iproute2,procps,apparmor,curl,xz-utils,bzip2,zstd,systemd,dbus
 if [ ! -s $dir/root.img ] || [ "$(cat $dir/packages)" != "$packages" ]; then
 	suite=$(. /etc/os-release && [ "$ID" = debian ] && echo "${VERSION_CODENAME-}") || true
 	mirror=$(sed -nE 's,^(URIs:|deb( \[[^]]*\])?) +([a-z]+://[^ ]+/debian)/?( .*)?$,\3,p' /etc/apt/sources.list /etc/apt/sources.list.d/* 2>/dev/null | head -1) || true
@@ -64,7 +64,7 @@ rm -rf $work && mkdir -p $work/bin $work/test
 cp go.mod $work/
 cp bin/* $work/bin/
 if docker=$(command -v docker); then cp -L "$docker" $work/bin/docker; fi
-for package in ${VMTESTS-$(sed 's/#.*//; s/ .*//' test/vm/testdata/suites | sort -u)}; do
+for package in ${VMTESTS-$(sed 's/#.*//; s/ .*//' test/vm/testdata/suites test/vm/testdata/suites-systemd | sort -u)}; do
 	mkdir -p "$work/$package"
 	go test -c -ldflags '-s -w' -o "$work/$package/$(basename "$package").test" "./$package"
 	[ ! -d "$package/testdata" ] || cp -r "$package/testdata" "$work/$package/"

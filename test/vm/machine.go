@@ -19,6 +19,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -37,6 +38,7 @@ type Options struct {
 	Dir     string // where scripts/vm.sh put its work
 	Data    string // an image that becomes the disk /data; it keeps what is written. Empty: none
 	Console string // file that gets what the kernel says
+	Systemd bool   // the first process is systemd
 }
 
 // Machine is one that runs. Its methods may be called by several goroutines.
@@ -72,6 +74,9 @@ func Boot(ctx context.Context, o Options) (*Machine, error) {
 		// The disk has a write-back cache: what the guest flushed is in the file when
 		// the power goes, what it only wrote may be, what it did not write is not.
 		args = append(args, "-drive", "if=virtio,format=raw,cache=writeback,file="+o.Data)
+	}
+	if o.Systemd {
+		args[slices.Index(args, "-append")+1] += " escale.init=systemd"
 	}
 	cmd := exec.Command("qemu-system-x86_64", args...)
 	var said bytes.Buffer

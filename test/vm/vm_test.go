@@ -60,9 +60,15 @@ const patience = 25 * time.Minute
 
 // TestEngine runs the tests of the engine in the machine: those that
 // testdata/suites lists, in its order. $ESCALE_VM_SUITES, a pattern, picks lines.
-func TestEngine(t *testing.T) {
+func TestEngine(t *testing.T) { runSuites(t, "testdata/suites", Options{}) }
+
+// TestSystemd runs those of testdata/suites-systemd where systemd is the first process and
+// makes the cgroups of containers.
+func TestSystemd(t *testing.T) { runSuites(t, "testdata/suites-systemd", Options{Systemd: true}) }
+
+func runSuites(t *testing.T, file string, o Options) {
 	dir := needs(t)
-	list, err := os.ReadFile("testdata/suites")
+	list, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,19 +76,25 @@ func TestEngine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	console := filepath.Join(dir, "console-tests")
-	m := boot(t, Options{Dir: dir, Console: console})
+	var lines []string
+	for line := range strings.Lines(string(list)) {
+		line, _, _ = strings.Cut(strings.TrimSpace(line), "#")
+		if line != "" && only.MatchString(line) {
+			lines = append(lines, line)
+		}
+	}
+	if len(lines) == 0 {
+		t.Skip("no line of " + file + " is asked for by ESCALE_VM_SUITES")
+	}
+	o.Dir, o.Console = dir, filepath.Join(dir, "console-"+t.Name())
+	m := boot(t, o)
 	// What a machine that runs dockerd, too, has loaded; and what udev, which this
 	// one has not, loads by making /dev/loop-control.
 	if _, err := m.Sh(t.Context(), "modprobe br_netfilter && modprobe loop"); err != nil {
 		t.Fatal(err)
 	}
 	total := map[string]int{}
-	for line := range strings.Lines(string(list)) {
-		line, _, _ = strings.Cut(strings.TrimSpace(line), "#")
-		if line == "" || !only.MatchString(line) {
-			continue
-		}
+	for _, line := range lines {
 		pkg, pattern, _ := strings.Cut(line, " ")
 		t.Run(line, func(t *testing.T) { m.suite(t, pkg, pattern, total) })
 	}

@@ -6,7 +6,8 @@
 //	POST /run {"Argv": ["ls", "/"], "Dir": "/tmp", "Env": ["A=b"]}
 //
 // answers with what the command prints, as it prints it, and in the trailer
-// Exit with its exit code. It trusts whoever asks: it is reached from the host
+// Exit with its exit code. Where the kernel's command line says so, the first process
+// becomes systemd instead, which has the second one as a service. It trusts whoever asks: it is reached from the host
 // that runs the machine, and by nobody else.
 package main
 
@@ -65,8 +66,12 @@ func boot() error {
 	if err := disks(); err != nil {
 		return err
 	}
+	words, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	systemd := strings.Contains(string(words), withSystemd)
 	if err := mounts("", []mount{
-		{"cgroup2", "/sys/fs/cgroup", "cgroup2", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "nsdelegate,memory_recursiveprot"},
 		{"securityfs", "/sys/kernel/security", "securityfs", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, ""},
 		{"bpf", "/sys/fs/bpf", "bpf", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "mode=700"},
 		{"devpts", "/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "gid=5,mode=620,ptmxmode=666"},
@@ -80,8 +85,13 @@ func boot() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_SHARED, ""); err != nil {
 		return fmt.Errorf("sharing the mounts: %w", err)
 	}
-	if err := cgroups(); err != nil {
-		return err
+	if !systemd { // which does both itself
+		if err := mounts("", []mount{{"cgroup2", "/sys/fs/cgroup", "cgroup2", unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC, "nsdelegate,memory_recursiveprot"}}); err != nil {
+			return err
+		}
+		if err := cgroups(); err != nil {
+			return err
+		}
 	}
 	for _, line := range []string{
 		"ip link set lo up", "ip link set eth0 up", "ip addr add 10.0.2.15/24 dev eth0", "ip route add default via 10.0.2.2",
@@ -92,7 +102,10 @@ func boot() error {
 			return fmt.Errorf("%s: %w: %s", line, err, out)
 		}
 	}
-	return unix.Sethostname([]byte("vm"))
+	if err := unix.Sethostname([]byte("vm")); err != nil || !systemd {
+		return err
+	}
+	return becomeSystemd()
 }
 
 type mount struct {
