@@ -111,13 +111,17 @@ func runSuites(t *testing.T, file string, o Options) {
 func (m *Machine) suite(t *testing.T, pkg, pattern string, total map[string]int) {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
+	driver := "cgroupfs"
+	if m.opts.Systemd {
+		driver = "systemd"
+	}
 	begun := time.Now()
 	out := &progress{}
 	code, err := m.Run(ctx, out, Command{
 		Dir:  "/escale/" + pkg,
 		Argv: []string{"./" + path.Base(pkg) + ".test", "-test.v", "-test.timeout", patience.String(), "-test.parallel", "2", "-test.run", pattern},
 		Env: []string{
-			"ESCALE_BIN=/escale/bin", "ESCALE_TEST_SLOW=" + slow, "ESCALE_RUNTIME=" + os.Getenv("ESCALE_RUNTIME"),
+			"ESCALE_BIN=/escale/bin", "ESCALE_TEST_SLOW=" + slow, "ESCALE_RUNTIME=" + os.Getenv("ESCALE_RUNTIME"), "ESCALE_CGROUPDRIVER=" + driver,
 			"PATH=/escale/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		},
 	})

@@ -181,7 +181,17 @@ func (e *Engine) Args() []string {
 	for _, h := range e.opts.Hosts {
 		args = append(args, "-H", h)
 	}
-	return append(args, e.opts.Args...)
+	return append(append(args, e.opts.Args...), cgroupArgs()...)
+}
+
+// cgroupArgs are the flags that have an engine make cgroups itself, where tests look for
+// them, on machines whose systemd it would have make them; what a test asks for comes
+// before and wins. ESCALE_CGROUPDRIVER=systemd leaves that out.
+func cgroupArgs() []string {
+	if _, err := os.Stat("/run/systemd/system"); err != nil || os.Getenv("ESCALE_CGROUPDRIVER") == "systemd" {
+		return nil
+	}
+	return []string{"--exec-opt=native.cgroupdriver=cgroupfs"}
 }
 
 // RuntimeArgs are the flags that have an engine take the OCI runtime $ESCALE_RUNTIME;
