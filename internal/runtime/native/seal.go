@@ -8,8 +8,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sealed says whether our own program lies on a mount that nobody can write through.
+// sealed says whether our own program lies on a mount that nobody can write through, now
+// or later: one of program's, which has no place. One that is read-only where it lies, as
+// /usr often is, may be made writable, and who has held on to the file until then has it.
 func sealed() (bool, error) {
+	if at, err := os.Readlink("/proc/self/exe"); err != nil || at != "/" {
+		return false, err
+	}
 	var st unix.Statfs_t
 	if err := unix.Statfs("/proc/self/exe", &st); err != nil {
 		return false, &os.PathError{Op: "statfs", Path: "/proc/self/exe", Err: err}

@@ -1,0 +1,59 @@
+package native
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// A file system that is read-only now may be made writable later: the program that a
+// container sees is of a mount that cannot.
+func TestProgramOfReadOnlyMount(t *testing.T) {
+	l := newLab(t, "exec sleep 1000")
+	l.write()
+	// A copy: our own is somebody's text for as long as the test runs.
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(l.bundle, "program")
+	if err := os.WriteFile(program, self, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount(program, program, "", unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(program, unix.MNT_DETACH)
+	if err := unix.Mount("", program, "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	run := func(args ...string) {
+		cmd := exec.Command(program, append([]string{"--root", l.states}, args...)...)
+		cmd.Env, cmd.Dir = append(os.Environ(), asRuntime+"=1"), l.bundle
+		if err := cmd.Run(); err != nil {
+			t.Fatalf("%v: %v", args, err)
+		}
+	}
+	run("create", l.id)
+	held, err := os.OpenFile("/proc/"+strconv.Itoa(l.state().Pid)+"/exe", unix.O_PATH, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
+	run("start", l.id)
+	run("exec", l.id, "true") // executes itself anew, once
+	if err := unix.Mount("", program, "", unix.MS_REMOUNT|unix.MS_BIND, ""); err != nil {
+		t.Fatal(err)
+	}
+	l.must("delete", "--force", l.id)
+	f, err := os.OpenFile("/proc/self/fd/"+strconv.Itoa(int(held.Fd())), os.O_WRONLY, 0)
+	if !errors.Is(err, unix.EROFS) {
+		f.Close()
+		t.Errorf("opened for writing: %v", err)
+	}
+}
