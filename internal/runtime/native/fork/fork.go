@@ -46,6 +46,7 @@ type raw struct {
 	exe       uintptr
 	empty     *byte
 	argv, env []*byte
+	limit     unix.Rlimit // of open files
 	files     []uintptr
 	spare     uintptr // descriptors from here on are free for moving files about
 	cgroup    uintptr // of version 2, to be born in; none without CLONE_INTO_CGROUP in first
@@ -73,6 +74,9 @@ func (p *Program) raw() (*raw, error) {
 	}
 	r.files = append(r.files, p.Files...)
 	var err error
+	if r.limit, err = given(); err != nil {
+		return nil, err
+	}
 	if r.empty, err = syscall.BytePtrFromString(""); err != nil {
 		return nil, err
 	}
@@ -385,6 +389,10 @@ func child(r *raw, hold uintptr) {
 		if _, _, errno := syscall.RawSyscall(unix.SYS_SETRESUID, 0, 0, 0); errno != 0 {
 			a.tell(hold, stepUser, errno)
 		}
+	}
+	// All that it has is open.
+	if _, _, errno := syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&r.limit)), 0, 0, 0); errno != 0 {
+		a.tell(hold, stepFiles, errno)
 	}
 	_, _, errno := syscall.RawSyscall6(unix.SYS_EXECVEAT, r.exe, uintptr(unsafe.Pointer(r.empty)), uintptr(unsafe.Pointer(&r.argv[0])),
 		uintptr(unsafe.Pointer(&r.env[0])), unix.AT_EMPTY_PATH, 0)
