@@ -59,19 +59,27 @@ func (r *runtime) find(words []string) (*state, specs.ContainerState, error) {
 
 // start lets the process of a created container go.
 func (r *runtime) start(_ values, words []string) (int, error) {
-	s, status, err := r.find(words)
+	id, err := one(words)
 	if err != nil {
 		return 0, err
 	}
-	switch status {
-	case specs.StateStopped:
-		return 0, errors.New("cannot start a container that has stopped")
-	case specs.StateRunning, "paused":
-		return 0, errors.New("cannot start an already running container")
+	s, err := r.load(id)
+	if err != nil {
+		return 0, err
 	}
+	p, err := s.open()
+	if err != nil {
+		return 0, err
+	}
+	if p == nil {
+		return 0, errors.New("cannot start a container that has stopped")
+	}
+	defer p.Close()
 	name := filepath.Join(r.dir(s.ID), fifoName)
 	fifo, err := unix.Open(name, unix.O_WRONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
+	if err == unix.ENOENT {
+		return 0, errors.New("cannot start an already running container")
+	} else if err != nil {
 		return 0, fmt.Errorf("cannot start a container that has stopped: %w", err)
 	}
 	defer unix.Close(fifo)
@@ -176,7 +184,10 @@ func (r *runtime) kill(o values, words []string) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		return 0, g.Kill(sig)
+		if err := g.Kill(sig); err != nil {
+			return 0, err
+		}
+		return 0, s.letDie(sig)
 	}
 	p, err := s.open()
 	if err != nil {
@@ -192,13 +203,19 @@ func (r *runtime) kill(o values, words []string) (int, error) {
 		}
 		return 0, os.NewSyscallError("pidfd_send_signal", err)
 	}
-	if sig == unix.SIGKILL {
-		// In version 1 what is frozen dies only when it goes on.
-		if g, err := s.group(); err == nil && g.Frozen() {
-			return 0, g.Freeze(false)
-		}
+	return 0, s.letDie(sig)
+}
+
+// letDie lets a paused container go on that was sent SIGKILL: in version 1 what is frozen
+// dies only then.
+func (s *state) letDie(sig unix.Signal) error {
+	if sig != unix.SIGKILL {
+		return nil
 	}
-	return 0, nil
+	if g, err := s.group(); err == nil && g.Frozen() {
+		return g.Freeze(false)
+	}
+	return nil
 }
 
 func parseSignal(word string) (unix.Signal, error) {

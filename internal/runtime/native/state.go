@@ -170,11 +170,11 @@ func (r *runtime) status(s *state) (specs.ContainerState, error) {
 		return specs.StateStopped, nil
 	}
 	p.Close()
+	if g, err := s.group(); err == nil && g.Frozen() {
+		return "paused", nil // created or running: as runc has it
+	}
 	if _, err := os.Lstat(filepath.Join(r.dir(s.ID), fifoName)); err == nil {
 		return specs.StateCreated, nil
-	}
-	if g, err := s.group(); err == nil && g.Frozen() {
-		return "paused", nil
 	}
 	return specs.StateRunning, nil
 }
