@@ -145,3 +145,13 @@ func (l *lab) image(names ...string) {
 		}
 	}
 }
+
+// The working directory is made, if the image has none, below a root that is read-only too.
+func TestWorkplaceOfReadOnlyRoot(t *testing.T) {
+	l := newLab(t, "busybox pwd; touch x || echo denied")
+	l.spec.Root.Readonly, l.spec.Process.Cwd = true, "/not/there"
+	l.write()
+	if got := l.run(); !strings.HasPrefix(got, "/not/there\n") || !strings.HasSuffix(got, "denied") {
+		t.Errorf("it says %q", got)
+	}
+}

@@ -224,6 +224,9 @@ func (h *half) build() error {
 	if err := h.shield(); err != nil {
 		return err
 	}
+	if err := h.workplace(); err != nil {
+		return err
+	}
 	if err := h.lateReadOnly(); err != nil {
 		return err
 	}

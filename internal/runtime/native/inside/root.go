@@ -110,13 +110,20 @@ func (h *half) enterRoot() error {
 	}
 	closeFD(h.null)
 	h.null = plan.NoFD
-	if cwd := h.Process.Cwd; cwd != "" && cwd != "/" {
-		fd, err := h.target(cwd, true, 0)
-		if err != nil {
-			return err
-		}
-		closeFD(fd)
+	return nil
+}
+
+// workplace makes the working directory, if it is missing. All mounts have their places.
+func (h *half) workplace() error {
+	cwd := h.Process.Cwd
+	if cwd == "" || cwd == "/" {
+		return nil
 	}
+	fd, err := h.target(cwd, true, 0)
+	if err != nil {
+		return err
+	}
+	closeFD(fd)
 	return nil
 }
 
