@@ -101,10 +101,13 @@ func (h *half) make(name string, dir bool, more uint64) (int, error) {
 	}
 	defer unix.Close(parent)
 	file, err := unix.Openat(parent, path.Base(name), unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o755)
-	if err != nil {
+	switch err {
+	case nil:
+		_ = unix.Close(file) // nothing was written
+	case unix.EEXIST: // another container that has the directory too was faster
+	default:
 		return -1, pathError("create", name, err)
 	}
-	_ = unix.Close(file) // nothing was written
 	return reopen(parent, path.Base(name), 0)
 }
 
