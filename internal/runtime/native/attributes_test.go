@@ -2,6 +2,7 @@ package native
 
 import (
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -153,5 +154,22 @@ func TestWorkplaceOfReadOnlyRoot(t *testing.T) {
 	l.write()
 	if got := l.run(); !strings.HasPrefix(got, "/not/there\n") || !strings.HasSuffix(got, "denied") {
 		t.Errorf("it says %q", got)
+	}
+}
+
+// A mount over the root, which nobody would see, is refused: by its name, and by a link
+// of the image.
+func TestMountOverRoot(t *testing.T) {
+	l := newLab(t, "true")
+	if err := os.Symlink("/", filepath.Join(l.bundle, "root/link")); err != nil {
+		t.Fatal(err)
+	}
+	for _, dest := range []string{"/", "/link", "/dev/.."} {
+		l.spec.Mounts = append(l.spec.Mounts[:3:3], specs.Mount{Destination: dest, Type: "tmpfs", Source: "tmpfs"})
+		l.write()
+		if out, err := l.call("run", l.id); err == nil || !strings.Contains(out, "is on the top of rootfs") {
+			t.Errorf("%s: %v: %s", dest, err, out)
+		}
+		l.nothingLeft()
 	}
 }

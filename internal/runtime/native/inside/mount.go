@@ -28,6 +28,9 @@ func (h *half) mount(m *plan.Mount) error {
 		return err
 	}
 	defer closeFD(at)
+	if same(at, h.root) { // it would lie there and nobody would see it
+		return fmt.Errorf("mountpoint %q is on the top of rootfs %q", m.Dest, h.Root.Path)
+	}
 	if err := h.guardProc(m, at); err != nil {
 		return err
 	}
@@ -233,6 +236,13 @@ func (h *half) isAt(fd int, name string) bool {
 	defer closeFD(other)
 	var a, b unix.Stat_t
 	return unix.Fstat(fd, &a) == nil && unix.Fstat(other, &b) == nil && a.Dev == b.Dev && a.Ino == b.Ino
+}
+
+// same says whether two descriptors are of the same file by the same mount.
+func same(one, other int) bool {
+	var a, b unix.Statx_t
+	const mask = unix.STATX_INO | unix.STATX_MNT_ID
+	return unix.Statx(one, "", unix.AT_EMPTY_PATH, mask, &a) == nil && unix.Statx(other, "", unix.AT_EMPTY_PATH, mask, &b) == nil && a.Ino == b.Ino && a.Mnt_id == b.Mnt_id
 }
 
 // mountHierarchies shows the cgroups of version 1: a small tmpfs with a directory
