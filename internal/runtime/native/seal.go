@@ -1,6 +1,7 @@
 package native
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"syscall"
@@ -81,34 +82,55 @@ func openAbove(path string, above int) (int, error) {
 
 // hidden makes a copy of what we are that can be executed but not read. Who runs a
 // program that it may not read cannot be looked into from the first moment on, not by
-// root of its user namespace either (would_dump() of the kernel's fs/exec.c).
+// root of its user namespace either (would_dump() of the kernel's fs/exec.c). It lies in
+// a file system of its own, which lies nowhere: memory files may be barred from being
+// executed (vm.memfd_noexec, Documentation/userspace-api/mfd_noexec.rst).
 func hidden(above int) (int, error) {
+	room, err := unnamed()
+	if err != nil {
+		return -1, fmt.Errorf("own program: %w", err)
+	}
+	defer unix.Close(room)
+	const name = "escale-runtime"
+	if err := copySelf(room, name); err != nil {
+		return -1, fmt.Errorf("own program: %w", err)
+	}
+	if err := setTree(room, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, false); err != nil {
+		return -1, fmt.Errorf("own program: %w", err)
+	}
+	return openAbove(fmt.Sprintf("/proc/self/fd/%d/%s", room, name), above)
+}
+
+// unnamed mounts an empty tmpfs nowhere.
+func unnamed() (int, error) {
+	fs, err := unix.Fsopen("tmpfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, os.NewSyscallError("fsopen", err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, os.NewSyscallError("fsconfig", err)
+	}
+	room, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
+	return room, os.NewSyscallError("fsmount", err)
+}
+
+// copySelf copies our program into a directory, to be executed by all and read by nobody.
+func copySelf(dir int, name string) error {
 	self, err := os.Open("/proc/self/exe")
 	if err != nil {
-		return -1, fmt.Errorf("own program: %w", err)
+		return err
 	}
 	defer self.Close()
-	low, err := unix.MemfdCreate("escale-runtime", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	fd, err := unix.Openat(dir, name, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return -1, fmt.Errorf("own program: %w", os.NewSyscallError("memfd_create", err))
+		return &os.PathError{Op: "create", Path: name, Err: err}
 	}
-	copied := os.NewFile(uintptr(low), "memfd")
-	defer copied.Close()
-	if _, err := copied.ReadFrom(self); err != nil {
-		return -1, fmt.Errorf("own program: %w", err)
+	copied := os.NewFile(uintptr(fd), name)
+	if _, err = copied.ReadFrom(self); err == nil {
+		err = copied.Chmod(0o711)
 	}
-	if err := unix.Fchmod(low, 0o711); err != nil {
-		return -1, fmt.Errorf("own program: %w", os.NewSyscallError("fchmod", err))
-	}
-	const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
-	if _, err := unix.FcntlInt(uintptr(low), unix.F_ADD_SEALS, seals); err != nil {
-		return -1, fmt.Errorf("own program: %w", os.NewSyscallError("fcntl", err))
-	}
-	fd, err := unix.FcntlInt(uintptr(low), unix.F_DUPFD_CLOEXEC, above)
-	if err != nil {
-		return -1, os.NewSyscallError("fcntl", err)
-	}
-	return fd, nil
+	return errors.Join(err, copied.Close())
 }
 
 // streams are the standard streams that the half inside gets: ours, but for the null

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -55,5 +56,30 @@ func TestProgramOfReadOnlyMount(t *testing.T) {
 	if !errors.Is(err, unix.EROFS) {
 		f.Close()
 		t.Errorf("opened for writing: %v", err)
+	}
+}
+
+// Where the kernel executes no memory files, an exec in a user namespace works all the same.
+func TestExecWithoutMemoryFiles(t *testing.T) {
+	const barred = "/proc/sys/vm/memfd_noexec" // of a pid namespace
+	if !exists(barred) {
+		t.Skip("needs vm.memfd_noexec (Linux 6.3)")
+	}
+	l := newLab(t, "exec sleep 1000")
+	withUsers(l)
+	l.write()
+	script := `mount -t proc proc /proc && echo 2 >` + barred + ` || exit 9
+		"$0" --root "$1" run -d "$2" >out 2>&1 </dev/null && "$0" --root "$1" exec "$2" id -u; code=$?
+		"$0" --root "$1" delete --force "$2" && exit $code`
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("sh", "-c", script, self, l.states, l.id)
+	cmd.Env, cmd.Dir = append(os.Environ(), asRuntime+"=1"), l.bundle
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, Unshareflags: unix.CLONE_NEWNS}
+	out, err := cmd.CombinedOutput()
+	if err != nil || string(out) != "0\n" {
+		t.Errorf("%v: %s", err, out)
 	}
 }
