@@ -40,7 +40,7 @@ func (b *birth) changeHalves(p *preparation, outside func() error) (*plan.Plan, 
 	if _, err := plan.Expect(first.socket, plan.KindReady); err != nil {
 		return nil, first.words(err)
 	}
-	second := &plan.Plan{ID: p.plan.ID, Built: true, Process: p.plan.Process, Caps: p.plan.Caps, Keyring: p.plan.Keyring, Listen: p.plan.Listen, MountNS: plan.NoFD, Proc: plan.NoFD, Hold: plan.NoFD,
+	second := &plan.Plan{ID: p.plan.ID, Built: true, Process: p.plan.Process, Caps: p.plan.Caps, Keyring: p.plan.Keyring, Listen: p.plan.Listen, MountNS: plan.NoFD, Proc: plan.NoFD, Hold: plan.NoFD, SetupDev: p.plan.SetupDev,
 		SeccompFlags: p.plan.SeccompFlags, Filter: p.plan.Filter, Personality: p.plan.Personality, MemoryPolicy: p.plan.MemoryPolicy,
 		StartContainer: p.plan.StartContainer, State: p.plan.State}
 	if !p.plan.OwnMounts { // its root is by chroot(2)

@@ -381,6 +381,23 @@ func TestJoinedPIDsWhole(t *testing.T) {
 	b.nothingLeft()
 }
 
+// A standard stream that is the null device is the container's own, by its name, however
+// the container comes about.
+func TestOwnNull(t *testing.T) {
+	a := newLab(t, "readlink /proc/self/fd/0; exec sleep 1000")
+	a.detached("run", "-d", a.id)
+	plain, users, joining := newLab(t, ""), newLab(t, ""), newLab(t, "")
+	withUsers(users)
+	joinsPIDs(t, joining, a, false)
+	for name, l := range map[string]*lab{"plain": plain, "users": users, "joining": joining} {
+		l.spec.Process.Args[2] = "readlink -f /dev/stdin; readlink /proc/self/fd/0; cat </proc/self/fd/0 && echo x >/proc/self/fd/0 && echo ok"
+		if got := l.run(); got != "/dev/null\n/dev/null\nok" {
+			t.Errorf("%s: %s", name, got)
+		}
+		l.nothingLeft()
+	}
+}
+
 // Whatever the moment at which the runtime is killed, delete --force leaves nothing.
 func TestJoinedPIDsKilled(t *testing.T) {
 	a := newLab(t, "exec sleep 1000")

@@ -2,6 +2,7 @@ package inside
 
 import (
 	"fmt"
+	"os"
 	"path"
 
 	"golang.org/x/sys/unix"
@@ -89,4 +90,32 @@ func (h *half) device(d *plan.Device) error {
 		}
 	}
 	return nil
+}
+
+// ownNull has the standard streams that are the host's null device be the container's: by
+// its name, which programs may ask for, and by a mount of the container's. A container whose
+// own cannot be opened keeps the host's.
+func ownNull(h *half) error {
+	for fd := range 3 {
+		if !isNull(fd) {
+			continue
+		}
+		own, err := h.open("/dev/null", unix.O_RDWR, unix.RESOLVE_NO_SYMLINKS)
+		if err != nil {
+			return nil
+		}
+		if isNull(own) {
+			err = unix.Dup3(own, fd, 0)
+		}
+		closeFD(own)
+		if err != nil {
+			return os.NewSyscallError("dup3", err)
+		}
+	}
+	return nil
+}
+
+func isNull(fd int) bool {
+	var st unix.Stat_t
+	return unix.Fstat(fd, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(1, 3)
 }

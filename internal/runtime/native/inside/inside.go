@@ -183,6 +183,11 @@ func (h *half) join() error {
 	if h.root, err = unix.Open("/", unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
 		return pathError("open", "/", err)
 	}
+	if h.SetupDev {
+		if err := ownNull(h); err != nil {
+			return err
+		}
+	}
 	return h.console()
 }
 
@@ -203,6 +208,9 @@ func (h *half) build() error {
 	if h.SetupDev {
 		if err := h.devices(); err != nil {
 			return fmt.Errorf("configuring container /dev: %w", err)
+		}
+		if err := ownNull(h); err != nil {
+			return err
 		}
 	}
 	if err := h.outerHooks(); err != nil {

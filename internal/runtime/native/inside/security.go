@@ -171,7 +171,7 @@ func (h *candidate) ownStreams() error {
 			continue
 		}
 		// The null device is everybody's. The container's own is not asked what that is.
-		if st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(1, 3) {
+		if isNull(fd) {
 			continue
 		}
 		err := unix.Fchown(fd, int(h.Process.User.UID), int(st.Gid))

@@ -53,7 +53,7 @@ type Plan struct {
 
 	Root       Root
 	Mounts     []Mount
-	SetupDev   bool
+	SetupDev   bool // nodes and links are to be made; of Built: they have been
 	Devices    []Device
 	Masked     []string
 	ReadOnly   []string
