@@ -381,6 +381,37 @@ func TestJoinedPIDsWhole(t *testing.T) {
 	b.nothingLeft()
 }
 
+// Who does not accept terminals is not waited for, and holds up no container's end.
+func TestConsoleSocketFull(t *testing.T) {
+	l := newLab(t, "exec sleep 1000")
+	l.detached("run", "-d", l.id)
+	address := &unix.SockaddrUnix{Name: filepath.Join(l.bundle, "console")}
+	socket := func() int {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fd
+	}
+	full := socket()
+	defer unix.Close(full)
+	if err := errors.Join(unix.Bind(full, address), unix.Listen(full, 0)); err != nil {
+		t.Fatal(err)
+	}
+	for err := error(nil); err == nil; {
+		fd := socket()
+		defer unix.Close(fd)
+		err = unix.Connect(fd, address)
+	}
+	cmd := l.command("exec", "--tty", "--console-socket", address.Name, l.id, "true")
+	timer := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() }) // it may be over
+	defer timer.Stop()
+	if out, err := cmd.CombinedOutput(); err == nil || !strings.Contains(string(out), "resource temporarily unavailable") {
+		t.Errorf("%v: %s", err, out)
+	}
+	l.must("delete", "--force", l.id)
+}
+
 // A standard stream that is the null device is the container's own, by its name, however
 // the container comes about.
 func TestOwnNull(t *testing.T) {

@@ -106,7 +106,9 @@ func (i *conversation) passTerminal() error {
 		return i.words(err)
 	}
 	defer terminal.Close()
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	// It does not wait for who does not accept: meanwhile nobody would collect what is inside
+	// should the container end, and that would not be over.
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return os.NewSyscallError("socket", err)
 	}
