@@ -134,13 +134,13 @@ func inherit(p, from *specs.Process) {
 }
 
 // join starts a process in a container.
-func (r *runtime) join(s *state, process *specs.Process, o values) (*inner, error) {
+func (r *runtime) join(s *state, process *specs.Process, o values) (_ *inner, err error) {
 	pidfd, err := s.open()
 	if err != nil {
 		return nil, err
 	}
 	if pidfd == nil {
-		return nil, errors.New("cannot exec in a stopped container")
+		return nil, errStopped
 	}
 	group, err := s.group()
 	if err != nil {
@@ -165,6 +165,12 @@ func (r *runtime) join(s *state, process *specs.Process, o values) (*inner, erro
 	}
 	out := &outfit{kept: kept, enter: &fork.Entry{Of: pidfd, Kinds: s.Namespaces}}
 	defer out.close()
+	defer func() {
+		// What was missing then says nothing: least of all that the program is not there.
+		if err != nil && over(pidfd, err) {
+			err = errStopped
+		}
+	}()
 	if err := r.handExec(s, out, p, o); err != nil {
 		return nil, err
 	}
@@ -179,6 +185,22 @@ func (r *runtime) join(s *state, process *specs.Process, o values) (*inner, erro
 		return out.enterGroup(group)
 	}
 	return startExec(process, out, p, o, again)
+}
+
+var errStopped = errors.New("cannot exec in a stopped container")
+
+// over says whether a container's process, by its pidfd, has ended, when an exec could not
+// begin. The process ends once all of its pid namespace have been collected, of which the
+// exec was one: that is waited for, 100 ms at most, unless the half inside has said what
+// was wrong.
+func over(pidfd *os.File, why error) bool {
+	wait := 100
+	if said := (*plan.Refusal)(nil); errors.As(why, &said) {
+		wait = 0
+	}
+	fds := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds, wait)
+	return err == nil && n == 1
 }
 
 // enterGroup has the process go into these cgroups, and no others.

@@ -381,6 +381,25 @@ func TestJoinedPIDsWhole(t *testing.T) {
 	b.nothingLeft()
 }
 
+// An exec whose container ends while it begins says so, and not what it missed then.
+func TestExecInEndingContainer(t *testing.T) {
+	l := newLab(t, "exec sleep 1000")
+	l.detached("run", "-d", l.id)
+	l.must("pause", l.id)
+	cmd := l.command("exec", "--ignore-paused", l.id, "true")
+	var said strings.Builder
+	cmd.Stdout, cmd.Stderr = &said, &said
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(50 * time.Millisecond) // it is in the cgroup by then, as a rule, and stands still
+	l.must("kill", l.id, "KILL")
+	if err := cmd.Wait(); err == nil || strings.TrimSpace(said.String()) != `level=error msg="exec failed: cannot exec in a stopped container"` {
+		t.Errorf("%v: %s", err, said.String())
+	}
+	l.must("delete", "--force", l.id)
+}
+
 // Who does not accept terminals is not waited for, and holds up no container's end.
 func TestConsoleSocketFull(t *testing.T) {
 	l := newLab(t, "exec sleep 1000")
