@@ -134,10 +134,22 @@ func (g *collector) bait(ctx context.Context) {
 	}
 	data := "unused"
 	desc := ocispec.Descriptor{Digest: digest.FromString(data), Size: int64(len(data))}
-	if err := content.WriteBlob(ctx, g.s.content, "bait", strings.NewReader(data), desc); err != nil {
+	err := content.WriteBlob(ctx, g.s.content, baitRef, strings.NewReader(data), desc)
+	if err == nil {
+		return
+	}
+	g.s.log.Debug("collecting content", "error", err)
+	// On a full disk half a blob would stay. The next collection lays out another.
+	if err := g.s.content.Abort(ctx, baitRef); err != nil {
 		g.s.log.Debug("collecting content", "error", err)
 	}
+	g.mu.Lock()
+	g.full = true
+	g.mu.Unlock()
 }
+
+// baitRef is the name under which the blob is written.
+const baitRef = "bait"
 
 // settle brings what images were unpacked to onto the disk, and then notes that
 // it is there. Until then a power cut makes the next Open unpack them again.
