@@ -117,7 +117,7 @@ func (m *Monitor) spawn(p *process, r waiter, base string, command []string) {
 // more from there. fd is -1, and path the runtime's, for others and where that fails.
 func seal(runtime string, above int) (path string, fd int) {
 	const name = "/escale-runtime"
-	if len(runtime) < len(name) || runtime[len(runtime)-len(name):] != name {
+	if len(runtime) < len(name) || runtime[len(runtime)-len(name):] != name || !isELF(runtime) {
 		return runtime, -1
 	}
 	tree, err := unix.OpenTree(unix.AT_FDCWD, runtime, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
@@ -132,6 +132,19 @@ func seal(runtime string, above int) (path string, fd int) {
 		return runtime, -1
 	}
 	return "/proc/self/fd/" + itoa(int64(fd)), fd
+}
+
+// isELF is false of scripts, whose interpreter would look for them by the path of a
+// descriptor that is closed by then.
+func isELF(path string) bool {
+	fd, err := open(path, unix.O_RDONLY, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(fd)
+	var magic [4]byte
+	n, err := unix.Read(fd, magic[:])
+	return err == nil && n == len(magic) && string(magic[:]) == "\x7fELF"
 }
 
 // aboveAll is above whatever number the files have on their way to 0, 1, 2 … in a
