@@ -351,9 +351,10 @@ func TestJoinedPIDsEnd(t *testing.T) {
 func TestJoinedPIDsWhole(t *testing.T) {
 	a := newLab(t, "exec sleep 1000")
 	a.detached("run", "-d", a.id)
-	b := newLab(t, "echo process >>/log; hostname; cat /proc/sys/net/core/somaxconn; ulimit -n; cat /proc/self/oom_score_adj; busybox grep -E '^(Seccomp|NoNewPrivs|CapEff):' /proc/self/status; pwd; id -u; touch /ro 2>/dev/null || echo read-only; ls /proc/acpi 2>/dev/null | busybox wc -l")
+	b := newLab(t, "echo process >>/log; hostname; cat /proc/sys/net/core/somaxconn; ulimit -n; cat /proc/self/oom_score_adj; busybox grep -E '^(Seccomp|NoNewPrivs|CapEff):' /proc/self/status; pwd; id -u; touch /ro 2>/dev/null || echo read-only; ls /proc/fs | busybox wc -l")
 	joinsPIDs(t, b, a, false)
 	score, log := 321, filepath.Join(b.bundle, "root/log")
+	b.spec.Linux.MaskedPaths = []string{"/proc/fs"}
 	b.spec.Hostname, b.spec.Linux.Sysctl = "joined", map[string]string{"net.core.somaxconn": "77"}
 	b.spec.Process.OOMScoreAdj, b.spec.Process.NoNewPrivileges, b.spec.Process.Cwd = &score, true, "/tmp"
 	b.spec.Process.Capabilities = &specs.LinuxCapabilities{Bounding: []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE"}, Effective: []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE"}, Permitted: []string{"CAP_CHOWN", "CAP_DAC_OVERRIDE"}}
@@ -371,7 +372,7 @@ func TestJoinedPIDsWhole(t *testing.T) {
 		t.Errorf("hooks: %q, %v", said, err)
 	}
 	// With the host's mounts its root is by chroot, in what is seen there too.
-	b.spec.Linux.Namespaces[1], b.spec.Hooks = b.spec.Linux.Namespaces[2], nil
+	b.spec.Linux.Namespaces[1], b.spec.Hooks, b.spec.Linux.MaskedPaths = b.spec.Linux.Namespaces[2], nil, nil
 	b.spec.Linux.Namespaces = append(b.spec.Linux.Namespaces[:2], b.spec.Linux.Namespaces[3:]...)
 	b.spec.Mounts = b.spec.Mounts[:1]
 	b.spec.Process.Args[2] = "ls /proc/self/root/bin/busybox; readlink /proc/1/exe; echo $(ls /proc | busybox grep -c '^[0-9]')"

@@ -1,6 +1,7 @@
 package native
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -23,14 +24,20 @@ func TestMountOptionsAsRunc(t *testing.T) {
 	}
 	l := newLab(t, "cat /proc/self/mountinfo")
 	source := filepath.Join(l.bundle, "source")
-	if err := os.MkdirAll(filepath.Join(source, "below"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount("tmpfs", filepath.Join(source, "below"), "tmpfs", unix.MS_NODEV, ""); err != nil {
-		t.Fatal(err)
+	// On a mount of its own: runc makes the one private that the bundle lies on.
+	for _, m := range []struct {
+		at    string
+		flags uintptr
+	}{{source, 0}, {filepath.Join(source, "below"), unix.MS_NODEV}} {
+		if err := os.MkdirAll(m.at, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(unix.Mount("tmpfs", m.at, "tmpfs", m.flags, ""), unix.Mount("", m.at, "", unix.MS_PRIVATE, "")); err != nil {
+			t.Fatal(err)
+		}
 	}
 	t.Cleanup(func() { // before the lab looks for mounts that are left
-		if err := unix.Unmount(filepath.Join(source, "below"), unix.MNT_DETACH); err != nil {
+		if err := unix.Unmount(source, unix.MNT_DETACH); err != nil {
 			t.Error(err)
 		}
 	})
@@ -76,7 +83,8 @@ func TestMountOptionsAsRunc(t *testing.T) {
 				kind, _, _ := strings.Cut(tag, ":")
 				about = append(about, kind)
 			}
-			list[f[4]] = append(about, f[len(f)-1])
+			access, _, _ := strings.Cut(f[len(f)-1], ",") // of the file system, whose own options follow
+			list[f[4]] = append(about, access)
 		}
 		return list
 	}

@@ -249,8 +249,10 @@ func (o *outfit) program(exe int, fds []uintptr) *fork.Program {
 }
 
 func (o *outfit) fork(exe int, fds []uintptr) (int, error) {
-	if o.users != nil || o.user != nil {
-		return o.forkUser(exe, fds)
+	// Into a new time namespace nobody may take the memory along, as Go's way of starting has
+	// it for a moment: copy_process() refuses that before Linux 6.3.
+	if o.users != nil || o.user != nil || o.flags&unix.CLONE_NEWTIME != 0 {
+		return o.forkWhole(exe, fds)
 	}
 	attr := &syscall.SysProcAttr{Cloneflags: uintptr(o.flags &^ (unix.CLONE_NEWCGROUP | unix.CLONE_NEWTIME))}
 	if o.cgroup != nil {

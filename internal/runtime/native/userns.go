@@ -12,8 +12,9 @@ import (
 	"escale.dev/escale/internal/runtime/native/mounts"
 )
 
-// forkUser starts the half inside in a user namespace, new or another's.
-func (o *outfit) forkUser(exe int, fds []uintptr) (int, error) {
+// forkWhole starts the half inside in a user namespace, new or another's, or in none of its own,
+// with a copy of our memory until it is the program.
+func (o *outfit) forkWhole(exe int, fds []uintptr) (int, error) {
 	p := o.program(exe, fds)
 	flags := o.flags &^ (unix.CLONE_NEWCGROUP | unix.CLONE_NEWTIME)
 	if o.user != nil {

@@ -523,3 +523,30 @@ func stat(pid int) (string, bool, error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return string(b), strings.Contains(string(b), ") Z "), err
 }
+
+// Controllers do not reach down from a cgroup that processes are in: those below it would
+// take nobody.
+func TestInhabited(t *testing.T) {
+	for _, c := range []struct{ kind, procs, want string }{
+		{"domain\n", "1\n", ""},
+		{"domain\n", "", "+pids"},
+		{"", "1\n", "+pids"}, // the root of all
+	} {
+		mount := t.TempDir()
+		files := map[string]string{"cgroup.procs": c.procs, "cgroup.controllers": "pids\n", "cgroup.subtree_control": ""}
+		if c.kind != "" {
+			files["cgroup.type"] = c.kind
+		}
+		for name, text := range files {
+			if err := os.WriteFile(filepath.Join(mount, name), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := makeUnified(filepath.Join(mount, "a"), mount); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(filepath.Join(mount, "cgroup.subtree_control")); err != nil || string(got) != c.want {
+			t.Errorf("%+v: %q, %v", c, got, err)
+		}
+	}
+}

@@ -248,13 +248,18 @@ func above(dir, mount string) (list []string) {
 	return list
 }
 
-// makeUnified makes a cgroup of version 2 and has all controllers reach down to it.
+// makeUnified makes a cgroup of version 2 and has all controllers reach down to it, but from
+// one that processes are in: it would become the root of threaded ones, and nobody could get
+// into those below it (cgroup-v2.rst, "Threads").
 func makeUnified(dir, mount string) error {
 	for _, d := range above(dir, mount) {
 		if d != mount {
 			if err := os.Mkdir(d, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 				return err
 			}
+		}
+		if inhabited(d) {
+			continue
 		}
 		b, err := os.ReadFile(filepath.Join(d, "cgroup.controllers"))
 		if err != nil {
@@ -274,6 +279,16 @@ func makeUnified(dir, mount string) error {
 		}
 	}
 	return os.Mkdir(dir, 0o755)
+}
+
+// inhabited says whether processes are in a cgroup itself. The root of all, which has no
+// type, may have any.
+func inhabited(dir string) bool {
+	if _, err := os.Stat(filepath.Join(dir, "cgroup.type")); err != nil {
+		return false
+	}
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	return err == nil && len(b) > 0
 }
 
 // RemoveEmpty removes cgroups that nobody is in.

@@ -90,22 +90,27 @@ func (p *Program) raw() (*raw, error) {
 // Maps are the mappings of a user namespace.
 type Maps struct{ UIDs, GIDs []specs.LinuxIDMapping }
 
-// New starts a program in new namespaces, flags (CLONE_NEW*), of which a user
-// namespace is one, as its root. The caller waits for the process.
+// New starts a program in new namespaces, flags (CLONE_NEW*), and where there are
+// mappings in a new user namespace, too, as its root. The caller waits for the process.
 func New(p *Program, flags int, m *Maps) (pid int, err error) {
 	r, err := p.raw()
 	if err != nil {
 		return 0, err
 	}
-	r.flags, r.root = uintptr(flags|unix.CLONE_NEWUSER), true
+	r.flags = uintptr(flags)
+	if m != nil {
+		r.flags, r.root = r.flags|unix.CLONE_NEWUSER, true
+	}
 	pid, hold, err := held(r)
 	if err != nil {
 		return 0, err
 	}
 	defer hold.Close()
-	if err := m.write(pid); err != nil {
-		end(pid)
-		return 0, err
+	if m != nil {
+		if err := m.write(pid); err != nil {
+			end(pid)
+			return 0, err
+		}
 	}
 	return pid, release(pid, hold)
 }
