@@ -117,9 +117,9 @@ func (r *Remote) round(ctx context.Context) (led bool, err error) {
 	asked := map[string]bool{}
 	err = errCut
 	for {
-		list := r.Managers()
-		i := slices.IndexFunc(list, func(m Manager) bool { return m.Addr != "" && !asked[m.Addr] && m.Addr != r.silent })
-		if i < 0 { // who has just fallen silent would cost as long again
+		list, last := r.Managers(), r.last()
+		i := slices.IndexFunc(list, func(m Manager) bool { return m.Addr != "" && !asked[m.Addr] && m.Addr != last })
+		if i < 0 {
 			i = slices.IndexFunc(list, func(m Manager) bool { return m.Addr != "" && !asked[m.Addr] })
 		}
 		if i < 0 {
@@ -157,9 +157,8 @@ var errSilent = fmt.Errorf("nothing was heard of it for %s: %w", Dead, errdefs.E
 func (r *Remote) serve(ctx context.Context, addr string) (led bool, err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	r.mu.Lock()
-	r.at = addr
-	r.mu.Unlock()
+	r.call(addr)
+	defer r.call("")
 	// A manager who does not answer is not there.
 	silence := time.AfterFunc(Dead, func() {
 		cancel(fmt.Errorf("manager %s: %w", addr, errSilent))

@@ -18,20 +18,30 @@ const early = 300 * time.Millisecond
 var errFound = errors.New("another manager leads")
 
 // search is asking all managers at once.
-type search struct{ end context.CancelFunc }
+type search struct {
+	after uint64 // a term: for who leads by a later one
+	end   context.CancelFunc
+}
 
 // search asks all managers, unless that is under way, who leads by a later term than those that are known.
+// One that was found counts among these while it is called: it may be lost before it says a word.
 // It goes on until one answers that or rest is called, at most as long as Run.
 func (r *Remote) search() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.cfg.Ask == nil || r.searching != nil || r.life.Err() != nil {
+	after := r.term
+	if r.calls() {
+		after = max(after, r.found)
+	}
+	if r.cfg.Ask == nil || r.life.Err() != nil || r.searching != nil && r.searching.after <= after {
 		return
 	}
+	if r.searching != nil { // for one after who was called, and does not lead
+		r.searching.end()
+	}
 	ctx, end := context.WithCancel(r.life)
-	s := &search{end}
+	s := &search{after, end}
 	r.searching = s
-	after := r.term
 	for _, m := range r.managers {
 		if m.Addr != "" {
 			r.asking.Go(func() { r.ask(ctx, s, m.Addr, after) })
@@ -91,6 +101,30 @@ func (r *Remote) rest() {
 	}
 }
 
+// calls tells whether the manager that is called, or followed, is the one that leads as far as is known.
+// Called with the lock held.
+func (r *Remote) calls() bool {
+	return len(r.managers) > 0 && r.managers[0].Leader && r.managers[0].Addr == r.at
+}
+
+// call notes which manager is called, or followed, from now on; "" is none.
+func (r *Remote) call(addr string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.at = addr
+}
+
+// last is the manager that is called after all others, for it has just fallen silent and would cost as long
+// again; "" is none. One that was found to lead since is not: whoever is called instead is left for it.
+func (r *Remote) last() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.found > r.term && len(r.managers) > 0 && r.managers[0].Leader && r.managers[0].Addr == r.silent {
+		return ""
+	}
+	return r.silent
+}
+
 // superseded blocks until another was found to lead than who was followed and is being asked, and ends
 // attempts with that; or until ctx ends.
 func (r *Remote) superseded(ctx context.Context, cancel context.CancelCauseFunc) {
@@ -101,7 +135,7 @@ func (r *Remote) superseded(ctx context.Context, cancel context.CancelCauseFunc)
 			return
 		}
 		r.mu.Lock()
-		later := r.found > r.term && !(len(r.managers) > 0 && r.managers[0].Leader && r.managers[0].Addr == r.at)
+		later := r.found > r.term && !r.calls()
 		r.mu.Unlock()
 		if later {
 			cancel(errFound)

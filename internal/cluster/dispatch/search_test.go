@@ -79,6 +79,49 @@ func TestManagerThatStarts(t *testing.T) {
 	})
 }
 
+// A leader that is lost before it has said a word to a node keeps that from nobody who leads after it.
+func TestLeaderLostAtOnce(t *testing.T) {
+	for _, lasts := range []time.Duration{100 * time.Millisecond, time.Second, Dead + Doubt, 10 * time.Second} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t)
+			w.machines("n1")
+			w.elect("a:1", 1)
+			w.node("n1", "")
+			settle()
+			w.silenced("c:1")
+			w.elect("", 0)
+			w.mu.Lock()
+			w.lead, w.term = "c:1", 2 // known to all
+			w.mu.Unlock()
+			time.Sleep(lasts)
+			w.elect("b:1", 3)
+			if took := w.come("n1"); took > early+2*firstPause {
+				t.Errorf("after %v it took %v", lasts, took)
+			}
+		})
+	}
+}
+
+// A leader that has stood still and leads anew has its nodes back at once, though the manager that they would
+// rather call after that says nothing.
+func TestLeaderAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.machines("n1")
+		w.elect("a:1", 1)
+		w.node("n1", "")
+		settle()
+		w.silenced("c:1")
+		w.stand("a:1")
+		time.Sleep(Dead + time.Second)
+		w.stand("")
+		w.elect("a:1", 2)
+		if took := w.come("n1"); took > 3*firstPause {
+			t.Errorf("it took %v", took)
+		}
+	})
+}
+
 // stand lets a manager stand still; whatever it holds stays open.
 func (w *world) stand(addr string) {
 	w.mu.Lock()
