@@ -284,6 +284,11 @@ func inTheWay(v store.View, o *cluster.Move, from, to *cluster.Node) error {
 			return say(errdefs.ErrConflict, "volume %s is being moved already", other.Spec.Volumes[i])
 		}
 	}
+	for _, vol := range store.List[*cluster.Volume](v) { // the node would take what comes for what is to go
+		if vol.Status.Owed && vol.Status.Node == to.ID && slices.Contains(o.Spec.Volumes, vol.Spec.Name) {
+			return say(errdefs.ErrConflict, "node %s has been away and is to remove a volume %s of before: try again in a minute", to.Name, vol.Spec.Name)
+		}
+	}
 	for _, s := range store.List[*cluster.Service](v) {
 		for _, slot := range cluster.Slots(store.List[*cluster.Task](v, store.Owner(s.ID))) {
 			t := slot.Current()

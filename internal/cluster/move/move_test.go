@@ -209,8 +209,24 @@ func TestMoveSwept(t *testing.T) {
 			w.mu.Lock()
 			w.disks[at]["data"].held, w.down[to] = id, true
 			w.disks[to]["data"] = &disk{content: "late", held: id, in: true}
+			before := len(w.calls)
 			w.mu.Unlock()
 			time.Sleep(2*sweeps + time.Second)
+			for i := range 100 { // whatever else goes on
+				n, err := store.Find[*cluster.Node](w.s.View(), at)
+				if err != nil {
+					t.Fatal(err)
+				}
+				n = store.Copy(n)
+				n.Spec.Labels = map[string]string{"n": fmt.Sprint(i)}
+				w.commit(store.Update(n))
+				time.Sleep(10 * time.Millisecond)
+			}
+			w.mu.Lock()
+			if asked := len(w.calls) - before; asked < 2 || asked > 8 {
+				t.Errorf("nodes were asked %d times within two minutes", asked)
+			}
+			w.mu.Unlock()
 			if got := w.has(at, "data"); got != "precious" {
 				t.Errorf("on the first node the volume is %s", got)
 			}
@@ -332,8 +348,9 @@ func TestMoveRefused(t *testing.T) {
 		w.disks["n3"]["plug"] = &disk{driver: "cloud"}
 		w.disks["n3"]["mine"] = &disk{users: []User{{Name: "zoe"}, {Name: "web.1", Task: "t"}}}
 		w.disks["n1"]["two"], w.disks["n2"]["two"] = &disk{}, &disk{}
-		w.disks["n3"]["idle"] = &disk{content: "x"}
+		w.disks["n3"]["idle"], w.disks["n3"]["back"] = &disk{content: "x"}, &disk{content: "x"}
 		w.mu.Unlock()
+		w.commit(store.Create(&cluster.Volume{Meta: cluster.Meta{Name: "back@1"}, Spec: cluster.VolumeSpec{Name: "back", Removed: true}, Status: cluster.VolumeStatus{Node: "n1", Owed: true}}))
 		d := w.desk()
 		for _, x := range []struct {
 			a     Asked
@@ -348,6 +365,7 @@ func TestMoveRefused(t *testing.T) {
 			{Asked{Volumes: []string{"two"}, To: "n2", From: "n1"}, errdefs.IsConflict, "node host-n2 has a volume two already"},
 			{Asked{Volumes: []string{"idle"}, To: "n2", From: "n1"}, errdefs.IsNotFound, "node host-n1 has no volume idle"},
 			{Asked{Volumes: []string{"idle"}, To: "n3"}, errdefs.IsConflict, "node host-n3 has a volume idle already"},
+			{Asked{Volumes: []string{"back"}, To: "n1"}, errdefs.IsConflict, "node host-n1 has been away and is to remove a volume back of before"},
 			{Asked{Volumes: []string{"nosuch"}, To: "n3"}, errdefs.IsNotFound, "no node has a volume nosuch"},
 			{Asked{Volumes: []string{"idle"}, To: "nosuch"}, errdefs.IsNotFound, "node nosuch not found"},
 			{Asked{To: "n1"}, errdefs.IsInvalidArgument, "no volume is named"},

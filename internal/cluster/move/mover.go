@@ -36,12 +36,13 @@ type Mover struct {
 	wait  time.Duration // pause
 	again time.Duration // triesFor
 	tried map[string]int
+	swept map[string]time.Time // by move: when its nodes were asked to sweep last
 }
 
 // New makes a Mover; nothing happens before Run. The store is one in which only who leads can write;
 // term is that of the leadership.
 func New(s store.Store, n Nodes, term uint64, log *slog.Logger) *Mover {
-	return &Mover{s: s, nodes: n, term: term, log: log, now: func() time.Time { return time.Now().UTC() }, wait: pause, again: triesFor, tried: map[string]int{}}
+	return &Mover{s: s, nodes: n, term: term, log: log, now: func() time.Time { return time.Now().UTC() }, wait: pause, again: triesFor, tried: map[string]int{}, swept: map[string]time.Time{}}
 }
 
 // Run works until ctx ends, and blocks. An error is of the store.
@@ -86,9 +87,11 @@ func (m *Mover) all(ctx context.Context, v store.View) (idle, left bool, err err
 		switch o.Status.Phase {
 		case cluster.MoveDone, cluster.MoveUndone:
 			switch past := m.now().Sub(o.Status.At); {
-			case !o.Status.Swept && past > sweeps:
+			case !o.Status.Swept && past > sweeps && m.now().Sub(m.swept[o.ID]) >= sweeps: // a node that does not answer takes long
+				m.swept[o.ID] = m.now()
 				err = m.sweep(ctx, v, o)
 			case o.Status.Swept && past > kept:
+				delete(m.swept, o.ID)
 				err = m.commit(ctx, store.Delete(o))
 			}
 		case cluster.MoveDropping, cluster.MoveUndoing:
