@@ -6,6 +6,7 @@ package supply
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"time"
 
 	"escale.dev/escale/internal/cluster"
@@ -25,10 +26,15 @@ type Worker struct {
 	s   store.Store
 	e   Engine
 	log *slog.Logger
+	// gone are the ids of volumes that are not here any more, whose objects are others' to remove: what has
+	// such a name by now is another volume. Of Run alone.
+	gone map[string]bool
 }
 
 // New makes a Worker; nothing happens before Run.
-func New(s store.Store, e Engine, log *slog.Logger) *Worker { return &Worker{s, e, log} }
+func New(s store.Store, e Engine, log *slog.Logger) *Worker {
+	return &Worker{s, e, log, map[string]bool{}}
+}
 
 // patience is how long the worker waits before it tries again what could not be done.
 const patience = time.Second
@@ -68,10 +74,26 @@ func (w *Worker) all(ctx context.Context, v store.View) bool {
 	}
 	for _, vol := range store.List[*cluster.Volume](v) {
 		if vol.Spec.Removed {
-			done = w.one(ctx, vol, func() error { return w.e.RemoveVolume(ctx, vol.Spec) }, vol.Spec.External, vol.Status.Owed) && done
+			done = w.one(ctx, vol, func() error { return w.removeVolume(ctx, vol) }, vol.Spec.External, vol.Status.Owed) && done
 		}
 	}
+	maps.DeleteFunc(w.gone, func(id string, _ bool) bool {
+		_, err := store.Find[*cluster.Volume](v, id)
+		return err != nil
+	})
 	return done
+}
+
+// removeVolume removes a volume, once.
+func (w *Worker) removeVolume(ctx context.Context, vol *cluster.Volume) error {
+	if w.gone[vol.ID] {
+		return nil
+	}
+	err := w.e.RemoveVolume(ctx, vol.Spec)
+	if err == nil || errdefs.IsNotFound(err) {
+		w.gone[vol.ID] = true
+	}
+	return err
 }
 
 // one removes a thing, unless it is somebody else's, and its object; false: later. A node that has

@@ -121,3 +121,53 @@ func TestOwedVolume(t *testing.T) {
 		}
 	})
 }
+
+// onNode is a store as a node has it: objects are others' to remove.
+type onNode struct{ *mem.Store }
+
+func (onNode) Commit(context.Context, ...store.Change) (uint64, error) {
+	return 0, errdefs.ErrPermissionDenied
+}
+
+// A node removes a volume once: one that is made under its name, before its object goes, is another.
+func TestRemovedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, e := mem.New(store.NewState()), &engine{wrong: map[string]error{"none": errdefs.ErrNotFound, "used": errdefs.ErrConflict}}
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error)
+		go func() { ended <- New(onNode{s}, e, slog.New(slog.DiscardHandler)).Run(ctx) }()
+		commit := func(changes ...store.Change) {
+			t.Helper()
+			if _, err := s.Commit(t.Context(), changes...); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+		}
+		volume := func(name string) *cluster.Volume {
+			return &cluster.Volume{Meta: cluster.Meta{Name: name + "@1"}, Spec: cluster.VolumeSpec{Name: name, Removed: true}, Status: cluster.VolumeStatus{Owed: true}}
+		}
+		data := volume("data")
+		commit(store.Create(data), store.Create(volume("none")), store.Create(volume("used")))
+		commit(store.Create(network("other", func(*cluster.NetworkSpec) {})))
+		delete(e.wrong, "used")
+		time.Sleep(2 * patience)
+		synctest.Wait()
+		count := map[string]int{}
+		for _, name := range e.removed {
+			count[name]++
+		}
+		if count["data"] != 1 || count["none"] != 1 || count["used"] < 2 {
+			t.Errorf("removed %v", count)
+		}
+		e.removed = nil
+		commit(store.Delete(data))
+		commit(store.Create(volume("data")))
+		if !slices.Equal(e.removed, []string{"data"}) {
+			t.Errorf("of the next one of the name: %v", e.removed)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	})
+}
