@@ -132,7 +132,12 @@ func (m creator) build(ctx context.Context, rec Record, before map[string]string
 		m.mounts.dropImages(m.ctx, &rec)
 	})
 	e := newEntry(rec)
-	if err := m.store.save(&e.rec, true); err != nil {
+	if rec.passing() {
+		if err := m.store.markPassing(rec.ID); err != nil {
+			return nil, err
+		}
+	}
+	if err := m.store.save(&e.rec, !rec.passing()); err != nil {
 		return nil, err
 	}
 	m.store.add(e)

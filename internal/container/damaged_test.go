@@ -3,6 +3,7 @@ package container
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 
 	"escale.dev/escale/internal/network"
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
 )
 
 // edited is a record with one field replaced, or taken away.
@@ -121,6 +123,40 @@ func TestDamagedRecord(t *testing.T) {
 			defer m.Close()
 			if v, err := m.Get("bad"); err != nil || v.ID != bad {
 				t.Errorf("mended: %v", err)
+			}
+		})
+	}
+}
+
+// Of a container with --rm a power cut may leave an empty record: it was to go, and all of
+// it does. One with a volume is left alone as others are, since its record says what is to go along.
+func TestDamagedPassing(t *testing.T) {
+	for name, volume := range map[string]bool{"plain": false, "with a volume": true} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			f := newFakeEngine()
+			m := f.manager(t, dir)
+			h := &container.HostConfig{AutoRemove: true}
+			if volume {
+				h.Binds = []string{"data:/data"}
+			}
+			id := create(t, m, "passing", h)
+			m.Close()
+			if err := os.WriteFile(filepath.Join(dir, "containers", string(id), recordFile), nil, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			m = f.manager(t, dir)
+			m.Resume(t.Context())
+			if all := m.List(); len(all) != 0 {
+				t.Errorf("%d containers are there", len(all))
+			}
+			m.Close()
+			_, err := os.Stat(filepath.Join(dir, "containers", string(id)))
+			if gone := errors.Is(err, os.ErrNotExist); gone == volume {
+				t.Errorf("its directory is gone: %t (%v)", gone, err)
+			}
+			if f.prepared[string(id)] != volume {
+				t.Errorf("its root file system is there: %t", f.prepared[string(id)])
 			}
 		})
 	}

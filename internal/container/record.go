@@ -2,6 +2,7 @@ package container
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"escale.dev/escale/internal/network"
@@ -70,6 +71,15 @@ type Record struct {
 type Owner struct {
 	Node, Task string
 	Restart    container.RestartPolicy // what the container gets when it is let go
+}
+
+// passing tells of a container with --rm that no engine which comes up after a power
+// cut would keep, whatever it had done by then (Resume): nothing of it has to survive
+// one. With a volume its record does, which says what goes along.
+func (r *Record) passing() bool {
+	return r.HostConfig.AutoRemove && r.Owner == nil && !slices.ContainsFunc(r.Mounts, func(p Mount) bool {
+		return p.Type != mount.TypeBind && p.Type != mount.TypeTmpfs
+	})
 }
 
 // Mount is a resolved mount point of a container.

@@ -197,6 +197,7 @@ func (s *start) monitor(ctx context.Context) error {
 	c, h := s.rec.Config, s.rec.HostConfig
 	l := runtime.Launch{
 		ID: string(s.e.id), Generation: s.run.generation, Bundle: s.dir, RunDir: s.dir, StateDir: s.m.store.path(s.e.id),
+		Passing:  s.rec.passing(),
 		Runtime:  s.m.defaults().Runtimes[h.Runtime],
 		Terminal: c.Tty, Rows: uint16(h.ConsoleSize[0]), Cols: uint16(h.ConsoleSize[1]),
 		OpenStdin: c.OpenStdin, StdinOnce: c.StdinOnce,

@@ -20,6 +20,9 @@ import (
 const (
 	recordFile    = "container.json"
 	removedPrefix = ".removed-"
+
+	// passingFile lies beside a record that was not made durable (Record.passing).
+	passingFile = "passing"
 )
 
 // store keeps the records: in memory with indexes by id and name, and on disk
@@ -42,7 +45,8 @@ func newStore(dir string) *store {
 // does not keep the engine from the others: all that belongs to it stays as it
 // is (dark). Records of a newer engine do, and then nothing is touched
 // (docs/decisions/0009). A directory without a whole record is what a create
-// killed half-way left: it is moved away for collection.
+// killed half-way left: it is moved away for collection, as is one whose record
+// was not meant to outlive a power cut and has not.
 func (s *store) load() ([]*entry, error) {
 	if err := os.MkdirAll(s.dir, 0o710); err != nil {
 		return nil, err
@@ -67,6 +71,9 @@ func (s *store) load() ([]*entry, error) {
 			continue
 		case errdefs.IsFailedPrecondition(err):
 			newer = append(newer, ID(d.Name()))
+			continue
+		case err != nil && s.passing(ID(d.Name())):
+			halfMade = append(halfMade, ID(d.Name()))
 			continue
 		case err != nil:
 			s.dark[ID(d.Name())] = err
@@ -141,6 +148,20 @@ func (s *store) save(rec *Record, durable bool) error {
 		return err
 	}
 	return atomicfile.Write(filepath.Join(s.path(rec.ID), recordFile), b, 0o600, atomicfile.Options{Sync: durable})
+}
+
+// markPassing says of a container's directory that what is in it need not be durable.
+func (s *store) markPassing(id ID) error {
+	f, err := os.OpenFile(filepath.Join(s.path(id), passingFile), os.O_CREATE|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+func (s *store) passing(id ID) bool {
+	_, err := os.Lstat(filepath.Join(s.path(id), passingFile))
+	return err == nil
 }
 
 // path is the container's durable directory.

@@ -47,6 +47,7 @@ type Launch struct {
 	Bundle     string // OCI bundle; config.json must be there when Task.Start is called
 	RunDir     string // this start's directory for sockets and the runtime's state, on tmpfs, made by the caller
 	StateDir   string // the container's durable directory: receives the exit record
+	Passing    bool   // the container goes when it has ended: the exit record need not survive a power cut
 
 	Runtime Binary // the OCI runtime to call
 

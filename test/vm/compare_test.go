@@ -28,8 +28,13 @@ func (c *cutter) compare(ctx context.Context, t *testing.T, round int, m *Machin
 		return
 	}
 	there := map[string]bool{}
+	going := 0
 	for _, l := range list {
 		name := strings.TrimPrefix(l.Names[0], "/")
+		if strings.HasPrefix(name, passingPrefix) {
+			going++ // the engine is at it: of its folder compareDisk sees the end
+			continue
+		}
 		there[name] = true
 		b := c.boxes[name]
 		if b == nil {
@@ -53,7 +58,7 @@ func (c *cutter) compare(ctx context.Context, t *testing.T, round int, m *Machin
 		}
 	}
 	c.compareImages(ctx, blame, api)
-	c.compareDisk(ctx, blame, m, api, len(list))
+	c.compareDisk(ctx, blame, m, api, len(list)-going)
 	if code, err := runOnce(ctx, api); err != nil || code != 41 {
 		blame("a container of the image: exit code %d, %v", code, err)
 	}

@@ -196,6 +196,8 @@ func (w *worker) piece(ctx context.Context) {
 		w.load(ctx)
 	case 1:
 		w.volume(ctx)
+	case 2:
+		w.passing(ctx)
 	default:
 		w.container(ctx)
 	}
@@ -285,6 +287,22 @@ func (w *worker) load(ctx context.Context) {
 	}
 	w.note(func() { w.images[name] = fmt.Sprintf("%x", sha256.Sum256(content)) })
 	w.imports.Add(1)
+}
+
+// passingPrefix begins the names of containers that no cut may leave.
+const passingPrefix = "passing"
+
+// passing runs a container with --rm. After a cut it must be gone, whatever came of it, as
+// everything is that is not noted.
+func (w *worker) passing(ctx context.Context) {
+	var made struct{ ID string }
+	spec := map[string]any{"Image": image, "Cmd": []string{"sh", "-c", "echo begin; sleep 0.2"}, "HostConfig": map[string]any{"AutoRemove": true}}
+	if !w.do(ctx, "POST", "/containers/create?name="+w.name(passingPrefix), spec, &made) || w.rng.IntN(4) == 0 {
+		return // or left so
+	}
+	if w.do(ctx, "POST", "/containers/"+made.ID+"/start", nil, nil) {
+		w.starts.Add(1)
+	}
 }
 
 func (w *worker) volume(ctx context.Context) {

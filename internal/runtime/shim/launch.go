@@ -72,6 +72,7 @@ func encodeLaunch(w *wire.Writer, l runtime.Launch, oom string, cfg Config) {
 	w.Text(wire.TagBundle, l.Bundle)
 	w.Text(wire.TagRunDir, l.RunDir)
 	w.Text(wire.TagStateDir, l.StateDir)
+	w.Bool(wire.TagPassing, l.Passing)
 	w.Text(wire.TagRuntime, l.Runtime.Path)
 	w.Texts(wire.TagArg, l.Runtime.Args)
 	w.Bool(wire.TagTerminal, l.Terminal)

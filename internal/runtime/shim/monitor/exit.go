@@ -74,7 +74,7 @@ func (m *Monitor) record(e result) {
 	text := `{"version":1,"generation":` + g + `,"code":` + itoa(int64(e.code)) +
 		`,"at":` + itoa(e.at.Nano()) + `,"oom":` + oom + `,"boot":"` + m.boot + "\"}\n"
 	dir := m.cfg.stateDir + "/" + wire.ExitPrefix
-	if replaceFile(dir+g, text, true) != nil {
+	if replaceFile(dir+g, text, !m.cfg.passing) != nil {
 		return // the disk is full or gone: whoever is connected is told all the same
 	}
 	_ = unix.Unlink(dir + itoa(int64(m.cfg.generation)-1)) // it need not be there

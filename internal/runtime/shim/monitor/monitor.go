@@ -65,6 +65,7 @@ type config struct {
 	bundle     string
 	runDir     string
 	stateDir   string
+	passing    bool // the exit record need not be durable
 	runtime    string
 	args       []string
 	oomFile    string
@@ -152,6 +153,7 @@ func (m *Monitor) configure(msg wire.Message) error {
 		bundle:     msg.Text(wire.TagBundle),
 		runDir:     msg.Text(wire.TagRunDir),
 		stateDir:   msg.Text(wire.TagStateDir),
+		passing:    msg.Bool(wire.TagPassing),
 		runtime:    msg.Text(wire.TagRuntime),
 		args:       msg.Texts(wire.TagArg),
 		oomFile:    msg.Text(wire.TagOOMFile),

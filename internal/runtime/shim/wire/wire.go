@@ -119,6 +119,7 @@ const (
 	TagStderr     Tag = 36 // Attach: a boolean; Error: what the runtime printed
 	TagLog        Tag = 37 // the end of the runtime's log
 	TagHeld       Tag = 38 // how many descriptors the monitor was started with beside the connection
+	TagPassing    Tag = 39 // the exit record need not be durable
 )
 
 // Kinds of error.
