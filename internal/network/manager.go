@@ -13,6 +13,7 @@ import (
 	"escale.dev/escale/internal/network/port/forward"
 	"escale.dev/escale/internal/network/resolvconf"
 	"escale.dev/escale/internal/sys/netns"
+	"escale.dev/escale/internal/sys/ready"
 	"github.com/moby/moby/api/types/network"
 )
 
@@ -37,7 +38,8 @@ type Manager struct {
 	stop     context.CancelFunc
 	watching sync.WaitGroup
 	folder   *netns.Folder // of the namespace handles; set by Open
-	served   sync.Map      // handles of namespaces in which our name server answers
+	spares   *ready.Spares[*netns.Handle]
+	served   sync.Map // handles of namespaces in which our name server answers
 	host     *resolvconf.Live
 	ingress  *ingress
 }
@@ -69,7 +71,7 @@ func NewManager(cfg Config, drivers ...Driver) *Manager {
 	}
 	return &Manager{
 		base: b, maker: maker{base: b, records: records(cfg.Dir), making: new(sync.Mutex), spanning: new(sync.Mutex)}, handles: map[string]bool{}, host: resolvconf.NewLive(cfg.ResolvConf),
-		ingress: newIngress(b),
+		ingress: newIngress(b), spares: newSpares(),
 	}
 }
 
@@ -147,6 +149,7 @@ func (m *Manager) Close() error {
 		stop()
 	}
 	m.watching.Wait()
+	m.spares.Close()
 	m.forward.Close()
 	m.ingress.close()
 	var errs []error

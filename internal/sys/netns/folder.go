@@ -252,28 +252,32 @@ func (f *Folder) Destroy() error {
 // Path is where the handle of a name can be opened.
 func (f *Folder) Path(name string) string { return filepath.Join(f.dir, name) }
 
-// New makes a network namespace and binds it. The name must be new
-// (fs.ErrExist) and without a slash. On an error nothing is left behind. Blocks for
-// about half a millisecond: the kernel sets up a whole network stack.
+// New makes a network namespace and binds it, as Bind does. On an error nothing is left
+// behind. Blocks for about half a millisecond: the kernel sets up a whole network stack.
 func (f *Folder) New(name string) (*Handle, error) {
-	if err := f.relink(); err != nil {
-		return nil, fmt.Errorf("folder of network namespaces %q: %w", f.dir, err)
+	h, err := New()
+	if err == nil {
+		err = f.Bind(h, name)
 	}
-	h, err := enter(func() error {
-		if err := unshare(); err != nil {
-			return err
-		}
-		ns, err := os.Open(self)
-		if err != nil {
-			return err
-		}
-		defer ns.Close()
-		return f.thread.Do(func() error { return bind(ns, "/"+name) })
-	})
 	if err != nil {
-		return nil, fmt.Errorf("network namespace %q: %w", f.Path(name), err)
+		if h != nil {
+			h.Close()
+		}
+		return nil, err
 	}
 	return h, nil
+}
+
+// Bind binds a namespace to a name, which must be new (fs.ErrExist) and without a slash.
+// On an error the folder is as it was.
+func (f *Folder) Bind(h *Handle, name string) error {
+	if err := f.relink(); err != nil {
+		return fmt.Errorf("folder of network namespaces %q: %w", f.dir, err)
+	}
+	if err := f.thread.Do(func() error { return bind(h.file, "/"+name) }); err != nil {
+		return fmt.Errorf("network namespace %q: %w", f.Path(name), err)
+	}
+	return nil
 }
 
 // bind mounts a namespace on a new file at path.
