@@ -195,7 +195,7 @@ func TestLeanBinaries(t *testing.T) {
 			"fmt", "net", "encoding/json", "compress", "log", "log/slog", "context", "regexp", "text", "html", "os/exec", "os/user", "crypto", "google.golang.org", "github.com",
 			"go.opentelemetry.io", "golang.org/x/net"}},
 		{"./cmd/escale-runtime", "it starts twice for each container", []string{
-			"net", "net/http", "compress", "log", "regexp", "text", "html", "crypto/tls", "google.golang.org", "go.opentelemetry.io", "golang.org/x/net", "github.com/sirupsen",
+			"encoding/json", "net", "net/http", "compress", "log", "regexp", "text", "html", "crypto/tls", "google.golang.org", "go.opentelemetry.io", "golang.org/x/net", "github.com/sirupsen",
 			"github.com/containerd/containerd", "github.com/moby", "github.com/opencontainers/runc", "github.com/opencontainers/cgroups", "github.com/cilium", "github.com/godbus"}},
 		{"./cmd/escale", "the command line starts in 4 ms", []string{
 			"github.com/containerd/containerd", "go.etcd.io", "github.com/moby/buildkit", "github.com/prometheus", "github.com/vishvananda", "github.com/google/nftables",

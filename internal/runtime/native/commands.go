@@ -1,7 +1,6 @@
 package native
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,7 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 
 	"escale.dev/escale/internal/runtime/native/cgroups"
+	"escale.dev/escale/internal/runtime/native/codec"
 	"escale.dev/escale/internal/runtime/native/hooks"
+	"escale.dev/escale/internal/runtime/native/plainjson"
+	"escale.dev/escale/internal/runtime/native/record"
 )
 
 // command is one of the command line's.
@@ -104,30 +106,22 @@ func (r *runtime) tell(_ values, words []string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	return 0, r.print(r.listed(s, status))
+	return 0, printed(r, r.listed(s, status), codec.WriteRecordTold)
 }
 
 // listed is what runc tells of a container.
-type listed struct {
-	specs.State
-	Pid     int       `json:"pid"` // 0 is told too
-	Rootfs  string    `json:"rootfs"`
-	Created time.Time `json:"created"`
-	Owner   string    `json:"owner"`
+func (r *runtime) listed(s *state, status specs.ContainerState) *record.Told {
+	t := s.told(status)
+	return &record.Told{Version: t.Version, ID: t.ID, Status: t.Status, Bundle: t.Bundle, Annotations: t.Annotations, Pid: t.Pid, Rootfs: s.Rootfs, Created: s.Created}
 }
 
-func (r *runtime) listed(s *state, status specs.ContainerState) listed {
-	l := listed{State: *s.told(status), Rootfs: s.Rootfs, Created: s.Created}
-	l.Pid = l.State.Pid
-	return l
-}
-
-func (r *runtime) print(v any) error {
-	b, err := json.MarshalIndent(v, "", "  ")
+// printed prints a value as JSON of several lines.
+func printed[T any](r *runtime, v *T, text func(*T) ([]byte, error)) error {
+	b, err := text(v)
 	if err != nil {
 		return err
 	}
-	_, err = r.out.Write(append(b, '\n'))
+	_, err = r.out.Write(append(plainjson.Indent(b), '\n'))
 	return err
 }
 
@@ -136,7 +130,7 @@ func (r *runtime) list(o values, _ []string) (int, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return 0, err
 	}
-	all := []listed{}
+	all := []*record.Told{}
 	for _, e := range entries {
 		s, err := r.load(e.Name())
 		if err != nil {
@@ -149,7 +143,7 @@ func (r *runtime) list(o values, _ []string) (int, error) {
 		all = append(all, r.listed(s, status))
 	}
 	if o.text("format", "") == "json" {
-		return 0, r.print(all)
+		return 0, printed(r, &all, codec.WriteList)
 	}
 	for _, l := range all {
 		if o.has("quiet") {
@@ -341,7 +335,7 @@ func (r *runtime) ps(o values, words []string) (int, error) {
 		if pids == nil {
 			pids = []int{}
 		}
-		return 0, r.print(pids)
+		return 0, printed(r, &pids, codec.WritePids)
 	}
 	args := words[1:]
 	if len(args) == 0 {
@@ -380,7 +374,7 @@ func (r *runtime) update(o values, words []string) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		if err := json.Unmarshal(b, res); err != nil {
+		if err := codec.ReadLinuxResources(b, res); err != nil {
 			return 0, fmt.Errorf("resources: %w", err)
 		}
 	} else if err := limitsOf(o, res); err != nil {

@@ -1,7 +1,6 @@
 package native
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -19,6 +18,7 @@ import (
 	"escale.dev/escale/internal/runtime/native/cgroups"
 	"escale.dev/escale/internal/runtime/native/hooks"
 	"escale.dev/escale/internal/runtime/native/plan"
+	"escale.dev/escale/internal/runtime/native/record"
 )
 
 var createOptions = options{"bundle": true, "console-socket": true, "pid-file": true, "no-pivot": false, "no-new-keyring": false, "preserve-fds": true, "detach": false, "keep": false,
@@ -215,8 +215,8 @@ func (b *birth) run() (*made, error) {
 		return nil, err
 	}
 	// Who finds us killed has to know which cgroups there may be.
-	b.state = &state{Version: stateVersion, ID: b.id, OCIVersion: b.spec.Version, Bundle: b.bundle, Rootfs: b.spec.Root.Path, Created: time.Now().UTC(), CgroupsPath: b.spec.Linux.CgroupsPath, Unit: b.unit.Name,
-		Process: b.spec.Process, Hooks: b.spec.Hooks, Annotations: b.spec.Annotations, Personality: b.spec.Linux.Personality}
+	b.state = &state{record.State{Version: stateVersion, ID: b.id, OCIVersion: b.spec.Version, Bundle: b.bundle, Rootfs: b.spec.Root.Path, Created: time.Now().UTC(), CgroupsPath: b.spec.Linux.CgroupsPath, Unit: b.unit.Name,
+		Process: b.spec.Process, Hooks: b.spec.Hooks, Annotations: b.spec.Annotations, Personality: b.spec.Linux.Personality}}
 	if !strings.HasPrefix(b.state.CgroupsPath, "/") {
 		// Below our own: who comes later may be in another.
 		g, err := layout.Place(b.state.CgroupsPath, b.id)
@@ -370,9 +370,7 @@ func (b *birth) start(p *preparation) error {
 	}
 	told := b.state.told(specs.StateCreating)
 	if len(p.plan.CreateContainer)+len(p.plan.StartContainer) > 0 {
-		if p.plan.State, err = json.Marshal(told); err != nil {
-			return err
-		}
+		p.plan.State = *told
 	}
 	outside := func() error {
 		b.ready = true

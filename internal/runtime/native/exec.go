@@ -1,7 +1,6 @@
 package native
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"escale.dev/escale/internal/runtime/native/cgroups"
+	"escale.dev/escale/internal/runtime/native/codec"
 	"escale.dev/escale/internal/runtime/native/fork"
 	"escale.dev/escale/internal/runtime/native/plan"
 )
@@ -63,7 +63,7 @@ func execProcess(s *state, o values, args []string) (*specs.Process, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := json.Unmarshal(b, p); err != nil {
+		if err := codec.ReadProcess(b, p); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 		inherit(p, s.Process)

@@ -3,6 +3,7 @@ package native
 import (
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 
+	"escale.dev/escale/internal/runtime/native/codec"
 	"escale.dev/escale/internal/runtime/native/inside"
 	"escale.dev/escale/internal/runtime/native/mounts"
 	"escale.dev/escale/internal/runtime/native/seccomp"
@@ -31,5 +32,5 @@ func (r *runtime) features(values, []string) (int, error) {
 	for _, c := range capabilities {
 		f.Linux.Capabilities = append(f.Linux.Capabilities, "CAP_"+c)
 	}
-	return 0, r.print(f)
+	return 0, printed(r, &f, codec.WriteFeatures)
 }

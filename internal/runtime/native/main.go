@@ -7,7 +7,6 @@
 package native
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -15,7 +14,9 @@ import (
 	"runtime/debug"
 	"time"
 
+	"escale.dev/escale/internal/runtime/native/codec"
 	"escale.dev/escale/internal/runtime/native/inside"
+	"escale.dev/escale/internal/runtime/native/record"
 )
 
 // insideArg, alone, has the program be the half inside.
@@ -85,7 +86,7 @@ const usage = `escale-runtime [--root DIR] [--log FILE] [--log-format text|json]
 func (r *runtime) fail(opts values, err error) int {
 	line := "level=error msg=" + fmt.Sprintf("%q", err.Error()) + "\n"
 	if opts.text("log-format", "text") == "json" {
-		b, merr := json.Marshal(map[string]string{"level": "error", "msg": err.Error(), "time": time.Now().Format(time.RFC3339)})
+		b, merr := codec.WriteRecordLine(&record.Line{Level: "error", Msg: err.Error(), Time: time.Now().Format(time.RFC3339)})
 		if merr == nil {
 			line = string(b) + "\n"
 		}

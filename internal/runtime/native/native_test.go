@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"escale.dev/escale/internal/runtime/native/cgroups"
+	"escale.dev/escale/internal/runtime/native/record"
 )
 
 // The tests' binary is the runtime as well.
@@ -158,9 +159,9 @@ func (l *lab) run() string {
 	return l.must("run", l.id)
 }
 
-func (l *lab) state() listed {
+func (l *lab) state() record.Told {
 	l.t.Helper()
-	var s listed
+	var s record.Told
 	if err := json.Unmarshal([]byte(l.must("state", l.id)), &s); err != nil {
 		l.t.Fatal(err)
 	}

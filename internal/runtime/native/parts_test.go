@@ -12,6 +12,7 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"escale.dev/escale/internal/runtime/native/codec"
 	"escale.dev/escale/internal/runtime/native/plan"
 )
 
@@ -68,7 +69,7 @@ func FuzzSpec(f *testing.F) {
 	f.Add([]byte(`{"process":{"args":["a"],"cwd":"/"},"root":{"path":"r"},"linux":{"namespaces":[{"type":"network"},{"type":"ipc"}],"sysctl":{"net/ipv4.a":"1","fs.mqueue.x":"2"}}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		s := &specs.Spec{}
-		if json.Unmarshal(b, s) != nil || validate(s) != nil {
+		if codec.ReadSpec(b, s) != nil || validate(s) != nil {
 			return
 		}
 		if len(s.Process.Args) == 0 || s.Root.Path == "" {
@@ -87,7 +88,7 @@ func FuzzMessages(f *testing.F) {
 	f.Add([]byte("e\x02\x00\x00\x00no"))
 	f.Add([]byte("p\xff\xff\xff\xff"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		p, err := plan.Read(bytes.NewReader(b))
+		p, err := codec.ReceivePlan(bytes.NewReader(b))
 		if (p == nil) == (err == nil) {
 			t.Fatalf("%v, %v", p, err)
 		}
@@ -97,10 +98,10 @@ func FuzzMessages(f *testing.F) {
 func TestMessages(t *testing.T) {
 	var b bytes.Buffer
 	in := &plan.Plan{ID: "x", Filter: []byte{1, 2, 3}, Mounts: []plan.Mount{{Dest: "/a", Tree: 7}}}
-	if err := in.Write(&b); err != nil {
+	if err := codec.SendPlan(&b, in); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := plan.Read(&b); err != nil || out.ID != "x" || string(out.Filter) != "\x01\x02\x03" || out.Mounts[0].Tree != 7 {
+	if out, err := codec.ReceivePlan(&b); err != nil || out.ID != "x" || string(out.Filter) != "\x01\x02\x03" || out.Mounts[0].Tree != 7 {
 		t.Errorf("%+v, %v", out, err)
 	}
 	if err := plan.Send(&b, plan.KindError, []byte("words")); err != nil {

@@ -1,7 +1,6 @@
 package native
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -13,6 +12,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"escale.dev/escale/internal/runtime/native/codec"
 	"escale.dev/escale/internal/runtime/native/inside"
 )
 
@@ -25,7 +25,7 @@ func readSpec(bundle string) (*specs.Spec, error) {
 		return nil, err
 	}
 	s := &specs.Spec{}
-	if err := json.Unmarshal(b, s); err != nil {
+	if err := codec.ReadSpec(b, s); err != nil {
 		return nil, fmt.Errorf("config.json: %w", err)
 	}
 	if err := validate(s); err != nil {

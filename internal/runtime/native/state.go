@@ -1,7 +1,6 @@
 package native
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -15,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"escale.dev/escale/internal/runtime/native/cgroups"
+	"escale.dev/escale/internal/runtime/native/codec"
+	"escale.dev/escale/internal/runtime/native/record"
 )
 
 const (
@@ -25,28 +26,8 @@ const (
 	specVersion  = "1.3.0"     // of the runtime specification
 )
 
-// state is what is kept of a container, in state.json of its directory.
-type state struct {
-	Version     int               `json:"version"`
-	ID          string            `json:"id"`
-	OCIVersion  string            `json:"ociVersion"`
-	Pid         int               `json:"init_process_pid"`
-	Start       uint64            `json:"init_process_start"` // clock ticks after boot: with the pid it is one process
-	Bundle      string            `json:"bundle"`
-	Rootfs      string            `json:"rootfs"`
-	RootMount   uint64            `json:"root_mount"` // the mount that the root lay on before
-	Created     time.Time         `json:"created"`
-	CgroupsPath string            `json:"cgroups_path"`
-	Cgroups     map[string]string `json:"cgroups,omitempty"`     // directories by controller, "" version 2's; absent: where the path leads the caller
-	Unit        string            `json:"unit,omitempty"`        // of systemd, which made the cgroup
-	Namespaces  int               `json:"namespaces"`            // CLONE_NEW* of those that are not the runtime's
-	OthersPIDs  bool              `json:"others_pids,omitempty"` // its pid namespace is another's
-	Process     *specs.Process    `json:"process"`
-	Hooks       *specs.Hooks      `json:"hooks,omitempty"`
-	Annotations map[string]string `json:"annotations,omitempty"`
-	Personality *specs.LinuxPersonality
-	FilterFlags uint `json:"filter_flags"`
-}
+// state is what is kept of a container.
+type state struct{ record.State }
 
 func (r *runtime) dir(id string) string { return filepath.Join(r.root, id) }
 
@@ -62,7 +43,7 @@ func (r *runtime) load(id string) (*state, error) {
 		return nil, err
 	}
 	s := &state{}
-	if err := json.Unmarshal(b, s); err != nil {
+	if err := codec.ReadRecordState(b, &s.State); err != nil {
 		return nil, fmt.Errorf("container %s: %s: %w", id, stateName, err)
 	}
 	if s.Version != stateVersion || s.ID != id {
@@ -115,7 +96,7 @@ func (r *runtime) lock(id string) (*os.File, error) {
 
 // save writes the state so that a reader sees all of it or the one before.
 func (r *runtime) save(s *state) error {
-	b, err := json.Marshal(s)
+	b, err := codec.WriteRecordState(&s.State)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"escale.dev/escale/internal/runtime/native/codec"
 	"escale.dev/escale/internal/runtime/native/plan"
 )
 
@@ -58,7 +59,7 @@ func (i *conversation) run(outside, ready func() error, wait bool) error {
 
 // begin says what is to be done, and runs the hooks that belong outside.
 func (i *conversation) begin(outside func() error) error {
-	if err := i.plan.Write(i.socket); err != nil {
+	if err := codec.SendPlan(i.socket, i.plan); err != nil {
 		return i.words(err)
 	}
 	for _, f := range i.trees {

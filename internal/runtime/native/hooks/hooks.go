@@ -4,7 +4,6 @@ package hooks
 
 import (
 	"bytes"
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -12,6 +11,8 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"escale.dev/escale/internal/runtime/native/codec"
 )
 
 // maxOutput is how much of what a hook prints is kept for its error, in bytes.
@@ -29,7 +30,7 @@ func Run(kind string, list []specs.Hook, state *specs.State) error {
 	if err := unix.CloseRange(3, 1<<31-1, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return os.NewSyscallError("close_range", err)
 	}
-	in, err := json.Marshal(state)
+	in, err := codec.WriteState(state)
 	if err != nil {
 		return err
 	}

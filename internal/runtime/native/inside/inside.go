@@ -9,7 +9,6 @@
 package inside
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -18,6 +17,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"escale.dev/escale/internal/runtime/native/codec"
 	"escale.dev/escale/internal/runtime/native/hooks"
 	"escale.dev/escale/internal/runtime/native/plan"
 )
@@ -64,7 +64,7 @@ func (h *half) run() error {
 		return os.NewSyscallError("close_range", err)
 	}
 	var err error
-	if h.Plan, err = plan.Read(h.socket); err != nil {
+	if h.Plan, err = codec.ReceivePlan(h.socket); err != nil {
 		return fmt.Errorf("plan: %w", err)
 	}
 	if err := h.takeTrees(); err != nil {
@@ -259,10 +259,7 @@ func (h *half) runHooks(name string, list []specs.Hook) error {
 		return nil
 	}
 	// The state has the pid that the container itself sees, as runc has it.
-	var state specs.State
-	if err := json.Unmarshal(h.State, &state); err != nil {
-		return fmt.Errorf("state for hooks: %w", err)
-	}
+	state := h.State
 	if state.Pid = unix.Getpid(); name == "startContainer" {
 		state.Status = specs.StateCreated
 	}

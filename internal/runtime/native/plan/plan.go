@@ -7,7 +7,6 @@ package plan
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -71,7 +70,7 @@ type Plan struct {
 	HooksOutside    bool // the outer half has hooks to run before the root is changed
 	CreateContainer []specs.Hook
 	StartContainer  []specs.Hook
-	State           json.RawMessage // for hooks
+	State           specs.State // for hooks
 }
 
 // Root is the container's root file system.
@@ -227,34 +226,6 @@ func Expect(r io.Reader, kind byte) ([]byte, error) {
 type Refusal struct{ Words string }
 
 func (r *Refusal) Error() string { return r.Words }
-
-// Write sends the plan and its filter.
-func (p *Plan) Write(w io.Writer) error {
-	b, err := json.Marshal(p)
-	if err != nil {
-		return err
-	}
-	if err := Send(w, KindPlan, b); err != nil {
-		return err
-	}
-	return Send(w, KindData, p.Filter)
-}
-
-// Read is the other end of Write.
-func Read(r io.Reader) (*Plan, error) {
-	b, err := Expect(r, KindPlan)
-	if err != nil {
-		return nil, err
-	}
-	p := &Plan{}
-	if err := json.Unmarshal(b, p); err != nil {
-		return nil, err
-	}
-	if p.Filter, err = Expect(r, KindData); err != nil {
-		return nil, err
-	}
-	return p, nil
-}
 
 // Socket is the inner half's end as a file.
 func Socket(preserved int) *os.File { return os.NewFile(uintptr(SocketFD(preserved)), "socket") }
