@@ -222,8 +222,8 @@ var capabilities = strings.Fields(`CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSE
 // with a warning.
 func capSet(names []string) (set uint64) {
 	for _, n := range names {
-		for bit, c := range capabilities {
-			if n == "CAP_"+c {
+		if c, ok := strings.CutPrefix(n, "CAP_"); ok {
+			if bit := slices.Index(capabilities, c); bit >= 0 {
 				set |= 1 << bit
 			}
 		}
