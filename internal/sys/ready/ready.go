@@ -15,6 +15,7 @@ type Spares[T any] struct {
 	mu     sync.Mutex
 	list   []T
 	closed bool
+	idle   bool // nobody has taken one for Rest
 	making bool
 	fill   *time.Timer // nil before the first Take
 	rest   *time.Timer
@@ -41,6 +42,7 @@ func (s *Spares[T]) Take() (one T, ok bool) {
 	if s.closed {
 		return one, false
 	}
+	s.idle = false
 	if s.fill == nil {
 		s.fill = time.AfterFunc(s.cfg.Delay, s.refill)
 		s.rest = time.AfterFunc(s.cfg.Rest, func() { s.drop(false) })
@@ -56,17 +58,28 @@ func (s *Spares[T]) Take() (one T, ok bool) {
 	return one, true
 }
 
+// Soon has what is missing made after d, earlier or later than Delay would have it: who took
+// one knows better when there is nothing else to do. It does nothing before the first Take, nor Rest after
+// the last, and a later Take counts again.
+func (s *Spares[T]) Soon(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.fill != nil && !s.closed && !s.idle {
+		s.fill.Reset(d)
+	}
+}
+
 // refill makes what is missing.
 func (s *Spares[T]) refill() {
 	s.mu.Lock()
-	if s.making || s.closed {
+	if s.making || s.closed || s.idle {
 		s.mu.Unlock()
 		return
 	}
 	s.making = true
 	s.done.Add(1)
 	defer s.done.Done()
-	for !s.closed && len(s.list) < s.cfg.Size {
+	for !s.closed && !s.idle && len(s.list) < s.cfg.Size {
 		s.mu.Unlock()
 		one, err := s.cfg.Make()
 		s.mu.Lock()
@@ -76,10 +89,13 @@ func (s *Spares[T]) refill() {
 		s.list = append(s.list, one)
 	}
 	s.making = false
-	closed := s.closed
+	var late []T // made while all was ended
+	if s.closed || s.idle {
+		late, s.list = s.list, nil
+	}
 	s.mu.Unlock()
-	if closed {
-		s.drop(true)
+	for _, one := range late {
+		s.cfg.End(one)
 	}
 }
 
@@ -88,7 +104,7 @@ func (s *Spares[T]) drop(last bool) {
 	s.mu.Lock()
 	list := s.list
 	s.list = nil
-	s.closed = s.closed || last
+	s.closed, s.idle = s.closed || last, true
 	s.mu.Unlock()
 	for _, one := range list {
 		s.cfg.End(one)

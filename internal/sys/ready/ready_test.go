@@ -95,6 +95,54 @@ func TestFailure(t *testing.T) {
 	})
 }
 
+// Who takes one knows better when the next is to be made.
+func TestSoon(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &counted{}
+		s := c.spares(1)
+		defer s.Close()
+		s.Soon(time.Millisecond)
+		time.Sleep(time.Hour)
+		c.want(t, "without demand", 0, 0)
+		s.Take()
+		s.Soon(time.Millisecond)
+		time.Sleep(2 * time.Millisecond)
+		c.want(t, "sooner", 1, 0)
+		s.Take()
+		s.Soon(time.Second)
+		time.Sleep(900 * time.Millisecond)
+		c.want(t, "later", 1, 0)
+		time.Sleep(200 * time.Millisecond)
+		c.want(t, "later, and now", 2, 0)
+		s.Take()
+		time.Sleep(time.Minute)
+		c.want(t, "at rest", 3, 1)
+		s.Soon(time.Millisecond)
+		time.Sleep(time.Hour)
+		c.want(t, "out of demand", 3, 1)
+		s.Take()
+		s.Close()
+		s.Soon(0)
+		time.Sleep(time.Hour)
+		c.want(t, "closed", 3, 1)
+	})
+}
+
+// What is being made when the rest begins is ended, too.
+func TestRestAmid(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := &counted{slow: 45 * time.Second}
+		s := c.spares(3)
+		defer s.Close()
+		s.Take()
+		time.Sleep(2 * time.Minute)
+		c.want(t, "at rest", 2, 2)
+		s.Take()
+		time.Sleep(50 * time.Second)
+		c.want(t, "in demand", 3, 2)
+	})
+}
+
 // What is being made when all is closed is ended, and Close waits for it.
 func TestCloseAmid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
