@@ -107,6 +107,23 @@ func leaveAll(t *testing.T, e *Engine, id string) {
 	ok(c.Flush())
 }
 
+// TestReadyMonitors tells a monitor that a living engine keeps ready from one that was left.
+func TestReadyMonitors(t *testing.T) {
+	const dead = 0
+	for arg, ready := range map[string]bool{"prepared, of no container yet": true, strings.Repeat("ab", 32): false} {
+		cmd := exec.Command("sleep", "60")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		line := []byte("escale-shim\x00" + arg + "\x00")
+		if pid := cmd.Process.Pid; keptReady(os.Getpid(), pid, line) != ready || keptReady(dead, pid, line) {
+			t.Errorf("%q: of a living engine %v, of a dead one %v", arg, keptReady(os.Getpid(), pid, line), keptReady(dead, pid, line))
+		}
+		cmd.Process.Kill()
+		cmd.Wait()
+	}
+}
+
 // TestSweepTakesOrphans checks that what a killed test run left is collected,
 // and what a living one uses is not.
 func TestSweepTakesOrphans(t *testing.T) {

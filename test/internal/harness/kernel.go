@@ -197,15 +197,35 @@ func (e *Engine) mentions(r *nftables.Rule) bool {
 	return false
 }
 
+// maxReady is how many monitors without a container an engine may keep: they come and go
+// with its starts, and end with it.
+const maxReady = 1
+
+// keptReady tells whether a process is a monitor without a container that a living engine
+// keeps. One whose engine is gone is none.
+func keptReady(engine, pid int, cmdline []byte) bool {
+	if !bytes.HasPrefix(cmdline, []byte("escale-shim\x00prepared,")) {
+		return false
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	return err == nil && len(f) > 1 && f[1] == strconv.Itoa(engine)
+}
+
 // takeProcesses lists the processes of the engine but itself, and returns their ids.
 func (e *Engine) takeProcesses(inv *inventory) []int {
 	var pids []int
+	ready := 0
 	for _, pid := range e.processes() {
 		cmdline, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		if err != nil {
 			continue
 		}
 		pids = append(pids, pid)
+		if ready < maxReady && keptReady(e.Pid(), pid, cmdline) {
+			ready++
+			continue
+		}
 		inv.add(Processes, fmt.Sprintf("%d %.200s", pid, bytes.ReplaceAll(cmdline, []byte{0}, []byte{' '})))
 	}
 	return pids
