@@ -41,7 +41,7 @@ func (d *Daemon) leaveNothing(ctx context.Context) error {
 	for _, dir := range []string{"containers", "build/mounts"} { // what containers and builds were mounted below
 		errs = append(errs, nobind.Release(filepath.Join(d.cfg.ExecRoot, dir)))
 	}
-	return errors.Join(append(errs, d.removeCgroups())...)
+	return errors.Join(append(errs, d.monitors.Close(), d.removeCgroups())...)
 }
 
 // removeCgroups removes the parent cgroups that bear the engine's own name, in

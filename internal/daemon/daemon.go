@@ -240,7 +240,9 @@ func (d *Daemon) openRuntime() (*shim.Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
-	return shim.New(shim.Config{ShimPath: path, Logger: d.log, Cgroup: d.monitorsCgroup()}), nil
+	r := shim.New(shim.Config{ShimPath: path, Logger: d.log, Cgroup: d.monitorsCgroup()})
+	d.onClose(r.Close)
+	return r, nil
 }
 
 // monitorsCgroup makes the version 2 cgroup that monitors live in, beside those

@@ -17,7 +17,7 @@ import (
 type Runtime interface {
 	// Launch starts the monitor of a container. The container's own process is
 	// not started yet: clients may attach first, so that they miss no byte.
-	// Blocks for about 2 ms. A monitor whose Task is neither started nor
+	// Blocks for less than 1 ms where a monitor was ready, for about 3 ms else. A monitor whose Task is neither started nor
 	// adopted ends when the connection that launched it closes.
 	Launch(ctx context.Context, l Launch) (Task, error)
 

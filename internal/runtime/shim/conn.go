@@ -6,9 +6,13 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
+	"runtime"
+	"slices"
 	"sync"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 
 	"escale.dev/escale/internal/runtime/shim/wire"
 )
@@ -22,7 +26,7 @@ var (
 // conn is a connection that speaks the protocol, with any number of requests
 // under way.
 type conn struct {
-	nc net.Conn
+	nc *net.UnixConn
 
 	mu      sync.Mutex
 	w       wire.Writer
@@ -31,7 +35,7 @@ type conn struct {
 	err     error // why no more requests can be made
 }
 
-func newConn(nc net.Conn) *conn {
+func newConn(nc *net.UnixConn) *conn {
 	return &conn{nc: nc, waiting: map[uint64]func(wire.Message, error){}}
 }
 
@@ -132,6 +136,55 @@ func (c *conn) send(t wire.Type, fill func(*wire.Writer), f func(wire.Message, e
 		c.close(errLost)
 	}
 	return id
+}
+
+// give hands over descriptors, ahead of whatever is sent next, which says how many
+// they are. The caller keeps its own, and closes the connection after an error.
+func (c *conn) give(files []*os.File) error {
+	fds, err := numbers(files)
+	if err != nil {
+		return err
+	}
+	defer runtime.KeepAlive(files)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.err != nil {
+		return c.err
+	}
+	for part := range slices.Chunk(fds, rights) {
+		c.next++ // nobody waits for the answer
+		c.w.Reset()
+		c.w.Begin(wire.Hold)
+		c.w.Uint(wire.TagRequest, c.next)
+		c.w.End()
+		if _, _, err := c.nc.WriteMsgUnix(c.w.Data(), unix.UnixRights(part...), nil); err != nil {
+			return errLost
+		}
+	}
+	return nil
+}
+
+// numbers are the files' descriptors. They are good as long as the files are open.
+func numbers(files []*os.File) ([]int, error) {
+	fds := make([]int, len(files))
+	for i, f := range files {
+		// Fd would make a socket blocking for all who have it.
+		rc, err := f.SyscallConn()
+		if err != nil {
+			return nil, err
+		}
+		if err := rc.Control(func(fd uintptr) { fds[i] = int(fd) }); err != nil {
+			return nil, err
+		}
+	}
+	return fds, nil
+}
+
+// ended is why no more requests can be made; nil while they can.
+func (c *conn) ended() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err
 }
 
 // call makes a request and waits for the answer.

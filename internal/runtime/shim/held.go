@@ -45,16 +45,9 @@ func (t *Task) Held(ctx context.Context) (files []*os.File, err error) {
 
 // Hold gives the monitor more to keep open; see runtime.Task.
 func (t *Task) Hold(ctx context.Context, files []*os.File) error {
-	fds := make([]int, len(files))
-	for i, f := range files {
-		// Fd would make a socket blocking for all who have it.
-		rc, err := f.SyscallConn()
-		if err != nil {
-			return fmt.Errorf("container %s: %w", t.id, err)
-		}
-		if err := rc.Control(func(fd uintptr) { fds[i] = int(fd) }); err != nil {
-			return fmt.Errorf("container %s: %w", t.id, err)
-		}
+	fds, err := numbers(files)
+	if err != nil {
+		return fmt.Errorf("container %s: %w", t.id, err)
 	}
 	defer runtime.KeepAlive(files)
 	return t.aside(ctx, func(nc *net.UnixConn) error {

@@ -39,6 +39,9 @@ func testMain(m *testing.M) int {
 	if os.Getenv("SHIM_TEST_SOCKET") != "" {
 		return m.Run() // TestOnlyOwnUser, as the other user
 	}
+	if os.Getenv("SHIM_TEST_ENGINE") != "" {
+		return m.Run() // TestEngineKilledWithPrepared, as the engine
+	}
 	dir, err := os.MkdirTemp("", "shim")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -289,6 +292,7 @@ func (b *box) cleanup() {
 	if b.task != nil {
 		b.task.Close()
 	}
+	b.r.Close()
 	b.checkNothingLeft()
 }
 

@@ -35,23 +35,56 @@ func (r *Runtime) Launch(ctx context.Context, l runtime.Launch) (runtime.Task, e
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", l.ID, err)
 	}
-	nc, child, err := r.spawn(l)
+	b, err := r.assign(ctx, l, oom)
 	if err != nil {
 		return nil, fmt.Errorf("monitor of container %s: %w", l.ID, err)
 	}
-	t := newTask(l.ID, l.StateDir, nc, dialer(l.RunDir), r.log)
-	t.runDir, t.generation, t.monitor, t.child = l.RunDir, l.Generation, child.pid, child
-	t.open()
-	_, err = t.conn.call(ctx, wire.Config, func(w *wire.Writer) { encodeLaunch(w, l, oom, r.cfg) })
+	t := newTask(l.ID, l.StateDir, b.conn, dialer(l.RunDir), r.log)
+	t.runDir, t.generation, t.monitor = l.RunDir, l.Generation, b.child.pid
+	t.started = func() { r.pool.Soon(poolPause) }
+	t.watchInit()
+	return t, nil
+}
+
+// assign makes a monitor the container's: one that was kept ready, or else, and when
+// that has died meanwhile, a new one.
+func (r *Runtime) assign(ctx context.Context, l runtime.Launch, oom string) (*blank, error) {
+	alive, err := holdAlive(l.RunDir)
 	if err != nil {
-		_ = t.Close() // the monitor ends with the connection
+		return nil, err
+	}
+	defer alive.Close() // the monitor has it
+	for ready := r.ready(); ; ready = nil {
+		b := ready
+		if b == nil {
+			if b, err = r.spawn(); err != nil {
+				return nil, err
+			}
+		}
+		if err = b.become(ctx, l, oom, alive, r.cfg); err == nil {
+			return b, nil
+		}
+		if ready != nil && errors.Is(err, errLost) {
+			r.log.Debug("a monitor that was kept ready has died", "container", l.ID, "monitor", b.child.pid)
+			b.end() // nothing that it had begun goes on beside the next
+			continue
+		}
+		b.conn.close(errClosed) // it ends with the connection
 		if words := lastWords(l.RunDir); words != "" && errors.Is(err, errLost) {
 			err = fmt.Errorf("%w: %s", err, words)
 		}
-		return nil, fmt.Errorf("monitor of container %s: %w", l.ID, err)
+		return nil, err
 	}
-	t.watchInit()
-	return t, nil
+}
+
+// become makes the monitor the container's, and gives it what it is to hold. Blocks
+// until it listens.
+func (b *blank) become(ctx context.Context, l runtime.Launch, oom string, alive *os.File, cfg Config) error {
+	if err := b.conn.give(append([]*os.File{alive}, l.Held...)); err != nil {
+		return err
+	}
+	_, err := b.conn.call(ctx, wire.Become, func(w *wire.Writer) { encodeLaunch(w, l, oom, cfg) })
+	return err
 }
 
 func check(l runtime.Launch) error {
@@ -89,61 +122,55 @@ func encodeLaunch(w *wire.Writer, l runtime.Launch, oom string, cfg Config) {
 	w.Uint(wire.TagHeld, uint64(1+len(l.Held))) // the first is the lock of holdAlive
 }
 
-// spawn starts the monitor's process in a session of its own, with one end of a
-// connection and the held descriptors.
-func (r *Runtime) spawn(l runtime.Launch) (*net.UnixConn, *child, error) {
+// spawn starts a monitor that has no container yet: a process in a session of its
+// own, with one end of a connection and nothing else. It ends when the connection does.
+func (r *Runtime) spawn() (*blank, error) {
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
-		return nil, nil, os.NewSyscallError("socketpair", err)
+		return nil, os.NewSyscallError("socketpair", err)
 	}
 	ours, theirs := os.NewFile(uintptr(pair[0]), "monitor"), os.NewFile(uintptr(pair[1]), "monitor")
 	defer theirs.Close()
 	defer ours.Close()
-	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer null.Close()
-	words, err := os.OpenFile(filepath.Join(l.RunDir, wire.StderrName), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer words.Close()
-	alive, err := holdAlive(l.RunDir)
-	if err != nil {
-		return nil, nil, err
-	}
-	defer alive.Close()
-	files := append([]*os.File{null, null, words, theirs, alive}, l.Held...)
-	c, err := r.startMonitor(l, files)
-	if err != nil {
-		return nil, nil, err
-	}
 	nc, err := net.FileConn(ours)
 	if err != nil {
-		c.kill()
-		go c.reap()
-		return nil, nil, err
+		return nil, err
 	}
-	return nc.(*net.UnixConn), c, nil
+	b := &blank{conn: newConn(nc.(*net.UnixConn)), program: programAt(r.cfg.ShimPath), over: make(chan struct{})}
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err == nil {
+		b.child, err = r.startMonitor([]*os.File{null, null, null, theirs})
+		null.Close()
+	}
+	if err != nil {
+		b.conn.close(errClosed)
+		return nil, err
+	}
+	b.conn.hello()
+	go func() {
+		b.conn.read()
+		b.child.reap()
+		close(b.over)
+	}()
+	return b, nil
 }
 
 // startMonitor starts the process in the monitors' cgroup if there is one; a
 // cgroup that cannot be used is no reason not to start.
-func (r *Runtime) startMonitor(l runtime.Launch, files []*os.File) (*child, error) {
-	argv := []string{"escale-shim", l.ID}
+func (r *Runtime) startMonitor(files []*os.File) (*child, error) {
+	argv := []string{"escale-shim", wire.Unnamed}
 	if r.cfg.Cgroup != "" {
 		dir, err := os.Open(r.cfg.Cgroup)
 		if err == nil {
 			defer dir.Close()
-			c, err := startChild(r.cfg.ShimPath, argv, l.RunDir, files, &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())})
+			c, err := startChild(r.cfg.ShimPath, argv, files, &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())})
 			if err == nil {
 				return c, nil
 			}
-			r.log.Debug("monitor stays in the engine's cgroup", "container", l.ID, "cgroup", r.cfg.Cgroup, "error", err)
+			r.log.Debug("monitor stays in the engine's cgroup", "cgroup", r.cfg.Cgroup, "error", err)
 		}
 	}
-	return startChild(r.cfg.ShimPath, argv, l.RunDir, files, &syscall.SysProcAttr{})
+	return startChild(r.cfg.ShimPath, argv, files, &syscall.SysProcAttr{})
 }
 
 // environ is the monitor's own settings and what OCI runtimes need of the
@@ -175,21 +202,18 @@ type child struct {
 	fd  *os.File
 }
 
-func startChild(path string, argv []string, dir string, files []*os.File, attr *syscall.SysProcAttr) (*child, error) {
+func startChild(path string, argv []string, files []*os.File, attr *syscall.SysProcAttr) (*child, error) {
+	list, err := numbers(files)
+	if err != nil {
+		return nil, err
+	}
 	fds := make([]uintptr, len(files))
-	for i, f := range files {
-		// Fd would make a socket blocking for all who have it.
-		rc, err := f.SyscallConn()
-		if err != nil {
-			return nil, err
-		}
-		if err := rc.Control(func(fd uintptr) { fds[i] = fd }); err != nil {
-			return nil, err
-		}
+	for i, fd := range list {
+		fds[i] = uintptr(fd)
 	}
 	pidfd := -1
 	attr.Setsid, attr.PidFD = true, &pidfd
-	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Dir: dir, Env: environ, Files: fds, Sys: attr})
+	pid, err := syscall.ForkExec(path, argv, &syscall.ProcAttr{Dir: "/", Env: environ, Files: fds, Sys: attr})
 	if err != nil {
 		return nil, &fs.PathError{Op: "fork/exec", Path: path, Err: err}
 	}
@@ -213,7 +237,12 @@ func (c *child) reap() {
 	})
 }
 
-func (c *child) kill() { _ = unix.Kill(c.pid, unix.SIGKILL) } // not reaped yet, so the pid is its own
+// kill does nothing to one that has been collected.
+func (c *child) kill() {
+	if rc, err := c.fd.SyscallConn(); err == nil {
+		_ = rc.Control(func(fd uintptr) { _ = unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) }) // gone at the worst
+	}
+}
 
 // notFound turns the errors that say "nobody is there" into NotFound.
 func notFound(err error) error {

@@ -329,6 +329,20 @@ func TestOOM(t *testing.T) {
 }
 
 func TestHeldSocketsGoWithTheContainer(t *testing.T) {
+	for name, r := range map[string]func(testing.TB) (*Runtime, []int){
+		"made": func(testing.TB) (*Runtime, []int) {
+			return New(Config{ShimPath: shimPath, Grace: 2 * time.Second}), nil
+		},
+		"kept ready": prepared,
+	} {
+		t.Run(name, func(t *testing.T) {
+			r, _ := r(t)
+			holdSocket(t, r)
+		})
+	}
+}
+
+func holdSocket(t *testing.T, r *Runtime) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -337,7 +351,7 @@ func TestHeldSocketsGoWithTheContainer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b := newBox(t, "echo ready; read x", withStdin, func(b *box) { b.launch.Held = []*os.File{f} })
+	b := newBox(t, "echo ready; read x", with(r), withStdin, func(b *box) { b.launch.Held = []*os.File{f} })
 	b.launchIt()
 	f.Close()
 	addr := l.Addr().String()

@@ -24,6 +24,7 @@ import (
 	"escale.dev/escale/internal/runtime"
 	"escale.dev/escale/internal/runtime/shim/wire"
 	"escale.dev/escale/internal/sys/cgroup"
+	"escale.dev/escale/internal/sys/ready"
 )
 
 // Config is what a Runtime needs.
@@ -48,6 +49,7 @@ type Runtime struct {
 	cgroups func() (cgroup.Info, error)
 
 	patience time.Duration // with OCI runtimes that update or delete
+	pool     *ready.Spares[*blank]
 }
 
 var _ runtime.Runtime = (*Runtime)(nil)
@@ -61,7 +63,16 @@ func New(cfg Config) *Runtime {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Runtime{cfg: cfg, log: log.With("component", "shim"), cgroups: sync.OnceValues(cgroup.Detect), patience: callPatience}
+	r := &Runtime{cfg: cfg, log: log.With("component", "shim"), cgroups: sync.OnceValues(cgroup.Detect), patience: callPatience}
+	r.keep(ready.Config[*blank]{Size: poolSize, Delay: poolDelay, Rest: poolRest})
+	return r
+}
+
+// Close ends the monitors that are kept ready, and waits for their end. Those of
+// containers go on, and more can be launched. Idempotent.
+func (r *Runtime) Close() error {
+	r.pool.Close()
+	return nil
 }
 
 // Adopt connects to the monitor in runDir; see runtime.Runtime.
@@ -71,9 +82,10 @@ func (r *Runtime) Adopt(ctx context.Context, id, runDir, stateDir string) (runti
 	if err != nil {
 		return nil, fmt.Errorf("monitor of container %s: %w", id, err)
 	}
-	t := newTask(id, stateDir, nc, dial, r.log)
+	t := newTask(id, stateDir, newConn(nc), dial, r.log)
 	t.runDir = runDir
-	t.open()
+	t.conn.hello()
+	go t.conn.read()
 	status, err := t.outcome(ctx)
 	if err == nil && status.Text(wire.TagID) != id {
 		err = fmt.Errorf("is that of container %q: %w", status.Text(wire.TagID), errdefs.ErrFailedPrecondition)

@@ -29,7 +29,7 @@ type Task struct {
 	stateDir string
 	conn     *conn
 	dial     func(context.Context) (*net.UnixConn, error)
-	child    *child // nil when adopted
+	started  func() // called when a start has come to its end, either way; nil when adopted
 	log      *slog.Logger
 
 	mu         sync.Mutex
@@ -49,19 +49,8 @@ type exit struct {
 	err  error
 }
 
-func newTask(id, stateDir string, nc net.Conn, dial func(context.Context) (*net.UnixConn, error), log *slog.Logger) *Task {
-	return &Task{id: id, stateDir: stateDir, conn: newConn(nc), dial: dial, log: log, exits: map[string]*exit{}}
-}
-
-// open begins the conversation.
-func (t *Task) open() {
-	t.conn.hello()
-	go func() {
-		t.conn.read()
-		if t.child != nil {
-			t.child.reap()
-		}
-	}()
+func newTask(id, stateDir string, c *conn, dial func(context.Context) (*net.UnixConn, error), log *slog.Logger) *Task {
+	return &Task{id: id, stateDir: stateDir, conn: c, dial: dial, log: log, exits: map[string]*exit{}}
 }
 
 // adopted takes what the monitor told about itself.
@@ -91,6 +80,9 @@ func (t *Task) Generation() uint64 {
 // monitor is gone, and attached streams have ended.
 func (t *Task) Start(ctx context.Context) (int, error) {
 	m, err := t.conn.call(ctx, wire.Start, nil)
+	if t.started != nil {
+		t.started()
+	}
 	if err != nil {
 		return 0, t.fail("", err)
 	}

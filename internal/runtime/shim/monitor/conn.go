@@ -182,9 +182,11 @@ func (c *conn) take(msg wire.Message) {
 	}
 	r := waiter{c, msg.Uint(wire.TagRequest)}
 	switch msg.Type {
-	case wire.Config:
+	case wire.Config, wire.Become:
 		c.config(r, msg)
-	case wire.Start, wire.Exec, wire.Signal, wire.Resize, wire.Wait, wire.Status, wire.Held, wire.Hold:
+	case wire.Hold:
+		c.keep(r)
+	case wire.Start, wire.Exec, wire.Signal, wire.Resize, wire.Wait, wire.Status, wire.Held:
 		if c.m.init == nil {
 			r.refuse(wire.KindConflict, "not configured")
 			return
@@ -200,7 +202,15 @@ func (c *conn) config(r waiter, msg wire.Message) {
 		r.refuse(wire.KindConflict, "already configured")
 		return
 	}
-	if err := c.m.configure(msg); err != nil {
+	var err error
+	c.m.loop.rest = nil
+	if msg.Type == wire.Become {
+		err = c.m.become(msg)
+	}
+	if err == nil {
+		err = c.m.configure(msg)
+	}
+	if err != nil {
 		r.refuse(wire.KindInternal, err.Error())
 		c.m.release()
 		c.m.leave()
@@ -224,9 +234,6 @@ func (c *conn) request(r waiter, msg wire.Message) {
 		return
 	case wire.Held:
 		c.lend(r)
-		return
-	case wire.Hold:
-		c.keep(r)
 		return
 	case wire.Wait:
 		if p == nil || p.state == wire.StateEnded {

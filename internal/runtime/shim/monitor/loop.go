@@ -17,7 +17,11 @@ type loop struct {
 	slots []slot // by descriptor
 	turn  int32
 	stop  bool
+	rest  func() // called once, when nothing happens for restAfter; nil: never
 }
+
+// restAfter is in milliseconds. Who is needed at once is asked sooner.
+const restAfter = 3
 
 type slot struct {
 	h      handler
@@ -73,9 +77,18 @@ func (l *loop) close(fd int) {
 func (l *loop) run() {
 	events := make([]unix.EpollEvent, 32)
 	for !l.stop {
-		n, err := unix.EpollWait(l.ep, events, -1)
+		patience := -1
+		if l.rest != nil {
+			patience = restAfter
+		}
+		n, err := unix.EpollWait(l.ep, events, patience)
 		if err == unix.EINTR {
 			continue
+		}
+		if n == 0 && l.rest != nil {
+			rest := l.rest
+			l.rest = nil
+			rest()
 		}
 		if err != nil {
 			fatal("epoll_wait: ", err)

@@ -9,6 +9,8 @@ package monitor
 
 import (
 	"os"
+	"runtime"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -17,7 +19,7 @@ import (
 
 const (
 	controlFD = 3 // the connection to the engine that launched us
-	heldFD    = 4 // from here on: what is only kept open
+	heldFD    = 4 // from here on: what is only kept open, by one that was born with a container
 
 	// chunk is how much is read from a stream at once, and thus the longest frame
 	// that attached clients get.
@@ -80,7 +82,10 @@ func Main() int {
 		_, _ = os.Stderr.WriteString("escale-shim is started by escaled, one for each container; it is of no use alone\n")
 		return 2
 	}
-	held := openFrom(heldFD)
+	var held []int
+	if len(os.Args) < 2 || os.Args[1] != wire.Unnamed {
+		held = openFrom(heldFD)
+	}
 	prepareSelf()
 	l, err := newLoop()
 	if err != nil {
@@ -95,6 +100,9 @@ func Main() int {
 		fatal("control connection: ", err)
 	}
 	m.newConn(controlFD)
+	// The first collection falls into the first milliseconds, and takes one with the threads that
+	// it has made: who is kept ready has it behind itself.
+	l.rest = runtime.GC
 	l.run()
 	return 0
 }
@@ -143,6 +151,38 @@ func environ() (env []string) {
 }
 
 func hasPrefix(s, p string) bool { return len(s) >= len(p) && s[:len(p)] == p }
+
+// become gives a monitor that was born without a container what an engine from before
+// this was there gave to it at birth: a working directory, a place for its last words, a name.
+func (m *Monitor) become(msg wire.Message) error {
+	if n := uint64(len(m.held)); n != msg.Uint(wire.TagHeld) {
+		return faultError(itoa(int64(n)) + " descriptors have come: some were lost")
+	}
+	dir := msg.Text(wire.TagRunDir)
+	if err := unix.Chdir(dir); err != nil {
+		return fault(dir+": ", err)
+	}
+	words, err := open(wire.StderrName, unix.O_WRONLY|unix.O_CREAT|unix.O_APPEND, 0o600)
+	if err != nil {
+		return fault(wire.StderrName+": ", err)
+	}
+	err = unix.Dup3(words, 2, 0)
+	_ = unix.Close(words) // nothing was written
+	if err != nil {
+		return fault(wire.StderrName+": ", err)
+	}
+	rename(msg.Text(wire.TagID))
+	return nil
+}
+
+// rename puts the id where the kernel looks for our first argument: the strings of
+// os.Args are that very memory (goargs of the Go runtime).
+func rename(id string) {
+	if len(os.Args) > 1 {
+		arg := unsafe.Slice(unsafe.StringData(os.Args[1]), len(os.Args[1]))
+		clear(arg[copy(arg, id):])
+	}
+}
 
 // configure takes the launch message: opens the log, makes the stdio of the
 // container's process, so that clients can attach, and listens.
@@ -215,6 +255,7 @@ func listenUnix(name string) (int, error) {
 	}
 	if err != nil {
 		_ = unix.Close(fd) // the first error is the one to tell
+		_ = unix.Unlink(name)
 		return -1, err
 	}
 	return fd, nil
@@ -258,6 +299,7 @@ func (m *Monitor) forget(p *process) {
 // release lets go of all that a container which does not run must not hold:
 // its ports, its log, the directory.
 func (m *Monitor) release() {
+	named := m.lis >= 0 // else the working directory may be none of ours
 	m.loop.close(m.lis)
 	m.lis = -1
 	if m.log != nil {
@@ -268,8 +310,10 @@ func (m *Monitor) release() {
 		_ = unix.Close(fd)
 	}
 	m.held = nil
-	_ = unix.Unlink(wire.SocketName)
-	_ = unix.Unlink(wire.MonitorName)
+	if named {
+		_ = unix.Unlink(wire.SocketName)
+		_ = unix.Unlink(wire.MonitorName)
+	}
 	if len(m.calls) == 0 {
 		_ = unix.Chdir("/") // the run directory may be a mount that is to go
 	}

@@ -13,6 +13,13 @@
 // bytes. A tag may come several times (arguments); where one value is meant,
 // the first counts.
 //
+// # Birth
+//
+// A monitor is started without a container: the connection to the engine is its
+// descriptor 3, working directory and standard streams mean nothing, and its first argument
+// is Unnamed. The engine then sends Hello, Hold for what is to be kept open, if need be several, and
+// Become, which makes it a container's. It ends when the connection does before its container is started.
+//
 // # Conversation
 //
 // The client opens with Hello and its Version; the monitor answers Hello with
@@ -49,13 +56,17 @@ const (
 	ExitPrefix  = "exit-"     // in the state directory: the exit record of a generation
 )
 
+// Unnamed is the first argument of a monitor that has no container yet. Become puts the
+// container's id over it, as much as there is room for: the command line shows whose it is.
+const Unnamed = "prepared, of no container yet                                   "
+
 // Type of a frame.
 type Type uint8
 
-// The frames. Those up to Hold are requests, but for Hello.
+// The frames. Those up to Become are requests, but for Hello.
 const (
 	Hello  Type = 1 // Version
-	Config Type = 2 // all of runtime.Launch; first request of the launching connection
+	Config Type = 2 // as Become, of a monitor that was born with RunDir, stderr and descriptors
 	Start  Type = 3 // → Pid
 	Exec   Type = 4 // Process, File, Terminal, Rows, Cols, OpenStdin → Pid
 	Signal Type = 5 // Process, Number
@@ -69,8 +80,13 @@ const (
 	// bear their Number: as many as there are in the end.
 	Held Type = 10
 
-	// Hold brings descriptors along that are kept open for the container as well.
+	// Hold brings descriptors along that are kept open for the container as well. Those that
+	// come before Become are its first, and the first of all is the lock of AliveName.
 	Hold Type = 11
+
+	// Become is all of runtime.Launch. Held says how many descriptors have come. The monitor enters
+	// RunDir, opens StderrName there as its standard error, and listens.
+	Become Type = 12
 
 	OK    Type = 64
 	Error Type = 65 // Kind, Text, and for KindRuntime: Code, Log, Stderr
@@ -118,7 +134,7 @@ const (
 	TagStdout     Tag = 35
 	TagStderr     Tag = 36 // Attach: a boolean; Error: what the runtime printed
 	TagLog        Tag = 37 // the end of the runtime's log
-	TagHeld       Tag = 38 // how many descriptors the monitor was started with beside the connection
+	TagHeld       Tag = 38 // how many descriptors are given to the monitor to keep
 	TagPassing    Tag = 39 // the exit record need not be durable
 )
 
