@@ -86,6 +86,10 @@ type numbers [columns]int32
 //go:embed syscalls.txt
 var syscallsText string
 
+// syscallsSum is the text's CRC-32 (IEEE), which the digests of profiles have in them:
+// to make it takes longer than to look a filter up.
+const syscallsSum = 0x5195601e
+
 var table = sync.OnceValue(func() map[string]numbers {
 	calls := make(map[string]numbers, strings.Count(syscallsText, "\n"))
 	for line := range strings.Lines(syscallsText) {

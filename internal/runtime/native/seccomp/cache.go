@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
-	"hash/crc32"
 	"io"
 	"os"
 	"path/filepath"
@@ -147,7 +146,7 @@ func digest(s *specs.LinuxSeccomp) [sha256.Size]byte {
 	}
 	text(runtime.GOARCH)
 	number(compiler)
-	number(uint64(crc32.ChecksumIEEE([]byte(syscallsText))))
+	number(syscallsSum)
 	text(string(s.DefaultAction))
 	errno(s.DefaultErrnoRet)
 	number(uint64(len(s.Architectures)))

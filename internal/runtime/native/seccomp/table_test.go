@@ -3,6 +3,7 @@ package seccomp
 import (
 	"flag"
 	"fmt"
+	"hash/crc32"
 	"maps"
 	"os"
 	"os/exec"
@@ -49,6 +50,9 @@ func TestTable(t *testing.T) {
 	}
 	if want != syscallsText {
 		t.Error("syscalls.txt is not what golang.org/x/sys has: go test -run TestTable -update ./internal/runtime/native/seccomp")
+	}
+	if sum := crc32.ChecksumIEEE([]byte(syscallsText)); sum != syscallsSum {
+		t.Errorf("syscallsSum has to be %#08x", sum)
 	}
 	for name, n := range map[string]numbers{
 		"read": {0, 3, 0, 63, 3}, "execve": {59, 11, 520, 221, 11}, "socketcall": {-1, 102, -1, -1, -1}, "clone3": {435, 435, 435, 435, 435},
