@@ -382,23 +382,28 @@ func TestJoinedPIDsWhole(t *testing.T) {
 	b.nothingLeft()
 }
 
-// An exec whose container ends while it begins says so, and not what it missed then.
+// An exec whose container ends while it begins says so, and not what it missed then,
+// whether it has come into the cgroup, which stands still, before the end or after it.
 func TestExecInEndingContainer(t *testing.T) {
-	l := newLab(t, "exec sleep 1000")
-	l.detached("run", "-d", l.id)
-	l.must("pause", l.id)
-	cmd := l.command("exec", "--ignore-paused", l.id, "true")
-	var said strings.Builder
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+	for _, wait := range []time.Duration{0, time.Millisecond, 3 * time.Millisecond, 50 * time.Millisecond} {
+		l := newLab(t, "exec sleep 1000")
+		l.detached("run", "-d", l.id)
+		l.must("pause", l.id)
+		cmd := l.command("exec", "--ignore-paused", l.id, "true")
+		var said strings.Builder
+		cmd.Stdout, cmd.Stderr = &said, &said
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(wait)
+		l.must("kill", l.id, "KILL")
+		timer := time.AfterFunc(20*time.Second, func() { _ = cmd.Process.Kill() }) // it may be over
+		if err := cmd.Wait(); err == nil || strings.TrimSpace(said.String()) != `level=error msg="exec failed: cannot exec in a stopped container"` {
+			t.Errorf("killed after %s: %v: %s", wait, err, said.String())
+		}
+		timer.Stop()
+		l.must("delete", "--force", l.id)
 	}
-	time.Sleep(50 * time.Millisecond) // it is in the cgroup by then, as a rule, and stands still
-	l.must("kill", l.id, "KILL")
-	if err := cmd.Wait(); err == nil || strings.TrimSpace(said.String()) != `level=error msg="exec failed: cannot exec in a stopped container"` {
-		t.Errorf("%v: %s", err, said.String())
-	}
-	l.must("delete", "--force", l.id)
 }
 
 // Who does not accept terminals is not waited for, and holds up no container's end.

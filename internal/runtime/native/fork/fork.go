@@ -9,7 +9,6 @@ package fork
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -55,6 +54,7 @@ type raw struct {
 	flags uintptr   // CLONE_NEW* of new namespaces
 	ns    uintptr   // to be joined before: a namespace, or a pidfd
 	kinds uintptr   // CLONE_NEW* of what is joined; 0: nothing
+	of    uintptr   // pidfd of the container that is entered; 0: of none
 	pids  uintptr   // a pid namespace to be joined before that; 0: none
 	tasks []uintptr // files of cgroups to be joined before that
 	at    uintptr   // a directory that becomes the root at last; 0: none
@@ -162,7 +162,7 @@ func Enter(p *Program, e *Entry) (pid int, err error) {
 func (r *raw) enter(e *Entry) {
 	r.twice = true
 	if e.Of != nil {
-		r.ns, r.kinds = e.Of.Fd(), uintptr(e.Kinds)
+		r.ns, r.kinds, r.of = e.Of.Fd(), uintptr(e.Kinds), e.Of.Fd()
 	}
 	if e.PIDs != nil {
 		r.pids = e.PIDs.Fd()
@@ -214,77 +214,6 @@ func (m *Maps) write(pid int) error {
 		}
 	}
 	return nil
-}
-
-// held forks a child that waits for release.
-func held(r *raw) (pid int, hold *os.File, err error) {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return 0, nil, os.NewSyscallError("socketpair", err)
-	}
-	defer unix.Close(pair[1])
-	hold = os.NewFile(uintptr(pair[0]), "hold")
-	// The child's end must survive the moving of files. It is no higher than that: from 64
-	// descriptors on the table grows, for which a process with threads waits some 10 ms
-	// (expand_fdtable() of the kernel's fs/file.c).
-	far, err := unix.FcntlInt(uintptr(pair[1]), unix.F_DUPFD_CLOEXEC, int(r.spare))
-	if err != nil {
-		hold.Close()
-		return 0, nil, os.NewSyscallError("fcntl", err)
-	}
-	defer unix.Close(far)
-	if r.spare != 0 {
-		r.spare = uintptr(far) + 1
-	}
-	syscall.ForkLock.Lock()
-	pid, errno := fork(r, uintptr(far))
-	syscall.ForkLock.Unlock()
-	if errno != 0 {
-		hold.Close()
-		return 0, nil, fmt.Errorf("new namespaces: %w", os.NewSyscallError("clone", errno))
-	}
-	if r.twice {
-		return joined(pid, hold)
-	}
-	return pid, hold, nil
-}
-
-// joined waits for the one that went into namespaces: it has forked the one that is
-// meant, as a child of ours, and tells its number.
-func joined(first int, hold *os.File) (int, *os.File, error) {
-	a, err := hear(hold)
-	wait(first)
-	if err == nil {
-		err = a.err()
-	}
-	if err != nil {
-		hold.Close()
-		return 0, nil, err
-	}
-	return int(int32(a.pid)), hold, nil
-}
-
-// hear takes an answer; io.EOF when there was none.
-func hear(hold *os.File) (a answer, err error) {
-	_, err = io.ReadFull(hold, unsafe.Slice((*byte)(unsafe.Pointer(&a)), unsafe.Sizeof(a)))
-	if err != nil {
-		err = fmt.Errorf("going into namespaces: %w", err)
-	}
-	return a, err
-}
-
-// release lets the child go on; the error is why it could not become its program.
-func release(pid int, hold *os.File) error {
-	if _, err := hold.Write([]byte{1}); err != nil {
-		end(pid)
-		return err
-	}
-	a, err := hear(hold) // its end closes when it is the program
-	if err != nil {
-		return nil
-	}
-	wait(pid)
-	return a.err()
 }
 
 // cloneArgs is struct clone_args of clone(2).
