@@ -44,6 +44,19 @@ func (d *Daemon) leaveNothing(ctx context.Context) error {
 	return errors.Join(append(errs, d.monitors.Close(), d.removeCgroups())...)
 }
 
+// removeIdle removes a cgroup, for whose last process to be gone it waits 200 ms at most: a runtime
+// that waited beside a monitor ends behind it.
+func removeIdle(dir string) error {
+	end := time.Now().Add(200 * time.Millisecond)
+	for {
+		err := unix.Rmdir(dir)
+		if !errors.Is(err, unix.EBUSY) || time.Now().After(end) {
+			return err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
 // removeCgroups removes the parent cgroups that bear the engine's own name, in
 // all hierarchies, as far as nothing is in them.
 func (d *Daemon) removeCgroups() error {
@@ -55,7 +68,7 @@ func (d *Daemon) removeCgroups() error {
 			return err
 		}
 		for _, dir := range append(dirs, more...) {
-			err := unix.Rmdir(dir)
+			err := removeIdle(dir)
 			switch {
 			case err == nil, errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR):
 			case errors.Is(err, unix.EBUSY), errors.Is(err, unix.ENOTEMPTY):

@@ -7,6 +7,7 @@
 package native
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -51,6 +52,15 @@ func Main(args []string, in io.Reader, out, errs io.Writer) int {
 	}
 	goruntime.UnlockOSThread() // the first thread is the other half's
 	debug.SetGCPercent(-1)     // it lives for milliseconds
+	if len(args) == 2 && args[1] == aheadArg {
+		var err error
+		if args, err = ahead(); errors.Is(err, io.EOF) {
+			return 0
+		} else if err != nil {
+			fmt.Fprintln(errs, err)
+			return 1
+		}
+	}
 	opts, rest, err := parse(args[1:], globals, true)
 	if err != nil {
 		fmt.Fprintln(errs, err)
@@ -80,7 +90,7 @@ func Main(args []string, in io.Reader, out, errs io.Writer) int {
 }
 
 const usage = `escale-runtime [--root DIR] [--log FILE] [--log-format text|json] [--cache DIR] [--systemd-cgroup] COMMAND
-  create, run, start, state, kill, delete, exec, update, ps, pause, resume, list, features, spec: as runc has them`
+  create, run, start, state, kill, delete, exec, update, ps, pause, resume, list, features: as runc has them`
 
 // fail says what went wrong: in the log for whoever called, and on the standard error.
 func (r *runtime) fail(opts values, err error) int {

@@ -39,6 +39,7 @@ func (r *Runtime) Launch(ctx context.Context, l runtime.Launch) (runtime.Task, e
 	if err != nil {
 		return nil, fmt.Errorf("monitor of container %s: %w", l.ID, err)
 	}
+	r.last.Store(&l.Runtime.Path)
 	t := newTask(l.ID, l.StateDir, b.conn, dialer(l.RunDir), r.log)
 	t.runDir, t.generation, t.monitor = l.RunDir, l.Generation, b.child.pid
 	t.started = func() { r.pool.Soon(poolPause) }

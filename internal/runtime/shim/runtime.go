@@ -17,6 +17,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -50,6 +51,7 @@ type Runtime struct {
 
 	patience time.Duration // with OCI runtimes that update or delete
 	pool     *ready.Spares[*blank]
+	last     atomic.Pointer[string] // path of the OCI runtime that was asked for last
 }
 
 var _ runtime.Runtime = (*Runtime)(nil)

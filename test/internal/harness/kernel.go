@@ -197,19 +197,32 @@ func (e *Engine) mentions(r *nftables.Rule) bool {
 	return false
 }
 
-// maxReady is how many monitors without a container an engine may keep: they come and go
-// with its starts, and end with it.
-const maxReady = 1
+// maxReady is how many processes an engine may keep ready: a monitor without a container, and the
+// runtime beside it. They come and go with its starts, and end with it.
+const maxReady = 2
 
 // keptReady tells whether a process is a monitor without a container that a living engine
-// keeps. One whose engine is gone is none.
+// keeps, or the runtime that waits beside one. One whose engine is gone is none.
 func keptReady(engine, pid int, cmdline []byte) bool {
-	if !bytes.HasPrefix(cmdline, []byte("escale-shim\x00prepared,")) {
-		return false
+	if bytes.HasSuffix(cmdline, []byte("/escale-runtime\x00ahead\x00")) {
+		pid = parentOf(pid)
+		cmdline, _ = os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)) // one that is gone keeps nothing
 	}
+	return bytes.HasPrefix(cmdline, []byte("escale-shim\x00prepared,")) && parentOf(pid) == engine
+}
+
+// parentOf is a process' parent; -1 when the process is gone.
+func parentOf(pid int) int {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	f := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	return err == nil && len(f) > 1 && f[1] == strconv.Itoa(engine)
+	if err != nil || len(f) < 2 {
+		return -1
+	}
+	parent, err := strconv.Atoi(f[1])
+	if err != nil {
+		return -1
+	}
+	return parent
 }
 
 // takeProcesses lists the processes of the engine but itself, and returns their ids.

@@ -96,11 +96,7 @@ func (m *Monitor) spawn(p *process, r waiter, base string, command []string) {
 	}
 	args = append(args, m.cfg.id)
 	_ = unix.Unlink(base + ".log") // of an earlier call
-	program, sealed := seal(m.cfg.runtime, aboveAll(files))
-	pid, err := syscall.ForkExec(program, args, &syscall.ProcAttr{Env: m.env, Files: files})
-	if sealed >= 0 {
-		_ = unix.Close(sealed) // it was only named
-	}
+	pid, err := m.fork(args, files)
 	p.handedOver()
 	if err != nil {
 		c.close(m)
@@ -110,6 +106,18 @@ func (m *Monitor) spawn(p *process, r waiter, base string, command []string) {
 	c.pid = pid
 	m.calls = append(m.calls, c)
 	m.reaper.wait()
+}
+
+// fork starts the runtime, unless one waits already.
+func (m *Monitor) fork(args []string, files []uintptr) (int, error) {
+	if pid, ok := m.callAhead(args, files); ok {
+		return pid, nil
+	}
+	program, sealed := seal(m.cfg.runtime, aboveAll(files))
+	if sealed >= 0 {
+		defer unix.Close(sealed) // it was only named
+	}
+	return syscall.ForkExec(program, args, &syscall.ProcAttr{Env: m.env, Files: files})
 }
 
 // seal gives the runtime that is our own by a mount of it that nobody can write

@@ -184,6 +184,9 @@ func (c *conn) take(msg wire.Message) {
 	switch msg.Type {
 	case wire.Config, wire.Become:
 		c.config(r, msg)
+	case wire.Expect:
+		c.m.expect(msg.Text(wire.TagRuntime))
+		r.ok(nil)
 	case wire.Hold:
 		c.keep(r)
 	case wire.Start, wire.Exec, wire.Signal, wire.Resize, wire.Wait, wire.Status, wire.Held:

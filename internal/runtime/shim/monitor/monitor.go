@@ -43,6 +43,7 @@ type Monitor struct {
 	execs   []*process
 	results []result // of ended execs, oldest first
 	calls   []*call
+	ahead   *ahead
 	strays  []death // children of others that ended while a runtime was at work
 	conns   int
 	control int // those of conns that speak the protocol, not attached
@@ -310,6 +311,7 @@ func (m *Monitor) release() {
 		_ = unix.Close(fd)
 	}
 	m.held = nil
+	m.dismiss()
 	if named {
 		_ = unix.Unlink(wire.SocketName)
 		_ = unix.Unlink(wire.MonitorName)

@@ -114,6 +114,10 @@ func (m *Monitor) ended(d death) {
 			return
 		}
 	}
+	if m.ahead != nil && m.ahead.pid == d.pid {
+		m.dismiss() // the number may be another's from now on
+		return
+	}
 	// The process of a runtime that has not returned yet, or a stranger.
 	if len(m.calls) > 0 {
 		m.strays = append(m.strays, d)

@@ -17,7 +17,7 @@
 //
 // A monitor is started without a container: the connection to the engine is its
 // descriptor 3, working directory and standard streams mean nothing, and its first argument
-// is Unnamed. The engine then sends Hello, Hold for what is to be kept open, if need be several, and
+// is Unnamed. The engine then sends Hello, perhaps Expect, Hold for what is to be kept open, if need be several, and
 // Become, which makes it a container's. It ends when the connection does before its container is started.
 //
 // # Conversation
@@ -87,6 +87,10 @@ const (
 	// Become is all of runtime.Launch. Held says how many descriptors have come. The monitor enters
 	// RunDir, opens StderrName there as its standard error, and listens.
 	Become Type = 12
+
+	// Expect comes before Become and names the Runtime that will probably be called: one of our
+	// own is started and waits for the call.
+	Expect Type = 13
 
 	OK    Type = 64
 	Error Type = 65 // Kind, Text, and for KindRuntime: Code, Log, Stderr
