@@ -52,9 +52,9 @@ func Main(args []string, in io.Reader, out, errs io.Writer) int {
 	}
 	goruntime.UnlockOSThread() // the first thread is the other half's
 	debug.SetGCPercent(-1)     // it lives for milliseconds
-	if len(args) == 2 && args[1] == aheadArg {
+	if isAhead(args) {
 		var err error
-		if args, err = ahead(); errors.Is(err, io.EOF) {
+		if args, err = ahead(args[1]); errors.Is(err, io.EOF) {
 			return 0
 		} else if err != nil {
 			fmt.Fprintln(errs, err)

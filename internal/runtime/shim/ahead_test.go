@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -38,7 +39,7 @@ func waits(t *testing.T, monitor int) int {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		for _, pid := range children(monitor) {
-			if line, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline")); err == nil && strings.HasSuffix(string(line), "\x00ahead\x00") {
+			if line, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline")); err == nil && strings.Contains(string(line), "\x00ahead ") {
 				return pid
 			}
 		}
@@ -142,4 +143,72 @@ func TestAheadWithTerminal(t *testing.T) {
 	if log := readLog(t, b.launch.Log.Path); len(log) != 1 || log[0].Log != "24 80\r\n" {
 		t.Errorf("it said %+v", log)
 	}
+}
+
+// Execs that follow each other find a runtime that waits; when none follows it ends.
+func TestExecsAhead(t *testing.T) {
+	if whyNot != "" {
+		t.Skip(whyNot)
+	}
+	if filepath.Base(runcPath) != "escale-runtime" {
+		t.Skip("only our own runtime waits ahead")
+	}
+	t.Parallel()
+	b := sleeper(t)
+	monitor := b.task.Monitor()
+	none := func(when string) {
+		t.Helper()
+		time.Sleep(100 * time.Millisecond)
+		for _, pid := range children(monitor) {
+			if pid != b.task.Pid() {
+				t.Errorf("%s: there is %d: %q", when, pid, of(t, pid, "cmdline"))
+			}
+		}
+	}
+	run := func(id string) {
+		t.Helper()
+		if _, err := b.exec(id, nil, "true"); err != nil {
+			t.Fatal(err)
+		}
+		if e, err := b.task.Wait(ctxFor(t), id); err != nil || e.Code != 0 {
+			t.Errorf("exec %s: %+v, %v", id, e, err)
+		}
+	}
+	run("e1")
+	none("after one exec")
+	run("e2")
+	pid := waits(t, monitor)
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() {
+		text, err := json.Marshal(process(false, "true"))
+		if err == nil {
+			_, err = b.task.Exec(ctxFor(t), runtime.Exec{ID: "e3", Process: text})
+		}
+		ended <- err
+	}()
+	select {
+	case err := <-ended:
+		t.Errorf("another runtime was called: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	gone(t, pid)
+	pid = waits(t, monitor)
+	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	gone(t, pid)
+	run("e4")
+	// Its last one ends by itself.
+	pid = waits(t, monitor)
+	gone(t, pid)
+	none("long after the last exec")
 }

@@ -197,17 +197,23 @@ func (e *Engine) mentions(r *nftables.Rule) bool {
 	return false
 }
 
-// maxReady is how many processes an engine may keep ready: a monitor without a container, and the
-// runtime beside it. They come and go with its starts, and end with it.
-const maxReady = 2
+// maxReady is how many monitors without a container an engine may keep: they come and go
+// with its starts, and end with it.
+const maxReady = 1
+
+// waitsAhead tells whether a process is a runtime that waits for a call beside a monitor: if
+// that should not be there, it is a leak itself.
+func waitsAhead(pid int, cmdline []byte) bool {
+	if !bytes.Contains(cmdline, []byte("/escale-runtime\x00ahead ")) {
+		return false
+	}
+	monitor, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", parentOf(pid))) // one that is gone keeps nothing
+	return bytes.HasPrefix(monitor, []byte("escale-shim\x00"))
+}
 
 // keptReady tells whether a process is a monitor without a container that a living engine
-// keeps, or the runtime that waits beside one. One whose engine is gone is none.
+// keeps. One whose engine is gone is none.
 func keptReady(engine, pid int, cmdline []byte) bool {
-	if bytes.HasSuffix(cmdline, []byte("/escale-runtime\x00ahead\x00")) {
-		pid = parentOf(pid)
-		cmdline, _ = os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)) // one that is gone keeps nothing
-	}
 	return bytes.HasPrefix(cmdline, []byte("escale-shim\x00prepared,")) && parentOf(pid) == engine
 }
 
@@ -235,6 +241,9 @@ func (e *Engine) takeProcesses(inv *inventory) []int {
 			continue
 		}
 		pids = append(pids, pid)
+		if waitsAhead(pid, cmdline) {
+			continue
+		}
 		if ready < maxReady && keptReady(e.Pid(), pid, cmdline) {
 			ready++
 			continue

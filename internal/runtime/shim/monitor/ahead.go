@@ -1,10 +1,14 @@
 package monitor
 
 import (
+	"bytes"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
+
+// aheadArg is a word and room for what takes its place.
+var aheadArg = "ahead" + string(bytes.Repeat([]byte{' '}, room-len("ahead")))
 
 // ahead is an OCI runtime of our own that waits to be told what to do: its start is over
 // before the container's begins. See aheadArg in internal/runtime/native.
@@ -12,13 +16,30 @@ type ahead struct {
 	runtime string // its path
 	pid     int
 	socket  int
+	until   int64 // uptime in seconds after which it is not called: it ends soon
 }
 
-// expect starts the runtime that will probably be called. One that is not our own
-// would not understand, and is not started; nor is it told to anybody when that
-// fails: the call starts one then.
-func (m *Monitor) expect(runtime string) {
-	if m.ahead != nil || m.init != nil {
+const (
+	// birthPatience is for how many seconds one waits for a container: longer than
+	// the engine keeps the monitor.
+	birthPatience = 60
+
+	// execPatience is the same for an exec. None waits where execs are rarer than that.
+	execPatience = 10
+
+	// room is how long a command line may be that the one that waits shows: by it an exec is
+	// found that has to be ended.
+	room = 2048
+
+	// parting is how many seconds lie between the last call and its end.
+	parting = 2
+)
+
+// expect starts the runtime that will probably be called within so many seconds. One
+// that is not our own would not understand, and is not started; nor is it told to
+// anybody when that fails: the call starts one then.
+func (m *Monitor) expect(runtime string, patience int64) {
+	if m.ahead != nil || m.leaving {
 		return
 	}
 	null, err := open("/dev/null", unix.O_RDWR, 0)
@@ -31,34 +52,51 @@ func (m *Monitor) expect(runtime string) {
 		return
 	}
 	defer unix.Close(pair[1])
+	if unix.SetsockoptTimeval(pair[1], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &unix.Timeval{Sec: patience + parting}) != nil {
+		_ = unix.Close(pair[0])
+		return
+	}
 	files := []uintptr{uintptr(null), uintptr(null), uintptr(null), uintptr(pair[1])}
 	program, sealed := seal(runtime, aboveAll(files))
 	if sealed < 0 {
 		_ = unix.Close(pair[0])
 		return
 	}
-	pid, err := syscall.ForkExec(program, []string{runtime, "ahead"}, &syscall.ProcAttr{Env: m.env, Files: files})
+	pid, err := syscall.ForkExec(program, []string{runtime, aheadArg}, &syscall.ProcAttr{Env: m.env, Files: files})
 	_ = unix.Close(sealed) // it was only named
 	if err != nil {
 		_ = unix.Close(pair[0])
 		return
 	}
-	m.ahead = &ahead{runtime, pid, pair[0]}
+	m.ahead = &ahead{runtime, pid, pair[0], uptime() + patience}
 	m.reaper.wait()
 }
 
-// call has the runtime that waits do what args say, after the path of the program; false:
+// execed has a runtime wait for the next exec, when they come one after the other.
+func (m *Monitor) execed() {
+	now := uptime()
+	if m.lastExec > 0 && now-m.lastExec <= execPatience {
+		m.loop.rest = func() { m.expect(m.cfg.runtime, execPatience) }
+	}
+	m.lastExec = now
+}
+
+// callAhead has the runtime that waits do what args say, after the path of the program; false:
 // there is none, or not this one. It waits for one call only.
 func (m *Monitor) callAhead(args []string, files []uintptr) (pid int, ok bool) {
 	a := m.ahead
 	if a == nil || a.runtime != args[0] || len(files) != 3 {
 		return 0, false
 	}
-	m.ahead = nil
 	text := []byte(m.cfg.runDir)
 	for _, word := range args[1:] {
 		text = append(append(text, 0), word...)
 	}
+	if uptime() > a.until || len(text)-len(m.cfg.runDir)-1 > room {
+		m.dismiss()
+		return 0, false
+	}
+	m.ahead = nil
 	err := unix.Sendmsg(a.socket, text, unix.UnixRights(int(files[0]), int(files[1]), int(files[2])), nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
 	_ = unix.Close(a.socket) // what was sent arrives; else it ends by this
 	return a.pid, err == nil

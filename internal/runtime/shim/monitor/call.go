@@ -267,6 +267,8 @@ func (m *Monitor) started(c *call, pid int) {
 	if p.id == "" {
 		m.ran = true
 		_ = replaceFile(wire.StartedName, identity(pid, p.start, m.boot), false) // Status tells the same
+	} else {
+		m.execed()
 	}
 	if early != nil {
 		p.finish(*early)

@@ -185,7 +185,9 @@ func (c *conn) take(msg wire.Message) {
 	case wire.Config, wire.Become:
 		c.config(r, msg)
 	case wire.Expect:
-		c.m.expect(msg.Text(wire.TagRuntime))
+		if c.m.init == nil {
+			c.m.expect(msg.Text(wire.TagRuntime), birthPatience)
+		}
 		r.ok(nil)
 	case wire.Hold:
 		c.keep(r)

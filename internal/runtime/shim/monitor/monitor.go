@@ -44,6 +44,9 @@ type Monitor struct {
 	results []result // of ended execs, oldest first
 	calls   []*call
 	ahead   *ahead
+
+	lastExec int64 // uptime in seconds
+
 	strays  []death // children of others that ended while a runtime was at work
 	conns   int
 	control int // those of conns that speak the protocol, not attached
