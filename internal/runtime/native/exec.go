@@ -58,6 +58,9 @@ func (r *runtime) exec(o values, words []string) (int, error) {
 
 // execProcess is the process of --process, or the container's own as options change it.
 func execProcess(s *state, o values, args []string) (*specs.Process, error) {
+	if s.Process == nil {
+		return nil, fmt.Errorf("container %s: %s has no process", s.ID, stateName)
+	}
 	p := &specs.Process{}
 	if name := o.text("process", ""); name != "" {
 		b, err := os.ReadFile(name)

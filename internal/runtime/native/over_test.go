@@ -4,7 +4,9 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"path/filepath"
 	goruntime "runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -50,5 +52,23 @@ func TestOverInterrupted(t *testing.T) {
 		_ = cmd.Process.Kill() // it may have ended
 		_ = cmd.Wait()         // by that
 		pidfd.Close()
+	}
+}
+
+// A record without a process, which nobody's hand should have made, is an error and no crash.
+func TestExecWithoutProcess(t *testing.T) {
+	r := &runtime{root: t.TempDir()}
+	if err := os.Mkdir(r.dir("a"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(r.dir("a"), stateName), []byte(`{"version":1,"id":"a"}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s, err := r.load("a")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := execProcess(s, values{}, []string{"true"}); err == nil || !strings.Contains(err.Error(), "no process") {
+		t.Errorf("exec: %v", err)
 	}
 }
