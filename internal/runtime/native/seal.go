@@ -4,16 +4,18 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
 // sealed says whether our own program lies on a mount that nobody can write through, now
-// or later: one of program's, which has no place. One that is read-only where it lies, as
+// or later: one of program's, which has no place, whatever has become of the file since (the
+// kernel's d_path() says so of one that was removed). One that is read-only where it lies, as
 // /usr often is, may be made writable, and who has held on to the file until then has it.
 func sealed() (bool, error) {
-	if at, err := os.Readlink("/proc/self/exe"); err != nil || at != "/" {
+	if at, err := os.Readlink("/proc/self/exe"); err != nil || strings.TrimSuffix(at, " (deleted)") != "/" {
 		return false, err
 	}
 	var st unix.Statfs_t

@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -56,6 +57,43 @@ func TestProgramOfReadOnlyMount(t *testing.T) {
 	if !errors.Is(err, unix.EROFS) {
 		f.Close()
 		t.Errorf("opened for writing: %v", err)
+	}
+}
+
+// A program that was replaced on the disk after it was started from a mount of its own does its work.
+func TestSealedProgramIsRemoved(t *testing.T) {
+	l := newLab(t, "exec sleep 1000")
+	l.write()
+	self, err := os.ReadFile("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := filepath.Join(l.bundle, "program")
+	if err := os.WriteFile(name, self, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	tree, err := openTree(name, false)
+	if err == nil {
+		err = setTree(tree, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}, false)
+	}
+	if err == nil {
+		err = os.Remove(name)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	mount := os.NewFile(uintptr(tree), name)
+	defer mount.Close()
+	for _, args := range [][]string{{"create", l.id}, {"start", l.id}, {"exec", l.id, "true"}} {
+		cmd := exec.Command("/proc/self/fd/3", append([]string{"--root", l.states}, args...)...)
+		cmd.Env, cmd.Dir, cmd.ExtraFiles = append(os.Environ(), asRuntime+"=1"), l.bundle, []*os.File{mount}
+		var said strings.Builder
+		if args[0] != "create" { // whose streams its process keeps
+			cmd.Stderr = &said
+		}
+		if err := cmd.Run(); err != nil {
+			t.Fatalf("%v: %v: %s", args, err, said.String())
+		}
 	}
 }
 
