@@ -2,6 +2,7 @@ package shim
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -98,23 +99,62 @@ func TestRuntimeAheadDies(t *testing.T) {
 	}
 }
 
-// For another runtime, and for a terminal by a long path, it is not asked; it ends with the
-// container at the latest.
+// For another runtime, and for a terminal by a long path, it is not asked. It does not wait on
+// while the container runs.
 func TestAnotherThanAhead(t *testing.T) {
 	r, pid := preparedAhead(t)
 	other := filepath.Join(t.TempDir(), "escale-runtime")
 	if err := os.Symlink(runcPath, other); err != nil {
 		t.Fatal(err)
 	}
-	b := newBox(t, "exit 4", with(r), func(b *box) { b.launch.Runtime = runtime.Binary{Path: other} })
+	b := newBox(t, "read line; exit 4", with(r), withStdin, func(b *box) { b.launch.Runtime = runtime.Binary{Path: other} })
 	b.launchIt()
+	in := b.attach("", runtime.Attach{Stdin: true})
 	b.start()
+	gone(t, pid)
+	if _, err := in.Write([]byte("go on\n")); err != nil {
+		t.Fatal(err)
+	}
 	if e := b.wait(""); e.Code != 4 {
 		t.Errorf("exit %+v", e)
 	}
-	gone(t, pid)
 	if last := r.last.Load(); last == nil || *last != other {
 		t.Error("what was launched last is not what is expected next")
+	}
+}
+
+// A runtime that is no more the one on the disk makes no container.
+func TestAheadIsExchanged(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "escale-runtime")
+	text, err := os.ReadFile(runcPath)
+	if err == nil {
+		err = os.WriteFile(path, text, 0o755)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, first := preparedAhead(t)
+	r.pool.Close()
+	gone(t, first)
+	r.last.Store(&path)
+	r.keep(ready.Config[*blank]{Size: 1, Delay: time.Millisecond, Rest: poolRest})
+	r.pool.Take()
+	pid := waits(t, kept(t, 1)[0])
+	if err := errors.Join(os.WriteFile(path+".new", text, 0o755), os.Rename(path+".new", path)); err != nil {
+		t.Fatal(err)
+	}
+	b := newBox(t, "exit 8", with(r), func(b *box) { b.launch.Runtime = runtime.Binary{Path: path} })
+	b.launchIt()
+	if err := unix.Kill(pid, unix.SIGSTOP); err != nil { // a start by it would not end
+		t.Fatal(err)
+	}
+	b.start()
+	if err := unix.Kill(pid, unix.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	gone(t, pid)
+	if e := b.wait(""); e.Code != 8 {
+		t.Errorf("exit %+v", e)
 	}
 }
 

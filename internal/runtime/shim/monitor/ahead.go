@@ -16,7 +16,8 @@ type ahead struct {
 	runtime string // its path
 	pid     int
 	socket  int
-	until   int64 // uptime in seconds after which it is not called: it ends soon
+	program program // what lay at the path
+	until   int64   // uptime in seconds after which it is not called: it ends soon
 }
 
 const (
@@ -34,6 +35,21 @@ const (
 	// parting is how many seconds lie between the last call and its end.
 	parting = 2
 )
+
+// program is what tells one file at a path from another.
+type program struct {
+	dev, ino uint64
+	size     int64
+	mtime    unix.Timespec
+}
+
+func programAt(path string) program {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil {
+		return program{} // nothing there is started either
+	}
+	return program{uint64(st.Dev), st.Ino, st.Size, st.Mtim}
+}
 
 // expect starts the runtime that will probably be called within so many seconds. One
 // that is not our own would not understand, and is not started; nor is it told to
@@ -57,6 +73,7 @@ func (m *Monitor) expect(runtime string, patience int64) {
 		return
 	}
 	files := []uintptr{uintptr(null), uintptr(null), uintptr(null), uintptr(pair[1])}
+	now := programAt(runtime)
 	program, sealed := seal(runtime, aboveAll(files))
 	if sealed < 0 {
 		_ = unix.Close(pair[0])
@@ -68,7 +85,7 @@ func (m *Monitor) expect(runtime string, patience int64) {
 		_ = unix.Close(pair[0])
 		return
 	}
-	m.ahead = &ahead{runtime, pid, pair[0], uptime() + patience}
+	m.ahead = &ahead{runtime: runtime, pid: pid, socket: pair[0], program: now, until: uptime() + patience}
 	m.reaper.wait()
 }
 
@@ -82,10 +99,12 @@ func (m *Monitor) execed() {
 }
 
 // callAhead has the runtime that waits do what args say, after the path of the program; false:
-// there is none, or not this one. It waits for one call only.
+// there is none, or not this one, nor by the program that lies on the disk: then it goes. It waits
+// for the first call only.
 func (m *Monitor) callAhead(args []string, files []uintptr) (pid int, ok bool) {
 	a := m.ahead
-	if a == nil || a.runtime != args[0] || len(files) != 3 {
+	if a == nil || a.runtime != args[0] || len(files) != 3 || a.program != programAt(a.runtime) {
+		m.dismiss() // else it would wait as long as the container runs
 		return 0, false
 	}
 	text := []byte(m.cfg.runDir)
