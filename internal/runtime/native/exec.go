@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -57,6 +58,9 @@ func (r *runtime) exec(o values, words []string) (int, error) {
 
 // execProcess is the process of --process, or the container's own as options change it.
 func execProcess(s *state, o values, args []string) (*specs.Process, error) {
+	if s.Process == nil {
+		return nil, fmt.Errorf("container %s: %s has no process", s.ID, stateName)
+	}
 	p := &specs.Process{}
 	if name := o.text("process", ""); name != "" {
 		b, err := os.ReadFile(name)
@@ -194,13 +198,17 @@ var errStopped = errors.New("cannot exec in a stopped container")
 // exec was one: that is waited for, 100 ms at most, unless the half inside has said what
 // was wrong.
 func over(pidfd *os.File, why error) bool {
-	wait := 100
+	wait := 100 * time.Millisecond
 	if said := (*plan.Refusal)(nil); errors.As(why, &said) {
 		wait = 0
 	}
 	fds := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
-	n, err := unix.Poll(fds, wait)
-	return err == nil && n == 1
+	for deadline := time.Now().Add(wait); ; {
+		n, err := unix.Poll(fds, int(max(0, time.Until(deadline)).Milliseconds()))
+		if err != unix.EINTR { // as the end of a child of ours has it
+			return err == nil && n == 1
+		}
+	}
 }
 
 // enterGroup has the process go into these cgroups, and no others.

@@ -217,6 +217,14 @@ func TestLife(t *testing.T) {
 	if out, err := l.call("start", l.id); err == nil || !strings.Contains(out, "already running") {
 		t.Errorf("started twice: %v: %s", err, out)
 	}
+	// It is told to be running a moment before it is its program: until then nobody may look at it.
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(time.Millisecond) {
+		if b, err := os.ReadFile(filepath.Join(l.bundle, "out")); err == nil && string(b) == "started\n" {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("after the start: %q, %v", b, err)
+		}
+	}
 	if out := l.must("exec", l.id, "sh", "-c", "echo $$ >/tmp/x; ls /proc/1/exe && id -u; exit 0"); !strings.HasSuffix(out, "0") {
 		t.Errorf("exec: %s", out)
 	}

@@ -9,9 +9,9 @@ import (
 // options are a command's by name: true takes a value.
 type options map[string]bool
 
-// short names of options.
-var short = map[string]string{"b": "bundle", "d": "detach", "f": "force", "a": "all", "p": "process", "t": "tty", "e": "env", "u": "user", "g": "additional-gids", "c": "cap", "r": "resources",
-	"v": "version", "h": "help"}
+// short names of options. One letter may be different options of different commands.
+var short = map[string][]string{"b": {"bundle"}, "d": {"detach"}, "f": {"force", "format"}, "a": {"all"}, "p": {"process"}, "t": {"tty"}, "e": {"env"}, "u": {"user"}, "g": {"additional-gids"},
+	"c": {"cap"}, "r": {"resources"}, "q": {"quiet"}, "v": {"version"}, "h": {"help"}}
 
 // values are the options of one call; some may be given several times.
 type values map[string][]string
@@ -60,7 +60,7 @@ func parse(args []string, known options, inOrder bool) (values, []string, error)
 			continue
 		}
 		name, value, given := strings.Cut(strings.TrimLeft(a, "-"), "=")
-		if long, ok := short[name]; ok {
+		for _, long := range short[name] {
 			if _, own := known[long]; own {
 				name = long
 			}

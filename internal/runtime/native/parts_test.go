@@ -33,6 +33,11 @@ func TestOptions(t *testing.T) {
 			t.Errorf("%s: %v %q, %v", line, v, rest, err)
 		}
 	}
+	for _, line := range []string{"-q -f json", "--quiet -f=json"} { // as runc's list has it, beside delete's -f
+		if v, _, err := parse(strings.Fields(line), commands["list"].options, false); err != nil || !v.has("quiet") || v.text("format", "") != "json" {
+			t.Errorf("%s: %v, %v", line, v, err)
+		}
+	}
 	if _, rest, err := parse([]string{"-d", "id", "ls", "-d", "-x"}, known, true); err != nil || strings.Join(rest, " ") != "id ls -d -x" {
 		t.Errorf("in order: %q, %v", rest, err)
 	}

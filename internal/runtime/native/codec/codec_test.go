@@ -258,6 +258,11 @@ func TestWords(t *testing.T) {
 		`{"process":{"user":{"additionalGids":[1,-2]}}}`:                `process.user.additionalGids: -2 where a whole number that is not negative and fits is due`,
 		`{"annotations":{"a":"b"},"process":{"terminal":"yes"}}`:        `process.terminal: "yes" where true or false is due`,
 		`{"linux":{"namespaces":[{"type":"pid"}],"devices":{"x":"y"}}}`: `linux.devices: {"x":"y"} where an array is due`,
+		"{\"mounts\":{\"a\":\n\t1}}":                                    `mounts: {"a":  1} where an array is due`,
+		"\ufeff{}":                                                      `byte 0: '\ufeff' where a value is due`,
+		"{\"hostname\":\xff\"\"":                                        "byte 12: '\ufffd' where a value is due",
+		"{\"annotations\":{\"\\u001b[2J\\nall is well\":[\"\u009b\"]}}": "annotations.\ufffd[2J all is well: [\"\ufffd\"] where a string is due", // nothing that a terminal would act on
+		`{"annotations":{"` + strings.Repeat("a", 1<<20) + `":1}}`:      "annotations." + strings.Repeat("a", 40) + "…: 1 where a string is due",
 	} {
 		if err := ReadSpec([]byte(text), &specs.Spec{}); err == nil || err.Error() != want {
 			t.Errorf("%s: %v, want %s", text, err, want)

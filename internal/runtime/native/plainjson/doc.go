@@ -13,6 +13,7 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 )
 
 // maxDepth bounds how deep arrays and objects lie in each other.
@@ -47,7 +48,8 @@ func (r *Reader) wrong(due string) {
 	}
 	what := "the end"
 	if r.at < len(r.text) {
-		what = strconv.QuoteRune(rune(r.text[r.at]))
+		c, _ := utf8.DecodeRune(r.text[r.at:])
+		what = strconv.QuoteRune(c)
 	}
 	r.err = errors.New("byte " + strconv.Itoa(r.at) + ": " + what + " where " + due + " due")
 }
@@ -65,15 +67,33 @@ func (r *Reader) refuse(due string, value []byte) {
 	if r.err != nil {
 		return
 	}
-	const shown = 40 // bytes
-	if len(value) > shown {
-		value = append(value[:shown:shown], "…"...)
+	names := make([]string, len(r.path))
+	for i, name := range r.path {
+		names[i] = shown(name)
 	}
-	where := strings.Join(r.path, ".")
+	where := strings.Join(names, ".")
 	if where != "" {
 		where += ": "
 	}
-	r.err = errors.New(where + strings.ToValidUTF8(string(value), "\uFFFD") + " where " + due + " due")
+	r.err = errors.New(where + shown(string(value)) + " where " + due + " due")
+}
+
+// shown is a part of the text for people: not all of what is long, and nothing that a
+// terminal would act on.
+func shown(s string) string {
+	const most = 40 // bytes
+	if len(s) > most {
+		s = s[:most] + "…"
+	}
+	return strings.Map(func(c rune) rune {
+		switch {
+		case c == '\t' || c == '\n' || c == '\r':
+			return ' '
+		case strconv.IsPrint(c):
+			return c
+		}
+		return utf8.RuneError
+	}, s)
 }
 
 // space passes over white space.
