@@ -108,7 +108,8 @@ func (m *runner) exited(e *entry, r *run, exit runtime.Exit, cause error) {
 		next, pending = Restarting, m.armRestart(e)
 	}
 	told := e.rec.State.OOMKilled
-	err := m.updateLocked(e, again || !e.rec.passing(), func(rec *Record) error {
+	passing := e.rec.passing() && m.store.passing(e.id) // an engine of before may have made it
+	err := m.updateLocked(e, again || !passing, func(rec *Record) error {
 		st := &rec.State
 		st.ExitCode, st.OOMKilled, st.FinishedAt, st.Error = exit.Code, exit.OOMKilled || told, exit.At.UTC(), ""
 		if cause != nil {
