@@ -1,6 +1,8 @@
 package network_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -11,6 +13,8 @@ import (
 	"time"
 
 	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/network/bridge"
+	"escale.dev/escale/internal/network/none"
 	apinetwork "github.com/moby/moby/api/types/network"
 	"golang.org/x/sys/unix"
 )
@@ -559,4 +563,44 @@ func TestSCTP(t *testing.T) {
 		t.Errorf("error %v", err)
 	}
 	h.is(count{tables: 1, bridges: 1})
+}
+
+// slowly is a bridge driver that is held up before it takes ports back.
+type slowly struct {
+	*bridge.Driver
+	begun, free chan struct{}
+}
+
+func (s slowly) Unpublish(ctx context.Context, eps []network.Endpoint) error {
+	s.begun <- struct{}{}
+	<-s.free
+	return s.Driver.Unpublish(ctx, eps)
+}
+
+// A port that comes free is nobody else's before the kernel has let go of it.
+func TestPortIsFreeOnceItIsGone(t *testing.T) {
+	h := newHost(t)
+	if err := h.m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d := slowly{bridge.New(h.cfg), make(chan struct{}, 9), make(chan struct{})}
+	h.m = network.NewManager(h.cfg, d, none.New(), none.Host())
+	if err := errors.Join(h.m.Open(t.Context()), h.m.Restore(t.Context(), nil)); err != nil {
+		t.Fatal(err)
+	}
+	a := h.start("a", "8080->80")
+	for _, f := range a.Held {
+		f.Close()
+	}
+	done := make(chan error, 1)
+	go func() { done <- h.m.Unpublish(t.Context(), a.ID, a.Endpoints) }()
+	<-d.begun
+	if _, err := h.m.Setup(t.Context(), request("b", "8080->80")); err == nil || !strings.Contains(err.Error(), "port is already allocated") {
+		t.Errorf("while it is still published: %v", err)
+	}
+	close(d.free)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	h.start("b", "8080->80")
 }

@@ -24,7 +24,6 @@ func (m *Manager) Unpublish(ctx context.Context, id string, eps []Endpoint) erro
 		for _, ep := range eps {
 			if d == m.networks.driverOf(ep) {
 				mine = append(mine, ep)
-				m.ports.Free(ep.mappings())
 			}
 		}
 		if len(mine) == 0 {
@@ -32,6 +31,9 @@ func (m *Manager) Unpublish(ctx context.Context, id string, eps []Endpoint) erro
 		}
 		if err := m.unpublish(ctx, mine...); err != nil {
 			errs = append(errs, fmt.Errorf("container %s: %s ports: %w", id, typ, err))
+		}
+		for _, ep := range mine { // not sooner: who gets them has to find them free in the kernel
+			m.ports.Free(ep.mappings())
 		}
 	}
 	return errors.Join(errs...)
