@@ -264,7 +264,19 @@ func TestSwarmVolumes(t *testing.T) {
 			"sh", "-c", "echo x >> /data/starts; trap exit TERM; sleep 1000 & wait")
 		begun := func(starts string) { // or what is ended next has not written yet
 			s.till("1/1", "service", "ls")
-			s.till(starts, "exec", s.list("ps", "-q", "--filter", "label=com.docker.swarm.service.name=db")[0], "cat", "/data/starts")
+			// The one before is listed for a moment still.
+			for end := time.Now().Add(harness.Patience(40 * time.Second)); ; time.Sleep(100 * time.Millisecond) {
+				said := ""
+				for _, id := range s.list("ps", "-q", "--filter", "label=com.docker.swarm.service.name=db") {
+					said, _ = s.try("exec", id, "cat", "/data/starts") // it may be ending
+				}
+				if strings.Contains(said, starts) {
+					return
+				}
+				if time.Now().After(end) {
+					s.Fatalf("its container says %q, not %q\n%s", said, starts, s.run("node", "ps", "--no-trunc"))
+				}
+			}
 		}
 		begun("x")
 		node, name := s.run("info", "-f", "{{.Swarm.NodeID}}"), s.run("info", "-f", "{{.Name}}")
