@@ -51,7 +51,9 @@ func Main(args []string, in io.Reader, out, errs io.Writer) int {
 		return hold()
 	}
 	goruntime.UnlockOSThread() // the first thread is the other half's
-	debug.SetGCPercent(-1)     // it lives for milliseconds
+	if os.Getenv("GOGC") != "off" {
+		debug.SetGCPercent(-1) // it lives for milliseconds
+	}
 	if isAhead(args) {
 		var err error
 		if args, err = ahead(args[1]); errors.Is(err, io.EOF) {

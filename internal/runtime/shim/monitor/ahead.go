@@ -79,7 +79,7 @@ func (m *Monitor) expect(runtime string, patience int64) {
 		_ = unix.Close(pair[0])
 		return
 	}
-	pid, err := syscall.ForkExec(program, []string{runtime, aheadArg}, &syscall.ProcAttr{Env: m.env, Files: files})
+	pid, err := syscall.ForkExec(program, []string{runtime, aheadArg}, &syscall.ProcAttr{Env: m.ownEnv, Files: files})
 	_ = unix.Close(sealed) // it was only named
 	if err != nil {
 		_ = unix.Close(pair[0])

@@ -113,11 +113,13 @@ func (m *Monitor) fork(args []string, files []uintptr) (int, error) {
 	if pid, ok := m.callAhead(args, files); ok {
 		return pid, nil
 	}
+	env := m.env
 	program, sealed := seal(m.cfg.runtime, aboveAll(files))
 	if sealed >= 0 {
 		defer unix.Close(sealed) // it was only named
+		env = m.ownEnv
 	}
-	return syscall.ForkExec(program, args, &syscall.ProcAttr{Env: m.env, Files: files})
+	return syscall.ForkExec(program, args, &syscall.ProcAttr{Env: env, Files: files})
 }
 
 // seal gives the runtime that is our own by a mount of it that nobody can write

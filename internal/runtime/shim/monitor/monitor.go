@@ -34,7 +34,8 @@ type Monitor struct {
 	reaper  *reaper
 	cfg     config
 	boot    string
-	env     []string
+	env     []string // of OCI runtimes
+	ownEnv  []string // of our own
 	null    int
 	held    []int // first the lock that tells that we live
 	lis     int
@@ -96,6 +97,7 @@ func Main() int {
 		fatal("epoll_create: ", err)
 	}
 	m := &Monitor{loop: l, lis: -1, null: -1, boot: bootID(), env: environ(), held: held}
+	m.ownEnv = append(m.env[:len(m.env):len(m.env)], quick...)
 	if m.reaper, err = newReaper(l, m.reap); err != nil {
 		fatal("pipe: ", err)
 	}
@@ -141,6 +143,10 @@ func openFrom(first int) (list []int) {
 		list = append(list, fd)
 	}
 }
+
+// quick are the settings of our own runtime, which lives for milliseconds: it collects nothing,
+// and its threads do not wake each other.
+var quick = []string{"GOGC=off", "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1"}
 
 // environ is what OCI runtimes get: ours without the settings that are meant
 // for this process.
