@@ -202,6 +202,11 @@ func over(pidfd *os.File, why error) bool {
 	if said := (*plan.Refusal)(nil); errors.As(why, &said) {
 		wait = 0
 	}
+	return awaitEnd(pidfd, wait)
+}
+
+// awaitEnd waits until the process has ended; false: it has not within so long.
+func awaitEnd(pidfd *os.File, wait time.Duration) bool {
 	fds := []unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}
 	for deadline := time.Now().Add(wait); ; {
 		n, err := unix.Poll(fds, int(max(0, time.Until(deadline)).Milliseconds()))

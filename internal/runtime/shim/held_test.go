@@ -10,14 +10,23 @@ import (
 	"github.com/containerd/errdefs"
 )
 
-// descriptors counts those of this process.
-func descriptors(t *testing.T) int {
+// open counts the descriptors of this process that are of these files.
+func open(t *testing.T, files []*os.File) (n int) {
 	t.Helper()
+	names := map[string]bool{}
+	for _, f := range files {
+		names[f.Name()] = true
+	}
 	list, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		t.Fatal(err)
 	}
-	return len(list)
+	for _, fd := range list {
+		if name, err := os.Readlink("/proc/self/fd/" + fd.Name()); err == nil && names[name] {
+			n++
+		}
+	}
+	return n
 }
 
 // What a monitor holds is given back to whoever asks, to a later engine too: all
@@ -49,7 +58,9 @@ func TestHeldIsGivenBack(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer adopted.Close()
-			before := descriptors(t)
+			if n := open(t, every); n != 0 {
+				t.Fatalf("%d are still open", n)
+			}
 			for range 3 {
 				files, err := adopted.Held(ctxFor(t))
 				if err != nil || len(files) != n {
@@ -63,8 +74,8 @@ func TestHeldIsGivenBack(t *testing.T) {
 					f.Close()
 				}
 			}
-			if now := descriptors(t); now != before {
-				t.Errorf("%d descriptors, before there were %d", now, before)
+			if n := open(t, every); n != 0 {
+				t.Errorf("%d are open that were closed", n)
 			}
 			b.attach("", all).Close()                                                           // the monitor goes on
 			if err := b.task.Signal(ctxFor(t), "", 9); err != nil && !errdefs.IsNotFound(err) { // its input has ended, so it may have, too
