@@ -15,7 +15,7 @@ import (
 // table holds the networks that there are and who is on them.
 type table struct {
 	mu     sync.Mutex
-	left   *sync.Cond // an endpoint has gone
+	left   *sync.Cond // an endpoint has gone, or the removal of a network is over
 	byName map[string]*attached
 	claims map[string][]netip.Prefix // networks that are being made: names, and subnets as far as they are known
 }
@@ -264,18 +264,21 @@ func (t *table) subnets() []netip.Prefix {
 }
 
 // leave begins the removal of a network, so that nobody joins it any more, or
-// tells why it stays. What containers that have ended have there is waited for.
+// tells why it stays. What containers that have ended have there is waited for, and so is
+// the end of another's removal: who then makes one of that name finds the name free.
 func (t *table) leave(ctx context.Context, ref string) (*attached, error) {
 	defer context.AfterFunc(ctx, t.left.Broadcast)()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	a, err := t.findLocked(ref)
-	for err == nil && len(a.leaving) > 0 && len(a.containers) == 0 && ctx.Err() == nil {
+	for first := a; err == nil && (a.going || len(a.leaving) > 0 && len(a.containers) == 0) && ctx.Err() == nil; {
 		t.left.Wait()
-		a, err = t.findLocked(ref)
+		if a, err = t.findLocked(ref); err == nil && a != first { // another one bears its name by now
+			err = worded(errdefs.ErrNotFound, "network %s not found", ref)
+		}
 	}
-	if err == nil && a.going { // another removes it
-		err = worded(errdefs.ErrNotFound, "network %s not found", ref)
+	if err == nil && a.going {
+		err = worded(errdefs.ErrUnavailable, "network %s is being removed", ref)
 	}
 	if err != nil {
 		return nil, err
@@ -311,6 +314,7 @@ func (t *table) stay(a *attached) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	a.going = false
+	t.left.Broadcast()
 }
 
 // made are all networks by their id, and the drivers of other makers that made them.
@@ -334,6 +338,7 @@ func (t *table) drop(a *attached) {
 	if t.byName[a.info.Name] == a {
 		delete(t.byName, a.info.Name)
 	}
+	t.left.Broadcast()
 }
 
 // empty forgets who is on the networks.
