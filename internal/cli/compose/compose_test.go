@@ -50,6 +50,7 @@ func TestUntil(t *testing.T) {
 	waits := client.AppTask{Name: "shop-web-1", State: "pending", Message: "waits for service shop_db: 0 of 1 started"}
 	bad := client.AppTask{Name: "shop-web-1", State: "failed", Err: "exit code 3", Container: "c1"}
 	nowhere := client.AppTask{Name: "shop-web-1", State: "pending", Err: "no suitable node (node not available on 1 node)"}
+	addressless := client.AppTask{Name: "shop-web-1", State: "new", Message: "pending address allocation", Err: "Address 10.1.0.9 is not in a subnet of network lan"}
 	moving := client.AppTask{Name: "shop-web-1", State: "pending", Err: `no suitable node (volume "d" is being moved from node a to node b)`}
 	stay := client.App{} // nothing is told for half a second
 	for name, c := range map[string]struct {
@@ -68,6 +69,7 @@ func TestUntil(t *testing.T) {
 		"removed":             {"create", []client.App{up(2, 2, "changing", ""), {Name: "shop", Asked: 2, Removed: true}}, "it was removed meanwhile", ""},
 		"woken":               {"start", []client.App{up(2, 2, "steady", ""), up(2, 2, "steady", "", well)}, "", " Service web  Starting\n Service web  Started\n"},
 		"no node suits":       {"create", []client.App{up(2, 2, "changing", "", nowhere), stay}, "app shop: service web: shop-web-1: no suitable node (node not available on 1 node)\nNothing has changed for 200ms. The app is kept. It starts once its node is back: 'escale node ls' tells which is down, 'escale node update --availability active NODE'", ""},
+		"no address suits":    {"create", []client.App{up(2, 2, "changing", "", addressless), stay}, "service web: shop-web-1: Address 10.1.0.9 is not in a subnet of network lan\nNothing has changed for 200ms. The app is kept. Change the file and say 'escale up' again.", ""},
 		"a node comes":        {"create", []client.App{up(2, 2, "changing", "", nowhere), up(2, 2, "changing", "", client.AppTask{Name: "shop-web-1", State: "preparing"}), stay, up(2, 2, "steady", "", well)}, "", "Started"},
 		"others come":         {"create", []client.App{up(2, 2, "changing", "", nowhere, client.AppTask{Name: "shop-web-2", State: "starting"}), stay, up(2, 2, "steady", "", well)}, "", "Started"},
 		"a volume moves":      {"create", []client.App{up(2, 2, "changing", "", moving), stay, up(2, 2, "steady", "", well)}, "", "Started"},
