@@ -23,7 +23,7 @@ type Commit struct {
 	Ref             string // name to give it; empty: none
 	Author, Comment string
 	NoPause         bool              // let the processes run meanwhile
-	Config          *container.Config // what it has is taken instead of the container's; nil: nothing
+	Config          *container.Config // what it has is taken instead of the container's; nil: it is the container's
 	Changes         []string          // Dockerfile instructions, on Config
 }
 
@@ -40,10 +40,11 @@ func (f Files) Commit(ctx context.Context, ref string, o Commit) (string, error)
 	if err != nil {
 		return "", err
 	}
-	var config changes.Config
-	if o.Config != nil {
-		config = imageConfig(o.Config)
+	asked := o.Config
+	if asked == nil {
+		asked = e.view().Config // which does not change
 	}
+	config := imageConfig(asked)
 	if err := changes.Apply(&config, o.Changes); err != nil {
 		return "", err
 	}

@@ -128,7 +128,7 @@ func (f Files) Changes(ctx context.Context, ref string) ([]container.FilesystemC
 func placed(mounts []Mount) func(string) bool {
 	own := map[string]bool{}
 	for _, name := range []string{
-		"/dev", "/dev/console", "/dev/pts", "/dev/shm", "/dev/mqueue", "/proc", "/sys", "/etc", "/etc/hostname", "/etc/hosts", "/etc/mtab", "/etc/resolv.conf",
+		"/dev", "/dev/console", "/dev/pts", "/dev/shm", "/dev/mqueue", "/proc", "/sys", "/etc", "/etc/hostname", "/etc/hosts", "/etc/mtab", "/etc/resolv.conf", "/" + dockerenv,
 	} {
 		own[name] = true
 	}

@@ -8,9 +8,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// dockerenv is an empty file by which programs tell that they run in a container.
+const dockerenv = ".dockerenv"
+
 // mtab makes /etc/mtab, a link to the kernel's list of mounts, where the image
-// has none: old programs look there. Once, before the first start, so that what
-// a container makes of it stays; within the root, wherever the image's /etc leads.
+// has none: old programs look there; and /.dockerenv. Once, before the first start, so that what
+// a container makes of them stays; within the root, wherever the image's /etc leads.
 func (s *start) mtab(context.Context) error {
 	if !s.rec.State.StartedAt.IsZero() {
 		return nil
@@ -20,6 +23,13 @@ func (s *start) mtab(context.Context) error {
 		return &os.PathError{Op: "open", Path: s.rootfs(), Err: err}
 	}
 	defer unix.Close(root)
+	mark, err := unix.Openat(root, dockerenv, unix.O_CREAT|unix.O_EXCL|unix.O_WRONLY|unix.O_CLOEXEC, 0o755)
+	if err == nil {
+		err = errors.Join(unix.Fchmod(mark, 0o755), unix.Close(mark)) // whatever the umask
+	}
+	if err != nil && !errors.Is(err, unix.EEXIST) {
+		return &os.PathError{Op: "create", Path: "/" + dockerenv, Err: err}
+	}
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
 	etc, err := unix.Openat2(root, "etc", &how)
 	if errors.Is(err, unix.ENOENT) {

@@ -433,12 +433,17 @@ func TestMtabStaysInTheRoot(t *testing.T) {
 	if to, err := os.Readlink(s.rootfs() + "/etc/mtab"); err != nil || to != "/proc/mounts" {
 		t.Errorf("/etc/mtab leads to %q, %v", to, err)
 	}
+	if st, err := os.Lstat(s.rootfs() + "/.dockerenv"); err != nil || st.Mode() != 0o755 || st.Size() != 0 {
+		t.Errorf("/.dockerenv: %v, %v", st, err)
+	}
 	s.rec.State.StartedAt = time.Now()
-	if err := errors.Join(os.Remove(s.rootfs()+"/etc/mtab"), s.mtab(t.Context())); err != nil {
+	if err := errors.Join(os.Remove(s.rootfs()+"/.dockerenv"), os.Remove(s.rootfs()+"/etc/mtab"), s.mtab(t.Context())); err != nil {
 		t.Error(err)
 	}
-	if _, err := os.Lstat(s.rootfs() + "/etc/mtab"); err == nil {
-		t.Error("a link that the container removed is back at its second start")
+	for _, name := range []string{"/etc/mtab", "/.dockerenv"} {
+		if _, err := os.Lstat(s.rootfs() + name); err == nil {
+			t.Errorf("%s, which the container removed, is back at its second start", name)
+		}
 	}
 }
 

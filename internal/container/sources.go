@@ -93,7 +93,11 @@ func (s *start) pin(i int, om *oci.Mount, mt *mount.Mount) error {
 // source opens what a mount point is made from.
 func (s *start) source(p Mount, path, sub string) (*os.File, error) {
 	if p.Type == mount.TypeBind && slices.Contains(s.rec.PlainBinds, p.Destination) {
-		f, err := pin.Walk(path)
+		created := s.creates(p)
+		f, err := pin.Walk(path, created)
+		if errors.Is(err, os.ErrNotExist) && !created {
+			return nil, noSource(path)
+		}
 		if err != nil {
 			return nil, sourceError(path, err)
 		}
@@ -112,6 +116,17 @@ func (s *start) source(p Mount, path, sub string) (*os.File, error) {
 		return nil, kindf(errInvalid, "cannot access path %s: %s", filepath.Join(path, sub), cause(err))
 	}
 	return below, nil
+}
+
+// creates tells whether the source of a bind is made where it is missing: those of -v are, those of
+// --mount only when they ask for it.
+func (s *start) creates(p Mount) bool {
+	mt := mountSpecs(&s.rec)[p.Destination]
+	return mt == nil || mt.BindOptions != nil && mt.BindOptions.CreateMountpoint
+}
+
+func noSource(path string) error {
+	return kindf(errInvalid, "invalid mount config for type \"bind\": bind source path does not exist: %s", path)
 }
 
 // sourceError is the refusal of a bind's source.

@@ -43,7 +43,7 @@ type step struct {
 var startSteps = []step{
 	{"directory", (*start).makeDir},
 	{"root and network", (*start).rootAndNetwork},
-	{"link of mounts", (*start).mtab},
+	{"marks of containers", (*start).mtab},
 	{"volumes", (*start).volumes},
 	{"specification", (*start).specify},
 	{"log", (*start).log},

@@ -27,7 +27,11 @@ func (s *start) volumes(ctx context.Context) error {
 		switch {
 		case p.Type == mount.TypeBind && !slices.Contains(plain, p.Destination):
 			// Those without a link on the way are made as they are walked.
-			if err := os.MkdirAll(p.Source, 0o755); err != nil && !isFile(p.Source) {
+			if !s.creates(*p) {
+				if _, err := os.Stat(p.Source); errors.Is(err, os.ErrNotExist) {
+					return noSource(p.Source)
+				}
+			} else if err := os.MkdirAll(p.Source, 0o755); err != nil && !isFile(p.Source) {
 				return kindf(errInvalid, "error while creating mount source path '%s': %s", p.Source, err)
 			}
 		case p.Type == mount.TypeVolume:

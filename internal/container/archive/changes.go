@@ -94,7 +94,7 @@ func (c *comparison) entry(fd int, base, name string, below []int) (placed bool,
 		}
 	case st.Mode&unix.S_IFMT == unix.S_IFDIR:
 		return c.subdirectory(fd, base, name, below)
-	case !was && (st.Size == 0 || st.Mode&unix.S_IFMT == unix.S_IFLNK) && c.placed(name): // a mount point, or /etc/mtab
+	case !was && (st.Size == 0 || st.Mode&unix.S_IFMT == unix.S_IFLNK) && c.placed(name): // a mount point, /etc/mtab or /.dockerenv
 		return true, nil
 	case !was:
 		c.tell(container.ChangeAdd, name)

@@ -33,8 +33,8 @@ func Plain(path string) bool {
 }
 
 // Walk opens path, an absolute one, with O_PATH, and refuses symbolic links on
-// the way with ErrLink. Directories that are missing are made.
-func Walk(path string) (*os.File, error) { return walk(path, true) }
+// the way with ErrLink. Directories that are missing are made, if mkdir says so.
+func Walk(path string, mkdir bool) (*os.File, error) { return walk(path, mkdir) }
 
 func walk(path string, mkdir bool) (*os.File, error) {
 	fd, err := unix.Open("/", handle|unix.O_DIRECTORY, 0)

@@ -25,7 +25,7 @@ func TestWalk(t *testing.T) {
 	if err := os.Symlink(dir+"/a", dir+"/link"); err != nil {
 		t.Fatal(err)
 	}
-	f, err := Walk(dir + "/a/new/deep")
+	f, err := Walk(dir+"/a/new/deep", true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,7 +34,7 @@ func TestWalk(t *testing.T) {
 		t.Errorf("missing directories are made: %v", err)
 	}
 	for _, path := range []string{dir + "/link", dir + "/link/f", dir + "/link/other"} {
-		if _, err := Walk(path); !errors.Is(err, ErrLink) {
+		if _, err := Walk(path, true); !errors.Is(err, ErrLink) {
 			t.Errorf("%s: %v, want %v", path, err, ErrLink)
 		}
 		if Plain(path) {
@@ -49,7 +49,7 @@ func TestWalk(t *testing.T) {
 			t.Errorf("%s is plain", path)
 		}
 	}
-	if _, err := Walk(dir + "/a/f/below"); !errors.Is(err, unix.ENOTDIR) {
+	if _, err := Walk(dir+"/a/f/below", true); !errors.Is(err, unix.ENOTDIR) {
 		t.Errorf("below a file: %v", err)
 	}
 }
@@ -96,7 +96,7 @@ func TestBind(t *testing.T) {
 		}
 	})
 	for i, name := range []string{"src", "src/f"} {
-		f, err := Walk(dir + "/" + name)
+		f, err := Walk(dir+"/"+name, true)
 		if err != nil {
 			t.Fatal(err)
 		}
