@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/compose-spec/compose-go/v2/types"
 	"github.com/moby/moby/api/types/container"
 
 	"escale.dev/escale/client"
@@ -64,6 +66,7 @@ func TestUntil(t *testing.T) {
 		"steady of before":    {"replace", []client.App{up(2, 1, "steady", "", well), up(2, 2, "changing", "", well), up(2, 2, "steady", "", well)}, "", " Service web  Recreated\n Service web  Updating\n Service web  Recreated\n"},
 		"it fails":            {"create", []client.App{up(2, 2, "failed", "web: exit code 3", bad)}, "app shop: web: exit code 3\nWhat shop-web-1 wrote last:\n  | giving up\nThe engine goes on trying. See 'escale logs shop'", ""},
 		"it goes back":        {"replace", []client.App{up(2, 2, "reverted", "web: too many failed", bad)}, "It is what it was before. Change the file and say 'escale up' again.", ""},
+		"what it needs fails": {"create", []client.App{up(2, 2, "changing", "", waits), up(2, 2, "failed", `web: service "web" didn't complete successfully: exit 4`, bad)}, "app shop: web: service \"web\" didn't complete successfully: exit 4\nshop-web-1: exit code 3\nWhat shop-web-1 wrote last:\n  | giving up\nIt is not tried again by itself. See 'escale logs shop'", ""},
 		"failed before":       {"create", []client.App{up(2, 1, "failed", "web: old", bad), up(2, 2, "steady", "", well)}, "", ""},
 		"somebody else asked": {"create", []client.App{up(3, 3, "changing", "")}, "somebody has asked for another change meanwhile", ""},
 		"removed":             {"create", []client.App{up(2, 2, "changing", ""), {Name: "shop", Asked: 2, Removed: true}}, "it was removed meanwhile", ""},
@@ -241,5 +244,29 @@ func TestSlowest(t *testing.T) {
 	sv.Tasks[1] = old
 	if got := slowest(&sv); got != "shop-web-1: exit (1)" {
 		t.Errorf("%q", got)
+	}
+}
+
+// Who waits is told of what has ended badly and is left so; of what was so before in a place that
+// is well now, and of others' services, nobody.
+func TestBadEnds(t *testing.T) {
+	task := func(name, state string, slot uint64, code int) client.AppTask {
+		return client.AppTask{Name: name, State: state, Slot: slot, ExitCode: code}
+	}
+	for want, services := range map[string][]client.AppService{
+		"":                                {{Name: "web", Tasks: []client.AppTask{task("shop-web-1", "running", 1, 0), task("shop-web-1", "failed", 1, 4)}}, {Name: "other", Tasks: []client.AppTask{task("shop-other-1", "failed", 1, 5)}}},
+		"container shop-web-2 exited (4)": {{Name: "web", Tasks: []client.AppTask{task("shop-web-1", "complete", 1, 0), task("shop-web-2", "failed", 2, 4), task("shop-web-2", "failed", 2, 5)}}},
+	} {
+		mux := http.NewServeMux()
+		mux.HandleFunc("/v1.50/escale/apps/shop", func(w http.ResponseWriter, _ *http.Request) {
+			_ = json.NewEncoder(w).Encode(client.App{Name: "shop", Services: services})
+		})
+		s, _ := paper(t, mux)
+		b := s.board("Running")
+		err := apps{s}.badEnds(t.Context(), b, &change{project: &types.Project{Name: "shop"}, names: []string{"web"}})
+		b.Close()
+		if got := fmt.Sprint(err); got != want && (err != nil || want != "") {
+			t.Errorf("%s, want %q", got, want)
+		}
 	}
 }

@@ -209,6 +209,9 @@ func (s apps) explain(ctx context.Context, c *client.Client, b *progress.Board, 
 		}
 	}
 	next := fmt.Sprintf("The engine goes on trying. See '%s logs %s'; change the file and say '%[1]s up' again", s.engine.Name, app.Name)
+	if strings.Contains(text, fruitless) {
+		next = fmt.Sprintf("It is not tried again by itself. See '%s logs %s'; '%[1]s up -d --force-recreate --no-deps SERVICE' has a service tried again, or change the file and say '%[1]s up' again", s.engine.Name, app.Name)
+	}
 	if app.Phase == "reverted" {
 		next = fmt.Sprintf("It is what it was before. Change the file and say '%s up' again", s.engine.Name)
 	} else if app.Number > 1 {
@@ -218,6 +221,9 @@ func (s apps) explain(ctx context.Context, c *client.Client, b *progress.Board, 
 	return errors.New(text + "\n" + next + ".")
 }
 
+// fruitless is what the engine says of a service whose good end is waited for, and does not come.
+const fruitless = " didn't complete successfully: "
+
 // culprit is the task that failed last, of those that what is told of the app can mean:
 // of places in which something failed long ago the engine keeps that, too.
 func culprit(app *client.App, told string) *client.AppTask {
@@ -225,7 +231,8 @@ func culprit(app *client.App, told string) *client.AppTask {
 	for i := range app.Services {
 		for j := range app.Services[i].Tasks {
 			t := &app.Services[i].Tasks[j]
-			meant := app.Message == "" || !strings.Contains(told, app.Message) || strings.Contains(told, t.Name+": "+t.Err) || strings.HasSuffix(told, app.Services[i].Name+": "+t.Err)
+			meant := app.Message == "" || !strings.Contains(told, app.Message) || strings.Contains(told, t.Name+": "+t.Err) || strings.HasSuffix(told, app.Services[i].Name+": "+t.Err) ||
+				strings.Contains(told, fmt.Sprintf("service %q", app.Services[i].Name)+fruitless)
 			if (t.State == "failed" || t.State == "rejected") && meant && (worst == nil || t.Since.After(worst.Since)) {
 				worst = t
 			}

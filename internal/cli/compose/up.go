@@ -183,7 +183,39 @@ func (s apps) place(ctx context.Context, ch *change, o upOptions) error {
 			return err
 		}
 	}
-	return s.until(ctx, b, plan, detached(o.waitSeconds, o.noStart))
+	if err := s.until(ctx, b, plan, detached(o.waitSeconds, o.noStart)); err != nil || !o.wait {
+		return err
+	}
+	return s.badEnds(ctx, b, ch)
+}
+
+// badEnds tells of the first container of the services that are meant which has ended badly and
+// is left so: who waits for services wants them up.
+func (s apps) badEnds(ctx context.Context, b *progress.Board, ch *change) error {
+	c, err := s.client()
+	if err != nil {
+		return err
+	}
+	app, err := c.App(ctx, ch.project.Name)
+	if err != nil {
+		return err
+	}
+	for _, sv := range app.Services {
+		if !slices.Contains(ch.names, sv.Name) || sv.Mode == "schedule" {
+			continue
+		}
+		for i := range sv.Tasks {
+			t := &sv.Tasks[i]
+			if i > 0 && sv.Tasks[i-1].Slot == t.Slot && (t.Slot > 0 || sv.Tasks[i-1].Node == t.Node) {
+				continue // one of before in the same place
+			}
+			if t.State == "failed" {
+				b.Set("Service "+sv.Name, progress.Failed, "Error")
+				return fmt.Errorf("container %s exited (%d)", t.Name, t.ExitCode)
+			}
+		}
+	}
+	return nil
 }
 
 // wake starts what was stopped of services that are left as they are.

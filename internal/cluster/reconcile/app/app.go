@@ -268,6 +268,8 @@ func (d *decision) status() cluster.AppStatus {
 			return cluster.AppStatus{Number: out.Number, Phase: cluster.AppFailed, Message: d.part(s) + ": " + told(r)}
 		case up != want && failing(s, slots) != "":
 			return cluster.AppStatus{Number: out.Number, Phase: cluster.AppFailed, Message: d.part(s) + ": " + failing(s, slots)}
+		case up != want && d.unmet(s, slots) != "":
+			return cluster.AppStatus{Number: out.Number, Phase: cluster.AppFailed, Message: d.part(s) + ": " + d.unmet(s, slots)}
 		case r != nil && r.State == cluster.RollbackCompleted && s.Status.Wanted != nil:
 			out.Phase, out.Message = cluster.AppReverted, d.part(s)+": "+told(r)
 		case (up != want || r != nil && r.State.UnderWay()) && out.Phase == cluster.AppSteady:

@@ -284,3 +284,58 @@ func TestTellsOfFailures(t *testing.T) {
 		t.Errorf("once it runs: %+v", got)
 	}
 }
+
+// What waits for the good end of a service that has ended badly is told of at once when nothing
+// more is tried of that, and not before.
+func TestTellsOfUnmetNeeds(t *testing.T) {
+	job, optional := cluster.Mode{Job: &cluster.Job{Total: 1}}, func(n *cluster.Need) { n.Optional = true }
+	over := func(t *cluster.Task) {
+		t.Desired, t.Status.Container = cluster.TaskShutdown, &cluster.ContainerStatus{ExitCode: 4}
+	}
+	no := cluster.RestartPolicy{Condition: cluster.RestartNone}
+	const exit = `web: service "db" didn't complete successfully: exit 4`
+	for name, c := range map[string]struct {
+		mode    cluster.Mode
+		restart cluster.RestartPolicy
+		need    func(*cluster.Need)
+		state   cluster.TaskState
+		f       func(*cluster.Task)
+		want    string
+	}{
+		"over":                {restart: no, state: cluster.TaskFailed, f: over, want: exit},
+		"never made":          {restart: no, state: cluster.TaskRejected, f: func(t *cluster.Task) { t.Desired, t.Status.Err = cluster.TaskShutdown, "no such image" }, want: `web: service "db" didn't complete successfully: no such image`},
+		"about to come again": {state: cluster.TaskFailed, f: func(t *cluster.Task) { over(t); t.Desired = cluster.TaskRunning }},
+		"runs":                {restart: no, state: cluster.TaskRunning},
+		"ended well":          {restart: no, state: cluster.TaskComplete, f: over},
+		"optional":            {restart: no, need: optional, state: cluster.TaskFailed, f: over},
+		"started will do":     {restart: no, need: func(n *cluster.Need) { n.Condition = cluster.Started }, state: cluster.TaskFailed, f: over},
+		"a job":               {mode: job, restart: no, state: cluster.TaskFailed, f: func(t *cluster.Task) { over(t); t.Desired = cluster.TaskComplete }, want: exit},
+		"a job, again":        {mode: job, state: cluster.TaskFailed, f: func(t *cluster.Task) { over(t); t.Desired = cluster.TaskComplete }},
+		"of the one before":   {restart: no, state: cluster.TaskFailed, f: func(t *cluster.Task) { over(t); t.SpecNumber-- }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			spec := spec()
+			web, db := spec.Services["web"], spec.Services["db"]
+			web.Task.Needs[0].Condition = cluster.Completed
+			if c.need != nil {
+				c.need(&web.Task.Needs[0])
+			}
+			if db.Task.Restart = c.restart; c.mode.Job != nil {
+				db.Mode = c.mode
+			}
+			spec.Services["web"], spec.Services["db"] = web, db
+			b := newBench(t, spec)
+			b.steps(made)
+			b.task("db", 1, 1, c.state, c.f)
+			b.task("web", 1, 1, cluster.TaskReady, nil)
+			b.decide()
+			want := cluster.AppStatus{Number: 1, Phase: cluster.AppChanging}
+			if c.want != "" {
+				want.Phase, want.Message = cluster.AppFailed, c.want
+			}
+			if got := b.app().Status; got != want {
+				t.Errorf("%+v, want %+v", got, want)
+			}
+		})
+	}
+}
