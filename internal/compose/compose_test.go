@@ -175,3 +175,21 @@ func TestExternalFiles(t *testing.T) {
 		t.Errorf("of a swarm: %+v, %+v", s, c)
 	}
 }
+
+// The same file means the same each time that it is read: what an app is compared by has one order.
+func TestExtraHosts(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "compose.yaml")
+	text := "services: {a: {image: i, extra_hosts: [\"h5=10.0.0.5\", \"h1=10.0.0.1\", \"h4=10.0.0.9\", \"h4=10.0.0.4\", \"h2=10.0.0.2\", \"h3=::1\"]}}"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 10 {
+		spec, _, err := app(t, Options{Files: []string{file}, Name: "shop"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := strings.Join(spec.Services["a"].Task.Host.ExtraHosts, " "), "h1:10.0.0.1 h2:10.0.0.2 h3:::1 h4:10.0.0.9 h4:10.0.0.4 h5:10.0.0.5"; got != want {
+			t.Fatalf("%s, want %s", got, want)
+		}
+	}
+}

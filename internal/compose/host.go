@@ -51,7 +51,7 @@ func addresses(n *types.ServiceNetworkConfig, set *network.EndpointSettings) err
 func hostConfig(p *types.Project, s *types.ServiceConfig) (*container.HostConfig, error) {
 	h := &container.HostConfig{
 		NetworkMode: container.NetworkMode(s.NetworkMode), CapAdd: s.CapAdd, CapDrop: s.CapDrop,
-		CgroupnsMode: container.CgroupnsMode(s.Cgroup), DNSOptions: s.DNSOpts, DNSSearch: s.DNSSearch, ExtraHosts: s.ExtraHosts.AsList(":"),
+		CgroupnsMode: container.CgroupnsMode(s.Cgroup), DNSOptions: s.DNSOpts, DNSSearch: s.DNSSearch, ExtraHosts: extraHosts(s.ExtraHosts),
 		GroupAdd: s.GroupAdd, OomScoreAdj: int(s.OomScoreAdj), Privileged: s.Privileged, ReadonlyRootfs: s.ReadOnly,
 		SecurityOpt: s.SecurityOpt, StorageOpt: s.StorageOpt, UTSMode: container.UTSMode(s.Uts), UsernsMode: container.UsernsMode(s.UserNSMode),
 		ShmSize: int64(s.ShmSize), Sysctls: s.Sysctls, Runtime: s.Runtime, Umask: s.Umask, Init: s.Init, VolumeDriver: s.VolumeDriver,
@@ -105,6 +105,18 @@ func hostConfig(p *types.Project, s *types.ServiceConfig) (*container.HostConfig
 		h.Mounts = append(h.Mounts, m)
 	}
 	return h, resources(s, &h.Resources)
+}
+
+// extraHosts are names with their addresses, in one order whenever they are read: those of one
+// name stay as they are written.
+func extraHosts(h types.HostsList) []string {
+	out := []string{} // apps that are kept have it so without any
+	for _, name := range slices.Sorted(maps.Keys(h)) {
+		for _, addr := range h[name] {
+			out = append(out, name+":"+addr)
+		}
+	}
+	return out
 }
 
 // other is a mode that may name a service, by its first container.
