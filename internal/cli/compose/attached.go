@@ -7,8 +7,10 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
@@ -114,8 +116,8 @@ var (
 // exited takes note of a container that has ended; true: all is to be stopped.
 func (a *attachment) exited(x *container.Summary, code int) bool {
 	abort := a.o.abortOnExit || a.o.abortOnFailure && code != 0
-	if !abort {
-		return false
+	if replaced := strings.HasPrefix(strings.TrimPrefix(x.Names[0], "/"), x.ID[:min(12, len(x.ID))]+"_"); !abort || replaced {
+		return false // a container that another takes the place of has another name by then
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -145,8 +147,11 @@ func (a *attachment) wait(ctx context.Context, c *client.Client, signals chan os
 			}
 			return err
 		case err := <-upErr:
-			if err != nil {
+			if err != nil && !a.ends(logErr) {
 				return err
+			}
+			if err != nil {
+				return errAbort
 			}
 			upErr = nil
 			go func() {
@@ -159,6 +164,21 @@ func (a *attachment) wait(ctx context.Context, c *client.Client, signals chan os
 			}()
 		}
 	}
+}
+
+// ends tells whether an end that stops all was the reason why not all is up: of that the
+// watcher tells, maybe a moment later.
+func (a *attachment) ends(logErr chan error) bool {
+	if !a.o.abortOnExit && !a.o.abortOnFailure {
+		return false
+	}
+	select {
+	case <-logErr:
+	case <-time.After(2 * time.Second):
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.why != nil
 }
 
 // allEnded blocks until no task of the services that are meant runs or will.

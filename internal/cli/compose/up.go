@@ -317,7 +317,7 @@ func scaled(p *types.Project, list []string) (*types.Project, error) {
 
 // arrange puts what the flags say into the spec and the options of its change.
 func (s apps) arrange(ctx context.Context, ch *change, o upOptions, args []string, images map[string]had) error {
-	there := map[string]bool{}
+	there, over := map[string]bool{}, map[string]bool{}
 	c, err := s.client()
 	if err != nil {
 		return err
@@ -325,8 +325,9 @@ func (s apps) arrange(ctx context.Context, ch *change, o upOptions, args []strin
 	app, err := c.App(ctx, ch.project.Name)
 	switch {
 	case err == nil:
-		for _, sv := range app.Services {
-			there[sv.Name] = true
+		for i := range app.Services {
+			sv := &app.Services[i]
+			there[sv.Name], over[sv.Name] = true, done(sv)
 		}
 	case !errdefs.IsNotFound(err):
 		return err
@@ -345,7 +346,8 @@ func (s apps) arrange(ctx context.Context, ch *change, o upOptions, args []strin
 	}
 	ch.put = client.AppPutOptions{DryRun: s.flags.dry, Merge: true, Create: o.noStart, RenewVolumes: o.renew}
 	for name := range ch.spec.Services {
-		if o.forceRecreate && (len(args) == 0 || slices.Contains(args, name)) || o.recreateDeps && !slices.Contains(args, name) && len(args) > 0 {
+		if o.forceRecreate && (len(args) == 0 || slices.Contains(args, name)) || o.recreateDeps && !slices.Contains(args, name) && len(args) > 0 ||
+			(o.abortOnExit || o.abortOnFailure) && over[name] { // whose end is waited for has to begin
 			ch.put.Replace = append(ch.put.Replace, name)
 		}
 	}
@@ -355,6 +357,16 @@ func (s apps) arrange(ctx context.Context, ch *change, o upOptions, args []strin
 		ch.put.Remove, ch.orphans = ch.orphans, nil
 	}
 	return nil
+}
+
+// done tells whether a service has ended and does not begin again by itself.
+func done(sv *client.AppService) bool {
+	for i := range sv.Tasks {
+		if !ended(&sv.Tasks[i]) {
+			return false
+		}
+	}
+	return len(sv.Tasks) > 0
 }
 
 // place settles in a spec which image is meant: the one that is here under the name. An
