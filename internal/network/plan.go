@@ -293,6 +293,9 @@ func (m *base) join(ctx context.Context, ns *netns.Handle, req Request, p *part,
 	if c := p.settings.IPAMConfig; c != nil {
 		want4, want6 = c.IPv4Address, c.IPv6Address
 	}
+	if err := m.networks.await(ctx, p.net, want4, want6); err != nil {
+		return ep, err
+	}
 	at4, err := p.net.take(ctx, &j, false, want4)
 	if err != nil {
 		return ep, err

@@ -8,8 +8,8 @@ import (
 	apievents "github.com/moby/moby/api/types/events"
 )
 
-// leavePatience is how long the removal of a network waits for the kernel to give
-// back what containers that have ended had there.
+// leavePatience is how long the removal of a network, and who asks for an address of
+// it, wait for the kernel to give back what containers that have ended had there.
 const leavePatience = 15 * time.Second
 
 // Remove removes a network of a user's that no container is on. Killed before the

@@ -29,10 +29,10 @@ type attached struct {
 	info       Info
 	spec       Spec
 	containers map[string]Endpoint
-	leaving    map[string]bool // ids of endpoints whose container has ended, until nothing of them is left
-	joining    int             // how many are about to be on it
-	going      bool            // it is being removed
-	broken     error           // why an engine that took it up could not make it whole
+	leaving    map[string]parting // by id the endpoints whose container has ended, until nothing of them is left
+	joining    int                // how many are about to be on it
+	going      bool               // it is being removed
+	broken     error              // why an engine that took it up could not make it whole
 }
 
 func newTable() *table {
@@ -133,7 +133,8 @@ func (t *table) record(id string, eps []Endpoint) {
 	}
 }
 
-// forget tells whether the endpoint was there.
+// forget tells whether the endpoint was there: whoever is told so releases its
+// addresses, then calls released.
 func (t *table) forget(id string, ep Endpoint) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -141,15 +142,13 @@ func (t *table) forget(id string, ep Endpoint) bool {
 	switch {
 	case a == nil:
 		return false
-	case a.leaving[ep.EndpointID]:
-		delete(a.leaving, ep.EndpointID)
-		t.left.Broadcast()
-		return true
 	case a.containers[id].EndpointID == ep.EndpointID:
 		delete(a.containers, id)
-		return true
+	case !a.isLeaving(ep) || a.leaving[ep.EndpointID].releasing:
+		return false
 	}
-	return false
+	a.leaves(ep, true)
+	return true
 }
 
 // part notes that a container has ended: it is on no network any more, though some
@@ -163,10 +162,7 @@ func (t *table) part(id string, eps []Endpoint) {
 			continue
 		}
 		delete(a.containers, id)
-		if a.leaving == nil {
-			a.leaving = map[string]bool{}
-		}
-		a.leaving[ep.EndpointID] = true
+		a.leaves(ep, false)
 	}
 }
 
@@ -267,7 +263,7 @@ func (t *table) subnets() []netip.Prefix {
 // tells why it stays. What containers that have ended have there is waited for, and so is
 // the end of another's removal: who then makes one of that name finds the name free.
 func (t *table) leave(ctx context.Context, ref string) (*attached, error) {
-	defer context.AfterFunc(ctx, t.left.Broadcast)()
+	defer t.wakes(ctx)()
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	a, err := t.findLocked(ref)

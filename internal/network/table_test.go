@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"net/netip"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -49,6 +50,59 @@ func TestRemovedByTwo(t *testing.T) {
 				}
 				if b, err := tab.find("lan"); c.name == "exchanged" && (err != nil || b.going) {
 					t.Errorf("the other one: %+v, %v", b, err)
+				}
+			})
+		})
+	}
+}
+
+// Who asks for an address of a container that has ended gets it when all is over, not
+// sooner; nobody waits for one of a container that runs, nor for ever.
+func TestAddressOfWhoLeaves(t *testing.T) {
+	ep := Endpoint{Network: "lan", NetworkID: "1", EndpointID: "e", IP: "10.1.0.9", IP6: "fd00::9"}
+	v4, v6 := netip.MustParseAddr("10.1.0.9"), netip.MustParseAddr("fd00::9")
+	for _, c := range []struct {
+		name  string
+		addr  netip.Addr
+		ended bool // the container
+		over  time.Duration
+		cut   time.Duration
+		want  time.Duration
+	}{
+		{"runs", v4, false, time.Second, time.Minute, 0},
+		{"another", netip.MustParseAddr("10.1.0.8"), true, time.Second, time.Minute, 0},
+		{"none asked for", netip.Addr{}, true, time.Second, time.Minute, 0},
+		{"ended", v4, true, time.Second, time.Minute, 2 * time.Second},
+		{"ended, IPv6", v6, true, time.Second, time.Minute, 2 * time.Second},
+		{"cut", v4, true, time.Second, 1500 * time.Millisecond, 1500 * time.Millisecond},
+		{"never over", v4, true, time.Hour, time.Minute, leavePatience},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), c.cut)
+				defer cancel()
+				tab := newTable()
+				a := &attached{info: Info{Name: "lan", ID: "1"}, containers: map[string]Endpoint{"c": ep}}
+				tab.put(a)
+				if c.ended {
+					tab.part("c", []Endpoint{ep})
+				}
+				go func() {
+					time.Sleep(c.over)
+					if !tab.forget("c", ep) || tab.forget("c", ep) {
+						t.Error("its addresses are not to be given back once")
+					}
+					time.Sleep(time.Second) // somebody gives them back
+					tab.released(a, ep)
+				}()
+				begun := time.Now()
+				err := tab.await(ctx, a, netip.Addr{}, c.addr)
+				if took := time.Since(begun); took != c.want || (err != nil) != (c.want == c.cut) {
+					t.Errorf("%v after %s, want %s", err, took, c.want)
+				}
+				time.Sleep(2 * time.Hour)
+				if len(a.leaving) != 0 {
+					t.Errorf("%v is left", a.leaving)
 				}
 			})
 		})

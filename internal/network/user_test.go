@@ -3,14 +3,18 @@ package network_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"escale.dev/escale/internal/network"
+	"escale.dev/escale/internal/network/bridge"
+	"escale.dev/escale/internal/network/none"
 	"github.com/containerd/errdefs"
 	apinetwork "github.com/moby/moby/api/types/network"
 	"github.com/vishvananda/netlink"
@@ -210,6 +214,85 @@ func TestAddresses(t *testing.T) {
 	}
 	b.serve("tcp6", ":80")
 	a.reaches("tcp6", "[fd00:61::3]:80", "b", "fd00:61::2")
+}
+
+// held is a bridge driver that is held up before the links go.
+type held struct {
+	*bridge.Driver
+	begun, free chan struct{}
+}
+
+func (d held) Leave(ctx context.Context, ep network.Endpoint) error {
+	d.begun <- struct{}{}
+	<-d.free
+	return d.Driver.Leave(ctx, ep)
+}
+
+// An address that a container had which has ended is given to who asks for it once the
+// kernel has let go of it; while the container runs he is refused.
+func TestAddressOfAnEndedContainer(t *testing.T) {
+	h := newHost(t)
+	if err := h.m.Close(); err != nil {
+		t.Fatal(err)
+	}
+	d := held{bridge.New(h.cfg), make(chan struct{}, 9), make(chan struct{})}
+	h.m = network.NewManager(h.cfg, d, none.New(), none.Host())
+	if err := errors.Join(h.m.Open(t.Context()), h.m.Restore(t.Context(), nil)); err != nil {
+		t.Fatal(err)
+	}
+	h.make(network.Create{Name: "n", EnableIPv6: yes(), IPAM: &network.CreateIPAM{Config: []network.CreateSubnet{{Subnet: "10.61.0.0/24"}, {Subnet: "fd00:61::/64"}}}})
+	v4, v6 := netip.MustParseAddr("10.61.0.9"), netip.MustParseAddr("fd00:61::9")
+	at := func(name string, v4, v6 netip.Addr) network.Request {
+		r := on(name)
+		r.Networks["n"] = &settings{IPAMConfig: &apinetwork.EndpointIPAMConfig{IPv4Address: v4, IPv6Address: v6}}
+		return r
+	}
+	a := h.startAs(at("a", v4, v6))
+	if _, err := h.m.Setup(t.Context(), at("b", v4, netip.Addr{})); err == nil || err.Error() != "Address already in use" {
+		t.Errorf("while a runs: %v", err)
+	}
+	if err := h.m.Unpublish(t.Context(), a.ID, a.Endpoints); err != nil { // it has ended
+		t.Fatal(err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := h.m.Setup(short, at("b", v4, netip.Addr{})); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("cut off while it waits: %v", err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- h.m.Teardown(t.Context(), a.ID, a.Endpoints) }()
+	<-d.begun
+	type answer struct {
+		of  string
+		box *network.Sandbox
+		err error
+	}
+	answers := make(chan answer, 2)
+	for _, r := range []network.Request{at("b", v4, netip.Addr{}), at("c", netip.Addr{}, v6)} {
+		go func() {
+			box, err := h.m.Setup(t.Context(), r)
+			answers <- answer{r.Name, box, err}
+		}()
+	}
+	select {
+	case got := <-answers:
+		t.Errorf("before the kernel has let go of it: %+v", got)
+	case <-time.After(100 * time.Millisecond):
+	}
+	close(d.free)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		got := <-answers
+		if got.err != nil {
+			t.Fatalf("%s: %v", got.of, got.err)
+		}
+		defer h.m.Teardown(context.WithoutCancel(t.Context()), got.box.ID, got.box.Endpoints)
+		if ep := got.box.Endpoints[0]; (ep.IP == v4.String()) != (got.of == "b") || (ep.IP6 == v6.String()) != (got.of == "c") {
+			t.Errorf("%s: %s, %s", got.of, ep.IP, ep.IP6)
+		}
+	}
 }
 
 func yes() *bool { b := true; return &b }

@@ -1,0 +1,81 @@
+package network
+
+import (
+	"context"
+	"net/netip"
+	"slices"
+)
+
+// parting is an endpoint on its way out.
+type parting struct {
+	addrs     []netip.Addr
+	releasing bool // the kernel has nothing of it any more
+}
+
+// leaves notes that an endpoint is on its way out. Called with the table's lock held,
+// as is isLeaving.
+func (a *attached) leaves(ep Endpoint, releasing bool) {
+	p := parting{releasing: releasing}
+	for _, s := range []string{ep.IP, ep.IP6} {
+		if ip, err := netip.ParseAddr(s); err == nil {
+			p.addrs = append(p.addrs, ip)
+		}
+	}
+	if a.leaving == nil {
+		a.leaving = map[string]parting{}
+	}
+	a.leaving[ep.EndpointID] = p
+}
+
+func (a *attached) isLeaving(ep Endpoint) bool {
+	_, ok := a.leaving[ep.EndpointID]
+	return ok
+}
+
+// released ends what forget began: the addresses of the endpoint are free.
+func (t *table) released(a *attached, ep Endpoint) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	delete(a.leaving, ep.EndpointID)
+	t.left.Broadcast()
+}
+
+// await waits for the end of those that have one of the addresses and whose container
+// has ended, for leavePatience at most: what is taken after that is somebody else's, or
+// the kernel's. An address of a container that runs is not waited for. The error is
+// that of ctx.
+func (t *table) await(ctx context.Context, a *attached, addrs ...netip.Addr) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !a.parts(addrs) {
+		return nil
+	}
+	patient, cancel := context.WithTimeout(ctx, leavePatience)
+	defer cancel()
+	defer t.wakes(patient)()
+	for a.parts(addrs) && patient.Err() == nil {
+		t.left.Wait()
+	}
+	return ctx.Err()
+}
+
+// parts tells whether one of the addresses is that of an endpoint on its way out.
+// Called with the table's lock held.
+func (a *attached) parts(addrs []netip.Addr) bool {
+	for _, p := range a.leaving {
+		if slices.ContainsFunc(p.addrs, func(ip netip.Addr) bool { return slices.Contains(addrs, ip) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// wakes lets those who wait for left look again when ctx ends, until stop. The lock
+// makes sure that none of them is between its look and its sleep.
+func (t *table) wakes(ctx context.Context) (stop func() bool) {
+	return context.AfterFunc(ctx, func() {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.left.Broadcast()
+	})
+}
