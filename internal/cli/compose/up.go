@@ -344,6 +344,9 @@ func (s apps) arrange(ctx context.Context, ch *change, o upOptions, args []strin
 		place(&sv, &written, images[name])
 		ch.spec.Services[name] = sv
 	}
+	if err := s.externals(ctx, ch.project, slices.Collect(maps.Keys(ch.spec.Services))); err != nil {
+		return err
+	}
 	ch.put = client.AppPutOptions{DryRun: s.flags.dry, Merge: true, Create: o.noStart, RenewVolumes: o.renew}
 	for name := range ch.spec.Services {
 		if o.forceRecreate && (len(args) == 0 || slices.Contains(args, name)) || o.recreateDeps && !slices.Contains(args, name) && len(args) > 0 ||
