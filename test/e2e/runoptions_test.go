@@ -45,6 +45,7 @@ func TestRunLimits(t *testing.T) {
 		{args: "run --rm --cpus 999 $IMG true", code: 125, err: "range of CPUs is from 0.01 to [0-9]+.00, as there are only [0-9]+ CPUs available"},
 		{args: "run --rm --cpus 1 --cpu-quota 5000 $IMG true", code: 125, err: "Conflicting options: Nano CPUs and CPU Quota cannot both be set"},
 		{args: "run --rm --cpu-period 10 $IMG true", code: 125, err: "CPU cfs period can not be less than 1ms"},
+		{args: "create --cpu-rt-runtime 2000 --cpu-rt-period 1000 $IMG true", code: 1, err: "cpu real-time runtime cannot be higher than cpu real-time period|kernel does not support CPU real-time scheduler"},
 		{args: "run --rm --cpuset-cpus 0 --cpuset-mems 0" + limit("cpuset", "cpuset.mems", "cpuset.mems"), out: "^0$"},
 		{args: "run --rm --cpuset-cpus 999 $IMG true", code: 125, err: "Requested CPUs are not available - requested 999, available: "},
 		{args: "run --rm --cpuset-cpus x $IMG true", code: 125, err: "Invalid value x for cpuset cpus"},

@@ -86,6 +86,12 @@ func (b *Builder) validateMemory(r *container.Resources, update bool, warn func(
 
 func (b *Builder) validateCPU(r *container.Resources, _ bool, warn func(string)) error {
 	f := b.host.Cgroup.Features
+	if (r.CPURealtimePeriod != 0 || r.CPURealtimeRuntime != 0) && !f.CPURealtime {
+		return invalid("kernel does not support CPU real-time scheduler")
+	}
+	if r.CPURealtimePeriod != 0 && r.CPURealtimeRuntime > r.CPURealtimePeriod {
+		return invalid("cpu real-time runtime cannot be higher than cpu real-time period")
+	}
 	if r.NanoCPUs > 0 && r.CPUPeriod > 0 {
 		return invalid("Conflicting options: Nano CPUs and CPU Period cannot both be set")
 	}

@@ -49,7 +49,7 @@ func v1Host() Host {
 		CPUs: 4,
 		Cgroup: cgroup.Info{Mode: cgroup.Hybrid, Namespaces: true, Features: cgroup.Features{
 			MemoryLimit: true, SwapLimit: true, MemoryReservation: true, OOMKillDisable: true, MemorySwappiness: true,
-			CPUShares: true, CPUCfs: true, Cpuset: true, Cpus: "0-3", Mems: "0", PidsLimit: true,
+			CPUShares: true, CPUCfs: true, CPURealtime: true, Cpuset: true, Cpus: "0-3", Mems: "0", PidsLimit: true,
 			BlkioWeight: true, BlkioWeightDevice: true, BlkioReadBps: true, BlkioWriteBps: true, BlkioReadIOps: true, BlkioWriteIOps: true,
 		}},
 		Capabilities:      append(slices.Clone(defaultCapabilities), "CAP_NET_ADMIN", "CAP_SYS_ADMIN", "CAP_SYS_PTRACE"),
@@ -62,7 +62,7 @@ func v1Host() Host {
 func v2Host() Host {
 	h := v1Host()
 	h.Cgroup.Mode = cgroup.Unified
-	h.Cgroup.Features.OOMKillDisable, h.Cgroup.Features.MemorySwappiness = false, false
+	h.Cgroup.Features.OOMKillDisable, h.Cgroup.Features.MemorySwappiness, h.Cgroup.Features.CPURealtime = false, false, false
 	h.RaiseLimits, h.HardLimits, h.MaxOpen = true, nil, 1048576
 	h.AppArmor = true
 	h.ThermalPaths = []string{"/sys/devices/system/cpu/cpu0/thermal_throttle"}

@@ -72,6 +72,7 @@ func TestValidateRefuses(t *testing.T) {
 		host("Invalid value: 200, valid memory swappiness range is 0-100", func(h *hostConfig) { h.MemorySwappiness = ptr[int64](200) }),
 		host("Minimum memory reservation allowed is 6MB", func(h *hostConfig) { h.MemoryReservation = 1 }),
 		host("Minimum memory limit can not be less than memory reservation limit, see usage", func(h *hostConfig) { h.Memory, h.MemoryReservation = 7<<20, 8<<20 }),
+		host("cpu real-time runtime cannot be higher than cpu real-time period", func(h *hostConfig) { h.CPURealtimePeriod, h.CPURealtimeRuntime = 1000, 1001 }),
 		host("Conflicting options: Nano CPUs and CPU Period cannot both be set", func(h *hostConfig) { h.NanoCPUs, h.CPUPeriod = 1, 1 }),
 		host("Conflicting options: Nano CPUs and CPU Quota cannot both be set", func(h *hostConfig) { h.NanoCPUs, h.CPUQuota = 1, 1 }),
 		host("range of CPUs is from 0.01 to 4.00, as there are only 4 CPUs available", func(h *hostConfig) { h.NanoCPUs = 5e9 }),
@@ -90,6 +91,16 @@ func TestValidateRefuses(t *testing.T) {
 		want := c(cfg, hc)
 		if _, err := New(v1Host()).Validate(hc, cfg); err == nil || err.Error() != want || !errdefs.IsInvalidArgument(err) {
 			t.Errorf("got  %v\nwant %s", err, want)
+		}
+	}
+	for _, r := range []container.Resources{{CPURealtimePeriod: 1000}, {CPURealtimeRuntime: 900}, {CPURealtimePeriod: 1000, CPURealtimeRuntime: 1001}} {
+		if _, err := New(v2Host()).Validate(&hostConfig{Resources: r}, nil); err == nil || err.Error() != "kernel does not support CPU real-time scheduler" || !errdefs.IsInvalidArgument(err) {
+			t.Errorf("real time %d of %d with version 2: %v", r.CPURealtimeRuntime, r.CPURealtimePeriod, err)
+		}
+	}
+	for _, r := range []container.Resources{{CPURealtimePeriod: 1000}, {CPURealtimeRuntime: 900}, {CPURealtimePeriod: 1000, CPURealtimeRuntime: 1000}} {
+		if _, err := New(v1Host()).Validate(&hostConfig{Resources: r}, nil); err != nil {
+			t.Errorf("real time %d of %d: %v", r.CPURealtimeRuntime, r.CPURealtimePeriod, err)
 		}
 	}
 	h := v2Host()
