@@ -155,6 +155,9 @@ type creator struct {
 // defaults, and refuses what cannot be.
 func (m creator) complete(rec *Record, img image.Image) ([]string, error) {
 	c, h := rec.Config, rec.HostConfig
+	if err := checkShared(c, h); err != nil {
+		return nil, err
+	}
 	mergeImage(c, &img.Config)
 	if err := errors.Join(checkHealth(c.Healthcheck), checkHealLabel(c)); err != nil {
 		return nil, err
@@ -228,23 +231,40 @@ func (m creator) hostDefaults(rec *Record) error {
 	return nil
 }
 
+// checkShared refuses what a container asks for itself on the network of another
+// that has it already, in Docker's words. c is as the client sent it: ports that
+// the image names are no conflict.
+func checkShared(c *container.Config, h *container.HostConfig) error {
+	switch mode := h.NetworkMode; {
+	case !mode.IsContainer():
+		return nil
+	case mode.ConnectedContainer() == "":
+		return kindf(errInvalid, "invalid network mode: invalid container format container:<name|id>")
+	case c.Hostname != "":
+		return kindf(errInvalid, "conflicting options: hostname and the network mode")
+	case len(h.Links) > 0:
+		return kindf(errInvalid, "conflicting options: container type network can't be used with links. This would result in undefined behavior")
+	case len(h.DNS) > 0:
+		return kindf(errInvalid, "conflicting options: dns and the network mode")
+	case len(h.ExtraHosts) > 0:
+		return kindf(errInvalid, "conflicting options: custom host-to-IP mapping and the network mode")
+	case len(h.PortBindings) > 0 || h.PublishAllPorts:
+		return kindf(errInvalid, "conflicting options: port publishing and the container type network mode")
+	case len(c.ExposedPorts) > 0:
+		return kindf(errInvalid, "conflicting options: port exposing and the container type network mode")
+	}
+	return nil
+}
+
 // checkNetwork refuses network modes that cannot be, in Docker's words.
 func (m creator) checkNetwork(rec *Record) error {
 	h, c := rec.HostConfig, rec.Config
 	mode := h.NetworkMode
 	switch {
-	case mode.IsContainer() && mode.ConnectedContainer() == "":
-		return kindf(errInvalid, "invalid network mode: invalid container format container:<name|id>")
 	case mode.IsContainer():
 		other, err := m.store.find(mode.ConnectedContainer())
 		if err != nil {
 			return err
-		}
-		if c.Hostname != "" {
-			return kindf(errInvalid, "conflicting options: hostname and the network mode")
-		}
-		if len(h.PortBindings) > 0 || h.PublishAllPorts {
-			return kindf(errInvalid, "conflicting options: port publishing and the container type network mode")
 		}
 		h.NetworkMode = container.NetworkMode("container:" + string(other.id))
 		v := other.view()

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"net/netip"
 	"testing"
 
 	"escale.dev/escale/internal/image"
@@ -54,5 +55,42 @@ func TestDefaultNetworkIsNamed(t *testing.T) {
 	rec := &Record{HostConfig: &container.HostConfig{NetworkMode: "bridge"}}
 	if w := wantedNetworks(rec); len(w) != 1 || w["bridge"] != nil {
 		t.Errorf("nothing asked: %v", w)
+	}
+}
+
+// TestSharedNetworkIsTheOthers: what a container on another's network asks for in
+// vain is refused, before that other is looked for; what its image names is not asked.
+func TestSharedNetworkIsTheOthers(t *testing.T) {
+	f := newFakeEngine()
+	m := f.manager(t, t.TempDir())
+	defer m.Close()
+	create(t, m, "web", nil)
+	port := apinetwork.MustParsePort("80/tcp")
+	type host = container.HostConfig
+	for _, c := range []struct {
+		words string
+		c     container.Config
+		h     host
+	}{
+		{"hostname and the network mode", container.Config{Hostname: "h"}, host{}},
+		{"container type network can't be used with links. This would result in undefined behavior", container.Config{}, host{Links: []string{"web"}}},
+		{"dns and the network mode", container.Config{}, host{DNS: []netip.Addr{netip.MustParseAddr("9.9.9.9")}}},
+		{"custom host-to-IP mapping and the network mode", container.Config{}, host{ExtraHosts: []string{"a:1.2.3.4"}}},
+		{"port publishing and the container type network mode", container.Config{}, host{PublishAllPorts: true}},
+		{"port publishing and the container type network mode", container.Config{ExposedPorts: apinetwork.PortSet{port: {}}}, host{PortBindings: apinetwork.PortMap{port: nil}}},
+		{"port exposing and the container type network mode", container.Config{ExposedPorts: apinetwork.PortSet{port: {}}}, host{}},
+		{"", container.Config{}, host{DNSSearch: []string{"example.org"}, DNSOptions: []string{"ndots:2"}}}, // Docker lets them be
+	} {
+		for _, other := range []string{"web", "nosuch"} {
+			want := "conflicting options: " + c.words
+			if c.words == "" {
+				want = map[string]string{"web": "", "nosuch": "No such container: nosuch"}[other]
+			}
+			c.c.Image, c.h.NetworkMode = "debian", container.NetworkMode("container:"+other)
+			_, err := m.Create(t.Context(), Create{Config: &c.c, HostConfig: &c.h})
+			if err == nil && want != "" || err != nil && (err.Error() != want || !errdefs.IsInvalidArgument(err)) {
+				t.Errorf("on the network of %s: %v, want %q", other, err, want)
+			}
+		}
 	}
 }

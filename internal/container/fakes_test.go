@@ -306,6 +306,7 @@ func (fakeImages) Get(_ context.Context, ref string) (image.Image, error) {
 	img.ID = "sha256:1234"
 	img.Config.Config.Cmd = []string{"bash"}
 	img.Config.Config.Env = []string{"PATH=/bin", "A=image"}
+	img.Config.Config.ExposedPorts = map[string]struct{}{"8080/tcp": {}}
 	return img, nil
 }
 

@@ -31,12 +31,8 @@ func (m creator) checkLinks(rec *Record) error {
 	if len(h.Links) == 0 {
 		return nil
 	}
-	mode := h.NetworkMode
-	switch {
-	case mode.IsHost():
+	if h.NetworkMode.IsHost() {
 		return kindf(errInvalid, "conflicting options: host type networking can't be used with links. This would result in undefined behavior")
-	case mode.IsContainer():
-		return kindf(errInvalid, "conflicting options: container type network can't be used with links. This would result in undefined behavior")
 	}
 	links := make([]string, 0, len(h.Links))
 	for _, l := range h.Links {
