@@ -40,6 +40,7 @@ type fakeEngine struct {
 	prepared  map[string]bool
 	mounted   map[string]bool
 	sandboxes map[string]bool
+	gateway   string // the host's address on the default network
 	cleaned   map[string]int
 	volumes   map[string]map[string]bool
 	events    []events.Message
@@ -62,7 +63,7 @@ func newFakeEngine() *fakeEngine {
 	return &fakeEngine{
 		tasks: map[string]*fakeTask{}, exits: map[string]runtime.Exit{}, prepared: map[string]bool{}, mounted: map[string]bool{},
 		figures:   fakeFigures{oom: make(chan struct{})},
-		sandboxes: map[string]bool{}, cleaned: map[string]int{}, volumes: map[string]map[string]bool{},
+		sandboxes: map[string]bool{}, gateway: "172.17.0.1", cleaned: map[string]int{}, volumes: map[string]map[string]bool{},
 	}
 }
 
@@ -393,7 +394,7 @@ func (fakeNetworks) Disconnect(_ context.Context, _, name string, eps []network.
 func (fakeNetworks) Rename(_, _, _ string, eps []network.Endpoint) []network.Endpoint { return eps }
 func (fakeNetworks) Keep(map[string]*apinetwork.EndpointSettings)                     {}
 func (fakeNetworks) Unkeep(map[string]*apinetwork.EndpointSettings)                   {}
-func (fakeNetworks) HostGateway() string                                              { return "172.17.0.1" }
+func (n fakeNetworks) HostGateway() string                                            { return n.f.gateway }
 func (n fakeNetworks) Rotate(_ context.Context, _ string, in bool) {
 	n.f.way(map[bool]string{true: "in", false: "out"}[in])
 }

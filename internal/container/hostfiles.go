@@ -111,19 +111,20 @@ func cutHost(s string) (host, ip string, ok bool) {
 	return host, strings.Trim(ip, "[]"), ok
 }
 
-// gateways are the host's addresses as the container sees it: the engine's
-// settings, else those of its network.
+// gateways are what host-gateway stands for: the engine's settings, else the
+// host's address on the default network, whatever networks the container is on.
+// An engine without a default network has but that of the container's own.
 func (s *start) gateways() []string {
 	if g := s.m.cfg.Defaults.HostGateways; len(g) > 0 {
 		return g
+	}
+	if g := s.m.cfg.Networks.HostGateway(); g != "" {
+		return []string{g}
 	}
 	for _, ep := range s.endpoints() {
 		if ep.Gateway != "" {
 			return []string{ep.Gateway}
 		}
-	}
-	if g := s.m.cfg.Networks.HostGateway(); g != "" {
-		return []string{g}
 	}
 	return nil
 }
