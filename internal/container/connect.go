@@ -177,12 +177,18 @@ func (m *Manager) Disconnect(ctx context.Context, ref, name string, force bool) 
 	return wirer{m.core}.changed(ctx, e, &v, wanted, change, apievents.ActionDisconnect)
 }
 
-// changed writes down where a container that runs is now. One that has ended
-// meanwhile loses all its networks again: its end knew nothing of the new one.
+// changed writes down where a container that runs is now, and so in its /etc/hosts:
+// there an address goes before the record says so and comes after it, so that an
+// engine that is killed in between leaves none that is not the container's. One that
+// has ended meanwhile loses all its networks again: its end knew nothing of the new one.
 func (m wirer) changed(ctx context.Context, e *entry, v *View, wanted map[string]*apinetwork.EndpointSettings, change *network.Change, action apievents.Action) error {
+	own := hostLines(v.Config, &change.Changed)
 	err := m.rewire(e, wanted, func(rec *Record) error {
-		if !rec.State.Running() || rec.State.Generation != v.State.Generation {
+		if !sameRun(rec, v) {
 			return errRunEnded
+		}
+		if action == apievents.ActionDisconnect {
+			m.editHosts(v.ID, withoutLines(own))
 		}
 		rec.Endpoints = change.Endpoints
 		return writeEndpoints(m.runDir(v.ID, v.State.Generation), change.Endpoints)
@@ -193,10 +199,22 @@ func (m wirer) changed(ctx context.Context, e *entry, v *View, wanted map[string
 		}
 		return kindf(errConflict, "container %s: %s", v.ID, err)
 	}
+	if err == nil && action == apievents.ActionConnect {
+		e.mu.Lock()
+		if sameRun(&e.rec, v) { // a later one has written it anew
+			m.editHosts(v.ID, withLines(own))
+		}
+		e.mu.Unlock()
+	}
 	if err == nil {
 		m.tellNetworks(action, &v.Record, []network.Endpoint{change.Changed})
 	}
 	return err
+}
+
+// sameRun tells whether the container still runs as when it was seen.
+func sameRun(rec *Record, v *View) bool {
+	return rec.State.Running() && rec.State.Generation == v.State.Generation
 }
 
 // BalanceLabel names the group of containers that may share a port of the host:

@@ -28,12 +28,7 @@ func (s *start) writeHostFiles() (hostFiles, error) {
 		return s.m.hostFilesOf(other.id), nil
 	}
 	f := s.m.hostFilesOf(s.e.id)
-	c := s.rec.Config
-	name := c.Hostname
-	if c.Domainname != "" {
-		name += "." + c.Domainname
-	}
-	for file, text := range map[string]string{f.hostname: c.Hostname + "\n", f.hosts: s.hosts(name)} {
+	for file, text := range map[string]string{f.hostname: s.rec.Config.Hostname + "\n", f.hosts: s.hosts()} {
 		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
 			return f, err
 		}
@@ -43,7 +38,7 @@ func (s *start) writeHostFiles() (hostFiles, error) {
 
 // hosts is /etc/hosts: the machine's own on the host's network, else the
 // loopback names, the container's own, links and what --add-host says.
-func (s *start) hosts(name string) string {
+func (s *start) hosts() string {
 	var b strings.Builder
 	h := s.rec.HostConfig
 	if h.NetworkMode.IsHost() {
@@ -77,16 +72,9 @@ func (s *start) hosts(name string) string {
 			}
 		}
 	}
-	short, _, dotted := strings.Cut(name, ".")
 	for _, ep := range s.endpoints() {
-		for _, ip := range []string{ep.IP, ep.IP6} {
-			switch {
-			case ip == "":
-			case dotted:
-				fmt.Fprintf(&b, "%s\t%s %s\n", ip, name, short)
-			default:
-				fmt.Fprintf(&b, "%s\t%s\n", ip, name)
-			}
+		for _, line := range hostLines(s.rec.Config, &ep) {
+			b.WriteString(line)
 		}
 	}
 	return b.String()

@@ -2,7 +2,6 @@ package container
 
 import (
 	"context"
-	"os"
 	"slices"
 	"strings"
 )
@@ -42,25 +41,11 @@ func (m *Manager) Unlink(ctx context.Context, ref string) error {
 		e.rec.HostConfig = old
 		return err
 	}
-	m.forgetHost(e.id, alias)
+	m.editHosts(e.id, func(lines []string) []string {
+		return slices.DeleteFunc(lines, func(line string) bool {
+			f := strings.Fields(line)
+			return len(f) > 1 && f[1] == alias
+		})
+	})
 	return nil
-}
-
-// forgetHost takes the lines of a link out of a container's /etc/hosts. The file
-// is written in place: a running container has it mounted.
-func (m *core) forgetHost(id ID, alias string) {
-	path := m.hostFilesOf(id).hosts
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return // it was never started
-	}
-	var out strings.Builder
-	for line := range strings.Lines(string(text)) {
-		if f := strings.Fields(line); len(f) < 2 || f[1] != alias {
-			out.WriteString(line)
-		}
-	}
-	if err := os.WriteFile(path, []byte(out.String()), 0o644); err != nil {
-		m.log.Warn("taking a link out of /etc/hosts", "container", id.Short(), "error", err)
-	}
 }
