@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/signal"
 	"slices"
-	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -116,8 +115,8 @@ var (
 // exited takes note of a container that has ended; true: all is to be stopped.
 func (a *attachment) exited(x *container.Summary, code int) bool {
 	abort := a.o.abortOnExit || a.o.abortOnFailure && code != 0
-	if replaced := strings.HasPrefix(strings.TrimPrefix(x.Names[0], "/"), x.ID[:min(12, len(x.ID))]+"_"); !abort || replaced {
-		return false // a container that another takes the place of has another name by then
+	if !abort || replaced(x) {
+		return false
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()

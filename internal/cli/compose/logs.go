@@ -109,6 +109,11 @@ func shortName(c *container.Summary) string {
 	return strings.TrimPrefix(nameOf(c), c.Labels[composefile.LabelProject]+"-")
 }
 
+// replaced tells whether another container takes the place of this one: its name is another's by then.
+func replaced(c *container.Summary) bool {
+	return strings.HasPrefix(nameOf(c), c.ID[:min(12, len(c.ID))]+"_")
+}
+
 // show prints a container's log, to its end or, followed, to the container's.
 func (p *printer) show(ctx context.Context, c *client.Client, x *container.Summary, o moby.ContainerLogsOptions) error {
 	res, err := c.ContainerInspect(ctx, x.ID, moby.ContainerInspectOptions{})

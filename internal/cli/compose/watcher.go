@@ -51,7 +51,7 @@ func (w *watcher) run(ctx context.Context, list []container.Summary) error {
 	for i := range list {
 		w.far[list[i].ID] = string(list[i].State)
 		w.shownTo[list[i].ID] = since
-		if w.meant(&list[i]) {
+		if w.meant(&list[i]) && !replaced(&list[i]) {
 			w.p.register(shortName(&list[i]))
 		}
 	}
