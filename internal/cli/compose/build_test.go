@@ -141,3 +141,40 @@ func TestBuildPrint(t *testing.T) {
 		t.Errorf("printed\n%s\nwant\n%s", got, want)
 	}
 }
+
+// What another service builds under the same name is built, and not pulled before.
+func TestImagesOfOthersBuilds(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "compose.yaml")
+	text := "services: {web: {build: ., image: app}, worker: {image: app}, own: {build: .}, user: {image: p-own}, far: {image: far}}"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, err := composefile.Load(t.Context(), composefile.Options{Files: []string{file}, Name: "p"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]string{"web": "web", "worker": "web", "own": "own", "user": "own", "far": ""} {
+		if got := builder(p, name); got != want {
+			t.Errorf("%s is built by %q, want %q", name, got, want)
+		}
+	}
+	for _, build := range []bool{false, true} {
+		s, out := paper(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(404)
+			_, _ = w.Write([]byte(`{"message":"No such image"}`))
+		}))
+		s.flags.dry = true
+		if _, err := (supply{s}).images(t.Context(), p, []string{"far", "user", "worker", "own", "web"}, wanted{build: build}); err != nil {
+			t.Fatal(err)
+		}
+		got := out.String()
+		for _, want := range []string{"build service web as app", "build service own as p-own", "far  Pulled"} {
+			if !strings.Contains(got, want) {
+				t.Errorf("%s: want %q", got, want)
+			}
+		}
+		if strings.Contains(got, "worker  Pull") || strings.Contains(got, "user  Pull") {
+			t.Errorf("pulled what is built: %s", got)
+		}
+	}
+}

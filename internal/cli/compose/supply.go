@@ -73,11 +73,15 @@ func (s supply) images(ctx context.Context, p *types.Project, names []string, o 
 			pull = append(pull, name)
 		}
 	}
+	pull = slices.DeleteFunc(pull, func(name string) bool { // what another's build makes
+		by := builder(p, name)
+		return by != name && slices.Contains(build, by)
+	})
 	failed, err := s.pullAll(ctx, p, pull, o.quietPull, false)
 	for name := range failed {
 		// What cannot be pulled may be built.
-		if sv := p.Services[name]; sv.Build != nil && !o.noBuild {
-			build = append(build, name)
+		if by := builder(p, name); by != "" && !o.noBuild {
+			build = append(build, by)
 			delete(failed, name)
 		}
 	}
@@ -102,6 +106,21 @@ func (s supply) images(ctx context.Context, p *types.Project, names []string, o 
 		out[name] = img
 	}
 	return out, nil
+}
+
+// builder is the service whose build makes the image of a service: itself, or another that
+// builds under that name; "" when there is none.
+func builder(p *types.Project, name string) string {
+	sv := p.Services[name]
+	if sv.Build != nil {
+		return name
+	}
+	for _, other := range p.ServiceNames() {
+		if o := p.Services[other]; o.Build != nil && sv.Image != "" && composefile.Image(p, &o) == sv.Image {
+			return other
+		}
+	}
+	return ""
 }
 
 // pullAll pulls the images of services, each image once, and gives the services of
@@ -194,7 +213,7 @@ func pullCommand(s *session) *cobra.Command {
 		}
 		buildable := true
 		for name := range failed {
-			buildable = buildable && p.Services[name].Build != nil
+			buildable = buildable && builder(p, name) != ""
 		}
 		if buildable {
 			s.warnf("some images could not be pulled and can be built: %s compose build", s.engine.Name)
