@@ -21,7 +21,7 @@ import (
 )
 
 // A port of the node is one task's: the next one waits and says so, and has it when the
-// first one goes.
+// first one goes. Services can be on the networks that every node has.
 func TestSwarmHostPorts(t *testing.T) {
 	swarmClients(t, func(s *swarming) {
 		s.init()
@@ -37,6 +37,12 @@ func TestSwarmHostPorts(t *testing.T) {
 		s.till("completed", "service", "inspect", "-f", "{{.UpdateStatus.State}}", "web")
 		s.shows("*:"+port+"->80/tcp", "service", "ps", "--filter", "desired-state=running", "--format", "{{.Ports}}", "web")
 		s.run("service", "rm", "web")
+		for i, network := range []string{"host", "bridge", s.run("network", "inspect", "-f", "{{.Id}}", "host")} {
+			name := "own" + strconv.Itoa(i)
+			s.run("service", "create", "-d", "--name", name, "--network", network, "--stop-grace-period", "1s", image, "sleep", "1000")
+			s.till([]string{"host", "bridge", "host"}[i], "ps", "--filter", "name="+name, "--format", "{{.Networks}}")
+			s.run("service", "rm", name)
+		}
 		s.run("swarm", "leave", "--force")
 		noLeaks(t, s.e)
 	})

@@ -100,7 +100,10 @@ func (n networkRoutes) inspect(w *response, r *request) error {
 		return err
 	}
 	if scope := r.query.get("scope"); scope != "" && scope != i.Scope {
-		return errdefs.ErrNotFound.WithMessage(fmt.Sprintf("network %s not found", r.name))
+		if scope != "swarm" || !n.everywhere(&i) {
+			return errdefs.ErrNotFound.WithMessage(fmt.Sprintf("network %s not found", r.name))
+		}
+		i.Scope, i.Containers = scope, nil
 	}
 	answer := network.Inspect{Network: n.network(&i), Containers: map[string]network.EndpointResource{}}
 	for id, ep := range i.Containers {
@@ -120,11 +123,21 @@ func (n networkRoutes) inspect(w *response, r *request) error {
 		answer.Containers[id] = res
 	}
 	for _, v := range n.cfg.Containers.List() {
-		if i.Name == network.NetworkHost && v.HostConfig.NetworkMode.IsHost() && v.State.Status == container.Running {
+		if i.Name == network.NetworkHost && i.Scope != "swarm" && v.HostConfig.NetworkMode.IsHost() && v.State.Status == container.Running {
 			answer.Containers[string(v.ID)] = network.EndpointResource{Name: v.Name}
 		}
 	}
 	return writeJSON(w, http.StatusOK, answer)
+}
+
+// everywhere tells whether a network of this host is one that every node of the swarm has
+// under that name, for its services: clients ask a manager for it in the swarm's scope.
+func (n networkRoutes) everywhere(i *enginenet.Info) bool {
+	if i.Name != network.NetworkHost && i.Name != network.NetworkBridge {
+		return false
+	}
+	_, err := n.cfg.Swarm.Inspect()
+	return err == nil
 }
 
 // createNetworkBody is what a client sends. Addresses are read by the networks,

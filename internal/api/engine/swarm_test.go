@@ -15,6 +15,7 @@ import (
 	"escale.dev/escale/internal/cluster/store/mem"
 	"escale.dev/escale/internal/cluster/swarm"
 	"escale.dev/escale/internal/logs"
+	"escale.dev/escale/internal/network"
 	"github.com/containerd/errdefs"
 	api "github.com/moby/moby/api/types/swarm"
 )
@@ -197,6 +198,34 @@ func TestSwarmRoutes(t *testing.T) {
 			t.Errorf("%s: %d %q", path, status, body)
 		}
 	}
+}
+
+// A manager's clients find the networks in the swarm's scope that every node has; others' do not.
+func TestNetworksOfEveryNode(t *testing.T) {
+	r, _ := newSwarmRig(t)
+	r.server.cfg.Networks = fakeNetworks{
+		{Name: "host", ID: "h1", Driver: "host", Scope: "local", Containers: map[string]network.Endpoint{"c": {EndpointID: "e1"}}},
+		{Name: "bridge", ID: "b1", Driver: "bridge", Scope: "local"}, {Name: "none", ID: "n1", Driver: "null", Scope: "local"}, {Name: "lan", ID: "l1", Driver: "bridge", Scope: "local"},
+	}
+	is := func(path string, status int, has string) {
+		t.Helper()
+		if got, _, body := r.do("GET", path, ""); got != status || !strings.Contains(body, has) || strings.Contains(body, "e1") {
+			t.Errorf("%s: %d %s, want %d %s", path, got, body, status, has)
+		}
+	}
+	is("/networks/host?scope=swarm", 404, "network host not found")
+	if status, _, body := r.do(http.MethodPost, "/swarm/init", "{}"); status != 200 {
+		t.Fatal(body)
+	}
+	is("/networks/host?scope=swarm", 200, `"Name":"host","Id":"h1"`)
+	is("/networks/host?scope=swarm", 200, `"Scope":"swarm"`)
+	is("/networks/h1?scope=swarm", 200, `"Scope":"swarm"`)
+	is("/networks/bridge?scope=swarm", 200, `"Scope":"swarm"`)
+	is("/networks/bridge?scope=local", 200, `"Scope":"local"`)
+	is("/networks/bridge", 200, `"Scope":"local"`)
+	is("/networks/none?scope=swarm", 404, "network none not found")
+	is("/networks/lan?scope=swarm", 404, "network lan not found")
+	is("/networks/host?scope=global", 404, "network host not found")
 }
 
 // told is a line of a task's log with whose it is.

@@ -248,7 +248,7 @@ func (f fakeNetworks) Remove(_ context.Context, ref string) error {
 func (f fakeNetworks) Find(ref string) (network.Info, error) { return f.Inspect(ref) }
 func (f fakeNetworks) Inspect(ref string) (network.Info, error) {
 	for _, n := range f {
-		if n.Name == ref {
+		if n.Name == ref || n.ID == ref {
 			return n, nil
 		}
 	}
