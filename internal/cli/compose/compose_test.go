@@ -270,3 +270,35 @@ func TestBadEnds(t *testing.T) {
 		}
 	}
 }
+
+// A container that is made and waits is listed once: as itself where it is listed, else as the
+// task that it is of.
+func TestPsOfWhatWaits(t *testing.T) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/v1.50/escale/apps/shop", func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(client.App{Name: "shop", Services: []client.AppService{{Name: "web", Tasks: []client.AppTask{
+			{ID: "t1", Name: "shop-web-1", State: "ready", Message: "prepared", Desired: "running"}, {ID: "t2", Name: "shop-web-2", State: "pending", Desired: "running"},
+		}}}})
+	})
+	mux.HandleFunc("/v1.50/containers/json", func(w http.ResponseWriter, r *http.Request) {
+		out := []container.Summary{}
+		if r.FormValue("all") == "1" {
+			out = append(out, container.Summary{ID: "c1", Names: []string{"/shop-web-1"}, State: "created", Status: "Created", Labels: map[string]string{composefile.LabelProject: "shop", composefile.LabelService: "web", "com.docker.swarm.task.id": "t1"}})
+		}
+		_ = json.NewEncoder(w).Encode(out)
+	})
+	s, out := paper(t, mux)
+	s.flags.name, s.engine.ByName = "shop", true
+	for all, want := range map[bool]string{
+		true:  "c1 shop-web-1 Created\n shop-web-2 Pending\n",
+		false: " shop-web-1 Ready: prepared\n shop-web-2 Pending\n",
+	} {
+		out.Reset()
+		if err := (lists{s}).ps(t.Context(), psOptions{all: all, format: "{{.ID}} {{.Name}} {{.Status}}"}, nil); err != nil {
+			t.Fatal(err)
+		}
+		if out.String() != want {
+			t.Errorf("all: %t: %q, want %q", all, out, want)
+		}
+	}
+}

@@ -273,7 +273,7 @@ func (s lists) psRows(ctx context.Context, name string, o psOptions, services []
 		}
 		rows = append(rows, r)
 	}
-	waiting, err := s.waiting(ctx, name, services)
+	waiting, err := s.waiting(ctx, name, services, list)
 	if err != nil {
 		return nil, err
 	}
@@ -288,9 +288,9 @@ func (s lists) psRows(ctx context.Context, name string, o psOptions, services []
 	return rows, nil
 }
 
-// waiting are tasks of a kept app that have no container: they wait for something, or
-// could not be made.
-func (s lists) waiting(ctx context.Context, name string, services []string) ([]*psRow, error) {
+// waiting are tasks of a kept app that have no container among those of list: they wait for
+// something, or could not be made.
+func (s lists) waiting(ctx context.Context, name string, services []string, list []container.Summary) ([]*psRow, error) {
 	c, err := s.client()
 	if err != nil {
 		return nil, err
@@ -302,13 +302,17 @@ func (s lists) waiting(ctx context.Context, name string, services []string) ([]*
 		}
 		return nil, err
 	}
+	listed := map[string]bool{}
+	for i := range list {
+		listed[list[i].Labels["com.docker.swarm.task.id"]] = true
+	}
 	var rows []*psRow
 	for _, sv := range app.Services {
 		if len(services) > 0 && !slices.Contains(services, sv.Name) {
 			continue
 		}
 		for _, t := range sv.Tasks {
-			if t.Container != "" || t.Desired == "shutdown" || t.Desired == "remove" {
+			if t.Container != "" || listed[t.ID] || t.Desired == "shutdown" || t.Desired == "remove" {
 				continue
 			}
 			rows = append(rows, &psRow{project: name, waits: taskState(&t), c: container.Summary{
