@@ -25,8 +25,8 @@ type App struct {
 	Dir       string   `json:",omitempty"` // of the project
 	Files     []string `json:",omitempty"`
 	Services  []AppService
-	Networks  []string `json:",omitempty"` // names in the engine
-	Volumes   []string `json:",omitempty"` // names in the engine
+	Networks  []string `json:",omitempty"` // names in the engine, of its own
+	Volumes   []string `json:",omitempty"` // names in the engine, of its own
 }
 
 // AppService is a service of an app.

@@ -44,16 +44,16 @@ func plan(name string, was *cluster.App, next *cluster.AppSpec, halted []*cluste
 		old = was.Spec
 		p.From = old.Number
 	}
-	compare(p, "network", old.Networks, next.Networks, false)
+	compare(p, "network", old.Networks, next.Networks, false, func(s cluster.NetworkSpec) bool { return s.External })
 	for i := range p.Steps {
 		st := &p.Steps[i]
 		if is, want := old.Networks[st.Name], next.Networks[st.Name]; st.Kind == "network" && is.Differs(want) {
 			st.Action, st.Why = actionReplace, append(differences(&is, &want), "what is on it is stopped first")
 		}
 	}
-	compare(p, "volume", old.Volumes, next.Volumes, true)
-	compare(p, "secret", old.Secrets, next.Secrets, false)
-	compare(p, "config", old.Configs, next.Configs, false)
+	compare(p, "volume", old.Volumes, next.Volumes, true, func(s cluster.VolumeSpec) bool { return s.External })
+	compare(p, "secret", old.Secrets, next.Secrets, false, func(s cluster.SecretSpec) bool { return s.External })
+	compare(p, "config", old.Configs, next.Configs, false, func(s cluster.ConfigSpec) bool { return s.External })
 	stopped := map[string]int{}
 	for _, t := range halted {
 		service, _, _ := strings.Cut(strings.TrimPrefix(t.Name, name+"_"), ".")
@@ -75,7 +75,7 @@ func plan(name string, was *cluster.App, next *cluster.AppSpec, halted []*cluste
 		}
 		p.Steps = append(p.Steps, step)
 	}
-	gone(p, "service", old.Services, next.Services)
+	gone(p, "service", old.Services, next.Services, func(cluster.ServiceSpec) bool { return false })
 	p.To = p.From + 1
 	spec := *next
 	spec.Number, old.Number = 0, 0
@@ -85,12 +85,14 @@ func plan(name string, was *cluster.App, next *cluster.AppSpec, halted []*cluste
 	return p
 }
 
-// compare adds the steps of a kind. What keeps data stays although nothing uses it.
-func compare[S any](p *Plan, kind string, old, next map[string]S, stays bool) {
+// compare adds the steps of a kind. What keeps data stays although nothing uses it. What is
+// external is neither made nor removed.
+func compare[S any](p *Plan, kind string, old, next map[string]S, stays bool, external func(S) bool) {
 	for _, part := range sortedKeys(next) {
 		is, there := old[part]
 		step := Step{Action: actionKeep, Kind: kind, Name: part}
 		switch {
+		case !there && external(next[part]):
 		case !there:
 			step.Action = actionCreate
 		case same(is, next[part]):
@@ -102,13 +104,13 @@ func compare[S any](p *Plan, kind string, old, next map[string]S, stays bool) {
 		p.Steps = append(p.Steps, step)
 	}
 	if !stays {
-		gone(p, kind, old, next)
+		gone(p, kind, old, next, external)
 	}
 }
 
-func gone[S any](p *Plan, kind string, old, next map[string]S) {
+func gone[S any](p *Plan, kind string, old, next map[string]S, external func(S) bool) {
 	for _, part := range sortedKeys(old) {
-		if _, there := next[part]; !there {
+		if _, there := next[part]; !there && !external(old[part]) {
 			p.Steps = append(p.Steps, Step{Action: actionRemove, Kind: kind, Name: part})
 		}
 	}

@@ -27,8 +27,8 @@ type View struct {
 	Dir       string   `json:",omitempty"`
 	Files     []string `json:",omitempty"`
 	Services  []ServiceView
-	Networks  []string `json:",omitempty"` // names in the engine
-	Volumes   []string `json:",omitempty"` // names in the engine
+	Networks  []string `json:",omitempty"` // names in the engine, of the app's own
+	Volumes   []string `json:",omitempty"` // names in the engine, of the app's own
 }
 
 // ServiceView is what clients are told of a service.
@@ -134,10 +134,14 @@ func tell(v store.View, app *cluster.App) View {
 		out.Phase = cluster.AppChanging
 	}
 	for _, part := range sortedKeys(app.Spec.Networks) {
-		out.Networks = append(out.Networks, app.Spec.Networks[part].Name)
+		if n := app.Spec.Networks[part]; !n.External {
+			out.Networks = append(out.Networks, n.Name)
+		}
 	}
 	for _, part := range sortedKeys(app.Spec.Volumes) {
-		out.Volumes = append(out.Volumes, app.Spec.Volumes[part].Name)
+		if v := app.Spec.Volumes[part]; !v.External {
+			out.Volumes = append(out.Volumes, v.Name)
+		}
 	}
 	services := map[string]*cluster.Service{}
 	for _, s := range store.List[*cluster.Service](v, store.Owner(app.ID)) {
