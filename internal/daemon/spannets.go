@@ -145,11 +145,14 @@ func (n allNetworks) Create(ctx context.Context, c network.Create) (network.Info
 	if slices.ContainsFunc(n.overlays(), func(o *cluster.Network) bool { return o.Spec.Name == c.Name }) {
 		return network.Info{}, taken
 	}
-	if c.Driver != "overlay" || n.spans.m.Alone() {
+	if n.spans.m.Alone() || c.Driver != "overlay" && (c.Scope != "swarm" || c.ConfigOnly) {
 		return n.Manager.Create(ctx, c)
 	}
 	if n.spans.m.State().Phase != membership.Manager {
 		return network.Info{}, errdefs.ErrPermissionDenied.WithMessage("Cannot create a multi-host network from a worker node. Please create the network from a manager node.")
+	}
+	if c.Driver != "overlay" {
+		return network.Info{}, errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf("network %s: the swarm has networks of driver overlay only, not of %s", c.Name, cmp.Or(c.Driver, "bridge")))
 	}
 	if _, err := n.Inspect(c.Name); err == nil {
 		return network.Info{}, taken

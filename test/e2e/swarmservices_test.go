@@ -37,6 +37,10 @@ func TestSwarmHostPorts(t *testing.T) {
 		s.till("completed", "service", "inspect", "-f", "{{.UpdateStatus.State}}", "web")
 		s.shows("*:"+port+"->80/tcp", "service", "ps", "--filter", "desired-state=running", "--format", "{{.Ports}}", "web")
 		s.run("service", "rm", "web")
+		s.run("network", "create", "--config-only", "--subnet", "10.213.9.0/24", "cfg")
+		s.fails("network sub: the swarm has networks of driver overlay only, not of macvlan", "network", "create", "--scope", "swarm", "--config-from", "cfg", "-d", "macvlan", "sub")
+		s.fails("network sub: the swarm has networks of driver overlay only, not of bridge", "network", "create", "--scope", "swarm", "sub")
+		s.run("network", "rm", "cfg")
 		for i, network := range []string{"host", "bridge", s.run("network", "inspect", "-f", "{{.Id}}", "host")} {
 			name := "own" + strconv.Itoa(i)
 			s.run("service", "create", "-d", "--name", name, "--network", network, "--stop-grace-period", "1s", image, "sleep", "1000")
