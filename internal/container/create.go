@@ -131,6 +131,9 @@ func (m creator) build(ctx context.Context, rec Record, before map[string]string
 		m.mounts.removeAnonymous(&rec)
 		m.mounts.dropImages(m.ctx, &rec)
 	})
+	if err := m.equip(ctx, &rec); err != nil {
+		return nil, err
+	}
 	e := newEntry(rec)
 	if rec.passing() {
 		if err := m.store.markPassing(rec.ID); err != nil {

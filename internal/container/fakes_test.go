@@ -25,6 +25,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	apinetwork "github.com/moby/moby/api/types/network"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // fakeEngine is everything a Manager needs, in memory.
@@ -37,6 +38,9 @@ type fakeEngine struct {
 	starting  func()          // called while a process is made
 	hangs     bool            // processes are never made
 	refuse    map[string]bool // by id: processes that are not made
+	layers    []string        // of the image, the topmost first
+	mountable bool            // the first of them is mounted where a root is
+	mounts    int             // of that
 	prepared  map[string]bool
 	mounted   map[string]bool
 	sandboxes map[string]bool
@@ -77,6 +81,9 @@ func (f *fakeEngine) manager(t *testing.T, dir string) *Manager {
 func (f *fakeEngine) managerSaying(t *testing.T, dir string, log *slog.Logger) *Manager {
 	t.Helper()
 	f.dir = dir
+	if f.layers == nil {
+		f.layers = []string{t.TempDir()}
+	}
 	m := New(Config{
 		Dir: dir + "/containers", RunDir: dir + "/run", RestoreDir: dir + "/restores", Runtime: fakeRuntime{f}, Images: fakeImages{}, Rootfs: fakeRootfs{f},
 		Networks: fakeNetworks{f}, Volumes: fakeVolumes{f}, Specs: fakeSpecs{}, Freezer: fakeFreezer{}, Figures: &f.figures, Processes: &f.figures, Events: f, Logs: fakeLogs{ship.Files()},
@@ -314,7 +321,10 @@ func (fakeImages) Get(_ context.Context, ref string) (image.Image, error) {
 type fakeRootfs struct{ f *fakeEngine }
 
 func (r fakeRootfs) Layers(context.Context, string) (string, []string, error) {
-	return "", nil, errdefs.ErrNotFound
+	if r.f.layers == nil {
+		return "", nil, errdefs.ErrNotFound
+	}
+	return "", r.f.layers, nil
 }
 
 func (r fakeRootfs) set(m map[string]bool, k string, v bool) error {
@@ -332,9 +342,22 @@ func (r fakeRootfs) Prepare(_ context.Context, id, _ string) error {
 	return r.set(r.f.prepared, id, true)
 }
 func (r fakeRootfs) Mount(_ context.Context, _, target string) error {
+	if r.f.mountable {
+		r.f.mounts++
+		if err := unix.Mount(r.f.layers[0], target, "", unix.MS_BIND, ""); err != nil {
+			return err
+		}
+	}
 	return r.set(r.f.mounted, target, true)
 }
-func (r fakeRootfs) Unmount(target string) error                      { return r.set(r.f.mounted, target, false) }
+func (r fakeRootfs) Unmount(target string) error {
+	if r.f.mountable {
+		if err := unix.Unmount(target, unix.MNT_DETACH); err != nil {
+			return err
+		}
+	}
+	return r.set(r.f.mounted, target, false)
+}
 func (r fakeRootfs) Remove(_ context.Context, id string) error        { return r.set(r.f.prepared, id, false) }
 func (fakeRootfs) Size(context.Context, string) (int64, int64, error) { return 0, 0, nil }
 func (r fakeRootfs) Containers(context.Context) ([]string, error) {

@@ -33,7 +33,8 @@ func (f *filling) lock(volume string) (unlock func()) {
 // fill gives an empty volume, dir, what an image has at src; with first only if the
 // volume is being used for the first time by its container. What an engine that was
 // killed had begun is done first: a copy that is whole is finished, any other begun anew,
-// by whoever comes next. An src that is no directory leaves the volume empty.
+// by whoever comes next. An src that is no directory, or that tells fs.ErrNotExist, leaves the
+// volume empty.
 func fill(dir string, src func() (string, error), first bool) error {
 	if err := settleFill(dir, fillWhole); err != nil {
 		return err
@@ -54,10 +55,10 @@ func fill(dir string, src func() (string, error), first bool) error {
 		return err
 	}
 	from, err := src()
-	if err != nil {
-		return err
+	var info fs.FileInfo
+	if err == nil {
+		info, err = os.Stat(from)
 	}
-	info, err := os.Stat(from)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && !info.IsDir() {
 		return nil
 	}

@@ -206,6 +206,9 @@ func (m mounts) acquire(ctx context.Context, rec *Record, p *Mount, set mountSet
 		return err
 	}
 	p.Name, p.Driver, p.Source = v.Name, v.Driver, v.Path
+	if v.Driver == volume.Local && len(v.Options) == 0 && !noCopy(rec, *p) {
+		rec.Filled = append(rec.Filled, p.Destination)
+	}
 	if v.Driver == volume.Local && p.Mode == "" && set.asked[p.Destination] {
 		p.Mode = "z" // as Docker shows what it would relabel
 	}

@@ -51,6 +51,9 @@ type Record struct {
 	// Others are the destinations of volumes that --volumes-from gave: nothing of
 	// the image is copied into them.
 	Others []string `json:",omitempty"`
+	// Filled are the destinations of volumes that got what the image has when the
+	// container was made, as far as they were empty: no start copies again.
+	Filled []string `json:",omitempty"`
 	// PlainBinds are the destinations of binds whose source was reached without
 	// a symbolic link when the container was made: at a start one is refused.
 	PlainBinds []string `json:",omitempty"`

@@ -57,7 +57,7 @@ func cloneMount(dir string) (*os.File, error) {
 func (f Files) mount(ctx context.Context, e *entry, mounted bool) (*mountedView, error) {
 	rec := e.view().Record
 	rec.Mounts = f.m.withHostFiles(&rec)
-	root, err := f.detachedRoot(ctx, &rec)
+	root, err := f.m.detachedRoot(ctx, &rec)
 	if err != nil {
 		return nil, err
 	}
@@ -133,20 +133,20 @@ func (m *core) withHostFiles(rec *Record) []Mount {
 }
 
 // detachedRoot mounts the root file system and keeps only a nameless copy.
-func (f Files) detachedRoot(ctx context.Context, rec *Record) (_ *os.File, err error) {
+func (m *core) detachedRoot(ctx context.Context, rec *Record) (_ *os.File, err error) {
 	generation := rec.State.Generation
-	dir := f.m.rootfsDir(rec.ID, generation)
+	dir := m.rootfsDir(rec.ID, generation)
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, err
 	}
 	defer func() {
-		if e := f.m.unmountRun(rec.ID, generation); e != nil {
+		if e := m.unmountRun(rec.ID, generation); e != nil {
 			err = errors.Join(err, e)
 			return // what is still mounted must not be deleted
 		}
-		f.m.removeRunDir(rec.ID, generation)
+		m.removeRunDir(rec.ID, generation)
 	}()
-	if err := f.m.cfg.Rootfs.Mount(ctx, string(rec.ID), dir); err != nil {
+	if err := m.cfg.Rootfs.Mount(ctx, string(rec.ID), dir); err != nil {
 		return nil, err
 	}
 	return cloneMount(dir)

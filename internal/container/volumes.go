@@ -107,12 +107,13 @@ func noCopy(rec *Record, p Mount) bool {
 }
 
 // copyUp fills an empty volume with what the image has at its destination, at the
-// container's first start or when an engine was killed that did so. The way there is
-// followed inside the root only.
+// container's first start, unless that was done when it was made, or when an engine was
+// killed that did so. The way there is followed inside the root only.
 func (s *start) copyUp(p Mount) error {
 	defer s.m.filling.lock(p.Name)()
 	if noCopy(&s.rec, p) {
 		return settleFill(p.Source, fillWhole)
 	}
-	return fill(p.Source, func() (string, error) { return securejoin.SecureJoin(s.rootfs(), p.Destination) }, s.run.generation == 1)
+	first := s.run.generation == 1 && !slices.Contains(s.rec.Filled, p.Destination)
+	return fill(p.Source, func() (string, error) { return securejoin.SecureJoin(s.rootfs(), p.Destination) }, first)
 }
