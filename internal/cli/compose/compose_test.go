@@ -302,3 +302,42 @@ func TestPsOfWhatWaits(t *testing.T) {
 		}
 	}
 }
+
+// What start and restart mean of a kept app are the containers that hold its places.
+func TestCurrent(t *testing.T) {
+	task := func(id, state, desired string, slot uint64, node string) client.AppTask {
+		return client.AppTask{ID: id, State: state, Desired: desired, Slot: slot, Node: node}
+	}
+	mux := http.NewServeMux()
+	mux.HandleFunc("/v1.50/escale/apps/shop", func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(client.App{Name: "shop", Services: []client.AppService{
+			{Name: "web", Tasks: []client.AppTask{
+				task("new", "running", "running", 1, "n"), task("old", "failed", "shutdown", 1, "n"),
+				task("stopped", "running", "running", 2, "n"), task("killed", "failed", "running", 3, "n"), task("once", "failed", "shutdown", 4, "n"),
+			}},
+			{Name: "all", Tasks: []client.AppTask{task("here", "running", "running", 0, "n"), task("there", "running", "running", 0, "m"), task("before", "failed", "shutdown", 0, "m")}},
+		}})
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		w.WriteHeader(404)
+		_, _ = w.Write([]byte(`{"message":"no such app"}`))
+	})
+	s, _ := paper(t, mux)
+	var list []container.Summary
+	for _, id := range []string{"new", "old", "stopped", "killed", "once", "here", "there", "before", "forgotten", ""} {
+		list = append(list, container.Summary{ID: id, Labels: map[string]string{"com.docker.swarm.task.id": id}})
+	}
+	for project, want := range map[string]string{
+		"shop":  "new stopped once here there ",
+		"other": "new old stopped killed once here there before forgotten ",
+	} {
+		got, err := s.current(t.Context(), project, list)
+		var ids []string
+		for i := range got {
+			ids = append(ids, got[i].ID)
+		}
+		if err != nil || strings.Join(ids, " ") != want {
+			t.Errorf("%s: %q, %v; want %q", project, strings.Join(ids, " "), err, want)
+		}
+	}
+}

@@ -65,6 +65,34 @@ func (s *session) foundOf(ctx context.Context, o pick) (*types.Project, [][]cont
 	return p, layers(list), name, err
 }
 
+// current leaves out those containers whose places in a kept app others have taken or are about
+// to: they are there to be looked at.
+func (s *session) current(ctx context.Context, project string, list []container.Summary) ([]container.Summary, error) {
+	c, err := s.client()
+	if err != nil {
+		return nil, err
+	}
+	app, err := c.App(ctx, project)
+	if err != nil {
+		if errdefs.IsNotFound(err) { // nobody keeps them
+			err = nil
+		}
+		return list, err
+	}
+	holds := map[string]bool{}
+	for _, sv := range app.Services {
+		for i := range sv.Tasks {
+			t := &sv.Tasks[i]
+			first := i == 0 || sv.Tasks[i-1].Slot != t.Slot || t.Slot == 0 && sv.Tasks[i-1].Node != t.Node // the newest of its place
+			holds[t.ID] = first && (!ended(t) || t.Desired != "running")
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(list), func(x container.Summary) bool {
+		task := x.Labels["com.docker.swarm.task.id"]
+		return task != "" && !holds[task]
+	}), nil
+}
+
 func stopCommand(s *session) *cobra.Command {
 	var t timeout
 	cmd := command("stop [OPTIONS] [SERVICE...]", "Stop services", func(ctx context.Context, args []string) error {
@@ -93,6 +121,11 @@ func startCommand(s *session) *cobra.Command {
 		case len(rows) == 0:
 			return fmt.Errorf("project %q has no container to start: %s up makes them", name, s.engine.Name)
 		}
+		list, err := s.current(ctx, name, slices.Concat(rows...))
+		if err != nil {
+			return err
+		}
+		rows = layers(list)
 		b := s.board("Running")
 		defer b.Close()
 		err = s.apply(ctx, b, rows, false, s.starting(p))
@@ -116,6 +149,9 @@ func restartCommand(s *session) *cobra.Command {
 		}
 		all, err := s.containers(ctx, name, pick{stopped: true})
 		if err != nil {
+			return err
+		}
+		if all, err = s.current(ctx, name, all); err != nil {
 			return err
 		}
 		list := all

@@ -224,6 +224,9 @@ func (s apps) wake(ctx context.Context, b *progress.Board, ch *change) error {
 	if err != nil {
 		return err
 	}
+	if list, err = s.current(ctx, ch.project.Name, list); err != nil {
+		return err
+	}
 	list = slices.DeleteFunc(list, func(c container.Summary) bool {
 		return c.State != container.StateCreated && c.State != container.StateExited
 	})
