@@ -48,7 +48,7 @@ var serviceKeys = map[string]keyCase{
 	"domainname":          {`d.example`, `"Domainname":"d.example"`},
 	"entrypoint":          {`[/e, x]`, `"Entrypoint":["/e","x"]`},
 	"env_file":            {`[{path: e.env, required: true}, {path: nosuch, required: false}]`, `"FROM_FILE=1"`},
-	"environment":         {`{A: 1, WHO: }`, `"Env":["A=1","WHO=me"]`},
+	"environment":         {`{NUL: , A: 1, WHO: }`, `"Env":["A=1","WHO=me","NUL"]`},
 	"expose":              {`["90/udp"]`, `"90/udp":{}`},
 	"extends":             {`{service: b}`, `"Image":"i"`},
 	"external_links":      {`["x:y"]`, `"x:y"`},

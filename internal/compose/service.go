@@ -94,6 +94,17 @@ func env(m types.MappingWithEquals) []string {
 	return out
 }
 
+// unset are the variables without a value, as bare names: they take the image's away.
+func unset(m types.MappingWithEquals) []string {
+	var out []string
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		if m[name] == nil && name != "" {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
 // mode is how many tasks the service has.
 func mode(s *types.ServiceConfig, out *cluster.ServiceSpec) error {
 	if text, ok := s.Extensions["x-escale-schedule"]; ok {
@@ -301,7 +312,7 @@ func config(p *types.Project, s *types.ServiceConfig, labels map[string]string) 
 		Image: Image(p, s), WorkingDir: s.WorkingDir, Labels: labels, StopSignal: s.StopSignal, Cmd: s.Command, Entrypoint: s.Entrypoint,
 		ExposedPorts: network.PortSet{},
 	}
-	c.Env = env(s.Environment)
+	c.Env = append(env(s.Environment), unset(s.Environment)...)
 	if s.StopGracePeriod != nil {
 		seconds := int((time.Duration(*s.StopGracePeriod) + time.Second - 1) / time.Second)
 		c.StopTimeout = &seconds
