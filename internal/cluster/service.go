@@ -119,6 +119,7 @@ type Need struct {
 	Condition Condition
 	Restart   bool `json:",omitempty"` // when tasks of it are exchanged, so are these
 	Optional  bool `json:",omitempty"` // it may be missing or fail
+	Shared    bool `json:",omitempty"` // namespaces or volumes of its first container are shared: that is there first
 }
 
 // Condition is what a service waits for in another.

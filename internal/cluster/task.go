@@ -20,6 +20,7 @@ type Task struct {
 	Desired    TaskState
 	Status     TaskStatus
 	Released   bool         `json:",omitempty"` // its Needs were met
+	Joined     bool         `json:",omitempty"` // the containers with which its own is to share are there
 	Halted     bool         `json:",omitempty"` // a client has stopped or removed its container: it is left so
 	NotBefore  time.Time    `json:",omitzero"`  // it may start from then on: the delay of a restart
 	Restarts   []time.Time  `json:",omitempty"` // of its place under this spec, those that the policy's Attempts count
@@ -143,6 +144,15 @@ func (t *Task) Waits() bool { return t.Status.State == TaskNew || t.Status.State
 
 // Needy tells whether the task waits for what it needs of other services.
 func (t *Task) Needy() bool { return len(t.Spec.Needs) > 0 && !t.Released && t.Live() }
+
+// Shares tells whether the task's container shares namespaces or volumes of another service's.
+func (t *Task) Shares() bool {
+	return slices.ContainsFunc(t.Spec.Needs, func(n Need) bool { return n.Shared })
+}
+
+// Apart tells whether the task's container must not be made yet: one with which it shares is
+// not there.
+func (t *Task) Apart() bool { return t.Shares() && !t.Released && !t.Joined }
 
 // Live tells whether the task runs or is on its way there, and shall.
 func (t *Task) Live() bool { return !t.Desired.Stops() && !t.Status.State.Ended() }

@@ -187,12 +187,29 @@ func deploy(s *types.ServiceConfig, out *cluster.ServiceSpec) error {
 // nano is a number of processors in billionths.
 func nano(cpus float64) int64 { return int64(cpus*1e9 + 0.5) }
 
-// needs are the conditions of depends_on, by service.
+// needs are the conditions of depends_on, by service. Those whose namespaces or volumes are
+// shared are among them, whether the file says so or not.
 func needs(p *types.Project, s *types.ServiceConfig) []cluster.Need {
 	var out []cluster.Need
+	shared := sharedWith(s)
 	for _, name := range slices.Sorted(maps.Keys(s.DependsOn)) {
-		d := s.DependsOn[name]
-		out = append(out, cluster.Need{Service: ServiceName(p.Name, name), Condition: cluster.Condition(d.Condition), Restart: d.Restart, Optional: !d.Required})
+		d, with := s.DependsOn[name], slices.Contains(shared, name)
+		out = append(out, cluster.Need{Service: ServiceName(p.Name, name), Condition: cluster.Condition(d.Condition), Restart: d.Restart || with, Optional: !d.Required, Shared: with})
+	}
+	return out
+}
+
+// sharedWith are the services of whose first containers a service's share namespaces or volumes.
+func sharedWith(s *types.ServiceConfig) (out []string) {
+	for _, mode := range []string{s.NetworkMode, s.Ipc, s.Pid} {
+		if name, ok := strings.CutPrefix(mode, "service:"); ok {
+			out = append(out, name)
+		}
+	}
+	for _, from := range s.VolumesFrom {
+		if name, _, _ := strings.Cut(from, ":"); name != "container" {
+			out = append(out, name)
+		}
 	}
 	return out
 }

@@ -54,6 +54,7 @@ func TestUntil(t *testing.T) {
 	nowhere := client.AppTask{Name: "shop-web-1", State: "pending", Err: "no suitable node (node not available on 1 node)"}
 	addressless := client.AppTask{Name: "shop-web-1", State: "new", Message: "pending address allocation", Err: "Address 10.1.0.9 is not in a subnet of network lan"}
 	moving := client.AppTask{Name: "shop-web-1", State: "pending", Err: `no suitable node (volume "d" is being moved from node a to node b)`}
+	shares := client.AppTask{Name: "shop-side-1", State: "accepted", Message: "waits for service shop_web: 0 of 1 started"}
 	stay := client.App{} // nothing is told for half a second
 	for name, c := range map[string]struct {
 		action  string
@@ -72,6 +73,8 @@ func TestUntil(t *testing.T) {
 		"removed":             {"create", []client.App{up(2, 2, "changing", ""), {Name: "shop", Asked: 2, Removed: true}}, "it was removed meanwhile", ""},
 		"woken":               {"start", []client.App{up(2, 2, "steady", ""), up(2, 2, "steady", "", well)}, "", " Service web  Starting\n Service web  Started\n"},
 		"no node suits":       {"create", []client.App{up(2, 2, "changing", "", nowhere), stay}, "app shop: service web: shop-web-1: no suitable node (node not available on 1 node)\nNothing has changed for 200ms. The app is kept. It starts once its node is back: 'escale node ls' tells which is down, 'escale node update --availability active NODE'", ""},
+		"nor what shares":     {"create", []client.App{up(2, 2, "changing", "", nowhere, shares), stay}, "no suitable node (node not available on 1 node)\nNothing has changed for 200ms", ""},
+		"what shares comes":   {"create", []client.App{up(2, 2, "changing", "", nowhere, client.AppTask{Name: "shop-side-1", State: "accepted", Message: "accepted"}), stay, up(2, 2, "steady", "", well)}, "", "Started"},
 		"no address suits":    {"create", []client.App{up(2, 2, "changing", "", addressless), stay}, "service web: shop-web-1: Address 10.1.0.9 is not in a subnet of network lan\nNothing has changed for 200ms. The app is kept. Change the file and say 'escale up' again.", ""},
 		"a node comes":        {"create", []client.App{up(2, 2, "changing", "", nowhere), up(2, 2, "changing", "", client.AppTask{Name: "shop-web-1", State: "preparing"}), stay, up(2, 2, "steady", "", well)}, "", "Started"},
 		"others come":         {"create", []client.App{up(2, 2, "changing", "", nowhere, client.AppTask{Name: "shop-web-2", State: "starting"}), stay, up(2, 2, "steady", "", well)}, "", "Started"},

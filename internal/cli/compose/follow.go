@@ -125,6 +125,9 @@ func (s apps) showService(b *progress.Board, sv *client.AppService, action strin
 	if r := sv.Rollout; r != nil {
 		switch r.State {
 		case "updating":
+			if strings.HasPrefix(r.Message, "waits for ") {
+				count += ": " + r.Message
+			}
 			b.Set(id, progress.Working, "Updating"+count)
 			return
 		case "rollback_started":

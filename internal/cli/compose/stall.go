@@ -104,7 +104,9 @@ func stuck(app *client.App, name string) (why, next string) {
 // onItsWay tells whether something is being done about a task on its node.
 func onItsWay(t *client.AppTask) bool {
 	switch t.State {
-	case "assigned", "accepted", "preparing", "starting":
+	case "accepted":
+		return !strings.HasPrefix(t.Message, "waits for service ")
+	case "assigned", "preparing", "starting":
 		return true
 	case "running":
 		return !t.Healthy

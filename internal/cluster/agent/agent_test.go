@@ -314,6 +314,29 @@ func TestTurns(t *testing.T) {
 	})
 }
 
+// The container of one that shares with another's is not made before that is there.
+func TestApart(t *testing.T) {
+	agents(t, func(r *rig) {
+		for id, what := range map[string]func(*cluster.Task){
+			"released": func(t *cluster.Task) { t.Released = true }, "joined": func(t *cluster.Task) { t.Joined = true }, "told": func(t *cluster.Task) { t.Desired = cluster.TaskShutdown },
+		} {
+			task := &cluster.Task{
+				Meta: cluster.Meta{ID: id}, Node: "n1", Desired: cluster.TaskRunning, Status: cluster.TaskStatus{State: cluster.TaskAssigned},
+				Spec: cluster.TaskSpec{Container: &container.Config{}, Needs: []cluster.Need{{Service: "vpn", Condition: cluster.Started, Shared: true}}},
+			}
+			if _, err := r.s.Commit(t.Context(), store.Create(task)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Hour)
+			r.want(id, "accepted", "")
+			r.change(id, what)
+		}
+		r.want("released", "running", "prepare start")
+		r.want("joined", "ready", "prepare")
+		r.want("told", "shutdown", "")
+	})
+}
+
 // A task that goes from the store takes its container along, also while no agent
 // looks; one that runs is taken up again.
 func TestAgentAnew(t *testing.T) {

@@ -127,6 +127,8 @@ func (l *life) step(ctx context.Context, t *cluster.Task) {
 		l.shutdown(ctx)
 	case state == cluster.TaskAssigned:
 		l.to(ctx, cluster.TaskAccepted, "accepted", nil)
+	case state == cluster.TaskAccepted && t.Apart():
+		l.sleep(ctx, time.Time{}, nil)
 	case state == cluster.TaskAccepted:
 		l.to(ctx, cluster.TaskPreparing, "preparing", nil)
 	case state == cluster.TaskPreparing:

@@ -220,6 +220,7 @@ func (c *controller) made(ctx context.Context, v store.View) (Request, error) {
 		return Request{}, err
 	}
 	c.resources(&cfg)
+	c.share(ctx, v, &host)
 	return Request{
 		Name: t.ContainerName(), Platform: t.Spec.Platform, Config: &cfg, Host: &host, Networks: c.endpoints(v, &host),
 		Task: t.ID, Node: c.x.node, Restart: t.Spec.Host.RestartPolicy, TakesOver: c.before(ctx, v),

@@ -171,6 +171,8 @@ func (w *world) act(t *cluster.Task) bool {
 		next, healthy = cluster.TaskShutdown, false
 	case t.Status.State == cluster.TaskAssigned:
 		next = cluster.TaskAccepted
+	case t.Status.State == cluster.TaskAccepted && t.Apart():
+		return false
 	case t.Status.State == cluster.TaskAccepted:
 		next = cluster.TaskPreparing
 	case t.Status.State == cluster.TaskPreparing:

@@ -31,17 +31,17 @@ func (l Loop) Keys(v store.View, e store.Event) []string {
 		o = e.Old
 	}
 	name := o.Base().Name
+	var out []string
 	if t, ok := o.(*cluster.Task); ok {
 		if e.New != nil && t.Needy() {
-			return []string{t.ID}
+			out = append(out, t.ID)
 		}
 		s, err := store.Find[*cluster.Service](v, t.Owner)
 		if err != nil {
-			return nil // it goes, and says so itself
+			return out // it goes, and says so itself
 		}
 		name = s.Name
 	}
-	var out []string
 	for _, t := range store.List[*cluster.Task](v, store.Needing(name)) {
 		out = append(out, t.ID)
 	}
@@ -71,6 +71,7 @@ func (Loop) Decide(v store.View, key string, _ time.Time) (d loop.Decision) {
 			break
 		}
 	}
+	waits := t.Status.State == cluster.TaskReady || t.Status.State == cluster.TaskAccepted && t.Apart()
 	c := store.Copy(t)
 	switch {
 	case why == "":
@@ -78,13 +79,33 @@ func (Loop) Decide(v store.View, key string, _ time.Time) (d loop.Decision) {
 		if c.Status.State == cluster.TaskReady {
 			c.Status.Message = "prepared"
 		}
-	case t.Status.State == cluster.TaskReady && t.Status.Message != why:
+	case t.Apart() && t.Halted && joinable(v, t):
+		c.Joined = true
+	case waits && t.Status.Message != why:
 		c.Status.Message = why // while it is made ready, its node says what it does
 	default:
 		return d
 	}
 	d.Changes = append(d.Changes, store.Update(c))
 	return d
+}
+
+// joinable tells of a task that is only to be made whether that can be done: the containers
+// with which it shares are made, though they need not run.
+func joinable(v store.View, t *cluster.Task) bool {
+	for _, n := range t.Spec.Needs {
+		s, err := store.Named[*cluster.Service](v, n.Service)
+		if !n.Shared || err != nil {
+			continue
+		}
+		slots := cluster.Slots(store.List[*cluster.Task](v, store.Owner(s.ID)))
+		if all(s, slots, "made", func(t *cluster.Task) bool {
+			return !t.Status.State.Before(cluster.TaskReady) && !cluster.TaskComplete.Before(t.Status.State) && fits(s, t, n)
+		}) != "" {
+			return false
+		}
+	}
+	return true
 }
 
 // missing says what is not so yet; "" when the need is met.
@@ -111,9 +132,9 @@ func missing(v store.View, n cluster.Need) string {
 }
 
 // fits tells whether a task is one that the need is for: who is restarted with what it
-// needs has no use for a task that is about to be exchanged.
+// needs, or shares something of it, has no use for a task that is about to be exchanged.
 func fits(s *cluster.Service, t *cluster.Task, n cluster.Need) bool {
-	return !n.Restart || t.SpecNumber == s.Spec.Number
+	return !n.Restart && !n.Shared || t.SpecNumber == s.Spec.Number
 }
 
 // all asks the same of the task in each place of a service.
@@ -145,6 +166,8 @@ func completed(s *cluster.Service, slots []cluster.Slot, n cluster.Need) string 
 	for _, slot := range slots {
 		t := slot.Current()
 		switch {
+		case n.Shared && !fits(s, t, n):
+			return fmt.Sprintf("waits for service %s to complete", s.Name)
 		case t.Status.State == cluster.TaskComplete:
 		case t.Status.State.Ended() && n.Optional:
 		case t.Status.State.Ended() && t.Status.Container != nil:

@@ -146,3 +146,62 @@ func TestKeys(t *testing.T) {
 		}
 	}
 }
+
+// What shares with containers of another waits before its own is made, for one of the present
+// spec that runs; if it is only to be made, for one that is made.
+func TestShared(t *testing.T) {
+	const released = `web.1#1: released`
+	for _, c := range []struct {
+		name      string
+		condition cluster.Condition
+		halted    bool
+		db        cluster.TaskState
+		number    uint64 // of the spec of db's task; its service is at 1
+		want      string
+	}{
+		{"not made", cluster.Started, false, cluster.TaskPreparing, 1, says("waits for service db: 0 of 1 started")},
+		{"made", cluster.Started, false, cluster.TaskReady, 1, says("waits for service db: 0 of 1 started")},
+		{"runs", cluster.Started, false, cluster.TaskRunning, 1, released},
+		{"of another spec", cluster.Started, false, cluster.TaskRunning, 2, says("waits for service db: 0 of 1 started")},
+		{"over", cluster.Completed, false, cluster.TaskComplete, 1, released},
+		{"over, of another spec", cluster.Completed, false, cluster.TaskComplete, 2, says("waits for service db to complete")},
+		{"to be made, not made", cluster.Started, true, cluster.TaskPreparing, 1, says("waits for service db: 0 of 1 started")},
+		{"to be made, made", cluster.Started, true, cluster.TaskReady, 1, `web.1#1: joined`},
+		{"to be made, failed", cluster.Started, true, cluster.TaskFailed, 1, says("waits for service db: 0 of 1 started")},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := looptest.New(t, Loop{})
+			b.Service("web", looptest.Replicated(1), func(s *cluster.ServiceSpec) {
+				s.Task.Needs = []cluster.Need{{Service: "db", Condition: c.condition, Shared: true}}
+			})
+			b.Task("web", 1, cluster.TaskAccepted, func(t *cluster.Task) { t.Halted = c.halted })
+			b.Service("db", looptest.Replicated(1), func(s *cluster.ServiceSpec) {
+				s.Task.Needs = []cluster.Need{{Service: "far", Condition: cluster.Started}} // it waits itself
+			})
+			b.Task("db", 1, c.db, func(t *cluster.Task) {
+				t.SpecNumber, t.Status.Message = c.number, "waits for service far, which is not there"
+			})
+			b.Steps(c.want, "")
+			web := b.Find("web.1#1")
+			if waits := c.want != released && c.want != `web.1#1: joined`; web.Apart() != waits || !web.Held() && waits {
+				t.Errorf("its container is not to be made: %t, want %t", web.Apart(), waits)
+			}
+		})
+	}
+}
+
+// A task that waits itself is what others wait for.
+func TestSharedInARow(t *testing.T) {
+	b := looptest.New(t, Loop{})
+	b.Service("web", looptest.Replicated(1), func(s *cluster.ServiceSpec) {
+		s.Task.Needs = []cluster.Need{{Service: "db", Condition: cluster.Started, Shared: true}}
+	})
+	b.Task("web", 1, cluster.TaskAccepted, func(t *cluster.Task) { t.Halted = true })
+	b.Service("db", looptest.Replicated(1), func(s *cluster.ServiceSpec) {
+		s.Task.Needs = []cluster.Need{{Service: "far", Condition: cluster.Started}}
+	})
+	b.Task("db", 1, cluster.TaskPreparing)
+	b.Steps(says("waits for service db: 0 of 1 started"), "")
+	b.Becomes("db.1#1", cluster.TaskReady)
+	b.Steps(`db.1#1: says "waits for service far, which is not there", web.1#1: joined`, "")
+}

@@ -126,7 +126,7 @@ func move(v store.View, s *cluster.Service, t *cluster.Task, why reason) []store
 		return []store.Change{store.Update(ended)}
 	}
 	next := t.Successor(t.Spec, t.SpecNumber)
-	next.Desired, next.Halted, next.Restarts, next.Released = t.Desired, t.Halted, t.Restarts, t.Released
+	next.Desired, next.Halted, next.Restarts, next.Released = t.Desired, t.Halted, t.Restarts, t.Released && !t.Shares()
 	switch {
 	case why == down && next.Fixed() && t.Desired == cluster.TaskRunning && t.SpecNumber == s.Spec.Number: // not while the old one could have its volumes
 		next.Desired = cluster.TaskReady

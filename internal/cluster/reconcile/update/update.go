@@ -12,6 +12,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"escale.dev/escale/internal/cluster"
@@ -33,12 +34,15 @@ func (Loop) Name() string { return "update" }
 // Kinds implements loop.Loop.
 func (Loop) Kinds() []cluster.Kind { return []cluster.Kind{cluster.KindService, cluster.KindTask} }
 
-// Keys implements loop.Loop: services, and the owners of tasks.
-func (Loop) Keys(_ store.View, e store.Event) []string {
+// Keys implements loop.Loop: services, and the owners of tasks, with those that share with them.
+func (Loop) Keys(v store.View, e store.Event) []string {
 	switch o := e.New.(type) {
 	case *cluster.Service:
-		return []string{o.ID}
+		return append(sharers(v, o), o.ID)
 	case *cluster.Task:
+		if s, err := store.Find[*cluster.Service](v, o.Owner); err == nil && e.Old == nil {
+			return append(sharers(v, s), o.Owner) // its place may have a task of the present spec now
+		}
 		return []string{o.Owner}
 	case nil: // what is gone needs no update; but a task that went with its node makes room
 		if old, ok := e.Old.(*cluster.Task); ok && !old.Status.State.Ended() {
@@ -80,6 +84,12 @@ func (Loop) Decide(v store.View, key string, now time.Time) loop.Decision {
 	case r == nil || r.Number != service.Spec.Number || !r.State.UnderWay():
 	case d.tooMany():
 		d.fail(r)
+	case len(d.stale) > 0 && provider(v, service) != "":
+		if why := "waits for service " + provider(v, service); r.State == cluster.Updating && r.Message != why {
+			d.set(cluster.Updating, why)
+		}
+	case len(d.stale) > 0 && strings.HasPrefix(r.Message, "waits for service "):
+		d.set(cluster.Updating, "update in progress")
 	case len(d.stale) > 0:
 		d.exchange()
 	case d.busy == 0 && !d.settled.After(now):

@@ -1,6 +1,7 @@
 package update
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -315,4 +316,78 @@ func TestFailedBefore(t *testing.T) {
 	b.Becomes("web.1#4", cluster.TaskRunning)
 	b.Pass(time.Minute)
 	b.Steps("web: number 1 rollback_completed rollback completed", "")
+}
+
+// What shares with containers of another service is exchanged once that one's exchange is
+// done, not before and not amid; and when that one goes back, too.
+func TestSharers(t *testing.T) {
+	for _, end := range []struct {
+		state cluster.RolloutState
+		begun bool
+	}{
+		{cluster.UpdateCompleted, true}, {cluster.RollbackCompleted, true}, {cluster.UpdatePaused, false}, {cluster.RollbackPaused, false}, {cluster.RollingBack, false},
+	} {
+		b := looptest.New(t, Loop{})
+		b.Service("vpn", looptest.Replicated(1))
+		b.Service("side", looptest.Replicated(1), func(s *cluster.ServiceSpec) {
+			s.Task.Needs = []cluster.Need{{Service: "vpn", Condition: cluster.Started, Shared: true}}
+		})
+		for _, name := range []string{"vpn", "side"} {
+			b.Change(name, func(s *cluster.Service) { s.Owner = "app" })
+			b.Task(name, 1, cluster.TaskRunning)
+		}
+		b.Steps("")
+		b.Roll("side")
+		b.Roll("vpn")
+		b.Steps("side: number 2 updating update in progress, vpn: number 2 updating update in progress",
+			"side: number 2 updating waits for service vpn, vpn.1#1: wants shutdown, vpn.1#2 made wants ready of 2", "")
+		b.Becomes("vpn.1#1", cluster.TaskShutdown)
+		b.Steps("vpn.1#2: wants running", "")
+		b.Becomes("vpn.1#2", cluster.TaskRunning)
+		b.Rest(monitor)
+		b.Change("vpn", func(s *cluster.Service) { s.Status.Rollout.State = end.state })
+		if !end.begun {
+			if got := b.Look(); strings.Contains(got, "side") {
+				t.Errorf("after %s: %s", end.state, got)
+			}
+			continue
+		}
+		b.Steps("side: number 2 updating update in progress", "side.1#1: wants shutdown, side.1#2 made wants ready of 2", "")
+	}
+}
+
+// One that is not touched does not wait, nor for one that is not touched.
+func TestSharersApart(t *testing.T) {
+	b := looptest.New(t, Loop{})
+	b.Service("vpn", looptest.Replicated(1))
+	b.Service("side", looptest.Replicated(1), func(s *cluster.ServiceSpec) {
+		s.Task.Needs = []cluster.Need{{Service: "vpn", Condition: cluster.Started, Shared: true}}
+	})
+	for _, name := range []string{"vpn", "side"} {
+		b.Change(name, func(s *cluster.Service) { s.Owner = "app" })
+		b.Task(name, 1, cluster.TaskRunning)
+	}
+	b.Steps("")
+	b.Roll("side")
+	b.Steps("side: number 2 updating update in progress", "side.1#1: wants shutdown, side.1#2 made wants ready of 2", "")
+}
+
+// When the place of the one that is shared with gets its task of the present spec from
+// somebody else, nothing but that tells.
+func TestSharersAreTold(t *testing.T) {
+	b := looptest.New(t, Loop{})
+	b.Service("vpn", looptest.Replicated(1))
+	b.Service("side", looptest.Replicated(1), func(s *cluster.ServiceSpec) {
+		s.Task.Needs = []cluster.Need{{Service: "vpn", Condition: cluster.Started, Shared: true}}
+	})
+	for _, name := range []string{"vpn", "side"} {
+		b.Change(name, func(s *cluster.Service) { s.Owner = "app" })
+		b.Task(name, 1, cluster.TaskRunning)
+	}
+	b.Steps("")
+	b.Roll("side")
+	b.Roll("vpn")
+	b.Update("vpn.1#1") // before a rollout of vpn was begun
+	b.Becomes("vpn.1#1", cluster.TaskFailed)
+	b.Steps("side: number 2 updating update in progress", "side.1#1: wants shutdown, side.1#2 made wants ready of 2", "")
 }

@@ -353,6 +353,9 @@ func (b *Bench) differs(old, t *cluster.Task) (out string) {
 	if !t.NotBefore.Equal(old.NotBefore) {
 		out += fmt.Sprintf(" after %s", t.NotBefore.Sub(b.Now))
 	}
+	if t.Joined && !old.Joined {
+		out += " joined"
+	}
 	if t.Released && !old.Released {
 		out += " released"
 	}
