@@ -101,6 +101,8 @@ func TestAddressOfWhoLeaves(t *testing.T) {
 					t.Errorf("%v after %s, want %s", err, took, c.want)
 				}
 				time.Sleep(2 * time.Hour)
+				tab.mu.Lock()
+				defer tab.mu.Unlock()
 				if len(a.leaving) != 0 {
 					t.Errorf("%v is left", a.leaving)
 				}
