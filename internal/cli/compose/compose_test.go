@@ -5,9 +5,11 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -342,5 +344,37 @@ func TestCurrent(t *testing.T) {
 		if err != nil || strings.Join(ids, " ") != want {
 			t.Errorf("%s: %q, %v; want %q", project, strings.Join(ids, " "), err, want)
 		}
+	}
+}
+
+// A raw file of variables is read as it stands; one that is wrong is named.
+func TestRawEnvFile(t *testing.T) {
+	s, _ := paper(t, http.NotFoundHandler())
+	newRoot(s)
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"compose.yaml": "services: {a: {image: i, env_file: [{path: x, format: raw}]}}",
+		"bad.yaml":     "services: {a: {image: i, env_file: [{path: bad, format: raw}]}}",
+		"x":            "# no\nA=\"q $HOME\" # all\nWHO\nNOBODY\n",
+		"bad":          "A B=1\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p, err := composefile.Load(t.Context(), composefile.Options{Files: []string{filepath.Join(dir, "compose.yaml")}, Name: "p", Env: []string{"WHO=me"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]string{}
+	for name, v := range p.Services["a"].Environment {
+		got[name] = *v
+	}
+	if want := map[string]string{"A": `"q $HOME" # all`, "WHO": "me"}; !maps.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	_, err = composefile.Load(t.Context(), composefile.Options{Files: []string{filepath.Join(dir, "bad.yaml")}, Name: "p"})
+	if err == nil || !strings.Contains(err.Error(), "bad: variable 'A B' contains whitespaces") {
+		t.Error(err)
 	}
 }

@@ -25,6 +25,7 @@ type globals struct {
 
 // newRoot builds the tree of commands.
 func newRoot(s *session) *cobra.Command {
+	formats()
 	name := s.engine.Name + " compose"
 	root := &cobra.Command{
 		Use: "compose [OPTIONS] COMMAND", Short: "Apps of compose files, which the engine keeps as they are written",

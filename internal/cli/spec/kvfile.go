@@ -21,7 +21,7 @@ func readKeyValues(files, extra []string, lookup func(string) (string, bool)) ([
 		if err != nil {
 			return nil, err
 		}
-		lines, err := parseKeyValues(f, lookup)
+		lines, err := ParseKeyValues(f, lookup)
 		f.Close()
 		if err != nil {
 			return nil, fmt.Errorf("invalid env file (%s): %w", name, err)
@@ -31,10 +31,11 @@ func readKeyValues(files, extra []string, lookup func(string) (string, bool)) ([
 	return append(all, extra...), nil
 }
 
-// parseKeyValues reads NAME=VALUE lines: blank lines and lines that begin with
+// ParseKeyValues reads NAME=VALUE lines: blank lines and lines that begin with
 // # are skipped, blanks before the name are dropped, everything behind = is
-// the value as it stands, quotes too.
-func parseKeyValues(r io.Reader, lookup func(string) (string, bool)) ([]string, error) {
+// the value as it stands, quotes too. lookup gives the value of a bare NAME, as for --env-file;
+// without one, or when it does not know NAME, the line is left out.
+func ParseKeyValues(r io.Reader, lookup func(string) (string, bool)) ([]string, error) {
 	var out []string
 	sc := bufio.NewScanner(r)
 	for n := 1; sc.Scan(); n++ {

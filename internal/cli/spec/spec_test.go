@@ -88,7 +88,7 @@ func TestKeyValues(t *testing.T) {
 		{"A=\xff", "", "invalid utf8 bytes at line 1: [65 61 255]"},
 		{"A=" + strings.Repeat("x", 70000), "", "bufio.Scanner: token too long"},
 	} {
-		got, err := parseKeyValues(strings.NewReader(c.in), look)
+		got, err := ParseKeyValues(strings.NewReader(c.in), look)
 		text := ""
 		if err != nil {
 			text = err.Error()
@@ -182,7 +182,7 @@ func FuzzKeyValues(f *testing.F) {
 	f.Add([]byte("A=1\n#x\nB\n"))
 	f.Add([]byte("\xef\xbb\xbf =\n"))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		lines, err := parseKeyValues(bytes.NewReader(b), nil)
+		lines, err := ParseKeyValues(bytes.NewReader(b), nil)
 		for _, l := range lines {
 			if name, _, ok := strings.Cut(l, "="); err == nil && (!ok || name == "" || strings.ContainsAny(name, " \t\n")) {
 				t.Errorf("line %q", l)
