@@ -143,6 +143,9 @@ func (m creator) build(ctx context.Context, rec Record, before map[string]string
 	if err := m.store.save(&e.rec, !rec.passing()); err != nil {
 		return nil, err
 	}
+	if err := m.store.settled(rec.ID); err != nil {
+		m.log.Warn("note of volumes that were about to be made", "container", rec.ID.Short(), "error", err)
+	}
 	m.store.add(e)
 	m.cfg.Networks.Keep(rec.Networking)
 	return e, nil

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -82,18 +83,17 @@ func (m mounts) take(ctx context.Context, rec *Record, set mountSet) error {
 		points = append(points, p)
 	}
 	sort.Slice(points, func(i, j int) bool { return points[i].Destination < points[j].Destination })
+	unnamed, err := m.name(ctx, rec, points, set)
+	if err != nil {
+		return err
+	}
 	for _, p := range points {
 		switch p.Type {
 		case mount.TypeVolume:
 			if set.others[p.Destination] && !set.asked[p.Destination] {
 				rec.Others = append(rec.Others, p.Destination)
 			}
-			if name := set.before[p.Destination]; p.Name == "" && name != "" {
-				if _, err := m.cfg.Volumes.Get(ctx, name); err == nil { // else it has gone meanwhile
-					p.Name = name
-				}
-			}
-			if err := m.acquire(ctx, rec, &p, set); err != nil {
+			if err := m.acquire(ctx, rec, &p, set, unnamed[p.Destination]); err != nil {
 				return err
 			}
 		case mount.TypeBind:
@@ -117,6 +117,31 @@ func (m mounts) take(ctx context.Context, rec *Record, set mountSet) error {
 		rec.Mounts = append(rec.Mounts, p)
 	}
 	return nil
+}
+
+// name gives names to the volumes that nobody gave one, and tells which these are, by
+// destination. They are written down before there is one of them: an engine that is killed before the
+// container has a record takes them away again.
+func (m mounts) name(ctx context.Context, rec *Record, points []Mount, set mountSet) (map[string]bool, error) {
+	unnamed, names := map[string]bool{}, []string(nil)
+	for i := range points {
+		p := &points[i]
+		if p.Type != mount.TypeVolume || p.Name != "" {
+			continue
+		}
+		if name := set.before[p.Destination]; name != "" {
+			if _, err := m.cfg.Volumes.Get(ctx, name); err == nil { // else it has gone meanwhile
+				p.Name = name
+				continue
+			}
+		}
+		p.Name, unnamed[p.Destination] = volume.NewName(), true
+		names = append(names, p.Name)
+	}
+	if len(names) == 0 {
+		return nil, nil
+	}
+	return unnamed, m.store.announce(rec.ID, names)
 }
 
 // imageRoot names the root file system of the image that is the i-th mount
@@ -193,8 +218,11 @@ func mountSpecs(rec *Record) map[string]*mount.Mount {
 }
 
 // acquire makes or finds the volume of a mount point and holds it for the container.
-func (m mounts) acquire(ctx context.Context, rec *Record, p *Mount, set mountSet) error {
-	r := volume.Request{Name: p.Name, Driver: p.Driver}
+func (m mounts) acquire(ctx context.Context, rec *Record, p *Mount, set mountSet, unnamed bool) error {
+	r := volume.Request{Name: p.Name, Driver: p.Driver, Unnamed: unnamed}
+	if unnamed {
+		r.Driver = cmp.Or(r.Driver, volume.Local) // no plugin is asked for the name
+	}
 	if mt := mountSpecs(rec)[p.Destination]; mt != nil && mt.VolumeOptions != nil {
 		r.Labels = mt.VolumeOptions.Labels
 		if d := mt.VolumeOptions.DriverConfig; d != nil {

@@ -32,6 +32,7 @@ func (m *Manager) Open(ctx context.Context) error {
 	for id, err := range m.store.dark {
 		m.log.Error("record is left alone with all that belongs to it: it cannot be read", "container", id.Short(), "error", err)
 	}
+	rec.dropHalf(ctx)
 	if err := os.MkdirAll(m.cfg.RunDir, 0o711); err != nil {
 		return err
 	}
@@ -71,6 +72,25 @@ func (m *Manager) Open(ctx context.Context) error {
 	m.shipAll(entries)
 	m.background(func(context.Context) { m.store.collect() })
 	return nil
+}
+
+// dropHalf takes away containers that were being made when the engine before was killed, and
+// the volumes without a name that were made for them.
+func (m recovery) dropHalf(ctx context.Context) {
+	for _, id := range m.store.half {
+		var errs []error
+		for _, name := range m.store.announced(id) {
+			if err := m.cfg.Volumes.Remove(ctx, name, true); err != nil && !errdefs.IsNotFound(err) {
+				errs = append(errs, err)
+			}
+		}
+		if len(errs) == 0 { // else the next engine tries again
+			errs = append(errs, m.store.discard(id))
+		}
+		if err := errors.Join(errs...); err != nil {
+			m.log.Warn("taking away a container that was being made", "container", id.Short(), "error", err)
+		}
+	}
 }
 
 // Resume lets restart policies act on what does not run, each container after

@@ -23,6 +23,9 @@ const (
 
 	// passingFile lies beside a record that was not made durable (Record.passing).
 	passingFile = "passing"
+
+	// announcedFile names the volumes that are about to be made for a container without a record.
+	announcedFile = "volumes"
 )
 
 // store keeps the records: in memory with indexes by id and name, and on disk
@@ -35,6 +38,7 @@ type store struct {
 	names map[string]ID     // reserved names, also of containers being created
 	tasks map[string]*entry // what an orchestrator keeps, by the id of its task
 	dark  map[ID]error      // what has a record that cannot be read; set by load alone
+	half  []ID              // what has none, as a create that was killed leaves it; set by load alone
 }
 
 func newStore(dir string) *store {
@@ -45,7 +49,7 @@ func newStore(dir string) *store {
 // does not keep the engine from the others: all that belongs to it stays as it
 // is (dark). Records of a newer engine do, and then nothing is touched
 // (docs/decisions/0009). A directory without a whole record is what a create
-// killed half-way left: it is moved away for collection, as is one whose record
+// killed half-way left (half), as is one whose record
 // was not meant to outlive a power cut and has not.
 func (s *store) load() ([]*entry, error) {
 	if err := os.MkdirAll(s.dir, 0o710); err != nil {
@@ -87,10 +91,36 @@ func (s *store) load() ([]*entry, error) {
 	if len(newer) > 0 {
 		return nil, errNewer(newer)
 	}
-	for _, id := range halfMade {
-		s.discard(id)
-	}
+	s.half = halfMade
 	return out, nil
+}
+
+// announce notes durably the volumes without a name that are about to be made for a
+// container, until settled. Blocks for the disk.
+func (s *store) announce(id ID, volumes []string) error {
+	b, err := json.Marshal(volumes)
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(filepath.Join(s.path(id), announcedFile), b, 0o600, atomicfile.Options{Sync: true})
+}
+
+// announced are the volumes of a container that has no record, of which some may have been made.
+func (s *store) announced(id ID) (volumes []string) {
+	b, err := os.ReadFile(filepath.Join(s.path(id), announcedFile))
+	if err == nil {
+		_ = json.Unmarshal(b, &volumes) // half of a list is nothing: it was not durable, and so no volume was made
+	}
+	return volumes
+}
+
+// settled forgets what was announced: the record tells it now.
+func (s *store) settled(id ID) error {
+	err := os.Remove(filepath.Join(s.path(id), announcedFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 // errNewer says what to do about containers of a newer engine, of which it names three.

@@ -3,8 +3,6 @@ package volume
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"fmt"
 	"maps"
 	"slices"
@@ -63,9 +61,9 @@ func (s *Set) Create(ctx context.Context, r Request) (Volume, error) { return s.
 func (s *Set) Acquire(ctx context.Context, r Request, user string) (Volume, error) {
 	r.Labels = maps.Clone(r.Labels)
 	if r.Name == "" {
-		var raw [32]byte
-		rand.Read(raw[:])
-		r.Name = hex.EncodeToString(raw[:])
+		r.Name, r.Unnamed = NewName(), true
+	}
+	if r.Unnamed {
 		if r.Labels == nil {
 			r.Labels = map[string]string{}
 		}

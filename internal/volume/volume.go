@@ -4,6 +4,8 @@
 package volume
 
 import (
+	"crypto/rand"
+	"encoding/hex"
 	"os"
 	"time"
 )
@@ -45,8 +47,17 @@ type Request struct {
 	Driver  string // "": the one that has a volume of the name, else local
 	Labels  map[string]string
 	Options map[string]string
+	// Unnamed says that the engine gave the name, by NewName, and no client.
+	Unnamed bool
 	// Held says that a container had the volume before: its driver is not asked.
 	Held bool
+}
+
+// NewName is a name for a volume that nobody gives one.
+func NewName() string {
+	var raw [32]byte
+	rand.Read(raw[:])
+	return hex.EncodeToString(raw[:])
 }
 
 // Arrival is a volume that is on its way from another node: a tree that has no name yet. It is
