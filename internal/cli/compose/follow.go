@@ -105,6 +105,12 @@ func allMade(app *client.App) bool {
 	return true
 }
 
+// newest tells whether no later task has the place of a service's i-th.
+func newest(sv *client.AppService, i int) bool {
+	t := &sv.Tasks[i]
+	return i == 0 || sv.Tasks[i-1].Slot != t.Slot || t.Slot == 0 && sv.Tasks[i-1].Node != t.Node
+}
+
 // ended tells whether nothing more comes of a task.
 func ended(t *client.AppTask) bool {
 	switch t.State {

@@ -83,8 +83,7 @@ func (s *session) current(ctx context.Context, project string, list []container.
 	for _, sv := range app.Services {
 		for i := range sv.Tasks {
 			t := &sv.Tasks[i]
-			first := i == 0 || sv.Tasks[i-1].Slot != t.Slot || t.Slot == 0 && sv.Tasks[i-1].Node != t.Node // the newest of its place
-			holds[t.ID] = first && (!ended(t) || t.Desired != "running")
+			holds[t.ID] = newest(&sv, i) && (!ended(t) || t.Desired != "running")
 		}
 	}
 	return slices.DeleteFunc(slices.Clone(list), func(x container.Summary) bool {

@@ -81,7 +81,9 @@ func (s supply) images(ctx context.Context, p *types.Project, names []string, o 
 	for name := range failed {
 		// What cannot be pulled may be built.
 		if by := builder(p, name); by != "" && !o.noBuild {
-			build = append(build, by)
+			if !slices.Contains(build, by) { // for another of its users
+				build = append(build, by)
+			}
 			delete(failed, name)
 		}
 	}

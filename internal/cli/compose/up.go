@@ -206,10 +206,7 @@ func (s apps) badEnds(ctx context.Context, b *progress.Board, ch *change) error 
 		}
 		for i := range sv.Tasks {
 			t := &sv.Tasks[i]
-			if i > 0 && sv.Tasks[i-1].Slot == t.Slot && (t.Slot > 0 || sv.Tasks[i-1].Node == t.Node) {
-				continue // one of before in the same place
-			}
-			if t.State == "failed" {
+			if newest(&sv, i) && t.State == "failed" {
 				b.Set("Service "+sv.Name, progress.Failed, "Error")
 				return fmt.Errorf("container %s exited (%d)", t.Name, t.ExitCode)
 			}

@@ -356,8 +356,9 @@ func TestSharers(t *testing.T) {
 	}
 }
 
-// One that is not touched does not wait, nor for one that is not touched.
-func TestSharersApart(t *testing.T) {
+// sharing are a service and one that shares with it, both running.
+func sharing(t *testing.T) *looptest.Bench {
+	t.Helper()
 	b := looptest.New(t, Loop{})
 	b.Service("vpn", looptest.Replicated(1))
 	b.Service("side", looptest.Replicated(1), func(s *cluster.ServiceSpec) {
@@ -368,6 +369,12 @@ func TestSharersApart(t *testing.T) {
 		b.Task(name, 1, cluster.TaskRunning)
 	}
 	b.Steps("")
+	return b
+}
+
+// One that is not touched does not wait, nor for one that is not touched.
+func TestSharersApart(t *testing.T) {
+	b := sharing(t)
 	b.Roll("side")
 	b.Steps("side: number 2 updating update in progress", "side.1#1: wants shutdown, side.1#2 made wants ready of 2", "")
 }
@@ -375,16 +382,7 @@ func TestSharersApart(t *testing.T) {
 // When the place of the one that is shared with gets its task of the present spec from
 // somebody else, nothing but that tells.
 func TestSharersAreTold(t *testing.T) {
-	b := looptest.New(t, Loop{})
-	b.Service("vpn", looptest.Replicated(1))
-	b.Service("side", looptest.Replicated(1), func(s *cluster.ServiceSpec) {
-		s.Task.Needs = []cluster.Need{{Service: "vpn", Condition: cluster.Started, Shared: true}}
-	})
-	for _, name := range []string{"vpn", "side"} {
-		b.Change(name, func(s *cluster.Service) { s.Owner = "app" })
-		b.Task(name, 1, cluster.TaskRunning)
-	}
-	b.Steps("")
+	b := sharing(t)
 	b.Roll("side")
 	b.Roll("vpn")
 	b.Update("vpn.1#1") // before a rollout of vpn was begun
