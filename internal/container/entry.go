@@ -35,6 +35,7 @@ type entry struct {
 	killTold  bool                    // a removal has published that it kills this run
 	adopted   bool                    // the run was taken up from an earlier engine
 	stopping  bool                    // a client's stop or kill is under way: the exit is intended
+	signalled time.Time               // a signal was sent that may mean a stop (see meaningOf); zero: none
 	stops     []chan struct{}         // those under way; each is closed at its end
 	restarts  int                     // clients' restarts that are under way: --rm does not act
 	healing   *run                    // that is ended because it is unhealthy

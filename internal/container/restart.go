@@ -28,6 +28,9 @@ type restartState struct {
 func (e *entry) decideRestart(code int, lived time.Duration) (bool, time.Duration) {
 	healed := e.healing != nil && e.healing == e.run
 	e.healing = nil
+	if !e.signalled.IsZero() && time.Since(e.signalled) < afterSignal { // its work, most likely
+		e.rec.ManuallyStopped = true
+	}
 	if e.stopping || e.rec.ManuallyStopped || !healed && !e.wantsRestart(code) {
 		return false, 0
 	}

@@ -94,6 +94,7 @@ func (m *runner) intend(e *entry, byClient bool) (*run, State, error) {
 		return nil, before, err
 	}
 	e.run, e.stopping, e.healing, e.killTold, e.adopted = r, false, nil, false, false
+	e.signalled = time.Time{}
 	return r, before, nil
 }
 

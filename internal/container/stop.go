@@ -289,52 +289,6 @@ func parseSignal(name string) (syscall.Signal, error) {
 	return sig, nil
 }
 
-// maxSignal is the last signal that the kernel has.
-const maxSignal = 64
-
-// Kill sends a signal to a container's process; "" is KILL. KILL waits for the end.
-func (m *Manager) Kill(ctx context.Context, ref, name string) error {
-	sig := syscall.SIGKILL
-	if name != "" {
-		var err error
-		if sig, err = parseSignal(name); err != nil {
-			return err
-		}
-	}
-	e, err := m.store.find(ref)
-	if err != nil {
-		return err
-	}
-	if e.state().Status == Restarting && sig == syscall.SIGKILL {
-		if err := m.Stop(ctx, string(e.id), Stop{}); !errors.Is(err, ErrNotModified) {
-			return err
-		}
-	}
-	e.mu.Lock()
-	r, st := e.run, e.rec.State
-	if st.Running() && (sig == syscall.SIGKILL || sig == stopSignalOf(&e.rec)) {
-		e.stopping = true // intended: the restart policy rests
-		e.rec.ManuallyStopped = true
-	}
-	e.mu.Unlock()
-	if !st.Running() || r == nil || r.task == nil {
-		return kindf(errConflict, "container %s is not running", e.id)
-	}
-	ctx = context.WithoutCancel(ctx)
-	if sig == syscall.SIGKILL {
-		return m.killRun(ctx, e, r)
-	}
-	return m.signal(ctx, e, r, sig)
-}
-
-func stopSignalOf(rec *Record) syscall.Signal {
-	sig, err := stopSignal(Stop{}, rec.Config)
-	if err != nil {
-		return syscall.SIGTERM
-	}
-	return sig
-}
-
 // Restart stops a container if it runs and starts it.
 func (m *Manager) Restart(ctx context.Context, ref string, s Stop) error {
 	e, err := m.store.find(ref)
