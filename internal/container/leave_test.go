@@ -25,7 +25,7 @@ func TestLeavesFirst(t *testing.T) {
 		}, "healthy out terminated killed"},
 		{"stop at once", func(t *testing.T, m *Manager, _ func(container.HealthStatus)) error {
 			return m.Stop(t.Context(), "sick", Stop{Timeout: &none})
-		}, "healthy out killed"},
+		}, "healthy out terminated killed"},
 		{"kill", func(t *testing.T, m *Manager, _ func(container.HealthStatus)) error {
 			return m.Kill(t.Context(), "sick", "")
 		}, "healthy out killed"},
@@ -36,7 +36,7 @@ func TestLeavesFirst(t *testing.T) {
 			err := m.Restart(t.Context(), "sick", Stop{Timeout: &none})
 			is(container.Healthy)
 			return err
-		}, "healthy out killed healthy"},
+		}, "healthy out terminated killed healthy"},
 		{"paused", func(t *testing.T, m *Manager, _ func(container.HealthStatus)) error {
 			if err := m.Pause(t.Context(), "sick"); err != nil {
 				return err

@@ -162,11 +162,13 @@ func (m *runner) takeIn(e *entry) {
 	m.cfg.Networks.Rotate(m.ctx, string(e.id), e.rec.State.takes() && (e.run == nil || !e.run.leaving))
 }
 
-// sendStop sends the stop signal, unless no time is left for it to be heard.
+// sendStop sends the stop signal, also when no time is left for it to be heard: it is
+// among the events, and what reads signals from a descriptor finds it. A KILL that
+// awaitEnd sends at once is not sent twice.
 func (m *runner) sendStop(ctx context.Context, e *entry, r *run, s Stop) error {
 	v := e.view()
 	sig, err := stopSignal(s, v.Config)
-	if err != nil || r.task == nil || m.stopTimeout(v.Config, s) == 0 {
+	if err != nil || r.task == nil || sig == syscall.SIGKILL && m.stopTimeout(v.Config, s) == 0 {
 		return err
 	}
 	m.leave(e, r)
