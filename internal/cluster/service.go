@@ -93,6 +93,7 @@ type Port struct {
 	Proto     network.IPProtocol
 	Target    uint16
 	Published uint16 `json:",omitempty"` // 0: any
+	Last      uint16 `json:",omitempty"` // of a range that begins with Published, of which any will do; 0: there is none
 	Address   string `json:",omitempty"` // of the host
 	Host      bool   `json:",omitempty"` // each task on its own node, rather than balanced
 }
@@ -105,12 +106,6 @@ func (s *ServiceSpec) HostPorts() (out []Port) {
 		}
 	}
 	return out
-}
-
-// Excludes tells whether one node cannot have both ports.
-func (p Port) Excludes(o Port) bool {
-	every := func(a string) bool { return a == "" || a == "0.0.0.0" || a == "::" }
-	return p.Published != 0 && p.Published == o.Published && p.Proto == o.Proto && (p.Address == o.Address || every(p.Address) || every(o.Address))
 }
 
 // Need is a condition on another service.

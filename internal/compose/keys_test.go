@@ -291,6 +291,7 @@ func TestLeftOpen(t *testing.T) {
 		"a volume that is read": {"volumes: [\"vol:/v:ro\"]", `"StartFirst":true`},
 		"an address":            {"networks: {n: {ipv4_address: 10.1.0.5}}", `"StartFirst":false`},
 		"a port of the host":    {"ports: [{target: 80, published: \"80\", mode: host}]", `"StartFirst":false`},
+		"a port of a range":     {"ports: [\"8000-8002:80\"]", `"StartFirst":false`},
 		"a port":                {"ports: [\"80:80\"]", `"StartFirst":true`},
 		"the host's network":    {"network_mode: host", `"StartFirst":false`},
 		"asked, though named":   {"container_name: xx, deploy: {update_config: {order: start-first}}", "!deploy.update_config.order"},

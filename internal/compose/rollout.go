@@ -62,6 +62,9 @@ func sideBySide(s *types.ServiceConfig) string {
 		if p.Mode == "host" {
 			return "a port of mode host is one container's"
 		}
+		if ranged(p) {
+			return "a port of a range is one container's"
+		}
 	}
 	for _, v := range s.Volumes {
 		if !v.ReadOnly && (v.Type == "volume" || v.Type == "bind") {

@@ -214,26 +214,6 @@ func sharedWith(s *types.ServiceConfig) (out []string) {
 	return out
 }
 
-// ports are the published ports; a range is as many ports.
-func ports(s *types.ServiceConfig) ([]cluster.Port, error) {
-	var out []cluster.Port
-	for _, p := range s.Ports {
-		if p.Target == 0 || p.Target > 65535 {
-			return nil, refused("ports", "port %d is none", p.Target)
-		}
-		c := cluster.Port{Name: p.Name, Proto: network.IPProtocol(cmp.Or(p.Protocol, "tcp")), Target: uint16(p.Target), Address: p.HostIP, Host: p.Mode == "host"}
-		if p.Published != "" {
-			n, err := strconv.ParseUint(p.Published, 10, 16)
-			if err != nil {
-				return nil, refused("ports", "published port %q: a number or a range wanted", p.Published)
-			}
-			c.Published = uint16(n)
-		}
-		out = append(out, c)
-	}
-	return out, nil
-}
-
 // files are secrets or configs; dir is where those without a target go.
 func files[T types.ServiceSecretConfig | types.ServiceConfigObjConfig](list []T, dir string) ([]cluster.FileRef, error) {
 	var out []cluster.FileRef

@@ -313,10 +313,7 @@ func bind(host *container.HostConfig, ports []cluster.Port) error {
 		if err != nil {
 			return err
 		}
-		b := network.PortBinding{}
-		if p.Published != 0 {
-			b.HostPort = strconv.Itoa(int(p.Published))
-		}
+		b := network.PortBinding{HostPort: p.Range()}
 		if p.Address != "" {
 			if b.HostIP, err = netip.ParseAddr(p.Address); err != nil {
 				return err

@@ -225,6 +225,10 @@ func TestPutRefusesServices(t *testing.T) {
 		`failure action "shrug"`:        func(s *cluster.ServiceSpec) { s.Update = &cluster.Rollout{OnFailure: "shrug"} },
 		"rollback: failure ratio 1.5":   func(s *cluster.ServiceSpec) { s.Rollback = &cluster.Rollout{MaxFailureRatio: 1.5} },
 		"update: monitor: -1s":          func(s *cluster.ServiceSpec) { s.Update = &cluster.Rollout{Monitor: -time.Second} },
+		"no range": func(s *cluster.ServiceSpec) {
+			s.Ports = []cluster.Port{{Proto: "tcp", Target: 80, Published: 9, Last: 8}}
+		},
+		"0-8, which is no range":        func(s *cluster.ServiceSpec) { s.Ports = []cluster.Port{{Proto: "tcp", Target: 80, Last: 8}} },
 		`protocol ""`:                   func(s *cluster.ServiceSpec) { s.Ports = []cluster.Port{{Target: 80}} },
 		`address "x"`:                   func(s *cluster.ServiceSpec) { s.Ports = []cluster.Port{{Target: 80, Proto: "tcp", Address: "x"}} },
 		`network "n"`:                   func(s *cluster.ServiceSpec) { s.Networks = []cluster.Attachment{{Network: "n"}, {Network: "n"}} },

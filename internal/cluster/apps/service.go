@@ -140,6 +140,9 @@ func checkPort(p cluster.Port) error {
 	if !slices.Contains([]network.IPProtocol{network.TCP, network.UDP, network.SCTP}, network.IPProtocol(strings.ToLower(string(p.Proto)))) {
 		return bad("port %d: protocol %q: tcp, udp or sctp wanted", p.Target, p.Proto)
 	}
+	if p.Last != 0 && (p.Published == 0 || p.Last < p.Published) {
+		return bad("port %d: published at %d-%d, which is no range", p.Target, p.Published, p.Last)
+	}
 	if p.Address != "" {
 		if _, err := netip.ParseAddr(p.Address); err != nil {
 			return bad("port %d: address %q: %s", p.Target, p.Address, err)

@@ -147,7 +147,7 @@ func (s *settling) holds(part string, service *cluster.ServiceSpec) {
 	}
 	for _, p := range service.Ports {
 		if p.Address != "" {
-			here = append(here, fmt.Sprintf("port %s:%d", p.Address, p.Published))
+			here = append(here, fmt.Sprintf("port %s:%s", p.Address, cmp.Or(p.Range(), "0")))
 		}
 	}
 	if len(here) > 0 {

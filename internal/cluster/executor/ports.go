@@ -43,11 +43,9 @@ func (c *controller) publish(v store.View, cfg *container.Config, host *containe
 				return fmt.Errorf("port %d/%s: %w: %w", p.Target, p.Proto, err, errdefs.ErrInvalidArgument)
 			}
 		}
-		if p.Published != 0 {
-			b.HostPort = strconv.Itoa(int(p.Published))
-		}
+		b.HostPort = p.Range()
 		host.PortBindings[port] = append(slices.Clone(host.PortBindings[port]), b)
-		if !p.Host && p.Published != 0 {
+		if !p.Host && !p.Open() {
 			cfg.Labels[LabelBalance] = s.ID
 		}
 	}
@@ -77,11 +75,10 @@ func published(ports []cluster.Port, has network.PortMap) (out []cluster.Port) {
 		}
 		for _, b := range has[at] {
 			n, err := strconv.ParseUint(b.HostPort, 10, 16)
-			if err != nil || p.Published != 0 && uint16(n) != p.Published {
+			if err != nil || !p.Suits(uint16(n)) {
 				continue
 			}
-			got := p
-			if got.Published = uint16(n); !slices.Contains(out, got) { // one a family
+			if got := p.At(uint16(n)); !slices.Contains(out, got) { // one a family
 				out = append(out, got)
 			}
 		}

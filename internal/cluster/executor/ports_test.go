@@ -39,10 +39,33 @@ func TestOwnPorts(t *testing.T) {
 	}
 }
 
+// Of a range the engine chooses, for each container by itself.
+func TestPublishRange(t *testing.T) {
+	r := begin(t)
+	web, err := store.Find[*cluster.Service](r.s.View(), "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	web = store.Copy(web)
+	web.Spec.Ports = []cluster.Port{{Proto: network.TCP, Target: 80, Published: 8000, Last: 8002, Address: "127.0.0.1"}}
+	if _, err := r.s.Commit(t.Context(), store.Update(web)); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.task("t1", func(*cluster.Task) {}).Prepare(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	m := r.e.list[len(r.e.list)-1]
+	if got := fmt.Sprint(m.host.PortBindings); got != "map[80/tcp:[{127.0.0.1 8000-8002}]]" || m.config.Labels[LabelBalance] != "" {
+		t.Errorf("%s, labels %v", got, m.config.Labels)
+	}
+}
+
 func TestPublished(t *testing.T) {
 	has := network.PortMap{network.MustParsePort("80/tcp"): {{HostPort: "8080"}, {HostPort: "49153"}, {HostPort: "49153"}}, network.MustParsePort("90/tcp"): {{HostPort: "90"}}}
-	asked := []cluster.Port{{Proto: "tcp", Target: 80, Published: 8080, Host: true}, {Proto: "tcp", Target: 81, Host: true}, {Proto: "tcp", Target: 90, Host: true}}
-	want := []cluster.Port{{Proto: "tcp", Target: 80, Published: 8080, Host: true}, {Proto: "tcp", Target: 90, Published: 90, Host: true}}
+	has[network.MustParsePort("53/udp")] = []network.PortBinding{{HostPort: "7041"}, {HostPort: "9000"}}
+	asked := []cluster.Port{{Proto: "tcp", Target: 80, Published: 8080, Host: true}, {Proto: "tcp", Target: 81, Host: true}, {Proto: "tcp", Target: 90, Host: true},
+		{Proto: "udp", Target: 53, Published: 7040, Last: 7042, Host: true}}
+	want := []cluster.Port{{Proto: "tcp", Target: 80, Published: 8080, Host: true}, {Proto: "tcp", Target: 90, Published: 90, Host: true}, {Proto: "udp", Target: 53, Published: 7041, Host: true}}
 	if got := published(asked, has); !slices.Equal(got, want) {
 		t.Errorf("%+v", got)
 	}

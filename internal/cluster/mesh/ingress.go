@@ -56,7 +56,7 @@ func (b *builder) ports(network string) (out []Port) {
 		}
 		slices.SortFunc(list, func(a, b Backend) int { return a.Addr.Compare(b.Addr) })
 		for _, p := range ports {
-			if address.Meshed(p) && p.Published != 0 {
+			if address.Meshed(p) && !p.Open() {
 				out = append(out, Port{Service: s.ID, Proto: p.Proto, Port: p.Published, Target: p.Target, Tasks: list})
 			}
 		}

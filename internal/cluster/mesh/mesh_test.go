@@ -298,6 +298,7 @@ func TestPorts(t *testing.T) {
 	ports := []cluster.Port{
 		{Proto: network.TCP, Target: 80, Published: 8080}, {Proto: network.UDP, Target: 53}, {Proto: network.TCP, Target: 81, Published: 81, Host: true},
 		{Proto: network.TCP, Target: 82, Published: 82, Address: "127.0.0.1"},
+		{Proto: network.TCP, Target: 83, Published: 83, Last: 85},
 	}
 	w.commit(store.Create(&cluster.Service{Meta: cluster.Meta{ID: "pub", Name: "pub"}, Spec: cluster.ServiceSpec{Task: cluster.TaskSpec{Container: &container.Config{}}, Ports: ports}}))
 	on := func(addr string, f ...func(*cluster.Task)) func(*cluster.Task) {
@@ -321,7 +322,7 @@ func TestPorts(t *testing.T) {
 	}
 	s = store.Copy(s)
 	s.Status.Ports = slices.Clone(ports)
-	s.Status.Ports[1].Published = 30000
+	s.Status.Ports[1], s.Status.Ports[4] = ports[1].At(30000), ports[4].At(84)
 	w.commit(store.Update(s))
 	is := func(want string) {
 		t.Helper()
@@ -329,7 +330,7 @@ func TestPorts(t *testing.T) {
 			t.Errorf("published %s\nwant      %s", got, want)
 		}
 	}
-	is("8080/tcp pub>80: 10.1.0.11 10.1.0.12! (10.1.0.13!), 30000/udp pub>53: 10.1.0.11 10.1.0.12! (10.1.0.13!)")
+	is("84/tcp pub>83: 10.1.0.11 10.1.0.12! (10.1.0.13!), 8080/tcp pub>80: 10.1.0.11 10.1.0.12! (10.1.0.13!), 30000/udp pub>53: 10.1.0.11 10.1.0.12! (10.1.0.13!)")
 	if n := Of(w.s.View(), "there", "in"); !n.Placed || !strings.Contains(n.published(), "10.1.0.11! 10.1.0.12 (10.1.0.13)") {
 		t.Errorf("the other node: %s, placed %t", n.published(), n.Placed)
 	}
@@ -340,7 +341,7 @@ func TestPorts(t *testing.T) {
 	node = store.Copy(node)
 	node.Status.Ready = false
 	w.commit(store.Update(node))
-	is("8080/tcp pub>80: 10.1.0.11, 30000/udp pub>53: 10.1.0.11")
+	is("84/tcp pub>83: 10.1.0.11, 8080/tcp pub>80: 10.1.0.11, 30000/udp pub>53: 10.1.0.11")
 	m := New("here", w.s, nil, slog.New(slog.DiscardHandler))
 	for _, o := range []cluster.Object{node, s} {
 		if got := m.concerns(w.s.View(), store.Event{Old: o, New: func() cluster.Object {

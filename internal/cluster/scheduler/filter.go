@@ -58,7 +58,7 @@ func filters(v store.View, t *cluster.Task) ([]filter, error) {
 	}
 	if slices.ContainsFunc(t.Ports, func(p cluster.Port) bool { return p.Published != 0 }) {
 		add("host-mode port already in use", func(r *Room) bool {
-			return !slices.ContainsFunc(t.Ports, func(p cluster.Port) bool { return slices.ContainsFunc(r.Ports, p.Excludes) })
+			return !slices.ContainsFunc(t.Ports, func(p cluster.Port) bool { return !p.Fits(r.Ports) })
 		})
 	}
 	if n := sealed(v, t); n != nil {

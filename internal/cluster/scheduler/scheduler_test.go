@@ -231,6 +231,9 @@ func TestHostPorts(t *testing.T) {
 		{tcp("127.0.0.1", 90), "node0"},
 		{tcp("127.0.0.2", 90), "node1"},
 		{tcp("127.0.0.2", 90), "node0"},
+		{cluster.Port{Proto: "tcp", Target: 80, Published: 8079, Last: 8080, Host: true}, "node1"},
+		{cluster.Port{Proto: "tcp", Target: 80, Published: 8079, Last: 8080, Host: true}, "node0"},
+		{cluster.Port{Proto: "tcp", Target: 80, Published: 8079, Last: 8080, Host: true}, "no suitable node (host-mode port already in use on 2 nodes)"},
 		{tcp("0.0.0.0", 90), "no suitable node (host-mode port already in use on 2 nodes)"},
 	} {
 		task := &cluster.Task{Meta: cluster.Meta{Owner: fmt.Sprint("service", i)}, Slot: 1, Number: 1, Desired: cluster.TaskRunning, Status: cluster.TaskStatus{State: cluster.TaskNew}, Ports: []cluster.Port{c.port}}

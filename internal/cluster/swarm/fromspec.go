@@ -64,8 +64,12 @@ func fromRollout(r *cluster.Rollout) *swarm.UpdateConfig {
 	return out
 }
 
+// fromPorts are ports in Docker's form, which knows no ranges: of one any is asked for.
 func fromPorts(list []cluster.Port) (out []swarm.PortConfig) {
 	for _, p := range list {
+		if p.Open() {
+			p = p.At(0)
+		}
 		mode := swarm.PortConfigPublishModeIngress
 		if p.Host {
 			mode = swarm.PortConfigPublishModeHost

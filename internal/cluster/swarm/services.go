@@ -82,7 +82,7 @@ func tellService(o *cluster.Service) swarm.Service {
 	}
 	ports := o.Status.Ports
 	if len(ports) == 0 { // those that are left open are still to be chosen
-		ports = slices.DeleteFunc(slices.Clone(o.Spec.Ports), func(p cluster.Port) bool { return address.Meshed(p) && p.Published == 0 })
+		ports = slices.DeleteFunc(slices.Clone(o.Spec.Ports), func(p cluster.Port) bool { return address.Meshed(p) && p.Open() })
 	}
 	out.Endpoint.Ports = fromPorts(ports)
 	for _, vip := range o.Status.VIPs {
@@ -428,13 +428,13 @@ func clash(v store.View, was *cluster.Service, spec *cluster.ServiceSpec) error 
 // and that it still wants: what it has but wants no more is about to be free.
 func claims(o *cluster.Service) (out []cluster.Port) {
 	for _, p := range o.Spec.Ports {
-		if address.Meshed(p) && p.Published != 0 {
+		if address.Meshed(p) && !p.Open() {
 			out = append(out, p)
 		}
 	}
 	for _, p := range o.Status.Ports {
 		open := func(a cluster.Port) bool {
-			return address.Meshed(a) && a.Published == 0 && a.Target == p.Target && a.Proto == p.Proto
+			return address.Meshed(a) && a.Open() && a.Suits(p.Published) && a.Target == p.Target && a.Proto == p.Proto
 		}
 		if address.Meshed(p) && slices.ContainsFunc(o.Spec.Ports, open) {
 			out = append(out, p)

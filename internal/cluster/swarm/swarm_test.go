@@ -19,6 +19,7 @@ import (
 	"escale.dev/escale/internal/cluster/store/mem"
 	"escale.dev/escale/internal/logs"
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/api/types/swarm"
 )
@@ -686,6 +687,34 @@ func TestPortsLeftOpen(t *testing.T) {
 	asked.Name, asked.EndpointSpec = "other", &swarm.EndpointSpec{Ports: []swarm.PortConfig{{TargetPort: 80, PublishedPort: 30001}}}
 	if _, _, err = r.CreateService(ctx, asked, Asked{}); err != nil {
 		t.Errorf("a port that its service wants no more: %v", err)
+	}
+}
+
+// What an app has of a range is its own, and the rest of the range anybody's; Docker's form knows
+// the port that was chosen.
+func TestPortsOfRanges(t *testing.T) {
+	r := newRig(t).init()
+	app := &cluster.App{Meta: cluster.Meta{ID: cluster.NewID(), Name: "shop"}}
+	port := cluster.Port{Proto: "tcp", Target: 80, Published: 8000, Last: 8002}
+	o := &cluster.Service{Meta: cluster.Meta{Name: "shop_web", Owner: app.ID}, Spec: cluster.ServiceSpec{Task: cluster.TaskSpec{Container: &container.Config{}, Host: &container.HostConfig{}}, Ports: []cluster.Port{port}}}
+	r.commit(store.Create(app), store.Create(o))
+	s, err := r.GetService("shop_web", false)
+	if err != nil || len(s.Endpoint.Ports) != 0 || s.Spec.EndpointSpec.Ports[0].PublishedPort != 0 {
+		t.Errorf("told before one is chosen: %+v %v", s.Endpoint, err)
+	}
+	o = store.Copy(store.List[*cluster.Service](r.Store.View())[0])
+	o.Status.Ports = []cluster.Port{port.At(8001)}
+	r.commit(store.Update(o))
+	if s, err = r.GetService("shop_web", false); err != nil || len(s.Endpoint.Ports) != 1 || s.Endpoint.Ports[0].PublishedPort != 8001 || s.Spec.EndpointSpec.Ports[0].PublishedPort != 0 {
+		t.Errorf("told once one is: %+v %v", s.Endpoint, err)
+	}
+	asked := web()
+	asked.Name, asked.EndpointSpec = "other", &swarm.EndpointSpec{Ports: []swarm.PortConfig{{TargetPort: 80, PublishedPort: 8001}}}
+	_, _, err = r.CreateService(t.Context(), asked, Asked{})
+	wants(t, err, errdefs.IsInvalidArgument, "port '8001' is already in use by service 'shop_web'")
+	asked.EndpointSpec.Ports[0].PublishedPort = 8000
+	if _, _, err = r.CreateService(t.Context(), asked, Asked{}); err != nil {
+		t.Errorf("another of the range: %v", err)
 	}
 }
 

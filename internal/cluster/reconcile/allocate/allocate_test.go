@@ -443,6 +443,48 @@ func TestPortsLeftOpen(t *testing.T) {
 	}
 }
 
+// Of a range a service gets one port for all nodes, keeps it while it suits, and waits when
+// there is none.
+func TestPortsOfRanges(t *testing.T) {
+	b := newBench(t)
+	b.Commit(store.Create(cluster.NewIngress()))
+	ranged := func(first, last uint16) cluster.Port {
+		return cluster.Port{Proto: network.TCP, Target: 80, Published: first, Last: last}
+	}
+	published := func(name string) (out []string) {
+		for _, p := range b.Get(name).Status.Ports {
+			out = append(out, p.Range())
+		}
+		return out
+	}
+	check := func(what string, want string) {
+		t.Helper()
+		b.settle()
+		var got []string
+		for _, name := range []string{"a", "b", "c"} {
+			got = append(got, fmt.Sprint(published(name)))
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%s: %s, want %s", what, strings.Join(got, " "), want)
+		}
+	}
+	b.Service("a", looptest.Replicated(1), publish(cluster.Port{Proto: network.TCP, Target: 81, Published: 8000}, ranged(8000, 8001)))
+	b.settle()
+	b.Service("b", looptest.Replicated(1), publish(ranged(8000, 8002), ranged(65535, 65535)))
+	b.settle()
+	b.Service("c", looptest.Replicated(1), publish(ranged(8000, 8002)))
+	check("three", "[8000 8001] [8002 65535] []")
+	if got := b.Get("c").Status.Err; got != "no port from 8000 to 8002 is free" {
+		t.Errorf("%q", got)
+	}
+	b.Change("b", func(s *cluster.Service) { s.Spec.Ports = []cluster.Port{ranged(8001, 8003)} })
+	check("another range that has it", "[8000 8001] [8002] []")
+	b.Change("a", func(s *cluster.Service) { s.Spec.Ports = s.Spec.Ports[1:] })
+	check("one is free", "[8001] [8002] [8000]")
+	b.Change("b", func(s *cluster.Service) { s.Spec.Ports = []cluster.Port{ranged(9000, 9001)} })
+	check("one that has it not", "[8001] [9000] [8000]")
+}
+
 // Two that take an address at once do not both get it.
 func TestRace(t *testing.T) {
 	b := newBench(t)

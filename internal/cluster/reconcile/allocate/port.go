@@ -25,8 +25,8 @@ func (w *work) ports() {
 	}
 	var out []cluster.Port
 	for _, p := range w.s.Spec.Ports {
-		if address.Meshed(p) && p.Published == 0 {
-			p.Published = w.before(p, out)
+		if n := w.before(p, out); address.Meshed(p) && p.Open() && n != 0 {
+			p = p.At(n)
 		}
 		out = append(out, p)
 	}
@@ -41,9 +41,9 @@ func (w *work) ports() {
 func (w *work) before(p cluster.Port, others []cluster.Port) uint16 {
 	for _, had := range w.s.Status.Ports {
 		same := func(o cluster.Port) bool {
-			return address.Meshed(o) && o.Proto == had.Proto && o.Published == had.Published
+			return address.Meshed(o) && o.Proto == had.Proto && !o.Open() && o.Published == had.Published
 		}
-		if address.Meshed(had) && had.Proto == p.Proto && had.Target == p.Target && had.Name == p.Name &&
+		if address.Meshed(had) && p.Suits(had.Published) && had.Proto == p.Proto && had.Target == p.Target && had.Name == p.Name &&
 			!slices.ContainsFunc(others, same) && !slices.ContainsFunc(w.s.Spec.Ports, same) {
 			return had.Published
 		}
@@ -70,14 +70,18 @@ func (w *work) claim(ports []cluster.Port) bool {
 		if !address.Meshed(*p) {
 			continue
 		}
-		for free := uint16(firstPort); p.Published == 0 && free <= lastPort; free++ {
-			taken := slices.ContainsFunc(ports, func(o cluster.Port) bool { return address.Meshed(o) && o.Proto == p.Proto && o.Published == free })
-			if used[place{p.Proto, free}] == nil && !taken {
-				p.Published = free
+		first, last := choice(*p)
+		for free := first; p.Open() && free <= last; free++ {
+			n := uint16(free)
+			taken := slices.ContainsFunc(ports, func(o cluster.Port) bool {
+				return address.Meshed(o) && o.Proto == p.Proto && !o.Open() && o.Published == n
+			})
+			if used[place{p.Proto, n}] == nil && !taken {
+				*p = p.At(n)
 			}
 		}
-		if p.Published == 0 {
-			w.s.Status.Err = fmt.Sprintf("no port from %d to %d is free", firstPort, lastPort)
+		if p.Open() {
+			w.s.Status.Err = fmt.Sprintf("no port from %d to %d is free", first, last)
 			return false
 		}
 		if s := used[place{p.Proto, p.Published}]; s != nil {
@@ -86,4 +90,12 @@ func (w *work) claim(ports []cluster.Port) bool {
 		}
 	}
 	return true
+}
+
+// choice is of which ports one is chosen.
+func choice(p cluster.Port) (first, last int) {
+	if p.Published == 0 {
+		return firstPort, lastPort
+	}
+	return int(p.Published), int(max(p.Published, p.Last))
 }
