@@ -94,7 +94,7 @@ type Status string
 // The states of a container; see the table of legal moves in state.go.
 const (
 	Created    Status = "created"
-	Starting   Status = "starting" // intent of a start, on disk before the kernel is touched; shown as created or exited
+	Starting   Status = "starting" // intent of a start, noted before the kernel is touched (intent.go); shown as created or exited
 	Running    Status = "running"
 	Paused     Status = "paused"
 	Restarting Status = "restarting"

@@ -180,6 +180,7 @@ type recovery struct{ *runner }
 
 // takeUp finds out what became of a container while no engine was there.
 func (m recovery) takeUp(ctx context.Context, e *entry) error {
+	m.takeIntent(e)
 	v := e.view()
 	st := v.State
 	if st.Status != Starting && !st.Running() {

@@ -71,28 +71,23 @@ func (m *runner) startLocked(ctx context.Context, e *entry, byClient bool) error
 // errAborted is how a start ends whose container somebody removes meanwhile.
 var errAborted = kindf(errConflict, "container is marked for removal and cannot be started")
 
-// intend writes down that a start begins, before anything reaches the kernel.
+// intend notes that a start begins, before anything reaches the kernel. The note lies in
+// the run directory, which is in memory: the record need not be written for it.
 func (m *runner) intend(e *entry, byClient bool) (*run, State, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	before := e.rec.State
-	r := &run{ended: make(chan struct{}), reaped: make(chan struct{})}
-	err := m.updateLocked(e, false, func(rec *Record) error {
-		if err := rec.State.move(Starting); err != nil {
-			return err
-		}
-		rec.State.Generation++
-		rec.State.BootID, rec.State.Cgroup = bootID(), m.newCgroup(rec)
-		if byClient {
-			rec.ManuallyStopped, rec.RestartCount = false, 0
-		}
-		return nil
-	})
-	r.generation = e.rec.State.Generation
-	if err != nil {
-		e.rec.State = before
+	next := e.rec
+	in := intent{BootID: bootID(), Cgroup: m.newCgroup(&next), ByClient: byClient}
+	if err := next.begin(in); err != nil {
 		return nil, before, err
 	}
+	if err := writeIntent(m.runDir(e.id, next.State.Generation), in); err != nil {
+		m.removeRunDir(e.id, next.State.Generation)
+		return nil, before, err
+	}
+	e.rec = next
+	r := &run{generation: next.State.Generation, ended: make(chan struct{}), reaped: make(chan struct{})}
 	e.run, e.stopping, e.healing, e.killTold, e.adopted = r, false, nil, false, false
 	e.signalled = time.Time{}
 	return r, before, nil
