@@ -56,7 +56,7 @@ func (m wirer) connectStopped(e *entry, v *View, name string, settings *apinetwo
 	if _, twice := wanted[info.Name]; !twice { // else as it is, as with Docker
 		wanted[info.Name] = settings
 	}
-	if err := m.cfg.Networks.Validate(network.Request{Networks: wanted, There: true}); err != nil {
+	if err := m.cfg.Networks.Validate(network.Request{Networks: wanted, There: true, Later: true}); err != nil {
 		return err
 	}
 	return m.rewire(e, wanted, nil)
@@ -245,7 +245,9 @@ func (m creator) nameNetworks(rec *Record) error {
 	named := make(map[string]*apinetwork.EndpointSettings, len(asked))
 	for ref, settings := range asked {
 		info, err := m.cfg.Networks.Find(ref)
-		if err != nil {
+		if errdefs.IsNotFound(err) {
+			info.Name = ref // to be made until the start
+		} else if err != nil {
 			return err
 		}
 		if _, twice := named[info.Name]; twice {
@@ -256,7 +258,9 @@ func (m creator) nameNetworks(rec *Record) error {
 	rec.Networking = named
 	if mode.IsUserDefined() {
 		info, err := m.cfg.Networks.Find(string(mode))
-		if err != nil {
+		if errdefs.IsNotFound(err) {
+			return nil
+		} else if err != nil {
 			return err
 		}
 		if string(mode) != info.Name {

@@ -262,7 +262,8 @@ func checkShared(c *container.Config, h *container.HostConfig) error {
 	return nil
 }
 
-// checkNetwork refuses network modes that cannot be, in Docker's words.
+// checkNetwork refuses network modes that cannot be, in Docker's words. Networks that
+// are not there are missed by the start: they may be made until then.
 func (m creator) checkNetwork(rec *Record) error {
 	h, c := rec.HostConfig, rec.Config
 	mode := h.NetworkMode
@@ -279,7 +280,7 @@ func (m creator) checkNetwork(rec *Record) error {
 	default:
 		nameDefault(rec.Networking, string(mode))
 		for _, asked := range []map[string]*apinetwork.EndpointSettings{{string(mode): nil}, wantedNetworks(rec)} {
-			if err := m.cfg.Networks.Validate(network.Request{Networks: asked}); err != nil {
+			if err := m.cfg.Networks.Validate(network.Request{Networks: asked, Later: true}); err != nil {
 				return err
 			}
 		}

@@ -16,6 +16,7 @@ type Request struct {
 	Name        string
 	Hostname    string
 	There       bool // the container is there already: errors say nothing of its configuration
+	Later       bool // to Validate: networks of users need not be there yet
 	// Main is the network that comes first; the others follow by name.
 	Main string
 	// Networks is what the client asked, by name or id of the network ("bridge",

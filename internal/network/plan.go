@@ -77,21 +77,27 @@ func (m *base) plan(req Request) (p plan, err error) {
 	if asked == nil {
 		asked = map[string]*network.EndpointSettings{Bridge: nil}
 	}
+	later := false
 	for _, ref := range slices.Sorted(maps.Keys(asked)) {
-		a, err := m.networks.hold(canonical(ref))
-		if err != nil {
+		name := canonical(ref)
+		a, err := m.networks.hold(name)
+		if missing := req.Later && errdefs.IsNotFound(err) && predefined[name] == ""; missing {
+			later = true
+		} else if err != nil {
 			return p, err
 		}
 		settings := asked[ref]
 		if settings == nil {
 			settings = &network.EndpointSettings{}
 		}
-		p.parts = append(p.parts, part{a, settings})
+		if a != nil {
+			p.parts, name = append(p.parts, part{a, settings}), a.info.Name
+		}
 		if err := a.allows(settings); err != nil {
 			if req.There {
 				return p, err
 			}
-			return p, worded(kindOf(err), "invalid config for network %s: %s", a.info.Name, err)
+			return p, worded(kindOf(err), "invalid config for network %s: %s", name, err)
 		}
 	}
 	if err := compatible(p.networks()); err != nil {
@@ -107,7 +113,7 @@ func (m *base) plan(req Request) (p plan, err error) {
 		}
 		return cmp.Or(cmp.Compare(first(x.net), first(y.net)), cmp.Compare(x.net.info.Name, y.net.info.Name))
 	})
-	if !slices.ContainsFunc(p.parts, func(x part) bool { _, ok := x.net.driver.(Publisher); return ok }) {
+	if !later && !slices.ContainsFunc(p.parts, func(x part) bool { _, ok := x.net.driver.(Publisher); return ok }) {
 		return p, nil
 	}
 	p.ports, err = port.Specs(req.Bindings, req.Exposed, req.PublishAll)
@@ -138,7 +144,8 @@ const (
 	optionPrefix  = "com.docker.network.container_iface_prefix" // of networks
 )
 
-// allows refuses settings that the network cannot have, in Docker's words.
+// allows refuses settings that the network cannot have, in Docker's words. Of nil, a
+// user's network that is not there yet, it refuses those that none can have.
 func (a *attached) allows(s *network.EndpointSettings) error {
 	var wrong []string
 	say := func(format string, args ...any) { wrong = append(wrong, fmt.Sprintf(format, args...)) }
@@ -146,7 +153,7 @@ func (a *attached) allows(s *network.EndpointSettings) error {
 	if ip == nil {
 		ip = &network.EndpointIPAMConfig{}
 	}
-	if a.info.Predefined() {
+	if a != nil && a.info.Predefined() {
 		if ip.IPv4Address.IsValid() || ip.IPv6Address.IsValid() {
 			say("user specified IP address is supported on user defined networks only")
 		}
@@ -165,7 +172,7 @@ func (a *attached) allows(s *network.EndpointSettings) error {
 			say("invalid link-local IP address: %s", l)
 		}
 	}
-	if !a.info.Predefined() {
+	if a != nil && !a.info.Predefined() {
 		for _, want := range []netip.Addr{ip.IPv4Address, ip.IPv6Address} {
 			if want.IsValid() {
 				a.inRange(want, say)

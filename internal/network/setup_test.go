@@ -82,6 +82,18 @@ func TestEndpoint(t *testing.T) {
 			t.Errorf("network %s: %v", name, err)
 		}
 	}
+	later := func(name string, es *apinetwork.EndpointSettings, bindings ...string) error {
+		req := request("b", bindings...)
+		req.Networks, req.Later = map[string]*apinetwork.EndpointSettings{name: es}, true
+		return h.m.Validate(req)
+	}
+	if err := later("nothing", &apinetwork.EndpointSettings{IPAMConfig: &apinetwork.EndpointIPAMConfig{IPv4Address: netip.MustParseAddr("10.1.2.3")}}); err != nil {
+		t.Errorf("a network that may be made later: %v", err)
+	}
+	wrong := &apinetwork.EndpointSettings{IPAMConfig: &apinetwork.EndpointIPAMConfig{IPv4Address: netip.MustParseAddr("fd00::1")}}
+	if err := later("nothing", wrong); !errdefs.IsInvalidArgument(err) || !strings.HasPrefix(err.Error(), "invalid config for network nothing: invalid endpoint settings") {
+		t.Errorf("settings that no network can have: %v", err)
+	}
 	if gw := h.m.HostGateway(); gw != "172.17.0.1" {
 		t.Errorf("the host's address is %s", gw)
 	}
