@@ -174,6 +174,14 @@ func (c *Client) AppRelease(ctx context.Context, name string) error {
 	return c.tell(ctx, http.MethodPost, appPath(name, "/release"), nil)
 }
 
+// AppAgain has another task take the place of one that has come to its end and is left so, and
+// gives its id; it returns at once. NotFound, Conflict when another has the place.
+func (c *Client) AppAgain(ctx context.Context, name, task string) (string, error) {
+	q := url.Values{"task": {task}}
+	out, err := ask[struct{ Task string }](ctx, c, http.MethodPost, appPath(name, "/again"), q, nil)
+	return out.Task, err
+}
+
 // AppFollow tells f of an app as it is, and each time it has changed; changes that come
 // fast are told of together. It blocks until the app has gone, which is no error and of
 // which f has been told (Removed, without services), until f fails, whose error it

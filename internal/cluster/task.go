@@ -8,6 +8,9 @@ import (
 	"time"
 )
 
+// LabelTask is the label of a container that says of which task it is, by its id; Docker's.
+const LabelTask = "com.docker.swarm.task.id"
+
 // Task is one container's life under a service: it is never restarted, but
 // replaced by another task.
 type Task struct {

@@ -19,6 +19,7 @@ type Apps interface {
 	Rollback(ctx context.Context, name string, to uint64, dryRun bool) (*apps.Plan, error)
 	Remove(ctx context.Context, name string, volumes bool) error
 	Release(ctx context.Context, name string) error
+	Again(ctx context.Context, name, task string) (string, error)
 	History(name string) ([]apps.Revision, error)
 	Volumes(name string) []apps.VolumeView
 	Follow(ctx context.Context, name string, f func(apps.View) error) error
@@ -36,6 +37,7 @@ func (a appRoutes) routes() []route {
 		{http.MethodPost, "/escale/apps/{name}/scale", a.scale},
 		{http.MethodPost, "/escale/apps/{name}/rollback", a.rollback},
 		{http.MethodPost, "/escale/apps/{name}/release", a.release},
+		{http.MethodPost, "/escale/apps/{name}/again", a.again},
 		{http.MethodGet, "/escale/apps/{name}/history", a.history},
 		{http.MethodGet, "/escale/apps/{name}/volumes", a.volumes},
 		{http.MethodGet, "/escale/apps/{name}/follow", a.follow},
@@ -105,6 +107,14 @@ func (a appRoutes) remove(w *response, r *request) error {
 
 func (a appRoutes) release(w *response, r *request) error {
 	return done(w, a.cfg.Apps.Release(r.Context(), r.name))
+}
+
+func (a appRoutes) again(w *response, r *request) error {
+	id, err := a.cfg.Apps.Again(r.Context(), r.name, r.query.get("task"))
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, http.StatusOK, map[string]string{"Task": id})
 }
 
 func (a appRoutes) history(w *response, r *request) error {

@@ -55,6 +55,10 @@ func (f *fakeApps) Release(_ context.Context, name string) error {
 	return f.note(name, "release %s", name)
 }
 
+func (f *fakeApps) Again(_ context.Context, name, task string) (string, error) {
+	return "next", f.note(name, "again %s %s", name, task)
+}
+
 func (f *fakeApps) History(name string) ([]apps.Revision, error) {
 	return []apps.Revision{{Number: 3, Current: true}}, f.note(name, "history %s", name)
 }
@@ -96,6 +100,8 @@ func TestAppRoutes(t *testing.T) {
 		{"DELETE", "/escale/apps/shop?volumes=1", "", 204, "", "remove shop true"},
 		{"DELETE", "/escale/apps/none", "", 404, "No such app", "remove none false"},
 		{"POST", "/escale/apps/shop/release", "", 204, "", "release shop"},
+		{"POST", "/escale/apps/shop/again?task=t1", "", 200, `{"Task":"next"}`, "again shop t1"},
+		{"POST", "/escale/apps/none/again?task=t1", "", 404, "No such app", "again none t1"},
 		{"GET", "/escale/apps/shop/history", "", 200, `"Number":3`, "history shop"},
 		{"GET", "/escale/apps/shop/volumes", "", 200, `"Name":"shop_data","Node":"n2","Away":true,"Removed":true`, ""},
 		{"GET", "/escale/apps/shop/follow", "", 200, `"Phase":"steady"`, "follow shop"},

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"escale.dev/escale/internal/cluster"
 	"escale.dev/escale/internal/container"
 	"escale.dev/escale/internal/image"
 	"github.com/containerd/errdefs"
@@ -189,7 +190,7 @@ func (q *listQuery) match(v *container.View) bool {
 		!f.exact("status", shownStatus(st)),
 		!f.exact("health", healthWord(st)),
 		q.exits != nil && !(slices.Contains(q.exits, st.ExitCode) && !st.Running() && !st.StartedAt.IsZero()),
-		q.task != nil && *q.task != (v.Config.Labels["com.docker.swarm.task.id"] != ""),
+		q.task != nil && *q.task != (v.Config.Labels[cluster.LabelTask] != ""),
 		q.ancestor != nil && !q.ancestor(v.ImageID),
 		f.has("volume") && !q.hasVolume(v),
 		f.has("network") && !q.onNetwork(v),

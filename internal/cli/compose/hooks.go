@@ -14,6 +14,7 @@ import (
 	moby "github.com/moby/moby/client"
 
 	"escale.dev/escale/client"
+	"escale.dev/escale/internal/cluster"
 	composefile "escale.dev/escale/internal/compose"
 )
 
@@ -109,7 +110,10 @@ func (s *session) stopping(p *types.Project, t *int) act {
 func (s *session) starting(p *types.Project) act {
 	return act{"Starting", "Started", func(ctx context.Context, c *client.Client, x *container.Summary) error {
 		_, err := c.ContainerStart(ctx, x.ID, moby.ContainerStartOptions{})
-		if err != nil || x.Labels["com.docker.swarm.task.id"] != "" {
+		if x.Labels[cluster.LabelTask] != "" {
+			return again(ctx, c, x, err)
+		}
+		if err != nil {
 			return err
 		}
 		return s.poststart(ctx, c, p, x)
@@ -120,7 +124,11 @@ func (s *session) starting(p *types.Project) act {
 func (s *session) restarting(p *types.Project, t *int) act {
 	return act{"Restarting", "Started", func(ctx context.Context, c *client.Client, x *container.Summary) error {
 		s.prestop(ctx, c, p, x, t)
-		if _, err := c.ContainerRestart(ctx, x.ID, moby.ContainerRestartOptions{Timeout: t}); err != nil {
+		_, err := c.ContainerRestart(ctx, x.ID, moby.ContainerRestartOptions{Timeout: t})
+		if errdefs.IsConflict(err) && x.Labels[cluster.LabelTask] != "" {
+			return again(ctx, c, x, err)
+		}
+		if err != nil {
 			return err
 		}
 		return s.poststart(ctx, c, p, x)

@@ -17,6 +17,7 @@ import (
 
 	"escale.dev/escale/client"
 	"escale.dev/escale/internal/cli/tty"
+	"escale.dev/escale/internal/cluster"
 )
 
 // timeout is -t of what stops containers.
@@ -87,7 +88,7 @@ func (s *session) current(ctx context.Context, project string, list []container.
 		}
 	}
 	return slices.DeleteFunc(slices.Clone(list), func(x container.Summary) bool {
-		task := x.Labels["com.docker.swarm.task.id"]
+		task := x.Labels[cluster.LabelTask]
 		return task != "" && !holds[task]
 	}), nil
 }

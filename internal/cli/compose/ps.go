@@ -22,6 +22,7 @@ import (
 	"escale.dev/escale/client"
 	"escale.dev/escale/internal/cli"
 	"escale.dev/escale/internal/cli/table"
+	"escale.dev/escale/internal/cluster"
 )
 
 const psTable = "table {{.Name}}\t{{.Image}}\t{{.Command}}\t{{.Service}}\t{{.RunningFor}}\t{{.Status}}\t{{.Ports}}"
@@ -304,7 +305,7 @@ func (s lists) waiting(ctx context.Context, name string, services []string, list
 	}
 	listed := map[string]bool{}
 	for i := range list {
-		listed[list[i].Labels["com.docker.swarm.task.id"]] = true
+		listed[list[i].Labels[cluster.LabelTask]] = true
 	}
 	var rows []*psRow
 	for _, sv := range app.Services {

@@ -446,7 +446,7 @@ func (s apps) yield(ctx context.Context, ch *change) error {
 	list = slices.DeleteFunc(list, func(c container.Summary) bool {
 		_, meant := ch.spec.Services[serviceOf(&c)]
 		orphan := slices.Contains(orphans(ch.project, []string{serviceOf(&c)}), serviceOf(&c))
-		return c.Labels["com.docker.swarm.task.id"] != "" || !meant && !(orphan && len(ch.put.Remove) > 0)
+		return c.Labels[cluster.LabelTask] != "" || !meant && !(orphan && len(ch.put.Remove) > 0)
 	})
 	if len(list) == 0 {
 		return nil

@@ -10,7 +10,7 @@ import (
 
 // The labels that tell whose a container is.
 const (
-	labelTask    = "com.docker.swarm.task.id"
+	labelTask    = cluster.LabelTask
 	labelProject = "com.docker.compose.project"
 	labelOneOff  = "com.docker.compose.oneoff"
 )
@@ -59,10 +59,12 @@ func (a *Apps) Halt(ctx context.Context, labels map[string]string) error {
 // Resume notes that a client starts a container. Conflict when it is that of a task that
 // has ended, whose place another container has or will have.
 func (a *Apps) Resume(ctx context.Context, labels map[string]string) error {
-	return a.mark(ctx, labels[labelTask], func(_ store.View, t *cluster.Task) (*cluster.Task, error) {
+	return a.mark(ctx, labels[labelTask], func(v store.View, t *cluster.Task) (*cluster.Task, error) {
 		switch {
+		case t.Status.State.Ended() && t.Desired == cluster.TaskShutdown && last(v, t):
+			return nil, say(errdefs.ErrConflict, "it was a container of %s, which has ended: \"escale compose start\" makes another in its place", t.Name)
 		case t.Status.State.Ended() || t.Desired.Stops():
-			return nil, say(errdefs.ErrConflict, "it was a container of %s, whose place another has taken or takes: see \"escale apps\"", t.Name)
+			return nil, ousted(t)
 		case !t.Halted:
 			return nil, nil
 		}

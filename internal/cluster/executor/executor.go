@@ -25,7 +25,7 @@ import (
 
 // The labels of a task's container, Docker's where it has them.
 const (
-	LabelTask     = "com.docker.swarm.task.id"
+	LabelTask     = cluster.LabelTask
 	LabelTaskName = "com.docker.swarm.task.name"
 	LabelService  = "com.docker.swarm.service.id"
 	LabelOfName   = "com.docker.swarm.service.name" // of services that no app has

@@ -33,7 +33,7 @@ type Lines interface {
 const (
 	attrNode    = "com.docker.swarm.node.id"
 	attrService = "com.docker.swarm.service.id"
-	attrTask    = "com.docker.swarm.task.id"
+	attrTask    = cluster.LabelTask
 )
 
 // ServiceLogs reads the logs of all tasks of a service; terminal: their lines have no
