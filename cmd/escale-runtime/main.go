@@ -5,17 +5,19 @@ package main
 
 import (
 	"os"
-	"runtime"
 
 	"escale.dev/escale/internal/runtime/native"
 )
 
-// The first thread becomes the container's process. It can be held on to only while
-// packages are initialised, when the main goroutine is on it for sure.
-var _ = lock()
+// Whoever becomes a container's process does so by the first thread, on which packages are
+// initialised (runtime.LockOSThread tells so): from here that needs no lock, and the lock
+// would cost a thread that waits for nothing.
+var _ = half()
 
-func lock() bool {
-	runtime.LockOSThread()
+func half() bool {
+	if status, ok := native.Half(os.Args); ok {
+		os.Exit(status)
+	}
 	return true
 }
 

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	goruntime "runtime"
 	"runtime/debug"
 	"time"
 
@@ -41,16 +40,25 @@ type runtime struct {
 var globals = options{"root": true, "log": true, "log-format": true, "cache": true, "debug": false, "systemd-cgroup": false, "rootless": true, "criu": true,
 	"version": false, "help": false}
 
-// Main runs the program and gives its exit status. With the argument "inside" it
-// becomes the container's process.
+// Half is the program as one of its own halves, which a call of it starts: the one inside,
+// which becomes the container's process, and the one that holds namespaces. Called on the
+// first thread, before main; false if args ask for neither. Of the first it returns only
+// when that has failed.
+func Half(args []string) (status int, ok bool) {
+	if len(args) != 2 {
+		return 0, false
+	}
+	switch args[1] {
+	case insideArg:
+		return inside.Main(), true
+	case holdArg:
+		return hold(), true
+	}
+	return 0, false
+}
+
+// Main runs the program and gives its exit status.
 func Main(args []string, in io.Reader, out, errs io.Writer) int {
-	if len(args) == 2 && args[1] == insideArg {
-		return inside.Main()
-	}
-	if len(args) == 2 && args[1] == holdArg {
-		return hold()
-	}
-	goruntime.UnlockOSThread() // the first thread is the other half's
 	if os.Getenv("GOGC") != "off" {
 		debug.SetGCPercent(-1) // it lives for milliseconds
 	}

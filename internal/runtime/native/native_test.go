@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	goruntime "runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -21,12 +20,16 @@ import (
 )
 
 // The tests' binary is the runtime as well.
-func init() { goruntime.LockOSThread() }
+func init() {
+	if status, ok := Half(os.Args); ok {
+		os.Exit(status)
+	}
+}
 
 const asRuntime = "ESCALE_TEST_RUNTIME"
 
 func TestMain(m *testing.M) {
-	if os.Getenv(asRuntime) != "" || len(os.Args) == 2 && (os.Args[1] == insideArg || os.Args[1] == holdArg) {
+	if os.Getenv(asRuntime) != "" {
 		os.Exit(Main(os.Args, os.Stdin, os.Stdout, os.Stderr))
 	}
 	os.Exit(m.Run())

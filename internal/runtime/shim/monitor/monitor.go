@@ -9,7 +9,6 @@ package monitor
 
 import (
 	"os"
-	"runtime"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -106,9 +105,6 @@ func Main() int {
 		fatal("control connection: ", err)
 	}
 	m.newConn(controlFD)
-	// The first collection falls into the first milliseconds, and takes one with the threads that
-	// it has made: who is kept ready has it behind itself.
-	l.rest = runtime.GC
 	l.run()
 	return 0
 }
