@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -44,6 +45,9 @@ func runCommand(s *session) *cobra.Command {
 	var o oneOff
 	var cmd *cobra.Command
 	cmd = plainly("run [OPTIONS] SERVICE [COMMAND] [ARGS...]", "Run a command in a new container of a service, for once", func(ctx context.Context, args []string) error {
+		if o.ports && len(o.publish) > 0 {
+			return errors.New("--service-ports and --publish are incompatible")
+		}
 		o.entrypointGiven = cmd.Flags().Changed("entrypoint")
 		return once{s}.oneOff(ctx, &o, args[0], args[1:])
 	})
