@@ -70,6 +70,7 @@ type rule struct {
 	trigger      types.Trigger
 	ignore, only *patternmatcher.PatternMatcher
 	file         bool // the path is one file
+	absent       bool // nothing is there yet
 }
 
 // quiet is how long nothing must change before what has changed is acted on: editors
@@ -91,7 +92,7 @@ func (s watching) watch(ctx context.Context, p *types.Project, names []string, o
 	}
 	defer w.Close()
 	for _, r := range rules {
-		if err := r.add(w, r.trigger.Path); err != nil {
+		if err := r.begin(w); err != nil {
 			return err
 		}
 		if r.trigger.InitialSync && strings.HasPrefix(string(r.trigger.Action), "sync") {
@@ -114,23 +115,8 @@ func (s watching) watch(ctx context.Context, p *types.Project, names []string, o
 			if e.Op == fsnotify.Chmod {
 				continue
 			}
-			for _, r := range rules {
-				if !r.matches(e.Name) {
-					continue
-				}
-				changed[e.Name] = true
+			if notice(w, rules, e, changed) {
 				timer.Reset(quiet)
-				if e.Has(fsnotify.Create) {
-					// A directory that came may have files already.
-					if err := r.add(w, e.Name); err == nil {
-						_ = filepath.WalkDir(e.Name, func(path string, d fs.DirEntry, err error) error {
-							if err == nil && !d.IsDir() && r.matches(path) {
-								changed[path] = true
-							}
-							return nil
-						})
-					}
-				}
 			}
 		case err := <-w.Errors:
 			return err
@@ -186,11 +172,9 @@ func rulesOf(p *types.Project, names []string) ([]*rule, error) {
 			if t.Action == types.WatchActionRebuild && sv.Build == nil {
 				return nil, fmt.Errorf("service %q: develop.watch: rebuild wants a build section", name)
 			}
-			info, err := os.Stat(t.Path)
-			if err != nil {
+			if err := r.look(); err != nil {
 				return nil, fmt.Errorf("service %q: develop.watch: %w", name, err)
 			}
-			r.file = !info.IsDir()
 			ignore := append([]string{".git"}, t.Ignore...)
 			if sv.Build != nil {
 				more, err := dockerignore(sv.Build.Context, t.Path)
@@ -231,6 +215,9 @@ func dockerignore(context, path string) ([]string, error) {
 
 // matches tells whether a path is meant.
 func (r *rule) matches(path string) bool {
+	if r.absent {
+		return false
+	}
 	if r.file {
 		return path == r.trigger.Path
 	}
