@@ -145,7 +145,8 @@ func TestBuildPrint(t *testing.T) {
 // What another service builds under the same name is built, and not pulled before.
 func TestImagesOfOthersBuilds(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "compose.yaml")
-	text := "services: {web: {build: ., image: app}, worker: {image: app}, own: {build: .}, user: {image: p-own}, far: {image: far}}"
+	text := "services: {web: {build: ., image: app}, worker: {image: app}, own: {build: .}, user: {image: p-own}, far: {image: far}, " +
+		"again: {image: \"docker.io/library/app:latest\"}, other: {image: \"app:2\"}, odd: {image: \"No Name\"}}"
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -153,7 +154,7 @@ func TestImagesOfOthersBuilds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]string{"web": "web", "worker": "web", "own": "own", "user": "own", "far": ""} {
+	for name, want := range map[string]string{"web": "web", "worker": "web", "own": "own", "user": "own", "far": "", "again": "web", "other": "", "odd": ""} {
 		if got := builder(p, name); got != want {
 			t.Errorf("%s is built by %q, want %q", name, got, want)
 		}
@@ -164,7 +165,7 @@ func TestImagesOfOthersBuilds(t *testing.T) {
 			_, _ = w.Write([]byte(`{"message":"No such image"}`))
 		}))
 		s.flags.dry = true
-		if _, err := (supply{s}).images(t.Context(), p, []string{"far", "user", "worker", "own", "web"}, wanted{build: build}); err != nil {
+		if _, err := (supply{s}).images(t.Context(), p, []string{"far", "user", "worker", "again", "own", "web"}, wanted{build: build}); err != nil {
 			t.Fatal(err)
 		}
 		got := out.String()
@@ -173,7 +174,7 @@ func TestImagesOfOthersBuilds(t *testing.T) {
 				t.Errorf("%s: want %q", got, want)
 			}
 		}
-		if strings.Contains(got, "worker  Pull") || strings.Contains(got, "user  Pull") {
+		if strings.Contains(got, "worker  Pull") || strings.Contains(got, "user  Pull") || strings.Contains(got, "again  Pull") {
 			t.Errorf("pulled what is built: %s", got)
 		}
 	}

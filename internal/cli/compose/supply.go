@@ -118,11 +118,21 @@ func builder(p *types.Project, name string) string {
 		return name
 	}
 	for _, other := range p.ServiceNames() {
-		if o := p.Services[other]; o.Build != nil && sv.Image != "" && composefile.Image(p, &o) == sv.Image {
+		if o := p.Services[other]; o.Build != nil && sv.Image != "" && fullName(composefile.Image(p, &o)) == fullName(sv.Image) {
 			return other
 		}
 	}
 	return ""
+}
+
+// fullName is an image's name with all that may be left out of it, so that names of one image are
+// equal; what is no name stays as it is.
+func fullName(image string) string {
+	ref, err := reference.ParseDockerRef(image)
+	if err != nil {
+		return image
+	}
+	return ref.String()
 }
 
 // pullAll pulls the images of services, each image once, and gives the services of
@@ -143,14 +153,15 @@ func (s supply) pullAll(ctx context.Context, p *types.Project, names []string, q
 	by := map[key][]string{}
 	for _, name := range names {
 		sv := p.Services[name]
-		k := key{sv.Image, sv.Platform}
+		k := key{fullName(sv.Image), sv.Platform}
 		if by[k] = append(by[k], name); len(by[k]) == 1 {
 			keys = append(keys, k)
 		}
 	}
+	written := func(k key) string { return p.Services[by[k][0]].Image }
 	errs := make([]error, len(keys))
 	_ = s.parallel(len(keys), func(i int) error {
-		errs[i] = s.pullOne(ctx, b, by[keys[i]][0], keys[i].image, keys[i].platform)
+		errs[i] = s.pullOne(ctx, b, by[keys[i]][0], written(keys[i]), keys[i].platform)
 		return nil
 	})
 	failed := map[string]error{}
@@ -159,7 +170,7 @@ func (s supply) pullAll(ctx context.Context, p *types.Project, names []string, q
 		if err == nil {
 			continue
 		}
-		all = append(all, fmt.Errorf("image %s: %w", keys[i].image, err))
+		all = append(all, fmt.Errorf("image %s: %w", written(keys[i]), err))
 		for _, name := range by[keys[i]] {
 			failed[name] = err
 		}
