@@ -4,6 +4,8 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+
+	"github.com/containerd/errdefs"
 )
 
 // parting is an endpoint on its way out.
@@ -37,6 +39,7 @@ func (t *table) released(a *attached, ep Endpoint) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	delete(a.leaving, ep.EndpointID)
+	a.freed++
 	t.left.Broadcast()
 }
 
@@ -57,6 +60,51 @@ func (t *table) await(ctx context.Context, a *attached, addrs ...netip.Addr) err
 		t.left.Wait()
 	}
 	return ctx.Err()
+}
+
+// take is take of the network, and on a full one waits for the addresses of those whose
+// container has ended, as await does for one that is asked for.
+func (t *table) take(ctx context.Context, a *attached, j *Join, v6 bool, want netip.Addr) (place, error) {
+	full := func(err error) bool { return errdefs.IsUnavailable(err) && a.addresses == nil && !want.IsValid() }
+	at, err := a.take(ctx, j, v6, want)
+	if !full(err) {
+		return at, err
+	}
+	patient, cancel := context.WithTimeout(ctx, leavePatience)
+	defer cancel()
+	t.mu.Lock()
+	seen := a.freed
+	t.mu.Unlock()
+	for more := true; full(err) && more; {
+		if at, err = a.take(ctx, j, v6, want); full(err) {
+			seen, more = t.awaitFreed(patient, a, v6, seen)
+		}
+	}
+	if ctx.Err() != nil && full(err) {
+		return at, ctx.Err()
+	}
+	return at, err
+}
+
+// awaitFreed waits until one that leaves has given its addresses back since seen were.
+// It gives how many have by now, and false when nobody with an address of the family is
+// leaving, or ctx ends.
+func (t *table) awaitFreed(ctx context.Context, a *attached, v6 bool, seen uint64) (uint64, bool) {
+	defer t.wakes(ctx)()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	leaving := func() bool {
+		for _, p := range a.leaving {
+			if slices.ContainsFunc(p.addrs, func(ip netip.Addr) bool { return ip.Is6() == v6 }) {
+				return true
+			}
+		}
+		return false
+	}
+	for a.freed == seen && leaving() && ctx.Err() == nil {
+		t.left.Wait()
+	}
+	return a.freed, a.freed != seen
 }
 
 // parts tells whether one of the addresses is that of an endpoint on its way out.

@@ -303,11 +303,11 @@ func (m *base) join(ctx context.Context, ns *netns.Handle, req Request, p *part,
 	if err := m.networks.await(ctx, p.net, want4, want6); err != nil {
 		return ep, err
 	}
-	at4, err := p.net.take(ctx, &j, false, want4)
+	at4, err := m.networks.take(ctx, p.net, &j, false, want4)
 	if err != nil {
 		return ep, err
 	}
-	at6, err := p.net.take(ctx, &j, true, want6)
+	at6, err := m.networks.take(ctx, p.net, &j, true, want6)
 	if err == nil {
 		j.IP, j.IP6 = at4.prefix, at6.prefix
 		if out4 {

@@ -9,7 +9,8 @@ import (
 )
 
 // leavePatience is how long the removal of a network, and who asks for an address of
-// it, wait for the kernel to give back what containers that have ended had there.
+// it, or for any of a full one, wait for the kernel to give back what containers that
+// have ended had there.
 const leavePatience = 15 * time.Second
 
 // Remove removes a network of a user's that no container is on. Killed before the

@@ -30,6 +30,7 @@ type attached struct {
 	spec       Spec
 	containers map[string]Endpoint
 	leaving    map[string]parting // by id the endpoints whose container has ended, until nothing of them is left
+	freed      uint64             // how many of those have given their addresses back
 	joining    int                // how many are about to be on it
 	going      bool               // it is being removed
 	broken     error              // why an engine that took it up could not make it whole

@@ -2,7 +2,9 @@ package network
 
 import (
 	"context"
+	"errors"
 	"net/netip"
+	"strconv"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -109,4 +111,120 @@ func TestAddressOfWhoLeaves(t *testing.T) {
 			})
 		})
 	}
+}
+
+// Who asks for any address of a full network gets that of a container that has ended as
+// soon as it is free, and waits for none that runs, nor for ever.
+func TestAddressOfAFullNetwork(t *testing.T) {
+	a10, fd := netip.MustParsePrefix("10.1.0.0/29"), netip.MustParsePrefix("fd00::/126")
+	for _, c := range []struct {
+		name   string
+		subnet netip.Prefix
+		ended  int           // of those that fill it
+		over   time.Duration // until their ends are done with, one after the other
+		cut    time.Duration // the client goes
+		want   time.Duration
+		err    func(error) bool
+	}{
+		{"all run", a10, 0, time.Second, time.Minute, 0, errdefs.IsUnavailable},
+		{"one ended", a10, 1, time.Second, time.Minute, time.Second, nil},
+		{"all ended", a10, 5, time.Second, time.Minute, time.Second, nil},
+		{"IPv6", fd, 1, time.Second, time.Minute, time.Second, nil},
+		{"cut", a10, 1, time.Second, time.Millisecond, time.Millisecond, func(err error) bool { return errors.Is(err, context.DeadlineExceeded) }},
+		{"never over", a10, 1, time.Hour, time.Minute, leavePatience, errdefs.IsUnavailable},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				ctx, cancel := context.WithTimeout(t.Context(), c.cut)
+				defer cancel()
+				p, err := newPool(Subnet{Prefix: c.subnet})
+				if err != nil {
+					t.Fatal(err)
+				}
+				tab, a := newTable(), &attached{info: Info{Name: "lan", ID: "1"}, containers: map[string]Endpoint{}, pools: []*pool{p}}
+				tab.put(a)
+				var ended []Endpoint
+				v6 := c.subnet.Addr().Is6()
+				for n := 0; ; n++ {
+					at, err := a.take(ctx, &Join{}, v6, netip.Addr{})
+					if err != nil {
+						break
+					}
+					id := strconv.Itoa(n)
+					ep := Endpoint{Network: "lan", NetworkID: "1", EndpointID: id}
+					ep.setAddresses(at, place{})
+					a.containers[id] = ep
+					if n < c.ended {
+						tab.part(id, []Endpoint{ep})
+						ended = append(ended, ep)
+					}
+				}
+				go func() {
+					for _, ep := range ended {
+						time.Sleep(c.over)
+						tab.forget(ep.EndpointID, ep)
+						a.release(t.Context(), ep)
+						tab.released(a, ep)
+					}
+				}()
+				begun := time.Now()
+				at, err := tab.take(ctx, a, &Join{}, v6, netip.Addr{})
+				if took := time.Since(begun); took != c.want {
+					t.Errorf("answered after %s, want %s", took, c.want)
+				}
+				if c.err != nil && (err == nil || !c.err(err)) || c.err == nil && (err != nil || at.prefix.Addr().String() != ended[0].IP) {
+					t.Errorf("%v, %v", at, err)
+				}
+				time.Sleep(10 * time.Hour)
+			})
+		})
+	}
+}
+
+// Starts that wait for addresses of a full network get each one, however the ends come.
+func TestManyWaitForAddresses(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, err := newPool(Subnet{Prefix: netip.MustParsePrefix("10.1.0.0/27")})
+		if err != nil {
+			t.Fatal(err)
+		}
+		tab, a := newTable(), &attached{info: Info{Name: "lan", ID: "1"}, containers: map[string]Endpoint{}, pools: []*pool{p}}
+		tab.put(a)
+		var ended []Endpoint
+		for {
+			at, err := a.take(t.Context(), &Join{}, false, netip.Addr{})
+			if err != nil {
+				break
+			}
+			ep := Endpoint{Network: "lan", NetworkID: "1", EndpointID: strconv.Itoa(len(ended))}
+			ep.setAddresses(at, place{})
+			a.containers[ep.EndpointID] = ep
+			tab.part(ep.EndpointID, []Endpoint{ep})
+			ended = append(ended, ep)
+		}
+		waiting := make(chan error)
+		for n, ep := range ended {
+			go func() {
+				time.Sleep(time.Duration(1+n%7) * time.Millisecond)
+				tab.forget(ep.EndpointID, ep)
+				a.release(t.Context(), ep)
+				tab.released(a, ep)
+			}()
+			go func() {
+				at, err := tab.take(t.Context(), a, &Join{}, false, netip.Addr{})
+				if err == nil && !at.prefix.IsValid() {
+					err = errors.New("no address")
+				}
+				waiting <- err
+			}()
+		}
+		if len(ended) < 20 {
+			t.Errorf("%d addresses", len(ended))
+		}
+		for range ended {
+			if err := <-waiting; err != nil {
+				t.Error(err)
+			}
+		}
+	})
 }
