@@ -3,6 +3,8 @@ package daemon
 import (
 	"context"
 	"fmt"
+	"io"
+	"net/url"
 
 	"escale.dev/escale/internal/api/engine"
 	"escale.dev/escale/internal/events"
@@ -24,6 +26,15 @@ func (r registries) tell(action apievents.Action, ref reference.Named) {
 	r.events.Publish(events.Message{Type: apievents.ImageEventType, Action: action, Actor: apievents.Actor{
 		ID: reference.FamiliarString(ref), Attributes: map[string]string{"name": reference.FamiliarName(ref)},
 	}})
+}
+
+// Download asks a web server for a file.
+func (r registries) Download(ctx context.Context, from url.URL) (io.ReadCloser, int64, error) {
+	d, err := r.Client.Download(ctx, from)
+	if err != nil {
+		return nil, 0, err
+	}
+	return d, d.Size, nil
 }
 
 // Pull brings one image, or those of all tags.

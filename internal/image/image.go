@@ -41,6 +41,7 @@ type ImportOptions struct {
 	Message  string   // becomes the comment
 	Changes  []string // Dockerfile instructions: CMD ENTRYPOINT ENV EXPOSE USER VOLUME WORKDIR LABEL HEALTHCHECK STOPSIGNAL ONBUILD
 	Platform string   // "linux/amd64"; empty: the host's
+	Size     int64    // of the archive in bytes, for Progress; 0: not known
 	Progress func(Progress)
 }
 

@@ -52,7 +52,7 @@ func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (img I
 			w.abandon()
 		}
 	}()
-	u, err := w.unpack(counted(r, o.Progress, Progress{Status: "Importing"}, time.Now().Add(progressDelay)), false)
+	u, err := w.unpack(counted(r, o.Progress, Progress{Status: "Importing", Total: o.Size}, time.Now().Add(progressDelay)), false)
 	if err != nil {
 		return Image{}, asInvalid(err)
 	}

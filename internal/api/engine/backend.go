@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"net/url"
 
 	ask "escale.dev/escale/internal/builder/request"
 	"escale.dev/escale/internal/container"
@@ -163,6 +164,9 @@ type Registries interface {
 	Push(ctx context.Context, ref reference.Named, o PushOptions) error
 	// Distribution tells what a registry has under a name.
 	Distribution(ctx context.Context, ref reference.Named, auth registry.AuthConfig) (registry.DistributionInspect, error)
+	// Download asks a web server for a file. size is in bytes, negative when the server
+	// does not say.
+	Download(ctx context.Context, from url.URL) (file io.ReadCloser, size int64, err error)
 	// Search asks a registry for repositories by a word.
 	Search(ctx context.Context, term string, limit int, auth registry.AuthConfig) ([]registry.SearchResult, error)
 }

@@ -221,7 +221,7 @@ func (f *fakeImages) Import(_ context.Context, r io.Reader, o image.ImportOption
 	n, err := io.Copy(io.Discard, r)
 	f.body, f.last = n, fmt.Sprintf("Import %s %q %q %s", o.Ref, o.Message, o.Changes, o.Platform)
 	if err == nil {
-		o.Progress(image.Progress{Status: "Importing", Current: n})
+		o.Progress(image.Progress{Status: "Importing", Current: n, Total: o.Size})
 		err = f.fail["Import"]
 	}
 	return image.Image{ID: "sha256:feed"}, err

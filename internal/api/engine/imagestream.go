@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -94,8 +95,9 @@ func (i imageRoutes) create(w *response, r *request) error {
 	if src == "" {
 		return invalidf("one of fromImage and fromSrc is needed")
 	}
-	if src != "-" {
-		return importSourceError(src)
+	from, err := importSource(src)
+	if err != nil {
+		return err
 	}
 	platform, err := platformParam(q)
 	if err != nil {
@@ -105,14 +107,20 @@ func (i imageRoutes) create(w *response, r *request) error {
 	if err != nil {
 		return err
 	}
-	defer drain(w, r)()
-	message := q.get("message")
-	if message == "" {
-		message = "Imported from " + src
+	o := image.ImportOptions{
+		Ref: ref, Message: q.get("message"), Changes: q.all("changes"), Platform: platform, Progress: out.step,
 	}
-	img, err := i.cfg.Images.Import(r.Context(), r.Body, image.ImportOptions{
-		Ref: ref, Message: message, Changes: q.all("changes"), Platform: platform, Progress: out.step,
-	})
+	if from != nil {
+		return i.importURL(out, r, *from, o)
+	}
+	defer drain(w, r)()
+	o.Message = cmp.Or(o.Message, "Imported from -")
+	return i.importFrom(out, r, r.Body, o)
+}
+
+// importFrom imports the archive that body is.
+func (i imageRoutes) importFrom(out *progressStream, r *request, body io.Reader, o image.ImportOptions) error {
+	img, err := i.cfg.Images.Import(r.Context(), body, o)
 	if err != nil {
 		if !out.begun() {
 			return err
@@ -124,13 +132,32 @@ func (i imageRoutes) create(w *response, r *request) error {
 	return nil
 }
 
-// importSourceError refuses what would make the engine fetch a URL.
-func importSourceError(src string) error {
-	u, err := url.Parse(src)
-	if err != nil || (u.Scheme != "" && u.Scheme != "http" && u.Scheme != "https") {
-		return invalidf("invalid import source %q", src)
+// importURL imports the archive that a web server sends. A client that goes ends it.
+func (i imageRoutes) importURL(out *progressStream, r *request, from url.URL, o image.ImportOptions) error {
+	file, size, err := i.cfg.Registries.Download(r.Context(), from)
+	if err != nil {
+		return err
 	}
-	return invalidf("import from %s: the engine does not fetch URLs; download the archive and import it from standard input", src)
+	defer file.Close()
+	o.Message, o.Size = cmp.Or(o.Message, "Imported from "+from.Redacted()), max(size, 0)
+	out.send(progressLine{Message: jsonstream.Message{Status: "Downloading from " + from.Redacted()}})
+	return i.importFrom(out, r, file, o)
+}
+
+// importSource reads whence to import: nil is the request's body. A URL without a scheme
+// is one of http.
+func importSource(src string) (*url.URL, error) {
+	if src == "-" {
+		return nil, nil
+	}
+	if !strings.Contains(src, "://") {
+		src = "http://" + src
+	}
+	u, err := url.Parse(src)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" {
+		return nil, invalidf("invalid import source %q", src)
+	}
+	return u, nil
 }
 
 func (i imageRoutes) load(w *response, r *request) error {

@@ -3,11 +3,13 @@ package engine
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"escale.dev/escale/internal/image"
 	"github.com/containerd/errdefs"
@@ -49,6 +51,18 @@ func (fakeRegistries) Push(_ context.Context, ref reference.Named, o PushOptions
 func (fakeRegistries) Distribution(_ context.Context, ref reference.Named, _ registry.AuthConfig) (out registry.DistributionInspect, err error) {
 	out.Descriptor.MediaType = ref.String()
 	return out, nil
+}
+
+func (fakeRegistries) Download(_ context.Context, from url.URL) (io.ReadCloser, int64, error) {
+	switch from.Path {
+	case "/nosuch":
+		return nil, 0, errdefs.ErrNotFound.WithMessage("failed to GET " + from.String() + " with status 404 Not Found: gone")
+	case "/cut":
+		return io.NopCloser(iotest.ErrReader(errors.New("the download broke off"))), 9, nil
+	case "/silent":
+		return io.NopCloser(strings.NewReader("archive")), -1, nil
+	}
+	return io.NopCloser(strings.NewReader("archive")), 7, nil
 }
 
 func (fakeRegistries) Search(_ context.Context, term string, limit int, _ registry.AuthConfig) ([]registry.SearchResult, error) {

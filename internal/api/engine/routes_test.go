@@ -187,7 +187,12 @@ func TestImageRoutes(t *testing.T) {
 
 		{"POST", "/images/create", "", nil, 400, `{"message":"one of fromImage and fromSrc is needed"}`, ""},
 		{"POST", "/images/create?fromSrc=ftp://x", "tar", nil, 400, `{"message":"invalid import source \"ftp://x\""}`, ""},
-		{"POST", "/images/create?fromSrc=http://x/y", "", nil, 400, `{"message":"import from http://x/y: the engine does not fetch URLs…`, ""},
+		{"POST", "/images/create?fromSrc=http:///y", "", nil, 400, `{"message":"invalid import source \"http:///y\""}`, ""},
+		{"POST", "/images/create?fromSrc=http://x/nosuch", "", nil, 404, `{"message":"failed to GET http://x/nosuch with status 404 Not Found: gone"}`, ""},
+		{"POST", "/images/create?fromSrc=https://ann:secret@x/y&repo=foo&message=hi&changes=CMD+a&platform=linux/arm64", "", nil, 200, `{"status":"Downloading from https://ann:xxxxx@x/y"}` + "\r\n" + `{"status":"Importing","progressDetail":{"current":7,"total":7}}` + "\r\n" + `{"status":"sha256:feed"}` + "\r", `Import foo:latest "hi" ["CMD a"] linux/arm64`},
+		{"POST", "/images/create?fromSrc=x/silent", "", nil, 200, `{"status":"Downloading from http://x/silent"}` + "\r\n" + `{"status":"Importing","progressDetail":{"current":7}}` + "\r\n" + `{"status":"sha256:feed"}` + "\r", `Import  "Imported from http://x/silent" []`},
+		{"POST", "/images/create?fromSrc=http://x/cut", "", nil, 200, `{"status":"Downloading from http://x/cut"}` + "\r\n" + `{"errorDetail":{"message":"the download broke off"},"error":"the download broke off"}` + "\r", `Import  "Imported from http://x/cut" []`},
+		{"POST", "/images/create?fromSrc=http://x/y&repo=FOO", "", nil, 400, `{"message":"invalid reference format: repository name (library/FOO) must be lowercase"}`, ""},
 		{"POST", "/images/create?fromSrc=-&repo=foo&tag=1&message=hi&changes=CMD+a&changes=USER+b&platform=linux/arm64", "tar", nil, 200, `{"status":"Importing","progressDetail":{"current":3}}` + "\r\n" + `{"status":"sha256:feed"}` + "\r", `Import foo:1 "hi" ["CMD a" "USER b"] linux/arm64`},
 		{"POST", "/images/create?fromSrc=-", "tar", nil, 200, `{"status":"Importing…`, `Import  "Imported from -" []`},
 		{"POST", "/images/create?fromSrc=-&repo=FOO", "tar", nil, 400, `{"message":"invalid reference format: repository name (library/FOO) must be lowercase"}`, ""},
@@ -204,7 +209,7 @@ func TestImageRoutes(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.method+" "+tt.path, func(t *testing.T) {
-			r := newRig(t)
+			r := newRig(t, func(r *rig) { r.server.cfg.Registries = fakeRegistries{} })
 			r.con.views[0].ImageID = "sha256:" + strings.Repeat("2", 64)
 			r.img.fail = tt.fail
 			status, _, body := r.do(tt.method, strings.ReplaceAll(tt.path, `"`, "%22"), tt.body)
