@@ -260,7 +260,7 @@ func (d *Driver) Join(_ context.Context, id string, ns *netns.Handle, j network.
 	}
 	mac := j.MAC
 	if len(mac) == 0 {
-		mac = hardware(j.IP.Addr(), j.EndpointID)
+		mac = hardwareOf(j)
 	}
 	ep = network.Endpoint{NetworkID: id, EndpointID: j.EndpointID, Interface: j.Interface, MAC: mac.String()}
 	v := veth{ns: ns, mac: mac, hairpin: j.Published, Link: j.Inside()}
@@ -287,6 +287,18 @@ func (d *Driver) Join(_ context.Context, id string, ns *netns.Handle, j network.
 func isThere(b *bridged) bool {
 	l, err := netlink.LinkByIndex(b.index)
 	return err == nil && l.Type() == "bridge" || err != nil && !errors.As(err, new(netlink.LinkNotFoundError))
+}
+
+// hardwareOf is the MAC address of a container that asked for none. Docker's are random,
+// and told to all neighbours; ours go with the address, so that nobody need be told: who
+// knew the address of a container that is gone reaches the next that has it. Of two
+// addresses IPv4's counts.
+func hardwareOf(j network.Join) net.HardwareAddr {
+	if !j.IP.IsValid() && j.IP6.IsValid() {
+		a := j.IP6.Addr().As16()
+		return net.HardwareAddr{0x02, 0x42, a[12], a[13], a[14], a[15]}
+	}
+	return hardware(j.IP.Addr(), j.EndpointID)
 }
 
 // hardware is the MAC address that goes with an IPv4 address, as Docker makes it:
