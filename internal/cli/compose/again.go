@@ -1,9 +1,11 @@
 package compose
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
@@ -15,8 +17,13 @@ import (
 
 // again has another container take the place of one that an app keeps and that could not be
 // started, for it has come to its end (refusal, a Conflict): the engine starts none twice. It
-// blocks until that one was started, whatever becomes of it then.
+// blocks until that one was started, whatever becomes of it then, but not for ever when that has to
+// wait.
 func again(ctx context.Context, c *client.Client, x *container.Summary, refusal error) error {
+	return againWithin(ctx, c, x, refusal, standstill)
+}
+
+func againWithin(ctx context.Context, c *client.Client, x *container.Summary, refusal error, still time.Duration) error {
 	if !errdefs.IsConflict(refusal) {
 		return refusal
 	}
@@ -28,26 +35,61 @@ func again(ctx context.Context, c *client.Client, x *container.Summary, refusal 
 	if err != nil {
 		return fmt.Errorf("container %s: %w", nameOf(x), err)
 	}
-	started := errors.New("started")
-	err = c.AppFollow(ctx, project, func(app *client.App) error {
-		for _, sv := range app.Services {
-			for i := range sv.Tasks {
-				t := &sv.Tasks[i]
-				switch {
-				case t.ID != id:
-				case t.State == "rejected":
-					return fmt.Errorf("container %s: %s", nameOf(x), t.Err)
-				case ended(t) || t.State == "running" || t.Halted:
-					return started
-				default:
-					return nil
-				}
-			}
+	if err := awaitStart(ctx, c, project, id, still); err != nil {
+		return fmt.Errorf("container %s: %w", nameOf(x), err)
+	}
+	return nil
+}
+
+// errStarted ends the look at a task.
+var errStarted = errors.New("it was started")
+
+// awaitStart blocks until a task of an app was started, or has gone. It is an error that its node
+// cannot make it, and that it has waited for a node or for another service for so long, though it
+// may start later.
+func awaitStart(ctx context.Context, c *client.Client, project, task string, still time.Duration) error {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	waits, since := "", time.NewTimer(time.Hour)
+	defer func() { since.Stop() }()
+	err := c.AppFollow(ctx, project, func(app *client.App) error {
+		why, err := begun(app, task)
+		if err != nil || why == waits {
+			return err
 		}
-		return started // and has gone since
-	})
-	if errors.Is(err, started) {
+		since.Stop()
+		if waits = why; why != "" {
+			since = time.AfterFunc(still, func() { end(fmt.Errorf("it is not started yet: %s", why)) })
+		}
 		return nil
+	})
+	switch {
+	case errors.Is(err, errStarted):
+		return nil
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
 	}
 	return err
+}
+
+// begun says what a task waits for, "" while it is being made; errStarted when it was started or
+// has gone, and what is wrong when it cannot be made.
+func begun(app *client.App, task string) (waits string, err error) {
+	for _, sv := range app.Services {
+		for i := range sv.Tasks {
+			t := &sv.Tasks[i]
+			switch {
+			case t.ID != task:
+			case t.State == "rejected":
+				return "", errors.New(cmp.Or(t.Err, t.Message, t.State))
+			case ended(t) || t.State == "running" || t.Halted:
+				return "", errStarted
+			case onItsWay(t):
+				return "", nil
+			default:
+				return cmp.Or(t.Err, t.Message, t.State), nil
+			}
+		}
+	}
+	return "", errStarted
 }

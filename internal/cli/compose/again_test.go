@@ -1,0 +1,89 @@
+package compose
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/container"
+
+	"escale.dev/escale/client"
+	"escale.dev/escale/internal/cluster"
+	composefile "escale.dev/escale/internal/compose"
+)
+
+// What has ended has another in its place, which is waited for until it was started, or cannot be,
+// or has to wait for long itself.
+func TestAgain(t *testing.T) {
+	task := func(state, message, err string) client.AppTask {
+		return client.AppTask{ID: "next", State: state, Message: message, Err: err}
+	}
+	old := client.AppTask{ID: "old", State: "complete"}
+	for name, c := range map[string]struct {
+		told [][]client.AppTask
+		want string
+	}{
+		"runs":         {[][]client.AppTask{{task("new", "", ""), old}, {task("preparing", "", ""), old}, {task("running", "", ""), old}}, ""},
+		"ends at once": {[][]client.AppTask{{task("starting", "", "")}, {task("failed", "", "non-zero exit (3)")}}, ""},
+		"has gone":     {[][]client.AppTask{{task("starting", "", "")}, {old}}, ""},
+		"cannot be":    {[][]client.AppTask{{task("preparing", "", "")}, {task("rejected", "", "No such image: x")}}, "container one-1: No such image: x"},
+		"waits":        {[][]client.AppTask{{task("accepted", "waits for service db", "")}}, "container one-1: it is not started yet: waits for service db"},
+		"has no node":  {[][]client.AppTask{{task("pending", "", "no suitable node")}}, "container one-1: it is not started yet: no suitable node"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, _ := paper(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				switch {
+				case strings.HasSuffix(r.URL.Path, "/escale/apps/shop/again") && r.Method == "POST" && r.URL.Query().Get("task") == "old":
+					_, _ = w.Write([]byte(`{"Task":"next"}`))
+				case strings.HasSuffix(r.URL.Path, "/escale/apps/shop/follow"):
+					for _, tasks := range c.told {
+						_ = json.NewEncoder(w).Encode(client.App{Name: "shop", Services: []client.AppService{{Name: "one", Tasks: tasks}}})
+					}
+					_ = http.NewResponseController(w).Flush()
+					<-r.Context().Done()
+				default:
+					w.WriteHeader(http.StatusBadRequest)
+				}
+			}))
+			cl, err := s.client()
+			if err != nil {
+				t.Fatal(err)
+			}
+			x := &container.Summary{ID: "c", Names: []string{"/one-1"}, Labels: map[string]string{composefile.LabelProject: "shop", cluster.LabelTask: "old"}}
+			still := time.Minute
+			if strings.Contains(c.want, "not started yet") {
+				still = 20 * time.Millisecond
+			}
+			err = againWithin(t.Context(), cl, x, errdefs.ErrConflict, still)
+			if got := errorText(err); got != c.want {
+				t.Errorf("%q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// Other refusals stand, and so does that of a container that no app keeps any more.
+func TestAgainRefused(t *testing.T) {
+	s, _ := paper(t, http.NotFoundHandler())
+	cl, err := s.client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := &container.Summary{ID: "c", Names: []string{"/one-1"}, Labels: map[string]string{composefile.LabelProject: "shop", cluster.LabelTask: "old"}}
+	for _, refusal := range []error{nil, errdefs.ErrUnavailable, errdefs.ErrConflict} {
+		if err := again(t.Context(), cl, x, refusal); !errors.Is(err, refusal) {
+			t.Errorf("%v became %v", refusal, err)
+		}
+	}
+}
+
+func errorText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
