@@ -93,3 +93,35 @@ func begun(app *client.App, task string) (waits string, err error) {
 	}
 	return "", errStarted
 }
+
+// settled is an app once it is known of all that has ended whether others take its place, which the
+// engine decides within milliseconds. NotFound.
+func settled(ctx context.Context, c *client.Client, name string) (*client.App, error) {
+	app, err := c.App(ctx, name)
+	if err != nil || !undecided(app) {
+		return app, err
+	}
+	soon, stop := context.WithTimeout(ctx, time.Second)
+	defer stop()
+	// Without more news it is as it was seen.
+	_ = c.AppFollow(soon, name, func(now *client.App) error {
+		if app = now; !undecided(now) {
+			return errReached
+		}
+		return nil
+	})
+	return app, ctx.Err()
+}
+
+// undecided tells whether the newest of a place has ended and is to run still.
+func undecided(app *client.App) bool {
+	for i := range app.Services {
+		sv := &app.Services[i]
+		for j := range sv.Tasks {
+			if t := &sv.Tasks[j]; newest(sv, j) && ended(t) && t.Desired == "running" {
+				return true
+			}
+		}
+	}
+	return false
+}

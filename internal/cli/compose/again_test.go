@@ -81,6 +81,30 @@ func TestAgainRefused(t *testing.T) {
 	}
 }
 
+// Whether what has ended is to be started again is known a moment later.
+func TestSettled(t *testing.T) {
+	one := func(desired string) client.App {
+		return client.App{Name: "shop", Services: []client.AppService{{Name: "one", Tasks: []client.AppTask{{ID: "t", State: "complete", Desired: desired}}}}}
+	}
+	s, _ := paper(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_ = json.NewEncoder(w).Encode(one("running"))
+		if strings.HasSuffix(r.URL.Path, "/follow") {
+			_ = json.NewEncoder(w).Encode(one("shutdown"))
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		}
+	}))
+	cl, err := s.client()
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := []container.Summary{{ID: "c", Labels: map[string]string{cluster.LabelTask: "t"}}, {ID: "d", Labels: map[string]string{cluster.LabelTask: "gone"}}, {ID: "e"}}
+	got, err := s.current(t.Context(), "shop", list)
+	if app, e := settled(t.Context(), cl, "shop"); err != nil || e != nil || undecided(app) || len(got) != 2 || got[0].ID != "c" || got[1].ID != "e" {
+		t.Errorf("%v, %v, %+v", err, e, got)
+	}
+}
+
 func errorText(err error) string {
 	if err == nil {
 		return ""

@@ -73,7 +73,7 @@ func (s *session) current(ctx context.Context, project string, list []container.
 	if err != nil {
 		return nil, err
 	}
-	app, err := c.App(ctx, project)
+	app, err := settled(ctx, c, project)
 	if err != nil {
 		if errdefs.IsNotFound(err) { // nobody keeps them
 			err = nil
