@@ -33,6 +33,7 @@ type entry struct {
 	restart   restartState
 	removed   bool
 	killTold  bool                    // a removal has published that it kills this run
+	unsaved   bool                    // the record on the disk is not what it is here: it could not be written
 	adopted   bool                    // the run was taken up from an earlier engine
 	stopping  bool                    // a client's stop or kill is under way: the exit is intended
 	signalled time.Time               // a signal was sent that may mean a stop (see meaningOf); zero: none

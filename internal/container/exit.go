@@ -101,7 +101,7 @@ func (m *runner) exited(e *entry, r *run, exit runtime.Exit, cause error) {
 	}
 	e.restart.cancelHeal()
 	lived := time.Since(r.started)
-	again, delay := e.decideRestart(exit.Code, lived)
+	again, delay := e.decideRestart(exit, lived)
 	next := Exited
 	var pending pendingRestart
 	if again {

@@ -3,7 +3,10 @@ package container
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/moby/moby/api/types/container"
 )
@@ -97,5 +100,71 @@ func writeFile(t *testing.T, path, text string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// While its record cannot be written a container is not started anew: the next engine would
+// take what runs for something that nobody started.
+func TestStartBehindItsRecord(t *testing.T) {
+	for _, policy := range []container.RestartPolicyMode{"", "always"} {
+		t.Run(string(policy), func(t *testing.T) {
+			dir := t.TempDir()
+			synctest.Test(t, func(t *testing.T) {
+				f := newFakeEngine()
+				m := f.manager(t, dir)
+				id := create(t, m, "web", &container.HostConfig{RestartPolicy: container.RestartPolicy{Name: policy}})
+				if err := m.Start(t.Context(), "web"); err != nil {
+					t.Fatal(err)
+				}
+				mend := breakRecord(t, m, id)
+				f.end(id, 3)
+				time.Sleep(time.Second)
+				synctest.Wait()
+				if s := status(t, m, id); s.Running() {
+					t.Fatal("it was started")
+				}
+				err := m.Start(t.Context(), "web")
+				if err == nil || !strings.Contains(err.Error(), recordFile) {
+					t.Errorf("a start: %v", err)
+				}
+				if left, _ := filepath.Glob(filepath.Join(m.cfg.RunDir, string(id), "*")); len(left) > 0 {
+					t.Errorf("left: %q", left)
+				}
+				mend()
+				if err := m.Start(t.Context(), "web"); err != nil {
+					t.Fatal(err)
+				}
+				mend = breakRecord(t, m, id) // what the record does not know of a run is found
+				if err := m.Rename(t.Context(), "web", "shop"); err == nil {
+					t.Error("a name was given that is written nowhere")
+				}
+				mend()
+				m.Close()
+				m = f.manager(t, dir)
+				if s := status(t, m, id); s.Status != Running || s.Generation != 2 {
+					t.Errorf("taken up as %s, start %d", s.Status, s.Generation)
+				}
+				m.Close()
+			})
+		})
+	}
+}
+
+// breakRecord lets no record be written until mend.
+func breakRecord(t *testing.T, m *Manager, id ID) (mend func()) {
+	t.Helper()
+	path := filepath.Join(m.store.path(id), recordFile)
+	do := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	do(os.Rename(path, path+".good"))
+	do(os.MkdirAll(filepath.Join(path, "in the way"), 0o700))
+	return func() {
+		t.Helper()
+		do(os.RemoveAll(path))
+		do(os.Rename(path+".good", path))
 	}
 }

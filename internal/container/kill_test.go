@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"escale.dev/escale/internal/runtime"
 	"github.com/moby/moby/api/types/container"
 )
 
@@ -166,4 +167,28 @@ func TestEngineKilledAfterKill(t *testing.T) {
 		}
 		second.Close()
 	})
+}
+
+// An unhealthy container that is restarted for that, and one that runs out of memory, did not
+// end by the signal that came before.
+func TestSignalBeforeAnotherEnd(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		healed bool
+		exit   runtime.Exit
+		again  bool
+	}{
+		{"the signal's work", false, runtime.Exit{Code: 1}, false},
+		{"healed", true, runtime.Exit{Code: 143}, true},
+		{"out of memory", false, runtime.Exit{Code: 137, OOMKilled: true}, true},
+	} {
+		e := newEntry(Record{ID: "x", Config: &container.Config{}, HostConfig: &container.HostConfig{RestartPolicy: container.RestartPolicy{Name: "always"}}})
+		e.run, e.signalled = &run{}, time.Now()
+		if c.healed {
+			e.healing = e.run
+		}
+		if again, _ := e.decideRestart(c.exit, time.Second); again != c.again || e.rec.ManuallyStopped == c.again {
+			t.Errorf("%s: restarted %t, stopped by hand %t", c.name, again, e.rec.ManuallyStopped)
+		}
+	}
 }

@@ -420,7 +420,9 @@ func (m *core) updateLocked(e *entry, durable bool, change func(*Record) error) 
 	if e.removed {
 		return nil
 	}
-	return m.store.save(&e.rec, durable)
+	err := m.store.save(&e.rec, durable)
+	e.unsaved = err != nil
+	return err
 }
 
 // background runs f on a goroutine that Close waits for.

@@ -3,6 +3,8 @@ package container
 import (
 	"context"
 	"time"
+
+	"escale.dev/escale/internal/runtime"
 )
 
 // Restart policies wait longer after each failure and start afresh once a run
@@ -25,13 +27,13 @@ type restartState struct {
 
 // decideRestart tells whether the policy starts the container again, and after
 // how long. Called with mu held, before RestartCount is raised.
-func (e *entry) decideRestart(code int, lived time.Duration) (bool, time.Duration) {
+func (e *entry) decideRestart(exit runtime.Exit, lived time.Duration) (bool, time.Duration) {
 	healed := e.healing != nil && e.healing == e.run
 	e.healing = nil
-	if !e.signalled.IsZero() && time.Since(e.signalled) < afterSignal { // its work, most likely
+	if !healed && !exit.OOMKilled && !e.signalled.IsZero() && time.Since(e.signalled) < afterSignal { // its work, most likely
 		e.rec.ManuallyStopped = true
 	}
-	if e.stopping || e.rec.ManuallyStopped || !healed && !e.wantsRestart(code) {
+	if e.stopping || e.rec.ManuallyStopped || !healed && !e.wantsRestart(exit.Code) {
 		return false, 0
 	}
 	if healed { // it has waited already

@@ -72,7 +72,8 @@ func (m *runner) startLocked(ctx context.Context, e *entry, byClient bool) error
 var errAborted = kindf(errConflict, "container is marked for removal and cannot be started")
 
 // intend notes that a start begins, before anything reaches the kernel. The note lies in
-// the run directory, which is in memory: the record need not be written for it.
+// the run directory, so the record need not be written for it, unless what it came to
+// before could not be: it is one move behind at most.
 func (m *runner) intend(e *entry, byClient bool) (*run, State, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -82,7 +83,15 @@ func (m *runner) intend(e *entry, byClient bool) (*run, State, error) {
 	if err := next.begin(in); err != nil {
 		return nil, before, err
 	}
-	if err := writeIntent(m.runDir(e.id, next.State.Generation), in); err != nil {
+	var err error
+	if e.unsaved { // a later engine would not believe the note of what the record cannot come to
+		err = m.store.save(&next, false)
+		e.unsaved = err != nil
+	}
+	if err == nil {
+		err = writeIntent(m.runDir(e.id, next.State.Generation), in)
+	}
+	if err != nil {
 		m.removeRunDir(e.id, next.State.Generation)
 		return nil, before, err
 	}
