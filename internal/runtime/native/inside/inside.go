@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -66,6 +67,11 @@ func (h *half) run() error {
 	var err error
 	if h.Plan, err = codec.ReceivePlan(h.socket); err != nil {
 		return fmt.Errorf("plan: %w", err)
+	}
+	if len(h.CreateContainer)+len(h.StartContainer) > 0 {
+		// Hooks are waited for on other threads. With this they come from one that stays where
+		// we are now: they are not counted by a cgroup that a thread joins (version 1).
+		runtime.LockOSThread()
 	}
 	if err := h.takeTrees(); err != nil {
 		return err
