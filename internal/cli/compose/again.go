@@ -16,9 +16,9 @@ import (
 )
 
 // again has another container take the place of one that an app keeps and that could not be
-// started, for it has come to its end (refusal, a Conflict): the engine starts none twice. It
-// blocks until that one was started, whatever becomes of it then, but not for ever when that has to
-// wait.
+// started (refusal), if that was because it has come to its end (a Conflict): the engine starts
+// none twice. It blocks until that one was started, whatever becomes of it then, but not for ever
+// when that has to wait. Other refusals stand.
 func again(ctx context.Context, c *client.Client, x *container.Summary, refusal error) error {
 	return againWithin(ctx, c, x, refusal, standstill)
 }
@@ -27,10 +27,16 @@ func againWithin(ctx context.Context, c *client.Client, x *container.Summary, re
 	if !errdefs.IsConflict(refusal) {
 		return refusal
 	}
-	project := x.Labels[composefile.LabelProject]
-	id, err := c.AppAgain(ctx, project, x.Labels[cluster.LabelTask])
+	project, task := x.Labels[composefile.LabelProject], x.Labels[cluster.LabelTask]
+	id, err := c.AppAgain(ctx, project, task)
 	if errdefs.IsNotFound(err) { // the app is kept no more, or its container is about to go
 		return refusal
+	}
+	if err == nil && id == task {
+		var lives bool
+		if lives, err = alive(ctx, c, project, task); lives {
+			return refusal // it is not for its end that it was refused
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("container %s: %w", nameOf(x), err)
@@ -39,6 +45,25 @@ func againWithin(ctx context.Context, c *client.Client, x *container.Summary, re
 		return fmt.Errorf("container %s: %w", nameOf(x), err)
 	}
 	return nil
+}
+
+// alive tells whether an app has a task that has not ended.
+func alive(ctx context.Context, c *client.Client, project, task string) (bool, error) {
+	app, err := c.App(ctx, project)
+	if errdefs.IsNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	for _, sv := range app.Services {
+		for i := range sv.Tasks {
+			if t := &sv.Tasks[i]; t.ID == task {
+				return !ended(t), nil
+			}
+		}
+	}
+	return false, nil
 }
 
 // errStarted ends the look at a task.

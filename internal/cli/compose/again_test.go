@@ -3,6 +3,7 @@ package compose
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -63,6 +64,29 @@ func TestAgain(t *testing.T) {
 				t.Errorf("%q, want %q", got, c.want)
 			}
 		})
+	}
+}
+
+// Only for what has ended another is made: what an app's container that lives was refused for is
+// told, and what is about to be tried again by itself needs nobody.
+func TestAgainOfOneThatLives(t *testing.T) {
+	paused := fmt.Errorf("cannot start a paused container, try unpause instead: %w", errdefs.ErrConflict)
+	for state, want := range map[string]error{"running": paused, "starting": paused, "failed": nil} {
+		s, _ := paper(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.HasSuffix(r.URL.Path, "/again") {
+				_, _ = w.Write([]byte(`{"Task":"old"}`))
+				return
+			}
+			_ = json.NewEncoder(w).Encode(client.App{Name: "shop", Services: []client.AppService{{Name: "one", Tasks: []client.AppTask{{ID: "other", State: "failed"}, {ID: "old", State: state, Halted: true}}}}})
+		}))
+		cl, err := s.client()
+		if err != nil {
+			t.Fatal(err)
+		}
+		x := &container.Summary{ID: "c", Names: []string{"/one-1"}, Labels: map[string]string{composefile.LabelProject: "shop", cluster.LabelTask: "old"}}
+		if err := again(t.Context(), cl, x, paused); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", state, err, want)
+		}
 	}
 }
 
