@@ -57,9 +57,7 @@ func filters(v store.View, t *cluster.Task) ([]filter, error) {
 		})
 	}
 	if slices.ContainsFunc(t.Ports, func(p cluster.Port) bool { return p.Published != 0 }) {
-		add("host-mode port already in use", func(r *Room) bool {
-			return !slices.ContainsFunc(t.Ports, func(p cluster.Port) bool { return !p.Fits(r.Ports) })
-		})
+		add("host-mode port already in use", func(r *Room) bool { return cluster.Fit(t.Ports, r.Ports) })
 	}
 	if n := sealed(v, t); n != nil {
 		add(fmt.Sprintf("no IPsec for encrypted network %s", n.Spec.Name), func(r *Room) bool { return r.Node.Status.Encrypts })

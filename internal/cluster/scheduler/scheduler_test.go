@@ -218,6 +218,7 @@ func TestHostPorts(t *testing.T) {
 	tcp := func(address string, published uint16) cluster.Port {
 		return cluster.Port{Proto: "tcp", Target: 80, Published: published, Address: address, Host: true}
 	}
+	udp := cluster.Port{Proto: "udp", Target: 80, Published: 8079, Last: 8080, Host: true}
 	for i, c := range []struct {
 		port cluster.Port
 		want string
@@ -239,6 +240,13 @@ func TestHostPorts(t *testing.T) {
 		task := &cluster.Task{Meta: cluster.Meta{Owner: fmt.Sprint("service", i)}, Slot: 1, Number: 1, Desired: cluster.TaskRunning, Status: cluster.TaskStatus{State: cluster.TaskNew}, Ports: []cluster.Port{c.port}}
 		if got := place(t, s, Loop{}, task); got != c.want {
 			t.Errorf("%d: %q, want %q", i, got, c.want)
+		}
+	}
+	// One that has two of a range does not fit where one is left.
+	for i, want := range []string{"node1", "no suitable node (host-mode port already in use on 2 nodes)"} {
+		task := &cluster.Task{Meta: cluster.Meta{Owner: fmt.Sprint("two", i)}, Slot: 1, Number: 1, Desired: cluster.TaskRunning, Status: cluster.TaskStatus{State: cluster.TaskNew}, Ports: []cluster.Port{udp, udp}}
+		if got := place(t, s, Loop{}, task); got != want {
+			t.Errorf("two ranges, %d: %q, want %q", i, got, want)
 		}
 	}
 	// Whoever ends makes room.
