@@ -65,20 +65,17 @@ func (m wirer) connectStopped(e *entry, v *View, name string, settings *apinetwo
 // rewire writes down which networks a container is to be on, and where it is on
 // them if it runs. The addresses that it asks for are kept for it.
 func (m wirer) rewire(e *entry, wanted map[string]*apinetwork.EndpointSettings, change func(*Record) error) error {
-	var before map[string]*apinetwork.EndpointSettings
 	err := m.update(e, true, func(rec *Record) error {
 		if change != nil {
 			if err := change(rec); err != nil {
 				return err
 			}
 		}
-		before = rec.Networking
 		rec.Networking, rec.NoNetworks = wanted, len(wanted) == 0
 		return nil
 	})
 	if err == nil {
-		m.cfg.Networks.Unkeep(before)
-		m.cfg.Networks.Keep(wanted)
+		m.cfg.Networks.Keep(string(e.id), wanted)
 	}
 	return err
 }

@@ -146,8 +146,8 @@ func (m creator) build(ctx context.Context, rec Record, before map[string]string
 	if err := m.store.settled(rec.ID); err != nil {
 		m.log.Warn("note of volumes that were about to be made", "container", rec.ID.Short(), "error", err)
 	}
+	m.cfg.Networks.Keep(string(rec.ID), rec.Networking) // before it can be found, and removed
 	m.store.add(e)
-	m.cfg.Networks.Keep(rec.Networking)
 	return e, nil
 }
 

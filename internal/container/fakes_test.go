@@ -415,8 +415,8 @@ func (fakeNetworks) Disconnect(_ context.Context, _, name string, eps []network.
 	return nil, kindf(errNotFound, "not connected")
 }
 func (fakeNetworks) Rename(_, _, _ string, eps []network.Endpoint) []network.Endpoint { return eps }
-func (fakeNetworks) Keep(map[string]*apinetwork.EndpointSettings)                     {}
-func (fakeNetworks) Unkeep(map[string]*apinetwork.EndpointSettings)                   {}
+func (fakeNetworks) Keep(string, map[string]*apinetwork.EndpointSettings)             {}
+func (fakeNetworks) Unkeep(string)                                                    {}
 func (n fakeNetworks) HostGateway() string                                            { return n.f.gateway }
 func (n fakeNetworks) Rotate(_ context.Context, _ string, in bool) {
 	n.f.way(map[bool]string{true: "in", false: "out"}[in])

@@ -55,9 +55,10 @@ type Networks interface {
 	Connect(ctx context.Context, r network.Request, eps []network.Endpoint) (*network.Change, error)
 	Disconnect(ctx context.Context, id, ref string, eps []network.Endpoint) (*network.Change, error)
 	Rename(id, old, name string, eps []network.Endpoint) []network.Endpoint
-	// Keep leaves the addresses asked for to a container that does not run.
-	Keep(asked map[string]*apinetwork.EndpointSettings)
-	Unkeep(asked map[string]*apinetwork.EndpointSettings)
+	// Keep leaves the addresses asked for to a container that does not run, instead of
+	// those before, also on networks that are made later; until Unkeep.
+	Keep(id string, asked map[string]*apinetwork.EndpointSettings)
+	Unkeep(id string)
 	// TakeUp goes on with what the engine does for a container that lived through
 	// its restart; made is for the monitor to hold.
 	TakeUp(ctx context.Context, s network.Survivor) (made []*os.File, err error)

@@ -39,7 +39,7 @@ func (m *Manager) Open(ctx context.Context) error {
 	for _, e := range entries {
 		m.mounts.hold(ctx, e)
 		v := e.view()
-		m.cfg.Networks.Keep(v.Networking)
+		m.cfg.Networks.Keep(string(e.id), v.Networking)
 	}
 	// Monitors answer at once; a few at a time keep a thousand of them quick.
 	slots := make(chan struct{}, 16)

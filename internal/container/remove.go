@@ -114,7 +114,7 @@ func (m *runner) finishRemoval(e *entry, now bool) error {
 	e.mu.Lock()
 	e.removed = true
 	e.tellChange()
-	m.cfg.Networks.Unkeep(e.rec.Networking)
+	m.cfg.Networks.Unkeep(string(e.id))
 	r := e.run
 	e.notify(true, WaitResult{ExitCode: e.rec.State.ExitCode})
 	early := e.early

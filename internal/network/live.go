@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"slices"
 
@@ -245,35 +244,4 @@ func (m *Manager) Rename(id, old, name string, eps []Endpoint) []Endpoint {
 	}
 	m.settled(id, out)
 	return out
-}
-
-// Keep leaves the addresses that a container asks for by its settings to it while
-// it does not run: nobody else gets them without asking. Undone by Unkeep with the
-// same settings.
-func (m *Manager) Keep(asked map[string]*network.EndpointSettings) {
-	m.eachAsked(asked, func(p *pool, a netip.Addr) { p.Keep(a) })
-}
-
-// Unkeep undoes Keep.
-func (m *Manager) Unkeep(asked map[string]*network.EndpointSettings) {
-	m.eachAsked(asked, func(p *pool, a netip.Addr) { p.Unkeep(a) })
-}
-
-func (m *base) eachAsked(asked map[string]*network.EndpointSettings, do func(*pool, netip.Addr)) {
-	for ref, s := range asked {
-		if s == nil || s.IPAMConfig == nil {
-			continue
-		}
-		a, err := m.networks.find(canonical(ref))
-		if err != nil {
-			continue
-		}
-		for _, want := range []netip.Addr{s.IPAMConfig.IPv4Address, s.IPAMConfig.IPv6Address} {
-			for _, p := range a.pools {
-				if want.IsValid() && p.Subnet().Contains(want) {
-					do(p, want)
-				}
-			}
-		}
-	}
 }

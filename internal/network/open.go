@@ -86,15 +86,17 @@ func (m maker) install(with makers, spec Spec, info Info, subnets []Subnet) erro
 	}
 	m.networks.mu.Lock()
 	defer m.networks.mu.Unlock()
-	a, ok := m.networks.byName[spec.Name]
-	if !ok {
+	a, there := m.networks.byName[spec.Name]
+	if !there {
 		a = &attached{driver: d, addresses: with.addresses, containers: map[string]Endpoint{}}
 		m.networks.byName[spec.Name] = a
 	}
-	if !ok || !sameSubnets(a.info.IPAM.Subnets, info.IPAM.Subnets) { // what is given out stays given out
-		a.pools = pools
-	}
+	renewed := !there || !sameSubnets(a.info.IPAM.Subnets, info.IPAM.Subnets) // else what is given out stays given out
 	a.info, a.spec, a.broken = info, spec, nil
+	if renewed {
+		a.pools = pools
+		m.networks.keepAll(a)
+	}
 	return nil
 }
 

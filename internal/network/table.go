@@ -17,7 +17,8 @@ type table struct {
 	mu     sync.Mutex
 	left   *sync.Cond // an endpoint has gone, or the removal of a network is over
 	byName map[string]*attached
-	claims map[string][]netip.Prefix // networks that are being made: names, and subnets as far as they are known
+	claims map[string][]netip.Prefix          // networks that are being made: names, and subnets as far as they are known
+	kept   map[string]map[string][]netip.Addr // what containers ask for, by their ids and what they call the network
 }
 
 // attached is a network with its driver and the containers on it. Its fields but
@@ -37,7 +38,7 @@ type attached struct {
 }
 
 func newTable() *table {
-	t := &table{byName: map[string]*attached{}, claims: map[string][]netip.Prefix{}}
+	t := &table{byName: map[string]*attached{}, claims: map[string][]netip.Prefix{}, kept: map[string]map[string][]netip.Addr{}}
 	t.left = sync.NewCond(&t.mu)
 	return t
 }
@@ -205,6 +206,7 @@ func (t *table) put(a *attached) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.byName[a.info.Name] = a
+	t.keepAll(a)
 }
 
 // drain takes all networks out.

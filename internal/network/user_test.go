@@ -186,7 +186,7 @@ func TestAddresses(t *testing.T) {
 		{Subnet: "fd00:61::/64"},
 	}}})
 	kept := map[string]*settings{"n": {IPAMConfig: &apinetwork.EndpointIPAMConfig{IPv4Address: netip.MustParseAddr("10.61.0.65")}}}
-	h.m.Keep(kept)
+	h.m.Keep("b", kept)
 	a := h.startAs(on("a", "n"))
 	if ep := a.Endpoints[0]; ep.IP != "10.61.0.66" || ep.PrefixLen != 24 || ep.Gateway != "10.61.0.254" || ep.IP6 != "fd00:61::2" || ep.Gateway6 != "fd00:61::1" {
 		t.Errorf("%+v", ep)

@@ -31,9 +31,9 @@ type Pool struct {
 	size   uint64              // how many addresses are within, at most 2^63
 
 	mu    sync.Mutex
-	next  netip.Addr          // where the search begins
-	taken map[netip.Addr]bool // without those that are never given out
-	kept  map[netip.Addr]int  // by how many: Next leaves them to who asks for them
+	next  netip.Addr                     // where the search begins
+	taken map[netip.Addr]bool            // without those that are never given out
+	kept  map[netip.Addr]map[string]bool // for whom: Next leaves them to who asks for them
 }
 
 // New makes the pool of a subnet. Its first address is never given out, nor are
@@ -52,7 +52,7 @@ func New(subnet, within netip.Prefix, gateway netip.Addr) (*Pool, error) {
 	if within.Bits() < subnet.Bits() || !subnet.Contains(within.Addr()) {
 		return nil, fmt.Errorf("range %s is not in subnet %s: %w", within, subnet, errdefs.ErrInvalidArgument)
 	}
-	p := &Pool{subnet: subnet, within: within, next: within.Addr(), never: map[netip.Addr]bool{}, taken: map[netip.Addr]bool{}, kept: map[netip.Addr]int{}}
+	p := &Pool{subnet: subnet, within: within, next: within.Addr(), never: map[netip.Addr]bool{}, taken: map[netip.Addr]bool{}, kept: map[netip.Addr]map[string]bool{}}
 	if bits := subnet.Addr().BitLen() - subnet.Bits(); bits > 1 { // the two of a /31 are both hosts
 		p.never[subnet.Addr()] = true
 		if subnet.Addr().Is4() {
@@ -125,7 +125,7 @@ func (p *Pool) Next() (netip.Addr, error) {
 		if !p.within.Contains(after) {
 			after = p.within.Addr()
 		}
-		if !p.never[a] && !p.taken[a] && p.kept[a] == 0 {
+		if !p.never[a] && !p.taken[a] && len(p.kept[a]) == 0 {
 			p.taken[a], p.next = true, after
 			return a, nil
 		}
@@ -157,19 +157,22 @@ func (p *Pool) Release(a netip.Addr) {
 	delete(p.taken, a)
 }
 
-// Keep leaves an address to who asks for it by Take: Next does not give it out
-// until Unkeep was called as often.
-func (p *Pool) Keep(a netip.Addr) {
+// Keep leaves an address to who asks for it by Take: Next does not give it out while
+// it is kept for anybody. Idempotent.
+func (p *Pool) Keep(a netip.Addr, who string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.kept[a]++
+	if p.kept[a] == nil {
+		p.kept[a] = map[string]bool{}
+	}
+	p.kept[a][who] = true
 }
 
-// Unkeep undoes one Keep.
-func (p *Pool) Unkeep(a netip.Addr) {
+// Unkeep undoes Keep. Idempotent.
+func (p *Pool) Unkeep(a netip.Addr, who string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.kept[a]--; p.kept[a] <= 0 {
+	if delete(p.kept[a], who); len(p.kept[a]) == 0 {
 		delete(p.kept, a)
 	}
 }

@@ -129,7 +129,9 @@ func TestRange(t *testing.T) {
 	if got := p.First(); got != addr("10.0.5.0") {
 		t.Errorf("the first is %s", got)
 	}
-	p.Keep(addr("10.0.5.2"))
+	for _, who := range []string{"a", "b", "a"} {
+		p.Keep(addr("10.0.5.2"), who)
+	}
 	if err := p.Take(addr("10.0.9.9")); err != nil {
 		t.Errorf("an address outside the range, asked for: %v", err)
 	}
@@ -145,7 +147,14 @@ func TestRange(t *testing.T) {
 		t.Errorf("a kept address, asked for: %v", err)
 	}
 	p.Release(addr("10.0.5.2"))
-	p.Unkeep(addr("10.0.5.2"))
+	for range 2 {
+		p.Unkeep(addr("10.0.5.2"), "b")
+		p.Unkeep(addr("10.0.5.2"), "nobody")
+	}
+	if a, err := p.Next(); !errors.Is(err, ErrExhausted) {
+		t.Errorf("an address that is kept for another: %v, %v", a, err)
+	}
+	p.Unkeep(addr("10.0.5.2"), "a")
 	if a, err := p.Next(); err != nil || a != addr("10.0.5.2") {
 		t.Errorf("%v, %v", a, err)
 	}
