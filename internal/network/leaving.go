@@ -34,6 +34,13 @@ func (a *attached) isLeaving(ep Endpoint) bool {
 	return ok
 }
 
+// giveBack gives the addresses of an endpoint back, of one that forget has told of or of one
+// that came to nothing, and wakes who waits for one.
+func (t *table) giveBack(ctx context.Context, a *attached, ep Endpoint) {
+	a.release(ctx, ep)
+	t.released(a, ep)
+}
+
 // released ends what forget began: the addresses of the endpoint are free.
 func (t *table) released(a *attached, ep Endpoint) {
 	t.mu.Lock()
@@ -86,7 +93,7 @@ func (t *table) take(ctx context.Context, a *attached, j *Join, v6 bool, want ne
 	return at, err
 }
 
-// awaitFreed waits until one that leaves has given its addresses back since seen were.
+// awaitFreed waits until somebody has given addresses back since seen were.
 // It gives how many have by now, and false when nobody with an address of the family is
 // leaving, or ctx ends.
 func (t *table) awaitFreed(ctx context.Context, a *attached, v6 bool, seen uint64) (uint64, bool) {

@@ -71,7 +71,7 @@ func (m *Manager) Connect(ctx context.Context, req Request, eps []Endpoint) (*Ch
 	c := &Change{Changed: ep}
 	if c.Endpoints, c.Held, err = m.redirect(ctx, ns, m.rotation.current(req.ContainerID, eps), after, fresh{plan.ports, req.Exposed, req.Balance}); err != nil {
 		err = errors.Join(err, p.net.driver.Leave(context.WithoutCancel(ctx), ep))
-		p.net.release(context.WithoutCancel(ctx), ep)
+		m.networks.giveBack(context.WithoutCancel(ctx), p.net, ep)
 		return nil, err
 	}
 	m.settled(req.ContainerID, c.Endpoints)

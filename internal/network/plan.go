@@ -321,7 +321,7 @@ func (m *base) join(ctx context.Context, ns *netns.Handle, req Request, p *part,
 	ep.setAddresses(at4, at6)
 	if err != nil {
 		ep.EndpointID = j.EndpointID
-		p.net.release(context.WithoutCancel(ctx), ep)
+		m.networks.giveBack(context.WithoutCancel(ctx), p.net, ep)
 		return Endpoint{}, err
 	}
 	ep.Network, ep.NetworkID, ep.EndpointID = p.net.info.Name, p.net.info.ID, j.EndpointID

@@ -203,7 +203,7 @@ func (s *setup) undo(ctx context.Context) error {
 			s.m.ports.Free(ep.mappings())
 		}
 		errs = append(errs, s.plan.parts[i].net.driver.Leave(ctx, ep))
-		s.plan.parts[i].net.release(ctx, ep)
+		s.m.networks.giveBack(ctx, s.plan.parts[i].net, ep)
 	}
 	errs = append(errs, s.m.drop(s.handle))
 	return errors.Join(errs...)

@@ -31,7 +31,7 @@ type attached struct {
 	spec       Spec
 	containers map[string]Endpoint
 	leaving    map[string]parting // by id the endpoints whose container has ended, until nothing of them is left
-	freed      uint64             // how many of those have given their addresses back
+	freed      uint64             // how many have given their addresses back, of those and of those that came to nothing
 	joining    int                // how many are about to be on it
 	going      bool               // it is being removed
 	broken     error              // why an engine that took it up could not make it whole
@@ -135,8 +135,8 @@ func (t *table) record(id string, eps []Endpoint) {
 	}
 }
 
-// forget tells whether the endpoint was there: whoever is told so releases its
-// addresses, then calls released.
+// forget tells whether the endpoint was there: whoever is told so calls
+// giveBack.
 func (t *table) forget(id string, ep Endpoint) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()

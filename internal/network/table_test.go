@@ -9,7 +9,9 @@ import (
 	"testing/synctest"
 	"time"
 
+	"escale.dev/escale/internal/sys/netns"
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/api/types/network"
 )
 
 // Who removes a network that another removes waits until that is over: a name that is
@@ -163,8 +165,7 @@ func TestAddressOfAFullNetwork(t *testing.T) {
 					for _, ep := range ended {
 						time.Sleep(c.over)
 						tab.forget(ep.EndpointID, ep)
-						a.release(t.Context(), ep)
-						tab.released(a, ep)
+						tab.giveBack(t.Context(), a, ep)
 					}
 				}()
 				begun := time.Now()
@@ -207,8 +208,7 @@ func TestManyWaitForAddresses(t *testing.T) {
 			go func() {
 				time.Sleep(time.Duration(1+n%7) * time.Millisecond)
 				tab.forget(ep.EndpointID, ep)
-				a.release(t.Context(), ep)
-				tab.released(a, ep)
+				tab.giveBack(t.Context(), a, ep)
 			}()
 			go func() {
 				at, err := tab.take(t.Context(), a, &Join{}, false, netip.Addr{})
@@ -227,4 +227,83 @@ func TestManyWaitForAddresses(t *testing.T) {
 			}
 		}
 	})
+}
+
+// refusing is a driver that takes a second to refuse who joins, and as long to let go.
+type refusing struct{ absent }
+
+func (d refusing) Join(context.Context, string, *netns.Handle, Join) (Endpoint, error) {
+	time.Sleep(time.Second)
+	return Endpoint{}, errors.New("refused")
+}
+
+func (d refusing) Leave(context.Context, Endpoint) error {
+	time.Sleep(time.Second)
+	return nil
+}
+
+// Who waits for any address of a full network, since somebody is leaving it, gets that of
+// a start which comes to nothing sooner.
+func TestAddressOfWhoCameToNothing(t *testing.T) {
+	for _, family := range []string{"10.1.0.0/29", "fd00::/126"} {
+		for name, fails := range map[string]func(*Manager, *part) error{
+			"the join": func(m *Manager, p *part) error {
+				if _, err := m.join(t.Context(), nil, Request{}, p, Join{EndpointID: "new"}, false, false); err == nil {
+					return errors.New("it was not refused")
+				}
+				return nil
+			},
+			"the rest": func(m *Manager, p *part) error {
+				at4, at6, err := takeBoth(p.net)
+				ep := Endpoint{Network: "lan", NetworkID: "1", EndpointID: "new"}
+				ep.setAddresses(at4, at6)
+				s := &setup{m: m, door: -1, plan: plan{parts: []part{*p}}, box: &Sandbox{Endpoints: []Endpoint{ep}}}
+				return errors.Join(err, s.undo(t.Context()))
+			},
+		} {
+			t.Run(family+" "+name, func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					pools, err := newPools([]Subnet{{Prefix: netip.MustParsePrefix(family)}})
+					if err != nil {
+						t.Fatal(err)
+					}
+					v6 := pools[0].is6()
+					m := &Manager{base: &base{networks: newTable()}}
+					a := &attached{driver: refusing{"slow"}, info: Info{Name: "lan", ID: "1"}, containers: map[string]Endpoint{}, pools: pools}
+					m.networks.put(a)
+					at4, at6, err := takeBoth(a)
+					if err != nil {
+						t.Fatal(err)
+					}
+					leaving := Endpoint{Network: "lan", NetworkID: "1", EndpointID: "old"}
+					leaving.setAddresses(at4, at6)
+					a.containers["c"] = leaving
+					m.networks.part("c", []Endpoint{leaving})
+					for n := pools[0].Used(); n < map[bool]int{false: 5, true: 2}[v6]; n++ { // all but one
+						if _, err := pools[0].Next(); err != nil {
+							t.Fatal(err)
+						}
+					}
+					failed := make(chan error)
+					go func() { failed <- fails(m, &part{net: a, settings: &network.EndpointSettings{}}) }()
+					synctest.Wait()
+					begun := time.Now()
+					at, err := m.networks.take(t.Context(), a, &Join{}, v6, netip.Addr{})
+					if took := time.Since(begun); err != nil || !at.prefix.IsValid() || took != time.Second {
+						t.Errorf("%v, %v after %s", at, err, took)
+					}
+					if err := <-failed; err != nil {
+						t.Error(err)
+					}
+				})
+			})
+		}
+	}
+}
+
+func takeBoth(a *attached) (at4, at6 place, err error) {
+	if at4, err = a.take(context.Background(), &Join{}, false, netip.Addr{}); err == nil {
+		at6, err = a.take(context.Background(), &Join{}, true, netip.Addr{})
+	}
+	return at4, at6, err
 }

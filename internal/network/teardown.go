@@ -80,8 +80,7 @@ func (m *base) leave(ctx context.Context, id string, ep Endpoint) error {
 	}
 	err := a.driver.Leave(ctx, ep)
 	if m.networks.forget(id, ep) { // else they may be another's by now
-		a.release(ctx, ep)
-		m.networks.released(a, ep)
+		m.networks.giveBack(ctx, a, ep)
 	}
 	if err != nil {
 		return fmt.Errorf("container %s: network %q: %w", id, ep.Network, err)
