@@ -155,7 +155,7 @@ func (m *base) redirect(ctx context.Context, ns *netns.Handle, before, after []E
 	from := slices.IndexFunc(before, func(ep Endpoint) bool { return ep.Ports != nil })
 	to := m.door(eps)
 	for i := range eps {
-		eps[i].Ports = nil
+		eps[i].Ports, eps[i].Own = nil, nil
 	}
 	switch {
 	case from < 0 && to < 0:
@@ -175,7 +175,8 @@ func (m *base) redirect(ctx context.Context, ns *netns.Handle, before, after []E
 			m.ports.Free(before[from].mappings())
 		}
 	default:
-		eps[to].Ports, eps[to].Balance, eps[to].Resting = before[from].Ports, before[from].Balance, before[from].Resting
+		eps[to].Ports, eps[to].Own = before[from].Ports, before[from].Own
+		eps[to].Balance, eps[to].Resting = before[from].Balance, before[from].Resting
 		if before[from].EndpointID != eps[to].EndpointID {
 			err = m.move(ctx, before[from], eps[to])
 		}

@@ -52,15 +52,16 @@ type Endpoint struct {
 	HostLink   string // the host's end of the veth pair
 	Interface  string // the container's end, "eth0"
 	Ports      network.PortMap
-	Aliases    []string // what the client asked for: network-scoped aliases
-	DNSNames   []string // every name it answers to on this network, its own first
-	Links      []string `json:",omitempty"` // "container:alias": names of others that this container alone uses
-	GwPriority int      `json:",omitempty"` // the endpoint with the highest has the default route
-	LinkLocal  []string `json:",omitempty"` // further addresses of the interface
-	Sysctls    []string `json:",omitempty"` // "net.ipv4.conf.IFNAME.forwarding=1"
-	Balance    string   `json:",omitempty"` // the group with which the published ports are shared
-	Resting    bool     `json:",omitempty"` // nothing new is to come by shared ports
-	Handle     string   `json:",omitempty"` // name of the namespace's handle; the same in all of a start
+	Aliases    []string        // what the client asked for: network-scoped aliases
+	DNSNames   []string        // every name it answers to on this network, its own first
+	Links      []string        `json:",omitempty"` // "container:alias": names of others that this container alone uses
+	GwPriority int             `json:",omitempty"` // the endpoint with the highest has the default route
+	LinkLocal  []string        `json:",omitempty"` // further addresses of the interface
+	Sysctls    []string        `json:",omitempty"` // "net.ipv4.conf.IFNAME.forwarding=1"
+	Balance    string          `json:",omitempty"` // the group with which the published ports are shared
+	Own        network.PortMap `json:",omitempty"` // published ports, of those in Ports, that are not shared although there is a group
+	Resting    bool            `json:",omitempty"` // nothing new is to come by shared ports
+	Handle     string          `json:",omitempty"` // name of the namespace's handle; the same in all of a start
 }
 
 // Sandbox is a container's network as it stands.

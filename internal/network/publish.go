@@ -47,7 +47,20 @@ func (ep Endpoint) Mappings() ([]port.Mapping, error) {
 	if err != nil {
 		return nil, err
 	}
-	return port.Mappings(to, ep.Ports, ep.Balance)
+	list, err := port.Mappings(to, ep.Ports, ep.Balance)
+	if err != nil || len(ep.Own) == 0 {
+		return list, err
+	}
+	own, err := port.Mappings(to, ep.Own, ep.Balance)
+	if err != nil {
+		return nil, err
+	}
+	for i := range list {
+		if slices.Contains(own, list[i]) {
+			list[i].Group = ""
+		}
+	}
+	return list, nil
 }
 
 // mappings are the published ports of an endpoint; none of a bad record.
@@ -93,8 +106,13 @@ func (m *base) hold(ep *Endpoint, specs []port.Spec, exposed network.PortSet, gr
 		}
 	}
 	ep.Ports = port.PortMap(mappings, exposed)
-	if len(mappings) > 0 {
+	ep.Balance, ep.Own = "", nil
+	own := slices.DeleteFunc(slices.Clone(mappings), func(m port.Mapping) bool { return m.Group != "" })
+	if len(own) < len(mappings) {
 		ep.Balance = group
+		if len(own) > 0 {
+			ep.Own = port.PortMap(own, nil)
+		}
 	}
 	return held, nil
 }
@@ -129,7 +147,7 @@ func (m *base) passOn(ep Endpoint, list []port.Mapping, files []*os.File) error 
 		if err := m.forward.Add(forwarded(mp), port.Find(files, mp)); err != nil {
 			return err
 		}
-		if ep.Resting {
+		if ep.Resting && mp.Group != "" {
 			m.forward.Rest(forwarded(mp))
 		}
 	}

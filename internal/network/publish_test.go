@@ -436,6 +436,59 @@ func TestBalancing(t *testing.T) {
 	}
 }
 
+// Beside a port that a group shares, each container has one of its own of a range: it is served
+// whether the container is healthy or not, by a later engine, too, and nobody else gets it.
+func TestBalancingBesideRange(t *testing.T) {
+	h := newHost(t)
+	out := h.outside()
+	boxes := map[string]*box{}
+	start := func(name string) {
+		t.Helper()
+		boxes[name] = h.startAs(shared(name, "web", "9000->90", "8080-8082->80", "8080-8082->80/udp"))
+		for _, port := range []string{":80", ":90"} {
+			boxes[name].serve("tcp", port)
+		}
+		boxes[name].serve("udp", ":80")
+	}
+	wants := func(want map[int]string) {
+		t.Helper()
+		for port, want := range want {
+			for _, where := range []struct {
+				from        *node
+				proto, addr string
+			}{{out, "tcp", at(hostIP, port)}, {out, "udp", at(hostIP, port)}, {h.here(), "tcp", at("127.0.0.1", port)}, {h.here(), "tcp6", fmt.Sprintf("[::1]:%d", port)}} {
+				if where.proto == "udp" && port == 9000 {
+					continue
+				}
+				if got := fmt.Sprint(where.from.askers(where.proto, where.addr, 4)); got != want {
+					t.Errorf("%s at %s %s: %s answered, want %s", where.from.name, where.proto, where.addr, got, want)
+				}
+			}
+		}
+	}
+	start("a")
+	start("b")
+	wants(map[int]string{8080: "map[a:4]", 8081: "map[b:4]", 9000: "map[a:2 b:2]"})
+	h.m.SetHealth(t.Context(), boxes["b"].ID, "unhealthy")
+	wants(map[int]string{8081: "map[b:4]", 9000: "map[a:4]"})
+	resting := slices.Clone(boxes["b"].Endpoints)
+	resting[0].Resting = true
+	h.again(map[string][]network.Endpoint{boxes["a"].ID: boxes["a"].Endpoints, boxes["b"].ID: resting})
+	for _, b := range boxes {
+		h.takeUp(b)
+	}
+	wants(map[int]string{8080: "map[a:4]", 8081: "map[b:4]", 9000: "map[a:4]"})
+	h.m.SetHealth(t.Context(), boxes["b"].ID, "healthy")
+	start("c")
+	wants(map[int]string{8081: "map[b:4]", 8082: "map[c:4]"})
+	h.stop(boxes["a"])
+	for _, f := range boxes["a"].Held {
+		f.Close()
+	}
+	start("d")
+	wants(map[int]string{8080: "map[d:4]", 8081: "map[b:4]"})
+}
+
 // A container that became healthy after its start can be taken out, and comes back, also
 // when it was given another name or its ports lead to it by another network since: its
 // record still says what it was at the start.

@@ -69,6 +69,7 @@ func (d *Driver) Rotate(_ context.Context, ep network.Endpoint) error {
 	if err != nil {
 		return fmt.Errorf("endpoint %s: %w", ep.EndpointID, err)
 	}
+	list = slices.DeleteFunc(list, func(m port.Mapping) bool { return m.Group == "" })
 	change := d.fw.Add
 	if ep.Resting {
 		change = d.fw.Remove

@@ -56,8 +56,8 @@ func localRange() (first, last uint16) {
 // container with the addresses to. The files are the bound sockets, which the
 // caller owns: a port is held for as long as a copy of its socket is open anywhere.
 // With a group, a port that another container of this group has for the same
-// container port is shared. On an error nothing is held. The error has Docker's
-// words.
+// container port is shared; of a range each has one of its own, and its mapping no
+// group. On an error nothing is held. The error has Docker's words.
 func (a *Allocator) Hold(specs []Spec, to To, group string) (mappings []Mapping, files []*os.File, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -85,6 +85,9 @@ func (a *Allocator) hold(s Spec, to To, group string) ([]Mapping, []*os.File, er
 	hosts, err := to.reach(s)
 	if err != nil {
 		return nil, nil, err
+	}
+	if s.First != s.Last {
+		group = ""
 	}
 	var open, bound []Mapping
 	for _, h := range hosts {

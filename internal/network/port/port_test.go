@@ -416,6 +416,20 @@ func TestGroups(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	// Of a range each has one of its own, which nobody else of the group gets.
+	var own []Mapping
+	for i, to := range []To{first, other} {
+		m, files, err := hold(to, "80", "8400-8402", "web")
+		if err != nil || m[0].Host.Port() != uint16(8401+i) || m[0].Group != "" {
+			t.Errorf("of a range, %d: %+v, %v", i, m, err)
+		}
+		defer closeAll(files)
+		own = append(own, m...)
+	}
+	if _, _, err := hold(To{V4: netip.MustParseAddr("172.17.0.4")}, "80", "8400-8402", "web"); err == nil || err.Error() != "all ports are allocated" {
+		t.Errorf("of a range that is full: %v", err)
+	}
+	a.Free(own)
 	closeAll(f1)
 	a.Free(m1)
 	a.Free(m1) // as Unpublish and Teardown do
