@@ -497,7 +497,7 @@ func TestRotationOutlivesChanges(t *testing.T) {
 	out := h.outside()
 	h.make(network.Create{Name: "aa"}) // by which containers lead out once they are on it
 	a := h.startAs(shared("a", "web", "8080->80"))
-	probed := shared("b", "web", "8080->80")
+	probed := shared("b", "web", "8080->80", "8090-8091->80")
 	probed.Probed = true
 	b := h.startAs(probed)
 	a.serve("tcp", ":80")
@@ -506,6 +506,9 @@ func TestRotationOutlivesChanges(t *testing.T) {
 		t.Helper()
 		if got := fmt.Sprint(out.askers("tcp", at(hostIP, 8080), 6)); got != want {
 			t.Errorf("%s: %s answered, want %s", when, got, want)
+		}
+		if got := fmt.Sprint(out.askers("tcp", at(hostIP, 8090), 1), h.here().askers("tcp6", "[::1]:8090", 1)); got != "map[b:1] map[b:1]" {
+			t.Errorf("%s: %s answered at the port that is not shared", when, got)
 		}
 	}
 	turns := func(when string) {
