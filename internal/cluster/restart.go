@@ -59,3 +59,7 @@ func (t *Task) quick() bool {
 	}
 	return t.Status.At.Sub(begun) < success
 }
+
+// Shaky tells whether the place of a task has failed before it, and it has not been as it is
+// for long enough to say that it does not any more.
+func (t *Task) Shaky(now time.Time) bool { return t.Failures > 0 && now.Sub(t.Status.At) < success }

@@ -266,7 +266,7 @@ func (d *decision) status() cluster.AppStatus {
 		switch {
 		case r != nil && r.Number == s.Spec.Number && (r.State == cluster.UpdatePaused || r.State == cluster.RollbackPaused):
 			return cluster.AppStatus{Number: out.Number, Phase: cluster.AppFailed, Message: d.part(s) + ": " + told(r)}
-		case up != want && failing(s, slots) != "":
+		case up != want && failing(s, slots) != "" && !d.leans(s):
 			return cluster.AppStatus{Number: out.Number, Phase: cluster.AppFailed, Message: d.part(s) + ": " + failing(s, slots)}
 		case up != want && d.unmet(s, slots) != "":
 			return cluster.AppStatus{Number: out.Number, Phase: cluster.AppFailed, Message: d.part(s) + ": " + d.unmet(s, slots)}
@@ -317,6 +317,22 @@ func failing(s *cluster.Service, slots []cluster.Slot) string {
 		}
 	}
 	return ""
+}
+
+// leans tells whether a service shares with containers of one that does not stand, or not for
+// long yet: what fails there may fail for that, which then is what is told.
+func (d *decision) leans(s *cluster.Service) bool {
+	for _, n := range s.Spec.Task.Needs {
+		p, err := store.Named[*cluster.Service](d.v, n.Service)
+		if !n.Shared || err != nil {
+			continue
+		}
+		slots := cluster.Slots(store.List[*cluster.Task](d.v, store.Owner(p.ID)))
+		if up, want, _ := p.Up(slots); up != want || slices.ContainsFunc(slots, func(slot cluster.Slot) bool { return slot.Current().Shaky(d.now) }) {
+			return true
+		}
+	}
+	return false
 }
 
 // remove takes the app away: its services, then what they used, then itself.

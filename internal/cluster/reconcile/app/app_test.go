@@ -285,6 +285,47 @@ func TestTellsOfFailures(t *testing.T) {
 	}
 }
 
+// Of a service that shares namespaces with another, nothing is told before the other stands: it
+// may be the reason.
+func TestTellsOfWhatOthersLeanOn(t *testing.T) {
+	const own, others = "web: cannot join network of a non running container", "db: task: non-zero exit (1)"
+	for name, c := range map[string]struct {
+		failures uint64
+		state    cluster.TaskState
+		since    time.Duration // before now
+		want     string
+	}{
+		"it is not there":        {0, cluster.TaskStarting, 0, ""},
+		"it comes and goes":      {1, cluster.TaskRunning, time.Second, ""},
+		"it does not come up":    {2, cluster.TaskFailed, 0, others},
+		"it stands":              {0, cluster.TaskRunning, 0, own},
+		"it has come to a stand": {1, cluster.TaskRunning, time.Minute, own},
+	} {
+		t.Run(name, func(t *testing.T) {
+			spec := spec()
+			web := spec.Services["web"]
+			web.Task.Needs[0].Shared = true
+			spec.Services["web"] = web
+			b := newBench(t, spec)
+			b.steps(made)
+			b.task("db", 1, 1, c.state, func(t *cluster.Task) {
+				t.Failures, t.Status.At = c.failures, time.Now().Add(-c.since)
+			})
+			b.task("web", 1, 1, cluster.TaskRejected, func(t *cluster.Task) {
+				t.Failures, t.Status.Err = hopeless, "cannot join network of a non running container"
+			})
+			b.decide()
+			want := cluster.AppStatus{Number: 1, Phase: cluster.AppChanging}
+			if c.want != "" {
+				want.Phase, want.Message = cluster.AppFailed, c.want
+			}
+			if got := b.app().Status; got != want {
+				t.Errorf("%+v, want %+v", got, want)
+			}
+		})
+	}
+}
+
 // What waits for the good end of a service that has ended badly is told of at once when nothing
 // more is tried of that, and not before.
 func TestTellsOfUnmetNeeds(t *testing.T) {
