@@ -56,14 +56,20 @@ func alive(ctx context.Context, c *client.Client, project, task string) (bool, e
 	if err != nil {
 		return false, err
 	}
+	t := taskOf(app, task)
+	return t != nil && !ended(t), nil
+}
+
+// taskOf is a task of an app by its id; nil when it has none.
+func taskOf(app *client.App, id string) *client.AppTask {
 	for _, sv := range app.Services {
 		for i := range sv.Tasks {
-			if t := &sv.Tasks[i]; t.ID == task {
-				return !ended(t), nil
+			if sv.Tasks[i].ID == id {
+				return &sv.Tasks[i]
 			}
 		}
 	}
-	return false, nil
+	return nil
 }
 
 // errStarted ends the look at a task.
@@ -100,23 +106,18 @@ func awaitStart(ctx context.Context, c *client.Client, project, task string, sti
 // begun says what a task waits for, "" while it is being made; errStarted when it was started or
 // has gone, and what is wrong when it cannot be made.
 func begun(app *client.App, task string) (waits string, err error) {
-	for _, sv := range app.Services {
-		for i := range sv.Tasks {
-			t := &sv.Tasks[i]
-			switch {
-			case t.ID != task:
-			case t.State == "rejected":
-				return "", errors.New(cmp.Or(t.Err, t.Message, t.State))
-			case ended(t) || t.State == "running" || t.Halted:
-				return "", errStarted
-			case onItsWay(t):
-				return "", nil
-			default:
-				return cmp.Or(t.Err, t.Message, t.State), nil
-			}
-		}
+	switch t := taskOf(app, task); {
+	case t == nil:
+		return "", errStarted
+	case t.State == "rejected":
+		return "", errors.New(cmp.Or(t.Err, t.Message, t.State))
+	case ended(t) || t.State == "running" || t.Halted:
+		return "", errStarted
+	case onItsWay(t):
+		return "", nil
+	default:
+		return cmp.Or(t.Err, t.Message, t.State), nil
 	}
-	return "", errStarted
 }
 
 // settled is an app once it is known of all that has ended whether others take its place, which the

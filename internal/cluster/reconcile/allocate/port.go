@@ -25,8 +25,10 @@ func (w *work) ports() {
 	}
 	var out []cluster.Port
 	for _, p := range w.s.Spec.Ports {
-		if n := w.before(p, out); address.Meshed(p) && p.Open() && n != 0 {
-			p = p.At(n)
+		if address.Meshed(p) && p.Open() {
+			if n := w.before(p, out); n != 0 {
+				p = p.At(n)
+			}
 		}
 		out = append(out, p)
 	}

@@ -113,6 +113,20 @@ func (b *bench) task(service string, slot, number uint64, state cluster.TaskStat
 	return t
 }
 
+// tells lets the loop decide; then the app is to have failed for that reason, or for "" to
+// be changing.
+func (b *bench) tells(reason string) {
+	b.Helper()
+	b.decide()
+	want := cluster.AppStatus{Number: 1, Phase: cluster.AppChanging}
+	if reason != "" {
+		want.Phase, want.Message = cluster.AppFailed, reason
+	}
+	if got := b.app().Status; got != want {
+		b.Errorf("%+v, want %+v", got, want)
+	}
+}
+
 func spec() cluster.AppSpec {
 	service := func(needs ...cluster.Need) cluster.ServiceSpec {
 		return cluster.ServiceSpec{
@@ -314,14 +328,7 @@ func TestTellsOfWhatOthersLeanOn(t *testing.T) {
 			b.task("web", 1, 1, cluster.TaskRejected, func(t *cluster.Task) {
 				t.Failures, t.Status.Err = hopeless, "cannot join network of a non running container"
 			})
-			b.decide()
-			want := cluster.AppStatus{Number: 1, Phase: cluster.AppChanging}
-			if c.want != "" {
-				want.Phase, want.Message = cluster.AppFailed, c.want
-			}
-			if got := b.app().Status; got != want {
-				t.Errorf("%+v, want %+v", got, want)
-			}
+			b.tells(c.want)
 		})
 	}
 }
@@ -369,14 +376,7 @@ func TestTellsOfUnmetNeeds(t *testing.T) {
 			b.steps(made)
 			b.task("db", 1, 1, c.state, c.f)
 			b.task("web", 1, 1, cluster.TaskReady, nil)
-			b.decide()
-			want := cluster.AppStatus{Number: 1, Phase: cluster.AppChanging}
-			if c.want != "" {
-				want.Phase, want.Message = cluster.AppFailed, c.want
-			}
-			if got := b.app().Status; got != want {
-				t.Errorf("%+v, want %+v", got, want)
-			}
+			b.tells(c.want)
 		})
 	}
 }
