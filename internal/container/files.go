@@ -122,22 +122,6 @@ func (f Files) Changes(ctx context.Context, ref string) ([]container.FilesystemC
 	return archive.Changes(ctx, upper, lowers, placed(e.view().Mounts))
 }
 
-// placed tells the names that a start makes in the root, for what the engine
-// itself mounts there. Docker makes them before a container is, so that they do
-// not count as changes; volumes and binds do.
-func placed(mounts []Mount) func(string) bool {
-	own := map[string]bool{}
-	for _, name := range []string{
-		"/dev", "/dev/console", "/dev/pts", "/dev/shm", "/dev/mqueue", "/proc", "/sys", "/etc", "/etc/hostname", "/etc/hosts", "/etc/mtab", "/etc/resolv.conf", "/" + dockerenv,
-	} {
-		own[name] = true
-	}
-	for _, p := range mounts {
-		delete(own, p.Destination)
-	}
-	return func(name string) bool { return own[name] }
-}
-
 // Export writes the container's root as a tar archive, without what is mounted in it.
 func (f Files) Export(ctx context.Context, ref string, w io.Writer) error {
 	out := transfer{w: w}

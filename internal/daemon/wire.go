@@ -40,7 +40,10 @@ func (d *Daemon) openEvents(context.Context) error {
 }
 
 func (d *Daemon) openImages(ctx context.Context) (err error) {
-	d.images, err = image.Open(ctx, image.Config{Root: d.cfg.DataRoot, Logger: d.log.With("component", "image")})
+	d.images, err = image.Open(ctx, image.Config{
+		Root: d.cfg.DataRoot, Logger: d.log.With("component", "image"),
+		Init: &image.InitLayer{Version: container.InitLayerVersion, Make: container.InitLayer},
+	})
 	if err != nil {
 		return err
 	}

@@ -3,6 +3,7 @@ package image
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
@@ -88,7 +89,7 @@ func mountFrom(dir string, m mount.Mount, target string) error {
 	return nil
 }
 
-// relative shortens the paths in options to names below dir.
+// relative shortens the paths in options to names below dir, or beside it.
 func relative(options []string, dir string) []string {
 	out := make([]string, 0, len(options))
 	for _, o := range options {
@@ -97,7 +98,8 @@ func relative(options []string, dir string) []string {
 		case "upperdir", "workdir":
 			o = name + "=" + strings.TrimPrefix(value, dir+"/")
 		case "lowerdir":
-			o = name + "=" + strings.TrimPrefix(strings.ReplaceAll(value, ":"+dir+"/", ":"), dir+"/")
+			value = strings.TrimPrefix(strings.ReplaceAll(value, ":"+dir+"/", ":"), dir+"/")
+			o = name + "=" + strings.ReplaceAll(value, ":"+filepath.Dir(dir)+"/", ":../") // the init layer lies beside
 		}
 		out = append(out, o)
 	}

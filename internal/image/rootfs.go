@@ -27,8 +27,9 @@ const containerPrefix = "container/"
 // its image's layers, with a lease of its own, so that it lives on when the
 // image is removed by force. It is safe for concurrent use.
 type Roots struct {
-	s   *Store
-	dir string // where the overlay snapshotter keeps its directories
+	s    *Store
+	dir  string // where the overlay snapshotter keeps its directories
+	init string // what lies below all layers; empty: nothing does
 
 	mu     sync.Mutex
 	chains map[string][]digest.Digest // container → its layers, topmost first
@@ -166,20 +167,24 @@ func (r *Roots) Containers(context.Context) ([]string, error) {
 // paths: with many layers that is more than mount(2) takes, see Mount. Kind:
 // NotFound.
 func (r *Roots) Mounts(ctx context.Context, containerID string) ([]mount.Mount, error) {
-	return r.s.snaps.Mounts(r.s.namespace(ctx), rootKey(containerID))
+	mounts, err := r.s.snaps.Mounts(r.s.namespace(ctx), rootKey(containerID))
+	return onInit(mounts, r.init), err
 }
 
 // Layers tells where what a container wrote lies, and the layers below it, the
-// topmost first. Kind: NotFound.
+// topmost first and the init layer last. Kind: NotFound.
 func (r *Roots) Layers(ctx context.Context, containerID string) (upper string, lowers []string, err error) {
 	mounts, err := r.Mounts(ctx, containerID)
 	if err != nil {
 		return "", nil, fmt.Errorf("root file system of container %s: %w", short(containerID), err)
 	}
-	for _, o := range mounts[0].Options {
+	for _, o := range relative(mounts[0].Options, r.dir) { // the data root may have colons in its name
 		if dirs, ok := strings.CutPrefix(o, "lowerdir="); ok {
 			lowers = strings.Split(dirs, ":")
 		}
+	}
+	for i := range lowers {
+		lowers[i] = filepath.Join(r.dir, lowers[i])
 	}
 	return upperDir(mounts[0]), lowers, nil
 }

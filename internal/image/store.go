@@ -50,6 +50,8 @@ type Config struct {
 	// MaxLayer bounds the bytes that a layer may unpack to; 0 means
 	// layer.DefaultBytes.
 	MaxLayer int64
+	// Init lies below the layers of every container; nil: nothing does.
+	Init *InitLayer
 }
 
 // Store keeps images and the root file systems made of them. It is safe for
@@ -151,7 +153,11 @@ func (s *Store) open(ctx context.Context) (err error) {
 	}
 	s.content, s.snaps, s.leases = s.db.ContentStore(), s.db.Snapshotter(snapshotterName), metadata.NewLeaseManager(s.db)
 	s.gc = newCollector(s)
-	s.roots = &Roots{s: s, dir: filepath.Join(snapRoot, "snapshots"), chains: map[string][]digest.Digest{}, mounter: newMounter()}
+	init, err := makeInit(snapRoot, s.cfg.Init)
+	if err != nil {
+		return err
+	}
+	s.roots = &Roots{s: s, dir: filepath.Join(snapRoot, "snapshots"), init: init, chains: map[string][]digest.Digest{}, mounter: newMounter()}
 	ctx = s.namespace(ctx)
 	if err := s.dropWork(ctx); err != nil {
 		return err

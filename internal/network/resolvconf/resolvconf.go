@@ -258,7 +258,7 @@ func (c *conf) serve() dns.Upstream {
 // String is the file. Tools look at the remarks at its end, which are Docker's.
 func (c *conf) String() string {
 	var b strings.Builder
-	b.WriteString("# Made by Escale, which leaves this file alone once it was changed.\n\n")
+	b.WriteString("\n")
 	for _, a := range c.servers {
 		fmt.Fprintf(&b, "nameserver %s\n", a)
 	}

@@ -6,47 +6,46 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"slices"
 	"strings"
-
-	"escale.dev/escale/internal/sys/atomicfile"
 )
 
-// HashSuffix ends the name of the file beside a container's, which tells whether
-// somebody has changed that since: the digests of what it was written to be last, one
-// a line.
-const HashSuffix = ".hash"
+// A container's file begins with a line of ours that bears a digest of all that follows:
+// by it is told whether somebody has changed the file since.
+const (
+	sealed    = "# Made by Escale ("
+	sealedEnd = "), which leaves this file alone once it was changed.\n"
+)
 
-func sum(text []byte) string {
-	s := sha256.Sum256(text)
-	return "sha256:" + hex.EncodeToString(s[:])
+// seal puts the line before text.
+func seal(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return sealed + hex.EncodeToString(sum[:8]) + sealedEnd + text
+}
+
+// untouched tells that a file is as it was written.
+func untouched(there string) bool {
+	_, text, _ := strings.Cut(there, "\n")
+	return there == seal(text)
 }
 
 // Write writes a container's file, in place, for it may be mounted. One that
-// somebody has changed since stays as it is.
+// somebody has changed since stays as it is; one that is empty was being written
+// when the engine was killed.
 func Write(path, text string) error {
-	var known []string
-	if b, err := readFile(path + HashSuffix); err == nil {
-		known = strings.Fields(string(b))
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
+	text = seal(text)
 	there, err := readFile(path)
 	switch {
 	case errors.Is(err, errForeign):
 		return nil
 	case err != nil && !errors.Is(err, fs.ErrNotExist):
 		return err
-	case len(there) > 0 && len(known) > 0 && !slices.Contains(known, sum(there)):
+	case string(there) == text:
 		return nil
-	case len(known) > 0 && string(there) == text:
+	case len(there) > 0 && !untouched(string(there)):
 		return nil
 	}
-	// Noted before it is written, beside what is there: whoever is killed in between
-	// leaves a file that is known, or one that is empty.
-	note := sum([]byte(text)) + "\n" + sum(there) + "\n"
-	if err := atomicfile.Write(path+HashSuffix, []byte(note), 0o644, atomicfile.Options{}); err != nil {
-		return err
+	if err = os.WriteFile(path, []byte(text), 0o644); err != nil {
+		return errors.Join(err, os.Truncate(path, 0)) // half a file would be taken for somebody's
 	}
-	return os.WriteFile(path, []byte(text), 0o644)
+	return nil
 }
