@@ -26,6 +26,7 @@ import (
 	netplugin "escale.dev/escale/internal/network/plugin"
 	"escale.dev/escale/internal/runtime/oci"
 	"escale.dev/escale/internal/stats"
+	"escale.dev/escale/internal/sys/blockgroup"
 	"escale.dev/escale/internal/sys/freezer"
 	"escale.dev/escale/internal/sys/nobind"
 )
@@ -110,12 +111,12 @@ func (d *Daemon) openContainers(ctx context.Context) error {
 	defaults.AppArmorProfile = specs.name()
 	d.shipping = ship.New(d.log.With("component", "log"), logKinds())
 	d.onClose(d.shipping.Close)
-	runs := filepath.Join(d.cfg.ExecRoot, "containers")
+	dir, runs := filepath.Join(d.cfg.DataRoot, "containers"), filepath.Join(d.cfg.ExecRoot, "containers")
 	if err := nobind.Prepare(runs); err != nil {
 		return fmt.Errorf("run directory: %w", err)
 	}
 	d.containers = container.New(container.Config{
-		Dir: filepath.Join(d.cfg.DataRoot, "containers"), RunDir: runs, RestoreDir: filepath.Join(d.cfg.DataRoot, "restores"),
+		Dir: dir, RunDir: runs, RestoreDir: filepath.Join(d.cfg.DataRoot, "restores"),
 		Runtime: monitors, Images: images{Store: d.images, events: d.events}, Rootfs: d.images.Roots(), Networks: ownNetworks{d.networks, d.spans},
 		Volumes: d.volumes, Specs: specs, Freezer: freezer.Freezer{Root: cgroupRoot},
 		Figures: stats.New(d.facts.Cgroup), Processes: d.facts.Cgroup,
@@ -127,6 +128,7 @@ func (d *Daemon) openContainers(ctx context.Context) error {
 	if err := d.containers.Open(ctx); err != nil {
 		return err
 	}
+	blockgroup.Spread(dir)
 	d.volumes.Settle()
 	return nil
 }

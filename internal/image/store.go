@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"escale.dev/escale/internal/image/layer"
+	"escale.dev/escale/internal/sys/blockgroup"
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/containerd/v2/core/metadata"
@@ -143,7 +144,7 @@ func (s *Store) open(ctx context.Context) (err error) {
 	if err := setAside(ctx, ms, filepath.Join(snapRoot, "snapshots")); err != nil {
 		return err
 	}
-	spread(filepath.Join(snapRoot, "snapshots"))
+	blockgroup.Spread(filepath.Join(snapRoot, "snapshots"))
 	if s.userXattr, err = overlayutils.NeedsUserXAttr(snapRoot); err != nil {
 		s.log.Warn("overlayfs: cannot tell whether userxattr is needed", "error", err)
 	}
@@ -268,26 +269,6 @@ func (s *Store) space() error {
 	}
 	return nil
 }
-
-// spread tells ext4 that the directories in dir have nothing to do with each
-// other (chattr +T), so that it lays each in a block group of its own. Else
-// unpacking a layer soon after removing another spends most of its time looking
-// for inodes that were not freed just now. Other file systems do not know it.
-func spread(dir string) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return
-	}
-	defer f.Close()
-	flags, err := unix.IoctlGetUint32(int(f.Fd()), unix.FS_IOC_GETFLAGS)
-	if err != nil || flags&topDir != 0 {
-		return
-	}
-	_ = unix.IoctlSetPointerInt(int(f.Fd()), unix.FS_IOC_SETFLAGS, int(flags|topDir))
-}
-
-// topDir is FS_TOPDIR_FL of linux/fs.h.
-const topDir = 0x00020000
 
 // bootID tells one run of the machine from another.
 func bootID() string {
