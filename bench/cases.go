@@ -163,9 +163,13 @@ func (e *end) execStart(ctx context.Context, id string) error {
 	return err
 }
 
+// settling is how long a storm waits for the kernel to be done with what the removals
+// before it left, which are mostly the other end's.
+const settling = time.Second
+
 // storm starts many containers, eight at a time, and removes them while they run.
 func storm(ctx context.Context, b *bench) error {
-	rounds := max(1, min(3, b.n/5))
+	rounds := max(1, min(5, b.n/3))
 	type way struct {
 		name  string
 		start func(e *end) error
@@ -187,6 +191,7 @@ func storm(ctx context.Context, b *bench) error {
 		rm := b.line("rm -f of a running container, "+w.name, "ms", false)
 		for range rounds {
 			for j, e := range b.ends {
+				time.Sleep(settling)
 				begin := time.Now()
 				if err := parallel(8, b.storm, func(int) error { return w.start(e) }); err != nil {
 					return fmt.Errorf("storm at %s: %w", e.name, err)

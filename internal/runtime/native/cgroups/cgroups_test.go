@@ -2,7 +2,9 @@ package cgroups
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -10,6 +12,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -27,7 +30,7 @@ const (
 )
 
 func TestPlace(t *testing.T) {
-	l, err := parse([]byte(v1Own), []byte(v1Mounts))
+	l, err := parse([]byte(v1Own), strings.NewReader(v1Mounts))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -57,9 +60,28 @@ func TestPlace(t *testing.T) {
 			t.Errorf("%q lies at %v", spec, g.Dirs())
 		}
 	}
-	pure, err := parse([]byte("0::/e\n"), []byte("30 24 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"))
+	pure, err := parse([]byte("0::/e\n"), strings.NewReader("30 24 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"))
 	if err != nil || !pure.Pure() || pure.Unified != "/sys/fs/cgroup" {
 		t.Errorf("%+v, %v", pure, err)
+	}
+}
+
+// The mounts of containers, which come last, are not read; those of hierarchies are all found.
+func TestMountsReadAsFarAsNeeded(t *testing.T) {
+	failing := func(mounts string) io.Reader {
+		return io.MultiReader(strings.NewReader(mounts), iotest.ErrReader(errors.New("read too far")))
+	}
+	if l, err := parse([]byte(v1Own), failing(strings.TrimSuffix(v1Mounts, "31 24 0:28 / /proc rw - proc proc rw\n"))); err != nil || len(l.V1) != 3 || l.Unified == "" {
+		t.Errorf("%+v, %v", l, err)
+	}
+	if l, err := parse([]byte("0::/e\n"), failing("30 24 0:27 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n")); err != nil || l.Unified == "" {
+		t.Errorf("%+v, %v", l, err)
+	}
+	if _, err := parse([]byte("9:pids:/\n"+v1Own), failing(v1Mounts)); err == nil {
+		t.Error("a file that cannot be read to its end tells all there is")
+	}
+	if l, err := parse([]byte("9:pids:/\n"+v1Own), strings.NewReader(strings.TrimSuffix(v1Mounts, "\n"))); err != nil || len(l.V1) != 3 {
+		t.Errorf("a hierarchy that is not mounted: %+v, %v", l, err)
 	}
 }
 
@@ -67,7 +89,7 @@ func FuzzLayout(f *testing.F) {
 	f.Add(v1Own, v1Mounts, "/docker/1")
 	f.Add("0::/\n", "1 2 0:1 / / rw - cgroup2 x y\n", "a:b:c")
 	f.Fuzz(func(t *testing.T, own, mounts, spec string) {
-		l, err := parse([]byte(own), []byte(mounts))
+		l, err := parse([]byte(own), strings.NewReader(mounts))
 		if err != nil {
 			return
 		}

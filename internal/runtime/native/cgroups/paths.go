@@ -4,9 +4,11 @@
 package cgroups
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -37,22 +39,25 @@ type Layout struct {
 // Pure says whether version 2 is all there is.
 func (l *Layout) Pure() bool { return len(l.V1) == 0 }
 
-// Detect reads how cgroups are mounted: two files of procfs.
+// Detect reads how cgroups are mounted: two files of procfs, of which that of the mounts
+// is only read until all hierarchies are found. They are among the first, and each
+// container adds some at the end.
 func Detect() (*Layout, error) {
 	own, err := os.ReadFile("/proc/self/cgroup")
 	if err != nil {
 		return nil, err
 	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
+	defer mounts.Close()
 	return parse(own, mounts)
 }
 
-// parse reads lines "4:memory:/a/b" (cgroups(7)) and those of mountinfo
+// parse reads lines "4:memory:/a/b" (cgroups(7)) and, until it knows all, those of mountinfo
 // "36 35 98:0 /root /point rw,… opt - type source super" (proc(5)).
-func parse(own, mounts []byte) (*Layout, error) {
+func parse(own []byte, mounts io.Reader) (*Layout, error) {
 	l := &Layout{}
 	paths := map[string]string{} // by controllers
 	for line := range strings.Lines(string(own)) {
@@ -66,7 +71,16 @@ func parse(own, mounts []byte) (*Layout, error) {
 		}
 		paths[f[1]] = f[2]
 	}
-	for line := range bytes.Lines(mounts) {
+	unified := l.Own != ""
+	lines := bufio.NewReader(mounts) // as much as the kernel gives at once
+	for len(l.V1) < len(paths) || unified && l.Unified == "" {
+		line, err := lines.ReadBytes('\n')
+		if len(line) == 0 && errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil && !errors.Is(err, io.EOF) {
+			return nil, err
+		}
 		if !bytes.Contains(line, []byte(" - cgroup")) {
 			continue
 		}
