@@ -268,6 +268,7 @@ func (m *Monitor) started(c *call, pid int) {
 	p.running(pid)
 	if p.id == "" {
 		m.ran = true
+		m.oom.watch(m.loop, m.cfg.oomFile)
 		_ = replaceFile(wire.StartedName, identity(pid, p.start, m.boot), false) // Status tells the same
 	} else {
 		m.execed()

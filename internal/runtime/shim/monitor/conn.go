@@ -273,8 +273,10 @@ func (c *conn) request(r waiter, msg wire.Message) {
 		r.refuse(wire.KindConflict, "process is not running")
 		return
 	}
-	switch err := unix.Kill(p.pid, unix.Signal(msg.Uint(wire.TagNumber))); err {
+	sig := unix.Signal(msg.Uint(wire.TagNumber))
+	switch err := unix.Kill(p.pid, sig); err {
 	case nil:
+		p.killed = p.killed || sig == unix.SIGKILL
 		r.ok(nil)
 	case unix.ESRCH:
 		r.refuse(wire.KindNotFound, "process has ended")

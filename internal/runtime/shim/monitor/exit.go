@@ -1,8 +1,6 @@
 package monitor
 
 import (
-	"bytes"
-
 	"golang.org/x/sys/unix"
 
 	"escale.dev/escale/internal/runtime/shim/wire"
@@ -12,7 +10,6 @@ import (
 // in the log: record it, then tell it, then leave.
 func (m *Monitor) containerEnded() {
 	p := m.init
-	p.end.oom = m.oomKilled()
 	// The record is there before the socket goes: an engine that finds nobody to
 	// talk to reads it, and must not take the container for one that lost its monitor.
 	m.record(p.end)
@@ -43,23 +40,6 @@ func (m *Monitor) endExecs() {
 			p.retire()
 		}
 	}
-}
-
-// oomKilled says whether the kernel killed in the container's cgroup for want
-// of memory: its count is in memory.oom_control of cgroup v1 and memory.events
-// of v2 alike. The file is there as long as nobody removes the cgroup.
-func (m *Monitor) oomKilled() bool {
-	if m.cfg.oomFile == "" {
-		return false
-	}
-	var buf [512]byte
-	for _, line := range bytes.Split(readTail(m.cfg.oomFile, buf[:]), newline) {
-		if n, found := bytes.CutPrefix(line, []byte("oom_kill ")); found {
-			count, _ := atoi(n)
-			return count > 0
-		}
-	}
-	return false
 }
 
 // record writes how the container ended where an engine finds it that was not

@@ -44,6 +44,7 @@ type Monitor struct {
 	results []result // of ended execs, oldest first
 	calls   []*call
 	ahead   *ahead
+	oom     oomWatch
 
 	lastExec int64 // uptime in seconds
 

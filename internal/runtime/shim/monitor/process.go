@@ -22,6 +22,7 @@ type process struct {
 	closeStdin bool // the end of a client's input is the end of the process'
 	pid        int
 	start      int64
+	killed     bool // somebody has asked us for a SIGKILL
 
 	child   [3]int // what the process gets as its stdio, until it has it
 	out     [2]*source
@@ -193,6 +194,9 @@ func (p *process) inputEnded() {
 func (p *process) finish(d death) {
 	p.state, p.pid = wire.StateEnded, 0
 	p.end = result{id: p.id, code: d.code(), at: d.at}
+	if p.id == "" { // before anything that takes time
+		p.end.oom = p.m.oom.killed(p.m.cfg.oomFile, d.status.Signaled() && d.status.Signal() == unix.SIGKILL && !p.killed)
+	}
 	for _, s := range p.out {
 		if s == nil {
 			continue
