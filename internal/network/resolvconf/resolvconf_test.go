@@ -1,6 +1,9 @@
 package resolvconf
 
 import (
+	"crypto/sha256"
+	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -162,6 +165,36 @@ func TestWrite(t *testing.T) {
 	change("")
 	put("seven\n")
 	holds("killed amid the writing", "seven\n")
+}
+
+// What an engine wrote that kept digests beside the file is its own, and what somebody
+// changed since is not.
+func TestWriteAfterOlder(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "resolv.conf")
+	older := "# Made by Escale, which leaves this file alone once it was changed.\n\nnameserver 192.0.2.1\n"
+	note := fmt.Sprintf("sha256:%x\nsha256:%x\n", sha256.Sum256([]byte(older)), sha256.Sum256(nil))
+	for _, c := range []struct {
+		there, note string
+		kept        bool
+	}{
+		{older, note, false},
+		{older + "search example.org\n", note, true},
+		{older, "", true},
+	} {
+		if err := errors.Join(os.WriteFile(path, []byte(c.there), 0o644), os.WriteFile(path+olderSuffix, []byte(c.note), 0o644), Write(path, "new\n")); err != nil {
+			t.Fatal(err)
+		}
+		want := seal("new\n")
+		if c.kept {
+			want = c.there
+		}
+		if b, err := os.ReadFile(path); err != nil || string(b) != want {
+			t.Errorf("%q became %q, %v", c.there, b, err)
+		}
+		if _, err := os.Stat(path + olderSuffix); (err == nil) != c.kept {
+			t.Errorf("the digests of %q: %v", c.there, err)
+		}
+	}
 }
 
 func FuzzMake(f *testing.F) {

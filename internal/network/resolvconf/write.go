@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 )
 
@@ -28,6 +29,20 @@ func untouched(there string) bool {
 	return there == seal(text)
 }
 
+// olderSuffix ends the name of a file beside a container's in which older engines noted
+// the digests of what they wrote last, one a line.
+const olderSuffix = ".hash"
+
+// byOlder tells that a file is as an older engine wrote it.
+func byOlder(path, there string) bool {
+	if !strings.HasPrefix(there, "# Made by Escale, ") {
+		return false
+	}
+	noted, err := readFile(path + olderSuffix)
+	sum := sha256.Sum256([]byte(there))
+	return err == nil && slices.Contains(strings.Fields(string(noted)), "sha256:"+hex.EncodeToString(sum[:]))
+}
+
 // Write writes a container's file, in place, for it may be mounted. One that
 // somebody has changed since stays as it is; one that is empty was being written
 // when the engine was killed.
@@ -42,7 +57,10 @@ func Write(path, text string) error {
 	case string(there) == text:
 		return nil
 	case len(there) > 0 && !untouched(string(there)):
-		return nil
+		if !byOlder(path, string(there)) {
+			return nil
+		}
+		defer os.Remove(path + olderSuffix)
 	}
 	if err = os.WriteFile(path, []byte(text), 0o644); err != nil {
 		return errors.Join(err, os.Truncate(path, 0)) // half a file would be taken for somebody's
