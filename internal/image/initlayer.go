@@ -13,10 +13,10 @@ import (
 )
 
 // InitLayer is what lies below the layers of every container: one directory of
-// the store, made once.
+// the store, made once. A container keeps that with which it was made.
 type InitLayer struct {
-	// Version names what Make makes. Another is made beside the former, on which
-	// containers may be running.
+	// Version names what Make makes; not empty. Another is made beside the former, on
+	// which containers stay.
 	Version string
 	// Make fills an empty directory, which nothing changes afterwards.
 	Make func(dir string) error
@@ -25,18 +25,17 @@ type InitLayer struct {
 // initPrefix begins the names of init layers, in the directory of the snapshots.
 const initPrefix = "init-"
 
-// makeInit makes the init layer unless it is there, and tells its directory. It
-// is on the disk, whole, before it has its name.
-func makeInit(snapRoot string, l *InitLayer) (string, error) {
-	if l == nil {
-		return "", nil
-	}
-	dir := filepath.Join(snapRoot, initPrefix+l.Version)
+func initDir(snapRoot, version string) string { return filepath.Join(snapRoot, initPrefix+version) }
+
+// makeInit makes the init layer unless it is there. It is on the disk, whole, before
+// it has its name.
+func makeInit(snapRoot string, l *InitLayer) error {
+	dir := initDir(snapRoot, l.Version)
 	switch _, err := os.Lstat(dir); {
 	case err == nil:
-		return dir, nil
+		return nil
 	case !errors.Is(err, fs.ErrNotExist):
-		return "", err
+		return err
 	}
 	tmp := filepath.Join(snapRoot, "new-"+initPrefix+l.Version) // of a killed engine, perhaps
 	err := errors.Join(os.RemoveAll(tmp), os.Mkdir(tmp, 0o755))
@@ -58,17 +57,14 @@ func makeInit(snapRoot string, l *InitLayer) (string, error) {
 		err = os.Rename(tmp, dir)
 	}
 	if err != nil {
-		return "", errors.Join(err, os.RemoveAll(tmp))
+		return errors.Join(err, os.RemoveAll(tmp))
 	}
-	return dir, atomicfile.SyncDir(snapRoot)
+	return atomicfile.SyncDir(snapRoot)
 }
 
 // onInit puts the init layer below an overlay. What has no layers to put it below
 // is a bind mount, and stays one.
 func onInit(mounts []mount.Mount, dir string) []mount.Mount {
-	if dir == "" {
-		return mounts
-	}
 	for i, m := range mounts {
 		if m.Type != "overlay" {
 			continue

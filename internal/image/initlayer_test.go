@@ -77,11 +77,11 @@ func TestInitLayerIsBelowAll(t *testing.T) {
 	if err := s.Collect(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if got := tree(t, s, "own"); made != 2 || got != "etc/hosts=of the image mark=2" {
-		t.Errorf("of a later version: made %d times; %s", made, got)
+	if got := tree(t, s, "own"); made != 2 || got != "etc/hosts=of the image mark=1" {
+		t.Errorf("made before a later version, which was made %d times: %s", made, got)
 	}
-	if _, err := os.Stat(lowers[1]); err != nil {
-		t.Errorf("that of before, on which containers run: %v", err)
+	if got := rootOf(t, s, own.ID); got != "etc/hosts=of the image mark=2" {
+		t.Errorf("of a later version: %s", got)
 	}
 }
 
@@ -107,5 +107,35 @@ func TestInitLayerHalfMade(t *testing.T) {
 	left, _ := filepath.Glob(filepath.Join(root, "snapshots/new-*"))
 	if len(left) > 0 {
 		t.Errorf("left: %q", left)
+	}
+}
+
+// A container made by an engine that knew no init layer stays as it was: what it made
+// itself in its place would be changes.
+func TestInitLayerNotBelowOlder(t *testing.T) {
+	needRoot(t)
+	ctx := context.Background()
+	root := t.TempDir()
+	s := open(t, Config{Root: root})
+	img := importTar(t, s, "plain:1", file{name: "f", data: "f"})
+	if err := s.Roots().Prepare(ctx, "old", img.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	made := 0
+	s = open(t, Config{Root: root, Init: initOf("1", &made)})
+	if got := tree(t, s, "old"); made != 1 || got != "f=f" {
+		t.Errorf("made %d times; %s", made, got)
+	}
+	if _, lowers, err := s.Roots().Layers(ctx, "old"); err != nil || len(lowers) != 1 {
+		t.Errorf("layers %q, %v", lowers, err)
+	}
+	if err := s.Roots().Prepare(ctx, "new", img.ID); err != nil {
+		t.Fatal(err)
+	}
+	if got := tree(t, s, "new"); got != "etc/hosts= f=f mark=1" {
+		t.Errorf("a new one: %s", got)
 	}
 }

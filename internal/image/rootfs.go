@@ -29,13 +29,23 @@ const containerPrefix = "container/"
 type Roots struct {
 	s    *Store
 	dir  string // where the overlay snapshotter keeps its directories
-	init string // what lies below all layers; empty: nothing does
+	init string // version of the init layer of new ones; empty: they have none
 
 	mu     sync.Mutex
-	chains map[string][]digest.Digest // container → its layers, topmost first
+	chains map[string]chain // by container
 
 	mounter *mounter
 }
+
+// chain is what a container's root stands on.
+type chain struct {
+	layers []digest.Digest // topmost first
+	init   string          // version of the init layer below them; empty: there is none
+}
+
+// labelInit names the version of a root's init layer. Those made by engines that knew
+// none lack it, and have in their own layer what it holds.
+const labelInit = "escale.init"
 
 func rootKey(containerID string) string { return containerPrefix + containerID }
 
@@ -51,11 +61,11 @@ func (r *Roots) load(ctx context.Context) error {
 		return nil
 	})
 	for _, t := range tops {
-		chain := []digest.Digest{}
+		c := chain{init: t.Labels[labelInit]}
 		for p := t.Parent; p != ""; p = parents[p] {
-			chain = append(chain, digest.Digest(p))
+			c.layers = append(c.layers, digest.Digest(p))
 		}
-		r.chains[strings.TrimPrefix(t.Name, containerPrefix)] = chain
+		r.chains[strings.TrimPrefix(t.Name, containerPrefix)] = c
 	}
 	return err
 }
@@ -64,8 +74,8 @@ func (r *Roots) load(ctx context.Context) error {
 func (r *Roots) inUse(layers map[digest.Digest]bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, chain := range r.chains {
-		for _, l := range chain {
+	for _, c := range r.chains {
+		for _, l := range c.layers {
 			layers[l] = true
 		}
 	}
@@ -85,21 +95,25 @@ func (r *Roots) Prepare(ctx context.Context, containerID, imageID string) error 
 		if err != nil {
 			return err
 		}
-		_, err = r.s.snaps.Prepare(leases.WithLease(ctx, l.ID), key, rec.chain().String())
+		var opts []snapshots.Opt
+		if r.init != "" {
+			opts = append(opts, snapshots.WithLabels(map[string]string{labelInit: r.init}))
+		}
+		_, err = r.s.snaps.Prepare(leases.WithLease(ctx, l.ID), key, rec.chain().String(), opts...)
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("root file system of container %s: %w", short(containerID), err)
 	}
-	chain := make([]digest.Digest, 0, len(rec.Layers))
+	c := chain{layers: make([]digest.Digest, 0, len(rec.Layers)), init: r.init}
 	if rec.Snapshot != "" {
-		chain = append(chain, rec.chain())
+		c.layers = append(c.layers, rec.chain())
 	}
 	for _, l := range slices.Backward(rec.Layers) {
-		chain = append(chain, l.ChainID)
+		c.layers = append(c.layers, l.ChainID)
 	}
 	r.mu.Lock()
-	r.chains[containerID] = chain
+	r.chains[containerID] = c
 	r.mu.Unlock()
 	return nil
 }
@@ -168,11 +182,17 @@ func (r *Roots) Containers(context.Context) ([]string, error) {
 // NotFound.
 func (r *Roots) Mounts(ctx context.Context, containerID string) ([]mount.Mount, error) {
 	mounts, err := r.s.snaps.Mounts(r.s.namespace(ctx), rootKey(containerID))
-	return onInit(mounts, r.init), err
+	r.mu.Lock()
+	version := r.chains[containerID].init
+	r.mu.Unlock()
+	if err != nil || version == "" {
+		return mounts, err
+	}
+	return onInit(mounts, initDir(filepath.Dir(r.dir), version)), nil
 }
 
 // Layers tells where what a container wrote lies, and the layers below it, the
-// topmost first and the init layer last. Kind: NotFound.
+// topmost first and the init layer, if it has one, last. Kind: NotFound.
 func (r *Roots) Layers(ctx context.Context, containerID string) (upper string, lowers []string, err error) {
 	mounts, err := r.Mounts(ctx, containerID)
 	if err != nil {
@@ -228,10 +248,10 @@ func (r *Roots) Size(ctx context.Context, containerID string) (rw, rootfs int64,
 		return 0, 0, err
 	}
 	r.mu.Lock()
-	chain := r.chains[containerID]
+	layers := r.chains[containerID].layers
 	r.mu.Unlock()
 	rootfs = rw
-	for _, l := range chain {
+	for _, l := range layers {
 		info, err := r.s.snaps.Stat(r.s.namespace(ctx), l.String())
 		if err != nil {
 			return 0, 0, err

@@ -51,7 +51,7 @@ type Config struct {
 	// MaxLayer bounds the bytes that a layer may unpack to; 0 means
 	// layer.DefaultBytes.
 	MaxLayer int64
-	// Init lies below the layers of every container; nil: nothing does.
+	// Init lies below the layers of every container that is made from now on; nil: nothing does.
 	Init *InitLayer
 }
 
@@ -154,11 +154,13 @@ func (s *Store) open(ctx context.Context) (err error) {
 	}
 	s.content, s.snaps, s.leases = s.db.ContentStore(), s.db.Snapshotter(snapshotterName), metadata.NewLeaseManager(s.db)
 	s.gc = newCollector(s)
-	init, err := makeInit(snapRoot, s.cfg.Init)
-	if err != nil {
-		return err
+	s.roots = &Roots{s: s, dir: filepath.Join(snapRoot, "snapshots"), chains: map[string]chain{}, mounter: newMounter()}
+	if s.cfg.Init != nil {
+		s.roots.init = s.cfg.Init.Version
+		if err := makeInit(snapRoot, s.cfg.Init); err != nil {
+			return err
+		}
 	}
-	s.roots = &Roots{s: s, dir: filepath.Join(snapRoot, "snapshots"), init: init, chains: map[string][]digest.Digest{}, mounter: newMounter()}
 	ctx = s.namespace(ctx)
 	if err := s.dropWork(ctx); err != nil {
 		return err
