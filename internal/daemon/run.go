@@ -12,6 +12,7 @@ import (
 
 	"escale.dev/escale/internal/builder/plan"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 )
 
 // Version of the engine; set by the linker.
@@ -55,6 +56,7 @@ func Main(args []string, stdout, stderr io.Writer) int {
 		fmt.Fprintln(stderr, "escaled: needs root: namespaces, mounts and cgroups are made by it. Start it with sudo or by systemctl start escale.")
 		return 1
 	}
+	unix.Umask(0o022) // roots of containers and what is mounted in them are also for others than root
 	level := new(slog.LevelVar)
 	level.Set(logLevel(cfg.LogLevel))
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
