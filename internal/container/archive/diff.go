@@ -155,6 +155,9 @@ func (d *difference) entry(fd int, base, name string, below []int) (stub bool, e
 		if err != nil {
 			return false, &os.PathError{Op: "readlink", Path: name, Err: err}
 		}
+		if !was && target == mtabTarget && d.placed("/"+name) {
+			return true, nil // /etc/mtab
+		}
 		hdr.Linkname = target
 	case tar.TypeReg:
 		if overlayNote(fd, "metacopy") {
@@ -169,6 +172,9 @@ func (d *difference) entry(fd int, base, name string, below []int) (stub bool, e
 	}
 	return false, d.put(hdr)
 }
+
+// mtabTarget is where the link leads that a start makes.
+const mtabTarget = "/proc/mounts"
 
 // subdirectory writes a directory if it differs from what is below, or
 // something in it does.

@@ -83,6 +83,9 @@ func TestDiff(t *testing.T) {
 
 	put(upper, "etc/passwd", "ab")
 	put(upper, "etc/hosts", "") // made for a mount
+	must(t, os.Symlink("/proc/mounts", filepath.Join(upper, "etc/mtab")))
+	dir(upper, "dev")
+	must(t, os.Symlink("/proc/mounts/of-the-container", filepath.Join(upper, "dev/mounts")))
 	must(t, unix.Setxattr(put(upper, "capable", "a"), "security.capability", []byte("\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0))
 	dir(upper, "copied/up") // for something that changed nothing
 	must(t, unix.Setxattr(dir(upper, "marked"), "user.mark", []byte("m"), 0))
@@ -105,12 +108,16 @@ func TestDiff(t *testing.T) {
 		must(t, os.Chtimes(filepath.Join(upper, d), at, at))
 		must(t, os.Chtimes(filepath.Join(low, d), at, at))
 	}
-	placed := func(name string) bool { return strings.HasPrefix(name, "/dev") || name == "/etc/hosts" }
+	placed := func(name string) bool {
+		return strings.HasPrefix(name, "/dev") || name == "/etc/hosts" || name == "/etc/mtab"
+	}
 
 	var b bytes.Buffer
 	n, err := Diff(t.Context(), upper, []string{mid, low}, placed, &b)
 	must(t, err)
 	want := `capable 644 0:0 "a" security.capability=CAP
+dev/ 755 0:0
+dev/mounts 777 0:0 ->/proc/mounts/of-the-container
 etc/ 755 0:0
 etc/passwd 644 0:0 "ab"
 fresh/ 755 0:0
