@@ -166,7 +166,11 @@ func linkAt(root *os.File, name string) (string, error) {
 	if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFLNK {
 		return "", err
 	}
-	return readlink(fd)
+	target, err := readlink(fd)
+	if errors.Is(err, fs.ErrNotExist) { // /proc/self of another pid namespace: it leads nowhere for us
+		return "", nil
+	}
+	return target, err
 }
 
 // Stat tells what a name in the tree is. A link is not followed, but where it
