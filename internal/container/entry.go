@@ -53,7 +53,8 @@ type run struct {
 	ended      chan struct{} // closed when the exit is recorded
 	reaped     chan struct{} // closed when mounts, network and cgroup are gone
 	root       bareRoot
-	leaving    bool // it is being ended: what is new goes elsewhere; under the entry's mu
+	leaving    bool       // it is being ended: what is new goes elsewhere; under the entry's mu
+	sending    []*sending // under the entry's mu
 }
 
 func newEntry(rec Record) *entry {
@@ -105,8 +106,8 @@ func (e *entry) gone() bool {
 }
 
 // doom notes that a client wants the end of the container for good, ends a start
-// that is under way, and returns the task to kill; nil: it does not run.
-func (e *entry) doom() runtime.Task {
+// that is under way, and returns the run to kill; nil: it does not run.
+func (e *entry) doom() *run {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.abort != nil {
@@ -116,7 +117,7 @@ func (e *entry) doom() runtime.Task {
 		return nil
 	}
 	e.stopping, e.rec.ManuallyStopped = true, true
-	return e.run.task
+	return e.run
 }
 
 // holdRemoval adds n restarts to those under way.

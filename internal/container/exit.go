@@ -134,6 +134,9 @@ func (m *runner) exited(e *entry, r *run, exit runtime.Exit, cause error) {
 	e.tellChange()
 	e.endExecs()
 	r.task.Close()
+	for _, s := range r.sending {
+		m.tellKillLocked(e, s)
+	}
 	m.tellExitLocked(e, exit, exit.OOMKilled && !told, lived) // who waited finds it among the events
 	e.notify(false, WaitResult{ExitCode: exit.Code, Err: cause})
 	e.mu.Unlock()

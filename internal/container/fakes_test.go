@@ -184,6 +184,7 @@ func (r fakeRuntime) Update(_ context.Context, u runtime.Update) error {
 
 // fakeTask is a process that ends when it is told to.
 type fakeTask struct {
+	lag    time.Duration // between what a signal does and the answer
 	f      *fakeEngine
 	launch runtime.Launch
 	once   sync.Once
@@ -263,6 +264,7 @@ func (t *fakeTask) Signal(ctx context.Context, _ string, sig syscall.Signal) err
 	if sig != t.ignore {
 		t.finish(128 + int(sig))
 	}
+	time.Sleep(t.lag)
 	return nil
 }
 

@@ -3,8 +3,12 @@ package container
 import (
 	"context"
 	"errors"
+	"slices"
+	"strconv"
 	"syscall"
 	"time"
+
+	apievents "github.com/moby/moby/api/types/events"
 )
 
 // maxSignal is the last signal that the kernel has.
@@ -112,4 +116,36 @@ func (m *runner) noteSignal(e *entry, sig syscall.Signal) (r *run, thaws bool) {
 		return r, e.rec.Config.StopSignal == ""
 	}
 	return r, false
+}
+
+// sending is a signal on its way to a run.
+type sending struct {
+	sig  syscall.Signal
+	told bool
+}
+
+// send sends a signal to the container's process and tells it, before the end that comes of
+// it is told: whoever tells that goes ahead with the signals on their way.
+func (m *core) send(ctx context.Context, e *entry, r *run, sig syscall.Signal) error {
+	s := &sending{sig: sig}
+	e.mu.Lock()
+	r.sending = append(r.sending, s)
+	e.mu.Unlock()
+	err := r.task.Signal(ctx, "", sig)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	r.sending = slices.DeleteFunc(r.sending, func(o *sending) bool { return o == s })
+	if err == nil {
+		m.tellKillLocked(e, s)
+	}
+	return err
+}
+
+// tellKillLocked publishes that a signal was sent, once; of a removal one is told in all.
+func (m *core) tellKillLocked(e *entry, s *sending) {
+	if s.told || e.killTold {
+		return
+	}
+	s.told = true
+	m.publishLocked(e, apievents.ActionKill, map[string]string{"signal": strconv.Itoa(int(s.sig))})
 }

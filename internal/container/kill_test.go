@@ -2,6 +2,8 @@ package container
 
 import (
 	"cmp"
+	"context"
+	"strings"
 	"syscall"
 	"testing"
 	"testing/synctest"
@@ -190,5 +192,41 @@ func TestSignalBeforeAnotherEnd(t *testing.T) {
 		if again, _ := e.decideRestart(c.exit, time.Second); again != c.again || e.rec.ManuallyStopped == c.again {
 			t.Errorf("%s: restarted %t, stopped by hand %t", c.name, again, e.rec.ManuallyStopped)
 		}
+	}
+}
+
+// A signal is told before the end that comes of it, however late its sender hears that it
+// was sent, and once.
+func TestSignalIsToldBeforeTheEnd(t *testing.T) {
+	for what, c := range map[string]struct {
+		end  func(ctx context.Context, m *Manager) error
+		want string
+	}{
+		"kill":  {func(ctx context.Context, m *Manager) error { return m.Kill(ctx, "it", "") }, "kill die"},
+		"TERM":  {func(ctx context.Context, m *Manager) error { return m.Kill(ctx, "it", "TERM") }, "kill die"},
+		"stop":  {func(ctx context.Context, m *Manager) error { return m.Stop(ctx, "it", Stop{}) }, "kill die stop"},
+		"rm -f": {func(ctx context.Context, m *Manager) error { return m.Remove(ctx, "it", Remove{Force: true}) }, "kill die destroy"},
+	} {
+		world(t, func(t *testing.T, f *fakeEngine, m *Manager) {
+			id := createStopping(t, m, "", "")
+			if err := m.Start(t.Context(), "it"); err != nil {
+				t.Fatal(err)
+			}
+			f.tasks[string(id)].lag = 100 * time.Millisecond
+			before := len(f.actions())
+			if err := c.end(t.Context(), m); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+			var got []string
+			for _, a := range f.actions()[before:] {
+				if a != "disconnect" {
+					got = append(got, a)
+				}
+			}
+			if strings.Join(got, " ") != c.want {
+				t.Errorf("%s: %v, want %s", what, got, c.want)
+			}
+		})
 	}
 }

@@ -23,10 +23,9 @@ func (m *Manager) Remove(ctx context.Context, ref string, o Remove) error {
 	}
 	if o.Force {
 		// A start or stop under way may hold the container for long: force goes ahead.
-		if task := e.doom(); task != nil {
+		if r := e.doom(); r != nil {
 			brief, cancel := context.WithTimeout(ctx, time.Second)
-			if task.Signal(brief, "", syscall.SIGKILL) == nil { // else the stop below tells what is wrong
-				m.tellKill(e, syscall.SIGKILL)
+			if m.send(brief, e, r, syscall.SIGKILL) == nil { // else the stop below tells what is wrong
 				e.mu.Lock()
 				e.killTold = true
 				e.mu.Unlock()

@@ -105,17 +105,6 @@ func (m *runner) awaitStop(ctx context.Context, e *entry, r *run, s Stop) error 
 	return nil
 }
 
-// tellKill publishes that a signal was sent; of a removal, once.
-func (m *core) tellKill(e *entry, sig syscall.Signal) {
-	e.mu.Lock()
-	told := e.killTold
-	e.mu.Unlock()
-	if told {
-		return
-	}
-	m.publish(e, apievents.ActionKill, map[string]string{"signal": strconv.Itoa(int(sig))})
-}
-
 // settle turns a container that waited for its restart into an ended one.
 func (m *runner) settle(e *entry) error {
 	e.mu.Lock()
@@ -236,12 +225,9 @@ func (m *runner) killRun(ctx context.Context, e *entry, r *run) error {
 func (m *runner) signal(ctx context.Context, e *entry, r *run, sig syscall.Signal) error {
 	brief, cancel := context.WithTimeout(ctx, monitorPatience)
 	defer cancel()
-	err := r.task.Signal(brief, "", sig)
+	err := m.send(brief, e, r, sig)
 	if gone(err) || (brief.Err() != nil && ctx.Err() == nil) {
 		return nil // ending: watch records it
-	}
-	if err == nil {
-		m.tellKill(e, sig)
 	}
 	return err
 }
