@@ -126,7 +126,8 @@ func (m *runner) launch(ctx context.Context, e *entry, r *run) error {
 func (m *runner) started(e *entry, s *start) {
 	e.mu.Lock()
 	s.run.task, s.run.started = s.task, time.Now()
-	err := m.updateLocked(e, false, func(rec *Record) error {
+	comesBack := !e.rec.HostConfig.RestartPolicy.IsNone() // after a power cut, too; of others it may be forgotten that they ran
+	err := m.updateLocked(e, comesBack, func(rec *Record) error {
 		if err := rec.State.move(Running); err != nil {
 			return err
 		}

@@ -41,7 +41,7 @@ func (c *cutter) compare(ctx context.Context, t *testing.T, round int, m *Machin
 			blame("container %s is nobody's", name)
 			continue
 		}
-		if err := compareBox(ctx, api, l.ID, b); err != nil {
+		if err := compareBox(ctx, api, l.ID, b, c.gone); err != nil {
 			blame("container %s: %v", name, err)
 		}
 		b.id, b.created = l.ID, true
@@ -65,8 +65,8 @@ func (c *cutter) compare(ctx context.Context, t *testing.T, round int, m *Machin
 }
 
 // compareBox compares one container with what is known of it, and takes note
-// of what a request that was cut off has done.
-func compareBox(ctx context.Context, api *harness.API, id string, b *box) error {
+// of what a request that was cut off has done. cut is when the power went.
+func compareBox(ctx context.Context, api *harness.API, id string, b *box, cut time.Time) error {
 	in, err := api.Inspect(ctx, id)
 	if err != nil {
 		return err
@@ -75,10 +75,15 @@ func compareBox(ctx context.Context, api *harness.API, id string, b *box) error 
 	if b.id != "" && b.id != id {
 		return fmt.Errorf("has the id %s, which was %s", id, b.id)
 	}
+	if b.again {
+		return compareAgain(ctx, api, id, b)
+	}
 	if st.Running || st.Pid != 0 {
 		return fmt.Errorf("runs as %d after a boot", st.Pid)
 	}
 	switch {
+	case b.running && st.Status == "created" && cut.Sub(b.started) < settled:
+		// What nothing is to come of may be forgotten.
 	case b.running && st.Status != "exited":
 		return fmt.Errorf("is %s; its start was acknowledged", st.Status)
 	case b.code >= 0 && (st.Status != "exited" || st.ExitCode != b.code):
@@ -100,6 +105,29 @@ func compareBox(ctx context.Context, api *harness.API, id string, b *box) error 
 	}
 	b.removal = 0
 	return nil
+}
+
+// settled is how long a file system may take to write what nobody waits for: ext4
+// commits every five seconds.
+const settled = 10 * time.Second
+
+// compareAgain looks whether a container whose policy has it come back does so. An
+// acknowledged start is never forgotten.
+func compareAgain(ctx context.Context, api *harness.API, id string, b *box) error {
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
+		in, err := api.Inspect(ctx, id)
+		if err != nil && b.removal == 0 {
+			return err
+		}
+		if err == nil && b.running && b.removal == 0 && !in.State.Running {
+			if time.Now().Before(end) {
+				continue
+			}
+			return fmt.Errorf("is %s and does not come back; its start was acknowledged", in.State.Status)
+		}
+		b.running, b.flight, b.removal = err == nil && in.State.Running, false, 0
+		return nil
+	}
 }
 
 // compareImages exports what images hold and compares it with what was sent.

@@ -36,6 +36,7 @@ type cutter struct {
 	boxes   map[string]*box   // by name
 	images  map[string]string // content by name, of imports that were acknowledged
 	volumes map[string]bool   // acknowledged creates; false: acknowledged removes
+	gone    time.Time         // when the power went last
 
 	creates, starts, exits, removes, imports, cut atomic.Int64
 }
@@ -50,7 +51,9 @@ type box struct {
 	removal int  // 1: asked, 2: acknowledged
 	flight  bool // a start was asked and not answered
 	stays   bool // it does not end by itself
+	again   bool // it stays, and is to come back after a cut
 	own     int  // otherwise what it returns
+	started time.Time
 }
 
 // TestPowerCut cuts the power of a machine whose engine is at work, boots it
@@ -176,6 +179,7 @@ func (c *cutter) work(ctx context.Context, m *Machine) {
 	}
 	// Emulated starts take seconds: there is always much under way.
 	time.Sleep(8*time.Second + time.Duration(c.rng.Int64N(int64(14*time.Second))))
+	c.gone = time.Now()
 	m.Kill()
 	cancel()
 	wg.Wait()
@@ -230,10 +234,13 @@ func (w *worker) container(ctx context.Context) {
 	if stays {
 		script = "i=0; while :; do echo $i; i=$((i+1)); sleep 0.05; done"
 	}
-	b := &box{code: -1, stays: stays, own: code}
+	b := &box{code: -1, stays: stays, again: stays && w.rng.IntN(3) == 0, own: code}
 	w.note(func() { w.boxes[name] = b })
 	var made struct{ ID string }
 	spec := map[string]any{"Image": image, "Cmd": []string{"sh", "-c", script}, "Volumes": map[string]any{"/v": map[string]any{}}}
+	if b.again {
+		spec["HostConfig"] = map[string]any{"RestartPolicy": map[string]any{"Name": "always"}}
+	}
 	if !w.do(ctx, "POST", "/containers/create?name="+name, spec, &made) {
 		return
 	}
@@ -246,7 +253,7 @@ func (w *worker) container(ctx context.Context) {
 	if !w.do(ctx, "POST", "/containers/"+made.ID+"/start", nil, nil) {
 		return
 	}
-	w.note(func() { b.running, b.flight = true, false })
+	w.note(func() { b.running, b.flight, b.started = true, false, time.Now() })
 	w.starts.Add(1)
 	if !stays {
 		var res struct{ StatusCode int }
