@@ -111,23 +111,34 @@ func compareBox(ctx context.Context, api *harness.API, id string, b *box, cut ti
 // commits every five seconds.
 const settled = 10 * time.Second
 
-// compareAgain looks whether a container whose policy has it come back does so. An
-// acknowledged start is never forgotten.
+// compareAgain looks whether a container whose policy has it come back does so: an
+// acknowledged start is never forgotten. Then it is stopped, and stays so.
 func compareAgain(ctx context.Context, api *harness.API, id string, b *box) error {
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(200 * time.Millisecond) {
 		in, err := api.Inspect(ctx, id)
-		if err != nil && b.removal == 0 {
+		if err != nil {
 			return err
 		}
-		if err == nil && b.running && b.removal == 0 && !in.State.Running {
+		if b.running && b.removal == 0 && !in.State.Running {
 			if time.Now().Before(end) {
 				continue
 			}
 			return fmt.Errorf("is %s and does not come back; its start was acknowledged", in.State.Status)
 		}
-		b.running, b.flight, b.removal = err == nil && in.State.Running, false, 0
-		return nil
+		break
 	}
+	if st, _, err := api.Raw(ctx, "POST", "/containers/"+id+"/stop?t=0", nil); err != nil || st != 204 && st != 304 {
+		return fmt.Errorf("stop: status %d, %v", st, err)
+	}
+	in, err := api.Inspect(ctx, id)
+	if err != nil {
+		return err
+	}
+	b.again, b.running, b.flight, b.removal, b.code = false, false, false, 0, -1
+	if in.State.Status == "exited" {
+		b.code = in.State.ExitCode
+	}
+	return nil
 }
 
 // compareImages exports what images hold and compares it with what was sent.

@@ -239,7 +239,7 @@ func (w *worker) container(ctx context.Context) {
 	var made struct{ ID string }
 	spec := map[string]any{"Image": image, "Cmd": []string{"sh", "-c", script}, "Volumes": map[string]any{"/v": map[string]any{}}}
 	if b.again {
-		spec["HostConfig"] = map[string]any{"RestartPolicy": map[string]any{"Name": "always"}}
+		spec["HostConfig"] = map[string]any{"RestartPolicy": map[string]any{"Name": "unless-stopped"}}
 	}
 	if !w.do(ctx, "POST", "/containers/create?name="+name, spec, &made) {
 		return
