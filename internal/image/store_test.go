@@ -311,6 +311,7 @@ func TestRepair(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	s.gc.stop() // which on a slow disk would note only now that the image is on it
 	c := newChange(s)
 	c.edit(r.ID).Boot = "another"
 	if err := c.commit(ctx, nil); err != nil {
