@@ -31,6 +31,7 @@ import (
 	"escale.dev/escale/internal/plugin/managed"
 	"escale.dev/escale/internal/registry"
 	"escale.dev/escale/internal/runtime/cdi"
+	"escale.dev/escale/internal/runtime/native"
 	"escale.dev/escale/internal/runtime/oci"
 	"escale.dev/escale/internal/runtime/shim"
 	"escale.dev/escale/internal/sys/atomicfile"
@@ -240,7 +241,16 @@ func (d *Daemon) openRuntime() (*shim.Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := shim.New(shim.Config{ShimPath: path, Logger: d.log, Cgroup: d.monitorsCgroup()})
+	c := shim.Config{ShimPath: path, Logger: d.log, Cgroup: d.monitorsCgroup()}
+	if own := d.now().runtimes[ownRuntime].Path; own != "" && d.cfg.Runtimes[ownRuntime] == "" {
+		if m, err := native.NewMaker(own); err != nil { // its program may do
+			d.log.Warn("each start of a container calls the runtime's program", "program", own, "error", err)
+		} else {
+			d.onClose(m.Close)
+			c.Maker, c.MakerOf = m, own
+		}
+	}
+	r := shim.New(c)
 	d.onClose(r.Close)
 	return r, nil
 }

@@ -14,14 +14,13 @@ import (
 	"escale.dev/escale/internal/runtime/native/inside"
 )
 
-// setOOMScore sets our own: the half inside gets it with its birth, when the right
-// to lower it may be gone.
-func setOOMScore(score *int) error {
+// setOOMScore sets that of the half inside, which may have lost the right to lower it.
+func setOOMScore(pid int, score *int) error {
 	if score == nil {
 		return nil
 	}
-	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(*score)), 0); err != nil {
-		return fmt.Errorf("failed to set /proc/self/oom_score_adj to %d: %w", *score, err)
+	if err := os.WriteFile("/proc/"+strconv.Itoa(pid)+"/oom_score_adj", []byte(strconv.Itoa(*score)), 0); err != nil {
+		return fmt.Errorf("failed to set oom_score_adj to %d: %w", *score, err)
 	}
 	return nil
 }

@@ -107,7 +107,7 @@ func (m *made) attend(signals <-chan os.Signal) int {
 }
 
 // make makes a container; now: it is started as well. What was made is undone on an error.
-func (r *runtime) make(id string, o values, now bool) (_ *made, err error) {
+func (r *runtime) make(id string, o values, now bool) (*made, error) {
 	bundle, err := filepath.Abs(o.text("bundle", "."))
 	if err != nil {
 		return nil, err
@@ -135,6 +135,14 @@ func (r *runtime) make(id string, o values, now bool) (_ *made, err error) {
 	if err != nil {
 		return nil, err
 	}
+	b := &birth{runtime: r, id: id, bundle: bundle, spec: spec, now: now, kept: kept, sockets: sockets, keyring: !o.has("no-new-keyring"), pidFile: o.text("pid-file", ""),
+		parent: self{o.text("console-socket", "")}}
+	return b.bear()
+}
+
+// bear has the container born. What was made is undone on an error.
+func (b *birth) bear() (_ *made, err error) {
+	r, id, spec := b.runtime, b.id, b.spec
 	var unit cgroups.Unit
 	if r.systemd {
 		if unit, err = cgroups.ParseUnit(spec.Linux.CgroupsPath, id); err != nil {
@@ -155,7 +163,7 @@ func (r *runtime) make(id string, o values, now bool) (_ *made, err error) {
 		return nil, err
 	}
 	defer lock.Close()
-	b := &birth{runtime: r, id: id, bundle: bundle, spec: spec, options: o, now: now, kept: kept, sockets: sockets, unit: unit}
+	b.unit = unit
 	defer func() {
 		if err != nil {
 			b.undo()
@@ -169,10 +177,12 @@ type birth struct {
 	*runtime
 	id, bundle string
 	spec       *specs.Spec
-	options    values
 	now        bool
-	kept       int // descriptors of the caller that the program gets
-	sockets    int // of these, those that it is told of
+	kept       int    // descriptors of the caller that the program gets
+	sockets    int    // of these, those that it is told of
+	keyring    bool   // it gets a session keyring of its own
+	pidFile    string // where its pid is written; empty: nowhere
+	parent     parent // whose child it is
 
 	group *cgroups.Group
 	cgs   []string // directories that were made
@@ -247,7 +257,7 @@ func (b *birth) run() (*made, error) {
 	}
 	defer p.out.close()
 	p.plan.Listen = b.sockets
-	if b.options.has("no-new-keyring") {
+	if !b.keyring {
 		p.plan.Keyring = ""
 	}
 	b.state.FilterFlags = p.plan.SeccompFlags
@@ -358,10 +368,7 @@ func (b *birth) alone() error {
 // start starts the half inside and sees it through until it waits to be started,
 // or runs.
 func (b *birth) start(p *preparation) error {
-	if err := setOOMScore(b.spec.Process.OOMScoreAdj); err != nil {
-		return err
-	}
-	in, err := p.out.spawn()
+	in, err := b.parent.spawn(p.out)
 	if err != nil {
 		return err
 	}
@@ -380,7 +387,7 @@ func (b *birth) start(p *preparation) error {
 		}
 		return hooks.Run("createRuntime", b.spec.Hooks.CreateRuntime, told)
 	}
-	talk := conversation{plan: p.plan, console: b.options.text("console-socket", "")}
+	talk := conversation{plan: p.plan}
 	if p.out.pids != nil {
 		if talk.plan, err = b.changeHalves(p, outside); err != nil {
 			return inInit(err)
@@ -402,8 +409,10 @@ func (b *birth) start(p *preparation) error {
 // take has a half be the one that stands for the container.
 func (b *birth) take(in *inner) (err error) {
 	b.inner, b.state.Pid = in, in.pid
-	b.state.Start, _, err = startTime(in.pid)
-	return err
+	if b.state.Start, _, err = startTime(in.pid); err != nil {
+		return err
+	}
+	return setOOMScore(in.pid, b.spec.Process.OOMScoreAdj)
 }
 
 // inInit adds to words of the half inside where they come from.
@@ -433,7 +442,7 @@ func (b *birth) set(p *preparation) error {
 	if err := b.save(b.state); err != nil {
 		return err
 	}
-	return writePid(b.options.text("pid-file", ""), b.inner.pid)
+	return writePid(b.pidFile, b.inner.pid)
 }
 
 // writePid writes a pid file so that nobody reads half of it.

@@ -247,13 +247,11 @@ func (r *runtime) handExec(s *state, out *outfit, p *plan.Plan, o values) error 
 // startExec starts the process. again has it go into another cgroup, where the
 // container's own has processes below it only.
 func startExec(process *specs.Process, out *outfit, p *plan.Plan, o values, again func() error) (*inner, error) {
-	if err := setOOMScore(process.OOMScoreAdj); err != nil {
-		return nil, err
-	}
-	in, err := out.spawn()
+	parent := self{o.text("console-socket", "")}
+	in, err := parent.spawn(out)
 	if errors.Is(err, unix.EBUSY) {
 		if aerr := again(); aerr == nil {
-			in, err = out.spawn()
+			in, err = parent.spawn(out)
 		}
 	}
 	if err != nil {
@@ -263,7 +261,10 @@ func startExec(process *specs.Process, out *outfit, p *plan.Plan, o values, agai
 	if affinity == nil {
 		affinity = &specs.CPUAffinity{}
 	}
-	err = setAffinity(in.pid, affinity.Initial)
+	err = setOOMScore(in.pid, process.OOMScoreAdj)
+	if err == nil {
+		err = setAffinity(in.pid, affinity.Initial)
+	}
 	if err == nil {
 		err = raiseLimits(in.pid, process.Rlimits)
 	}
@@ -277,7 +278,7 @@ func startExec(process *specs.Process, out *outfit, p *plan.Plan, o values, agai
 			}
 			return writePid(o.text("pid-file", ""), in.pid)
 		}
-		err = (&conversation{inner: in, plan: p, console: o.text("console-socket", "")}).run(nil, ready, true)
+		err = (&conversation{inner: in, plan: p}).run(nil, ready, true)
 	}
 	if err != nil {
 		in.end()

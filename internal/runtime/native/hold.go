@@ -29,13 +29,13 @@ type holder struct {
 	pipe int
 }
 
-func newHolder() (*holder, error) {
+func newHolder(program string) (*holder, error) {
 	var p [2]int
 	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
 		return nil, os.NewSyscallError("pipe", err)
 	}
 	defer unix.Close(p[0])
-	pid, err := syscall.ForkExec("/proc/self/exe", []string{"escale-runtime", holdArg}, &syscall.ProcAttr{Env: insideEnv, Files: []uintptr{uintptr(p[0])}})
+	pid, err := syscall.ForkExec(program, []string{"escale-runtime", holdArg}, &syscall.ProcAttr{Env: insideEnv, Files: []uintptr{uintptr(p[0])}})
 	if err != nil {
 		unix.Close(p[1])
 		return nil, fmt.Errorf("starting what holds the cgroup: %w", err)

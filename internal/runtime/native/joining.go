@@ -56,7 +56,7 @@ func (b *birth) changeHalves(p *preparation, outside func() error) (*plan.Plan, 
 	if err := out.enterGroup(b.group); err != nil {
 		return nil, err
 	}
-	in, err := out.spawn()
+	in, err := b.parent.spawn(out)
 	if err != nil {
 		return nil, err
 	}

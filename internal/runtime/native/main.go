@@ -30,10 +30,16 @@ type runtime struct {
 	root    string // where containers' states are, a directory each
 	cache   string // of filters; empty: none
 	debug   bool
-	systemd bool // cgroups are made by systemd
+	systemd bool   // cgroups are made by systemd
+	self    string // our own program
 	in      io.Reader
 	out     io.Writer
 	errs    io.Writer
+}
+
+// globalsOf is a call with the options of all commands; root: where nothing else is said.
+func globalsOf(o values, root string) *runtime {
+	return &runtime{root: o.text("root", root), cache: o.text("cache", ""), debug: o.has("debug"), systemd: o.has("systemd-cgroup"), self: "/proc/self/exe"}
 }
 
 // options of all commands.
@@ -76,7 +82,8 @@ func Main(args []string, in io.Reader, out, errs io.Writer) int {
 		fmt.Fprintln(errs, err)
 		return 1
 	}
-	r := &runtime{root: opts.text("root", "/run/escale-runtime"), cache: opts.text("cache", ""), debug: opts.has("debug"), systemd: opts.has("systemd-cgroup"), in: in, out: out, errs: errs}
+	r := globalsOf(opts, "/run/escale-runtime")
+	r.in, r.out, r.errs = in, out, errs
 	switch {
 	case opts.has("version"):
 		fmt.Fprintf(out, "escale-runtime version %s\nspec: %s\n", Version, specVersion)

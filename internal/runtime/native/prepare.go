@@ -91,6 +91,12 @@ func capsOf(c *specs.LinuxCapabilities) (*plan.Caps, error) {
 
 // namespaces opens those to be joined and notes those to be made.
 func (p *preparation) namespaces() error {
+	flags, err := namespaceFlags(p.spec.Linux.Namespaces)
+	if err != nil {
+		return err
+	}
+	// Who is in a user namespace of its own may not go into others' namespaces.
+	users := flags&unix.CLONE_NEWUSER != 0
 	for _, n := range p.spec.Linux.Namespaces {
 		kind := flagOf[n.Type]
 		p.flags |= kind
@@ -108,15 +114,17 @@ func (p *preparation) namespaces() error {
 		if err != nil {
 			return err
 		}
-		switch kind {
-		case unix.CLONE_NEWNS:
+		switch {
+		case kind == unix.CLONE_NEWNS:
 			p.plan.MountNS = p.out.give(f)
-		case unix.CLONE_NEWUSER:
+		case kind == unix.CLONE_NEWUSER:
 			p.out.user = f
-		case unix.CLONE_NEWPID:
+		case kind == unix.CLONE_NEWPID:
 			p.out.pids = f
-		default:
+		case users || kind == unix.CLONE_NEWTIME:
 			p.out.joins = append(p.out.joins, namespace{f, kind})
+		default:
+			p.plan.Spaces = append(p.plan.Spaces, plan.Space{FD: p.out.give(f), Kind: kind, Path: n.Path})
 		}
 	}
 	p.plan.OwnMounts = p.flags&unix.CLONE_NEWNS != 0

@@ -161,16 +161,38 @@ func isNull(fd int) bool {
 }
 
 func openNull() (*os.File, error) {
+	tree, err := nullTree()
+	if err != nil {
+		return nil, err
+	}
+	defer tree.Close()
+	return reopenNull(tree)
+}
+
+// nullTree is the null device in a mount of its own.
+func nullTree() (*os.File, error) {
 	tree, err := openTree("/dev/null", false)
 	if err != nil {
 		return nil, err
 	}
-	defer unix.Close(tree)
-	if err := setTree(tree, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC}, false); err != nil {
+	f := os.NewFile(uintptr(tree), "/dev/null")
+	err = setTree(tree, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC, Propagation: unix.MS_PRIVATE}, false)
+	if err == nil && !isNull(tree) {
+		err = &os.PathError{Op: "open", Path: "/dev/null", Err: unix.ENODEV}
+	}
+	if err != nil {
+		f.Close()
 		return nil, err
 	}
-	if !isNull(tree) {
-		return nil, &os.PathError{Op: "open", Path: "/dev/null", Err: unix.ENODEV}
+	return f, nil
+}
+
+// reopenNull opens it for one container: what is set of an open file is seen by all that
+// share it.
+func reopenNull(tree *os.File) (*os.File, error) {
+	fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", tree.Fd()), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: "/dev/null", Err: err}
 	}
-	return os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", tree), os.O_RDWR, 0)
+	return os.NewFile(uintptr(fd), "/dev/null"), nil
 }

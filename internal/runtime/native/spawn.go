@@ -88,7 +88,26 @@ func (o *outfit) closeGroup() {
 type inner struct {
 	pid    int
 	socket *os.File
+	parent parent
 }
+
+// parent is who the half inside is a child of: this process, or somebody for whom we do
+// everything else.
+type parent interface {
+	spawn(o *outfit) (*inner, error)
+
+	// terminal takes the controlling side of the process' terminal, and closes it.
+	terminal(f *os.File) error
+
+	// ended is how the child has ended, if it has.
+	ended(pid int) (ws syscall.WaitStatus, ok bool)
+
+	// end kills the child, if it is there still, and collects it.
+	end(pid int)
+}
+
+// self is this process as the parent. console is the socket that takes a terminal.
+type self struct{ console string }
 
 // procfs opens the host's, once it is known to be one: its root has the inode 1.
 func procfs() (*os.File, error) {
@@ -104,6 +123,8 @@ func procfs() (*os.File, error) {
 	}
 	return f, nil
 }
+
+var insideArgs = []string{"escale-runtime", insideArg}
 
 // insideEnv has the half inside leave memory and threads as few as can be.
 var insideEnv = []string{"GOGC=off", "GOMAXPROCS=1", "GODEBUG=asyncpreemptoff=1"}
@@ -148,7 +169,7 @@ func preserved(o values, sockets int) (int, error) {
 }
 
 // spawn starts the half inside, in its namespaces.
-func (o *outfit) spawn() (*inner, error) {
+func (s self) spawn(o *outfit) (*inner, error) {
 	// What is forked from us has our memory for a moment: nobody in a namespace that is
 	// joined may look at it.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
@@ -158,9 +179,9 @@ func (o *outfit) spawn() (*inner, error) {
 	if o.user != nil || o.enter != nil && o.enter.Kinds&unix.CLONE_NEWUSER != 0 {
 		open = hidden
 	}
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	pair, err := connection()
 	if err != nil {
-		return nil, os.NewSyscallError("socketpair", err)
+		return nil, err
 	}
 	defer unix.Close(pair[1])
 	fds, null, err := streams()
@@ -189,7 +210,13 @@ func (o *outfit) spawn() (*inner, error) {
 		unix.Close(pair[0])
 		return nil, err
 	}
-	return &inner{pid: pid, socket: os.NewFile(uintptr(pair[0]), "socket")}, nil
+	return &inner{pid: pid, socket: os.NewFile(uintptr(pair[0]), "socket"), parent: s}, nil
+}
+
+// connection makes what the halves talk by.
+func connection() (pair [2]int, err error) {
+	pair, err = unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	return pair, os.NewSyscallError("socketpair", err)
 }
 
 // start forks from a thread that has gone into the namespaces to be joined. The
@@ -245,7 +272,13 @@ func setClocks(offsets map[string]specs.LinuxTimeOffset) error {
 
 // program is the half inside, for package fork.
 func (o *outfit) program(exe int, fds []uintptr) *fork.Program {
-	return &fork.Program{FD: exe, Args: []string{"escale-runtime", insideArg}, Env: o.env(), Files: fds, Cgroup: o.cgroup}
+	return &fork.Program{FD: exe, Args: insideArgs, Env: o.env(), Files: fds, Cgroup: o.cgroup}
+}
+
+// born are the namespaces (CLONE_NEW*) that are made with the half inside. One of cgroups is
+// made once it is in its own.
+func (o *outfit) born() uintptr {
+	return uintptr(o.flags &^ (unix.CLONE_NEWCGROUP | unix.CLONE_NEWTIME))
 }
 
 func (o *outfit) fork(exe int, fds []uintptr) (int, error) {
@@ -254,13 +287,13 @@ func (o *outfit) fork(exe int, fds []uintptr) (int, error) {
 	if o.users != nil || o.user != nil || o.flags&unix.CLONE_NEWTIME != 0 {
 		return o.forkWhole(exe, fds)
 	}
-	attr := &syscall.SysProcAttr{Cloneflags: uintptr(o.flags &^ (unix.CLONE_NEWCGROUP | unix.CLONE_NEWTIME))}
+	attr := &syscall.SysProcAttr{Cloneflags: o.born()}
 	if o.cgroup != nil {
 		attr.UseCgroupFD, attr.CgroupFD = true, int(o.cgroup.Fd())
 	}
 	// The program comes last of the files, or moving these to their places might take its own.
 	fds = append(fds, uintptr(exe))
-	pid, err := syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", len(fds)-1), []string{"escale-runtime", insideArg}, &syscall.ProcAttr{Env: o.env(), Files: fds, Sys: attr})
+	pid, err := syscall.ForkExec(fmt.Sprintf("/proc/self/fd/%d", len(fds)-1), insideArgs, &syscall.ProcAttr{Env: o.env(), Files: fds, Sys: attr})
 	if err != nil {
 		return 0, fmt.Errorf("starting in new namespaces: %w", err)
 	}
@@ -270,11 +303,21 @@ func (o *outfit) fork(exe int, fds []uintptr) (int, error) {
 // end kills the half inside, if it is there still, and collects it.
 func (i *inner) end() {
 	_ = i.socket.Close()
-	_ = unix.Kill(i.pid, unix.SIGKILL) // not collected yet: the number is its own
+	i.parent.end(i.pid)
+}
+
+func (self) end(pid int) {
+	_ = unix.Kill(pid, unix.SIGKILL) // not collected yet: the number is its own
 	var ws unix.WaitStatus
 	for {
-		if _, err := unix.Wait4(i.pid, &ws, 0, nil); err != unix.EINTR {
+		if _, err := unix.Wait4(pid, &ws, 0, nil); err != unix.EINTR {
 			return
 		}
 	}
+}
+
+func (self) ended(pid int) (ws syscall.WaitStatus, ok bool) {
+	var w unix.WaitStatus
+	got, err := unix.Wait4(pid, &w, unix.WNOHANG, nil)
+	return syscall.WaitStatus(w), err == nil && got == pid
 }

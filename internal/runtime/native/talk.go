@@ -15,9 +15,8 @@ import (
 // conversation is what is said with a half inside until its program runs.
 type conversation struct {
 	*inner
-	plan    *plan.Plan
-	console string     // the socket that takes the terminal
-	trees   []*os.File // those that follow the plan
+	plan  *plan.Plan
+	trees []*os.File // those that follow the plan
 }
 
 // run has the half inside carry out the plan. outside runs the hooks that belong
@@ -92,20 +91,28 @@ func (i *conversation) words(err error) error {
 	if kind, body, rerr := plan.Receive(i.socket); rerr == nil && kind == plan.KindError {
 		return &plan.Refusal{Words: string(body)}
 	}
-	var ws unix.WaitStatus
-	if pid, werr := unix.Wait4(i.pid, &ws, unix.WNOHANG, nil); werr == nil && pid == i.pid && ws.Signaled() {
+	gone := errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET)
+	if !gone {
+		return fmt.Errorf("container init: %w", err)
+	}
+	if ws, ok := i.parent.ended(i.pid); ok && ws.Signaled() {
 		return fmt.Errorf("container init was killed by signal %d (memory limit too low?)", ws.Signal())
 	}
 	return fmt.Errorf("container init: %w", err)
 }
 
-// passTerminal hands the controlling side of the terminal to whoever called. It
-// connects only now: who takes it may wait for it from the connection on.
+// passTerminal hands the controlling side of the terminal to whoever called.
 func (i *conversation) passTerminal() error {
 	terminal, err := plan.ReceiveFile(i.socket, plan.KindTerminal)
 	if err != nil {
 		return i.words(err)
 	}
+	return i.parent.terminal(terminal)
+}
+
+// terminal sends it over the socket of --console-socket. It connects only now: who takes
+// it may wait for it from the connection on.
+func (s self) terminal(terminal *os.File) error {
 	defer terminal.Close()
 	// It does not wait for who does not accept: meanwhile nobody would collect what is inside
 	// should the container end, and that would not be over.
@@ -114,8 +121,8 @@ func (i *conversation) passTerminal() error {
 		return os.NewSyscallError("socket", err)
 	}
 	defer unix.Close(fd)
-	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: i.console}); err != nil {
-		return fmt.Errorf("console socket: %w", &os.PathError{Op: "connect", Path: i.console, Err: err})
+	if err := unix.Connect(fd, &unix.SockaddrUnix{Name: s.console}); err != nil {
+		return fmt.Errorf("console socket: %w", &os.PathError{Op: "connect", Path: s.console, Err: err})
 	}
 	if err := unix.Sendmsg(fd, []byte("/dev/ptmx"), unix.UnixRights(int(terminal.Fd())), nil, 0); err != nil {
 		return fmt.Errorf("console socket: %w", os.NewSyscallError("sendmsg", err))

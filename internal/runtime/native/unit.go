@@ -16,7 +16,7 @@ func (b *birth) startUnit(rules *cgroups.Rules) (err error) {
 	if err != nil {
 		return err
 	}
-	if b.holder, err = newHolder(); err != nil {
+	if b.holder, err = newHolder(b.self); err != nil {
 		return err
 	}
 	if err := b.group.StartUnit(asking, b.unit, b.holder.pid, cgroups.Rounded(b.spec.Linux.Resources), rules, extra); err != nil {

@@ -16,7 +16,7 @@ import (
 // with a copy of our memory until it is the program.
 func (o *outfit) forkWhole(exe int, fds []uintptr) (int, error) {
 	p := o.program(exe, fds)
-	flags := o.flags &^ (unix.CLONE_NEWCGROUP | unix.CLONE_NEWTIME)
+	flags := int(o.born())
 	if o.user != nil {
 		return fork.Join(p, o.user, flags)
 	}

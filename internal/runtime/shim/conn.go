@@ -114,6 +114,11 @@ func (c *conn) close(err error) {
 // send makes a request; f gets the answer, or an error, once, and may not block.
 // The message's memory is the connection's: f copies what it keeps.
 func (c *conn) send(t wire.Type, fill func(*wire.Writer), f func(wire.Message, error)) (id uint64) {
+	return c.sendWith(nil, t, fill, f)
+}
+
+// sendWith is send with descriptors, rights at most, along with the request.
+func (c *conn) sendWith(fds []int, t wire.Type, fill func(*wire.Writer), f func(wire.Message, error)) (id uint64) {
 	c.mu.Lock()
 	if err := c.err; err != nil {
 		c.mu.Unlock()
@@ -130,7 +135,12 @@ func (c *conn) send(t wire.Type, fill func(*wire.Writer), f func(wire.Message, e
 		fill(&c.w)
 	}
 	c.w.End()
-	_, err := c.nc.Write(c.w.Data())
+	var err error
+	if len(fds) > 0 {
+		_, _, err = c.nc.WriteMsgUnix(c.w.Data(), unix.UnixRights(fds...), nil)
+	} else {
+		_, err = c.nc.Write(c.w.Data())
+	}
 	c.mu.Unlock()
 	if err != nil {
 		c.close(errLost)
@@ -195,6 +205,19 @@ func (c *conn) call(ctx context.Context, t wire.Type, fill func(*wire.Writer)) (
 	return c.begin(t, fill).wait(ctx)
 }
 
+// callWith is call with descriptors along with the request. The caller keeps its own.
+func (c *conn) callWith(ctx context.Context, files []*os.File, t wire.Type, fill func(*wire.Writer)) (wire.Message, error) {
+	if err := ctx.Err(); err != nil {
+		return wire.Message{}, err
+	}
+	fds, err := numbers(files)
+	if err != nil {
+		return wire.Message{}, err
+	}
+	defer runtime.KeepAlive(files)
+	return c.beginWith(fds, t, fill).wait(ctx)
+}
+
 // request is one under way.
 type request struct {
 	c  *conn
@@ -209,8 +232,12 @@ type answer struct {
 
 // begin makes a request whose answer is waited for later.
 func (c *conn) begin(t wire.Type, fill func(*wire.Writer)) *request {
+	return c.beginWith(nil, t, fill)
+}
+
+func (c *conn) beginWith(fds []int, t wire.Type, fill func(*wire.Writer)) *request {
 	r := &request{c: c, ch: make(chan answer, 1)}
-	r.id = c.send(t, fill, func(m wire.Message, err error) { r.ch <- answer{m.Clone(), err} })
+	r.id = c.sendWith(fds, t, fill, func(m wire.Message, err error) { r.ch <- answer{m.Clone(), err} })
 	return r
 }
 

@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"escale.dev/escale/internal/runtime"
+	"escale.dev/escale/internal/runtime/native"
 	"escale.dev/escale/internal/runtime/shim/wire"
 )
 
@@ -29,18 +30,20 @@ var (
 	shimPath   string
 	runcPath   string
 	rootfs     string
-	whyNot     string // why containers cannot be run here
+	whyNot     string        // why containers cannot be run here
+	maker      runtime.Maker // of makerOf, in the round with one
+	makerOf    string
 	testCgroup = "/escale-shim-test-" + strconv.Itoa(os.Getpid())
 )
 
 func TestMain(m *testing.M) { os.Exit(testMain(m)) }
 
-func testMain(m *testing.M) int {
+func testMain(tests *testing.M) int {
 	if os.Getenv("SHIM_TEST_SOCKET") != "" {
-		return m.Run() // TestOnlyOwnUser, as the other user
+		return tests.Run() // TestOnlyOwnUser, as the other user
 	}
 	if os.Getenv("SHIM_TEST_ENGINE") != "" {
-		return m.Run() // TestEngineKilledWithPrepared, as the engine
+		return tests.Run() // TestEngineKilledWithPrepared, as the engine
 	}
 	dir, err := os.MkdirTemp("", "shim")
 	if err != nil {
@@ -57,12 +60,21 @@ func testMain(m *testing.M) int {
 		return 1
 	}
 	whyNot = prepare(dir)
-	code := m.Run()
+	code := tests.Run()
 	if whyNot == "" && os.Getenv("ESCALE_RUNC") == "" {
 		if own := filepath.Join(filepath.Dir(runcPath), "escale-runtime"); exists(own) {
 			fmt.Println("and with", own)
 			runcPath = own
-			code = max(code, m.Run())
+			code = max(code, tests.Run())
+			m, err := native.NewMaker(own)
+			if err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				return 1
+			}
+			defer m.Close()
+			fmt.Println("and with containers that the engine makes for it")
+			maker, makerOf = m, own
+			code = max(code, tests.Run())
 		}
 	}
 	info, err := New(Config{}).cgroups()
@@ -181,7 +193,7 @@ func newBox(t testing.TB, script string, change ...func(*box)) *box {
 	}
 	id := hex.EncodeToString(raw[:])
 	dir, run := t.TempDir(), runDir(t)
-	b := &box{t: t, r: New(Config{ShimPath: shimPath, Grace: 2 * time.Second})}
+	b := &box{t: t, r: New(Config{Maker: maker, MakerOf: makerOf, ShimPath: shimPath, Grace: 2 * time.Second})}
 	b.launch = runtime.Launch{
 		ID: id, Generation: 1, Bundle: filepath.Join(dir, "bundle"), RunDir: run, StateDir: filepath.Join(dir, "state"),
 		Runtime: runtime.Binary{Path: runcPath}, CgroupPath: testCgroup + "/" + id,

@@ -41,9 +41,11 @@ func (r *Runtime) Launch(ctx context.Context, l runtime.Launch) (runtime.Task, e
 	if err != nil {
 		return nil, fmt.Errorf("monitor of container %s: %w", l.ID, err)
 	}
-	r.last.Store(&l.Runtime.Path)
 	t := newTask(l.ID, l.StateDir, b.conn, dialer(l.RunDir), r.log)
 	t.runDir, t.generation, t.monitor = l.RunDir, l.Generation, b.child.pid
+	if l.Runtime.Path == r.cfg.MakerOf {
+		t.maker, t.making = r.cfg.Maker, runtime.Making{ID: l.ID, Bundle: l.Bundle, Root: filepath.Join(l.RunDir, wire.RootName), Args: l.Runtime.Args}
+	}
 	t.started = func() { r.pool.Soon(poolPause) }
 	t.watchInit()
 	return t, nil

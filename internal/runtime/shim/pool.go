@@ -5,7 +5,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"escale.dev/escale/internal/runtime/shim/wire"
 	"escale.dev/escale/internal/sys/ready"
 )
 
@@ -34,9 +33,6 @@ func (r *Runtime) keep(c ready.Config[*blank]) {
 		b, err := r.spawn()
 		if err != nil {
 			r.log.Debug("no monitor is kept ready", "error", err)
-		} else if last := r.last.Load(); last != nil {
-			// Where that does not come about the call starts one, as ever.
-			b.conn.send(wire.Expect, func(w *wire.Writer) { w.Text(wire.TagRuntime, *last) }, func(wire.Message, error) {})
 		}
 		return b, err
 	}

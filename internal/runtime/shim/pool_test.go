@@ -28,7 +28,7 @@ const testSize = 2
 // prepared is a Runtime whose pool is full, with the processes in it.
 func prepared(t testing.TB) (*Runtime, []int) {
 	t.Helper()
-	r := New(Config{ShimPath: shimPath, Grace: 2 * time.Second})
+	r := New(Config{Maker: maker, MakerOf: makerOf, ShimPath: shimPath, Grace: 2 * time.Second})
 	t.Cleanup(func() { r.Close() })
 	return r, r.full(t)
 }
@@ -159,7 +159,7 @@ func TestPoolFillsWithoutAStart(t *testing.T) {
 
 // They are gone when nothing was launched for a time, and come back with the next launch.
 func TestPoolEmptiesWhenIdle(t *testing.T) {
-	r := New(Config{ShimPath: shimPath, Grace: 2 * time.Second})
+	r := New(Config{Maker: maker, MakerOf: makerOf, ShimPath: shimPath, Grace: 2 * time.Second})
 	r.keep(ready.Config[*blank]{Size: testSize, Delay: time.Millisecond, Rest: time.Second})
 	for range 2 {
 		b := newBox(t, "true", with(r))
@@ -404,7 +404,7 @@ func TestBecomeRefuses(t *testing.T) {
 		"1 descriptors have come: some were lost": func(w *wire.Writer) { w.Uint(wire.TagHeld, 2); w.Text(wire.TagRunDir, "/") },
 		"/nosuch/run: no such file or directory":  func(w *wire.Writer) { w.Uint(wire.TagHeld, 1); w.Text(wire.TagRunDir, "/nosuch/run") },
 	} {
-		b, err := New(Config{ShimPath: shimPath}).spawn()
+		b, err := New(Config{Maker: maker, MakerOf: makerOf, ShimPath: shimPath}).spawn()
 		if err != nil {
 			t.Fatal(err)
 		}

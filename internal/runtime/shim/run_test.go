@@ -331,7 +331,7 @@ func TestOOM(t *testing.T) {
 func TestHeldSocketsGoWithTheContainer(t *testing.T) {
 	for name, r := range map[string]func(testing.TB) (*Runtime, []int){
 		"made": func(testing.TB) (*Runtime, []int) {
-			return New(Config{ShimPath: shimPath, Grace: 2 * time.Second}), nil
+			return New(Config{Maker: maker, MakerOf: makerOf, ShimPath: shimPath, Grace: 2 * time.Second}), nil
 		},
 		"kept ready": prepared,
 	} {

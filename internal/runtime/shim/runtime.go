@@ -17,7 +17,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/containerd/errdefs"
@@ -37,6 +36,10 @@ type Config struct {
 	// so that they are not counted and ended with the engine's. Empty: the engine's.
 	Cgroup string
 
+	// Maker starts containers whose OCI runtime is the program MakerOf, in place of it. nil: none.
+	Maker   runtime.Maker
+	MakerOf string
+
 	// Grace is how long a client that has stopped reading is waited for once its
 	// process has ended: the monitor lives on for it, and for nothing else. 0 is
 	// ten minutes; seconds are what counts.
@@ -51,7 +54,6 @@ type Runtime struct {
 
 	patience time.Duration // with OCI runtimes that update or delete
 	pool     *ready.Spares[*blank]
-	last     atomic.Pointer[string] // path of the OCI runtime that was asked for last
 }
 
 var _ runtime.Runtime = (*Runtime)(nil)

@@ -30,6 +30,8 @@ type Task struct {
 	conn     *conn
 	dial     func(context.Context) (*net.UnixConn, error)
 	started  func() // called when a start has come to its end, either way; nil when adopted
+	maker    runtime.Maker
+	making   runtime.Making // for maker
 	log      *slog.Logger
 
 	mu         sync.Mutex
@@ -79,7 +81,7 @@ func (t *Task) Generation() uint64 {
 // Start runs the container's process; see runtime.Task. After a *StartError the
 // monitor is gone, and attached streams have ended.
 func (t *Task) Start(ctx context.Context) (int, error) {
-	m, err := t.conn.call(ctx, wire.Start, nil)
+	m, err := t.start(ctx)
 	if t.started != nil {
 		t.started()
 	}

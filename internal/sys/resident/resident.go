@@ -20,6 +20,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Ballast is memory that is never touched, and thus takes none. The garbage collector
+// counts it: a heap whose living part is a few megabytes is not collected each time that
+// it has grown by so few, but by size bytes more. It counts until it is garbage itself.
+func Ballast(size int) *byte { return &make([]byte, size)[0] }
+
 // Release collects garbage, returns what the heap does not use, and unmaps the
 // code and the constants of the program itself. These stay in the page cache for as
 // long as there is room for them, and are mapped again as they are used, without a

@@ -2,7 +2,10 @@ package resident
 
 import (
 	"os"
+	"runtime"
+	"runtime/debug"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -91,4 +94,34 @@ func program(t *testing.T) (n int64) {
 		n += m.resident
 	}
 	return n
+}
+
+// It is counted, and not there.
+func TestBallast(t *testing.T) {
+	rss := func() int {
+		b, err := os.ReadFile("/proc/self/statm")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := strconv.Atoi(strings.Fields(string(b))[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n * os.Getpagesize()
+	}
+	const size = 256 << 20
+	debug.FreeOSMemory()
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	had := rss()
+	ballast := Ballast(size)
+	debug.FreeOSMemory()
+	runtime.ReadMemStats(&after)
+	if more := rss() - had; more > size/8 {
+		t.Errorf("it takes %d MB", more>>20)
+	}
+	if after.NextGC < before.NextGC+size {
+		t.Errorf("the next collection is due at %d MB", after.NextGC>>20)
+	}
+	runtime.KeepAlive(ballast)
 }

@@ -14,7 +14,7 @@ func ReadPlan(text []byte, v *plan.Plan) error {
 	return plainjson.Read(text, v, readPlan)
 }
 
-var fieldsOfPlan = []string{"ID", "Exec", "Leave", "Built", "Process", "Caps", "Keyring", "Listen", "Join", "MountNS", "OwnMounts", "CgroupNS", "Loopback", "Hostname", "Domainname", "Sysctl", "Root", "Mounts", "SetupDev", "Devices", "Masked", "ReadOnly", "MountLabel", "Proc", "Hold", "SeccompFlags", "Personality", "MemoryPolicy", "HooksOutside", "CreateContainer", "StartContainer", "State"}
+var fieldsOfPlan = []string{"ID", "Exec", "Leave", "Built", "Process", "Caps", "Keyring", "Listen", "Spaces", "Join", "MountNS", "OwnMounts", "CgroupNS", "Loopback", "Hostname", "Domainname", "Sysctl", "Root", "Mounts", "SetupDev", "Devices", "Masked", "ReadOnly", "MountLabel", "Proc", "Hold", "SeccompFlags", "Personality", "MemoryPolicy", "HooksOutside", "CreateContainer", "StartContainer", "State"}
 
 func readPlan(r *plainjson.Reader, v *plan.Plan) {
 	for more := r.Object(); more; more = r.More() {
@@ -36,52 +36,54 @@ func readPlan(r *plainjson.Reader, v *plan.Plan) {
 		case 7:
 			plainjson.Int(r, &v.Listen)
 		case 8:
-			plainjson.Slice(r, &v.Join, plainjson.Int[int])
+			plainjson.Slice(r, &v.Spaces, readPlanSpace)
 		case 9:
-			plainjson.Int(r, &v.MountNS)
+			plainjson.Slice(r, &v.Join, plainjson.Int[int])
 		case 10:
-			plainjson.Bool(r, &v.OwnMounts)
+			plainjson.Int(r, &v.MountNS)
 		case 11:
-			plainjson.Bool(r, &v.CgroupNS)
+			plainjson.Bool(r, &v.OwnMounts)
 		case 12:
-			plainjson.Bool(r, &v.Loopback)
+			plainjson.Bool(r, &v.CgroupNS)
 		case 13:
-			plainjson.Text(r, &v.Hostname)
+			plainjson.Bool(r, &v.Loopback)
 		case 14:
-			plainjson.Text(r, &v.Domainname)
+			plainjson.Text(r, &v.Hostname)
 		case 15:
-			plainjson.Map(r, &v.Sysctl, plainjson.Text[string])
+			plainjson.Text(r, &v.Domainname)
 		case 16:
-			readPlanRoot(r, &v.Root)
+			plainjson.Map(r, &v.Sysctl, plainjson.Text[string])
 		case 17:
-			plainjson.Slice(r, &v.Mounts, readPlanMount)
+			readPlanRoot(r, &v.Root)
 		case 18:
-			plainjson.Bool(r, &v.SetupDev)
+			plainjson.Slice(r, &v.Mounts, readPlanMount)
 		case 19:
-			plainjson.Slice(r, &v.Devices, readPlanDevice)
+			plainjson.Bool(r, &v.SetupDev)
 		case 20:
-			plainjson.Slice(r, &v.Masked, plainjson.Text[string])
+			plainjson.Slice(r, &v.Devices, readPlanDevice)
 		case 21:
-			plainjson.Slice(r, &v.ReadOnly, plainjson.Text[string])
+			plainjson.Slice(r, &v.Masked, plainjson.Text[string])
 		case 22:
-			plainjson.Text(r, &v.MountLabel)
+			plainjson.Slice(r, &v.ReadOnly, plainjson.Text[string])
 		case 23:
-			plainjson.Int(r, &v.Proc)
+			plainjson.Text(r, &v.MountLabel)
 		case 24:
-			plainjson.Int(r, &v.Hold)
+			plainjson.Int(r, &v.Proc)
 		case 25:
-			plainjson.Uint(r, &v.SeccompFlags)
+			plainjson.Int(r, &v.Hold)
 		case 26:
-			plainjson.Pointer(r, &v.Personality, readLinuxPersonality)
+			plainjson.Uint(r, &v.SeccompFlags)
 		case 27:
-			plainjson.Pointer(r, &v.MemoryPolicy, readLinuxMemoryPolicy)
+			plainjson.Pointer(r, &v.Personality, readLinuxPersonality)
 		case 28:
-			plainjson.Bool(r, &v.HooksOutside)
+			plainjson.Pointer(r, &v.MemoryPolicy, readLinuxMemoryPolicy)
 		case 29:
-			plainjson.Slice(r, &v.CreateContainer, readHook)
+			plainjson.Bool(r, &v.HooksOutside)
 		case 30:
-			plainjson.Slice(r, &v.StartContainer, readHook)
+			plainjson.Slice(r, &v.CreateContainer, readHook)
 		case 31:
+			plainjson.Slice(r, &v.StartContainer, readHook)
+		case 32:
 			readState(r, &v.State)
 		default:
 			r.Skip()
@@ -104,6 +106,23 @@ func readPlanCaps(r *plainjson.Reader, v *plan.Caps) {
 			plainjson.Uint(r, &v.Permitted)
 		case 4:
 			plainjson.Uint(r, &v.Ambient)
+		default:
+			r.Skip()
+		}
+	}
+}
+
+var fieldsOfPlanSpace = []string{"FD", "Kind", "Path"}
+
+func readPlanSpace(r *plainjson.Reader, v *plan.Space) {
+	for more := r.Object(); more; more = r.More() {
+		switch r.Field(fieldsOfPlanSpace) {
+		case 0:
+			plainjson.Int(r, &v.FD)
+		case 1:
+			plainjson.Int(r, &v.Kind)
+		case 2:
+			plainjson.Text(r, &v.Path)
 		default:
 			r.Skip()
 		}

@@ -32,6 +32,8 @@ func writePlan(w *plainjson.Writer, v *plan.Plan) {
 	plainjson.WriteText(w, &v.Keyring)
 	w.Key("Listen")
 	plainjson.WriteInt(w, &v.Listen)
+	w.Key("Spaces")
+	plainjson.WriteSlice(w, &v.Spaces, writePlanSpace)
 	w.Key("Join")
 	plainjson.WriteSlice(w, &v.Join, plainjson.WriteInt[int])
 	w.Key("MountNS")
@@ -95,6 +97,17 @@ func writePlanCaps(w *plainjson.Writer, v *plan.Caps) {
 	plainjson.WriteUint(w, &v.Permitted)
 	w.Key("Ambient")
 	plainjson.WriteUint(w, &v.Ambient)
+	w.Close()
+}
+
+func writePlanSpace(w *plainjson.Writer, v *plan.Space) {
+	w.Open()
+	w.Key("FD")
+	plainjson.WriteInt(w, &v.FD)
+	w.Key("Kind")
+	plainjson.WriteInt(w, &v.Kind)
+	w.Key("Path")
+	plainjson.WriteText(w, &v.Path)
 	w.Close()
 }
 

@@ -83,6 +83,9 @@ func (h *half) run() error {
 	if err := h.keyring(); err != nil {
 		return err
 	}
+	if err := h.enterSpaces(); err != nil {
+		return err
+	}
 	if err := h.joinCgroups(); err != nil {
 		return err
 	}
@@ -164,6 +167,19 @@ func (h *half) joinCgroups() error {
 		if err := unix.Unshare(unix.CLONE_NEWCGROUP); err != nil {
 			return fmt.Errorf("cgroup namespace: %w", err)
 		}
+	}
+	return nil
+}
+
+// enterSpaces has this thread, and thus the program, go into namespaces of others that
+// threads can go into.
+func (h *half) enterSpaces() error {
+	for i := range h.Spaces {
+		s := &h.Spaces[i]
+		if err := unix.Setns(s.FD, s.Kind); err != nil {
+			return fmt.Errorf("joining namespace %s: %w", s.Path, err)
+		}
+		closeFD(s.FD)
 	}
 	return nil
 }

@@ -41,11 +41,12 @@ type Plan struct {
 	Keyring string
 	Listen  int // of the descriptors that the program keeps, sockets that it is told of (sd_listen_fds(3))
 
-	Join      []int // descriptors: "0" is written to each, which puts the writer into a cgroup
-	MountNS   int   // a pidfd, or a mount namespace, to go into
-	OwnMounts bool  // it has a mount namespace, whose root is exchanged; else it has the host's mounts
-	CgroupNS  bool  // to be made, once it is in its cgroups
-	Loopback  bool  // the network namespace is new: lo is to be set up
+	Spaces    []Space // namespaces to go into, but those of mounts, users, pids and time
+	Join      []int   // descriptors: "0" is written to each, which puts the writer into a cgroup
+	MountNS   int     // a pidfd, or a mount namespace, to go into
+	OwnMounts bool    // it has a mount namespace, whose root is exchanged; else it has the host's mounts
+	CgroupNS  bool    // to be made, once it is in its cgroups
+	Loopback  bool    // the network namespace is new: lo is to be set up
 
 	Hostname, Domainname string
 	Sysctl               map[string]string
@@ -71,6 +72,13 @@ type Plan struct {
 	CreateContainer []specs.Hook
 	StartContainer  []specs.Hook
 	State           specs.State // for hooks
+}
+
+// Space is a namespace of another's.
+type Space struct {
+	FD   int
+	Kind int    // CLONE_NEW*
+	Path string // for errors
 }
 
 // Root is the container's root file system.
@@ -179,13 +187,20 @@ func SendFile(socket *os.File, kind byte, fd int) error {
 func ReceiveFile(socket *os.File, kind byte) (*os.File, error) {
 	head, oob := make([]byte, 5), make([]byte, unix.CmsgSpace(4))
 	var n, size int
-	var err error
-	for {
-		if n, size, _, _, err = unix.Recvmsg(int(socket.Fd()), head, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_WAITALL); err != unix.EINTR {
-			break
-		}
-	}
+	rc, err := socket.SyscallConn()
 	if err != nil {
+		return nil, err
+	}
+	var failed error
+	// What is written at once is read at once, by a socket that does not block, too.
+	err = rc.Read(func(fd uintptr) bool {
+		for {
+			if n, size, _, _, failed = unix.Recvmsg(int(fd), head, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_WAITALL); failed != unix.EINTR {
+				return failed != unix.EAGAIN
+			}
+		}
+	})
+	if err = errors.Join(err, failed); err != nil {
 		return nil, err
 	}
 	if size == 0 {

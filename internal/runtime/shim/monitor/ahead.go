@@ -11,7 +11,7 @@ import (
 var aheadArg = "ahead" + string(bytes.Repeat([]byte{' '}, room-len("ahead")))
 
 // ahead is an OCI runtime of our own that waits to be told what to do: its start is over
-// before the container's begins. See aheadArg in internal/runtime/native.
+// before the exec's begins. See aheadArg in internal/runtime/native.
 type ahead struct {
 	runtime string // its path
 	pid     int
@@ -21,11 +21,7 @@ type ahead struct {
 }
 
 const (
-	// birthPatience is for how many seconds one waits for a container: longer than
-	// the engine keeps the monitor.
-	birthPatience = 60
-
-	// execPatience is the same for an exec. None waits where execs are rarer than that.
+	// execPatience is for how many seconds one waits for an exec. None waits where execs are rarer than that.
 	execPatience = 10
 
 	// room is how long a command line may be that the one that waits shows: by it an exec is

@@ -96,7 +96,7 @@ func (m *Monitor) spawn(p *process, r waiter, base string, command []string) {
 	}
 	args = append(args, m.cfg.id)
 	_ = unix.Unlink(base + ".log") // of an earlier call
-	pid, err := m.fork(args, files)
+	pid, err := m.call(args, files)
 	p.handedOver()
 	if err != nil {
 		c.close(m)
@@ -108,8 +108,8 @@ func (m *Monitor) spawn(p *process, r waiter, base string, command []string) {
 	m.reaper.wait()
 }
 
-// fork starts the runtime, unless one waits already.
-func (m *Monitor) fork(args []string, files []uintptr) (int, error) {
+// call starts the runtime, unless one waits already.
+func (m *Monitor) call(args []string, files []uintptr) (int, error) {
 	if pid, ok := m.callAhead(args, files); ok {
 		return pid, nil
 	}
@@ -255,27 +255,31 @@ func (m *Monitor) returned(c *call, d death) {
 }
 
 func (m *Monitor) started(c *call, pid int) {
-	p := c.p
 	early := m.stray(pid)
 	if early == nil && unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil) == unix.ECHILD {
 		m.failed(c, m.cfg.runtime+": its process is not there", nil, nil)
 		return
 	}
-	if p.id != "" && m.leaving {
+	if c.p.id != "" && m.leaving {
 		_ = unix.Kill(pid, unix.SIGKILL) // started in a container that has ended meanwhile
 	}
-	c.r.ok(func(w *wire.Writer) { w.Uint(wire.TagPid, uint64(pid)) })
-	p.running(pid)
-	if p.id == "" {
-		m.ran = true
-		m.oom.watch(m.loop, m.cfg.oomFile)
-		_ = replaceFile(wire.StartedName, identity(pid, p.start, m.boot), false) // Status tells the same
-	} else {
-		m.execed()
-	}
+	m.runs(c.p, c.r, pid)
 	if early != nil {
-		p.finish(*early)
+		c.p.finish(*early)
 	}
+}
+
+// runs is called when a process has become its program.
+func (m *Monitor) runs(p *process, r waiter, pid int) {
+	r.ok(func(w *wire.Writer) { w.Uint(wire.TagPid, uint64(pid)) })
+	p.running(pid)
+	if p.id != "" {
+		m.execed()
+		return
+	}
+	m.ran = true
+	m.oom.watch(m.loop, m.cfg.oomFile)
+	_ = replaceFile(wire.StartedName, identity(pid, p.start, m.boot), false) // Status tells the same
 }
 
 // stray takes the end of a process that the runtime had not told of yet.
@@ -309,7 +313,11 @@ func (m *Monitor) failed(c *call, text string, log, words []byte) {
 		w.Bytes(wire.TagLog, log)
 		w.Bytes(wire.TagStderr, words)
 	})
-	p := c.p
+	m.never(c.p)
+}
+
+// never is called when a process has not been started, and will not be.
+func (m *Monitor) never(p *process) {
 	p.state = wire.StateEnded
 	for _, w := range p.waiters {
 		w.refuse(wire.KindNotFound, "process was not started")

@@ -122,6 +122,7 @@ func (c *conn) close() {
 	c.fd, c.out, c.fds = -1, nil, nil
 	m.conns--
 	m.control--
+	m.orphaned(c)
 	if m.control == 0 && (m.init == nil || m.init.state == wire.StateConfigured) {
 		m.abandon()
 	}
@@ -184,14 +185,9 @@ func (c *conn) take(msg wire.Message) {
 	switch msg.Type {
 	case wire.Config, wire.Become:
 		c.config(r, msg)
-	case wire.Expect:
-		if c.m.init == nil {
-			c.m.expect(msg.Text(wire.TagRuntime), birthPatience)
-		}
-		r.ok(nil)
 	case wire.Hold:
 		c.keep(r)
-	case wire.Start, wire.Exec, wire.Signal, wire.Resize, wire.Wait, wire.Status, wire.Held:
+	case wire.Start, wire.Fork, wire.Terminal, wire.Ran, wire.Fail, wire.Exec, wire.Signal, wire.Resize, wire.Wait, wire.Status, wire.Held:
 		if c.m.init == nil {
 			r.refuse(wire.KindConflict, "not configured")
 			return
@@ -230,6 +226,18 @@ func (c *conn) request(r waiter, msg wire.Message) {
 	switch msg.Type {
 	case wire.Start:
 		m.start(r)
+		return
+	case wire.Fork:
+		m.fork(r, msg)
+		return
+	case wire.Terminal:
+		m.takeTerminal(r)
+		return
+	case wire.Ran:
+		m.forked(r)
+		return
+	case wire.Fail:
+		m.fail(r)
 		return
 	case wire.Exec:
 		m.exec(r, msg)

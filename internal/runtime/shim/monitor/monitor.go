@@ -43,6 +43,7 @@ type Monitor struct {
 	execs   []*process
 	results []result // of ended execs, oldest first
 	calls   []*call
+	birth   *birth // the engine is at it
 	ahead   *ahead
 	oom     oomWatch
 
@@ -339,7 +340,7 @@ func (m *Monitor) lendable() []int {
 
 // leave ends the process once everything was told to everyone.
 func (m *Monitor) leave() {
-	if m.leaving && m.clients == 0 && m.unsent == 0 && len(m.calls) == 0 && len(m.execs) == 0 {
+	if m.leaving && m.birth == nil && m.clients == 0 && m.unsent == 0 && len(m.calls) == 0 && len(m.execs) == 0 {
 		m.loop.stop = true
 	}
 }

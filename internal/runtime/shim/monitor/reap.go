@@ -69,6 +69,9 @@ func (d death) code() int {
 
 // reap collects all children that have ended.
 func (m *Monitor) reap() {
+	if m.birth != nil && !m.birthOver() {
+		return
+	}
 	var list []death
 	for {
 		var ws unix.WaitStatus

@@ -17,7 +17,7 @@
 //
 // A monitor is started without a container: the connection to the engine is its
 // descriptor 3, working directory and standard streams mean nothing, and its first argument
-// is Unnamed. The engine then sends Hello, perhaps Expect, Hold for what is to be kept open, if need be several, and
+// is Unnamed. The engine then sends Hello, Hold for what is to be kept open, if need be several, and
 // Become, which makes it a container's. It ends when the connection does before its container is started.
 //
 // # Conversation
@@ -63,7 +63,7 @@ const Unnamed = "prepared, of no container yet                                  
 // Type of a frame.
 type Type uint8
 
-// The frames. Those up to Become are requests, but for Hello.
+// The frames. Those before OK are requests, but for Hello.
 const (
 	Hello  Type = 1 // Version
 	Config Type = 2 // as Become, of a monitor that was born with RunDir, stderr and descriptors
@@ -88,9 +88,25 @@ const (
 	// RunDir, opens StderrName there as its standard error, and listens.
 	Become Type = 12
 
-	// Expect comes before Become and names the Runtime that will probably be called: one of our
-	// own is started and waits for the call.
-	Expect Type = 13
+	// 13 was used by engines that had an OCI runtime started ahead of its call.
+
+	// Fork, in place of Start, has the monitor be the parent of what the engine sees through itself
+	// until it is the container's program: Arg, Env, Flags (CLONE_NEW* of clone(2)), Number, InCgroup → Pid.
+	// Number descriptors come along: the program to be executed, one for those standard streams that are the null
+	// device, the others from the fourth on, and with InCgroup a cgroup to be born in. Until
+	// Ran or Fail the child is not collected, whatever has become of it: its pid is its own. When the
+	// connection ends before that it is killed.
+	Fork Type = 14
+
+	// Terminal brings the controlling side of the process' terminal along.
+	Terminal Type = 15
+
+	// Ran says that the child is the container's program → Pid.
+	Ran Type = 16
+
+	// Fail says that the container cannot be started: the child, if there is one, is killed, and the
+	// monitor ends → Number, the child's wait status; 0 without one.
+	Fail Type = 17
 
 	OK    Type = 64
 	Error Type = 65 // Kind, Text, and for KindRuntime: Code, Log, Stderr
@@ -140,6 +156,9 @@ const (
 	TagLog        Tag = 37 // the end of the runtime's log
 	TagHeld       Tag = 38 // how many descriptors are given to the monitor to keep
 	TagPassing    Tag = 39 // the exit record need not be durable
+	TagEnv        Tag = 40 // repeated
+	TagFlags      Tag = 41
+	TagInCgroup   Tag = 42
 )
 
 // Kinds of error.

@@ -1,0 +1,97 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/containerd/errdefs"
+
+	"escale.dev/escale/internal/runtime"
+	"escale.dev/escale/internal/runtime/shim/wire"
+)
+
+// failGrace is how long a monitor may take to end a start.
+const failGrace = 15 * time.Second
+
+// start starts the container: by a Maker, where there is one that can, else the monitor
+// calls the OCI runtime.
+func (t *Task) start(ctx context.Context) (wire.Message, error) {
+	if t.maker == nil {
+		return t.conn.call(ctx, wire.Start, nil)
+	}
+	p := &parent{t: t}
+	_, err := t.maker.Make(ctx, t.making, p)
+	if errors.Is(err, errors.ErrUnsupported) && !p.asked {
+		return t.conn.call(ctx, wire.Start, nil)
+	}
+	var m wire.Message
+	if err == nil {
+		// The container runs: what is left is no reason to give it up.
+		if m, err = t.conn.call(context.WithoutCancel(ctx), wire.Ran, nil); err == nil {
+			return m, nil
+		}
+	}
+	patient, done := context.WithTimeout(context.WithoutCancel(ctx), failGrace)
+	defer done()
+	_, _ = p.End(patient) // the first error is the one to tell
+	if errors.Is(err, errLost) || errors.Is(err, errClosed) || ctx.Err() != nil {
+		return m, err
+	}
+	return m, &refusal{text: err.Error(), stderr: err.Error()}
+}
+
+// parent is the monitor, for a Maker.
+type parent struct {
+	t     *Task
+	asked bool // for a child, by a monitor that knows how to
+
+	once   sync.Once
+	status syscall.WaitStatus
+	err    error
+}
+
+var _ runtime.Parent = (*parent)(nil)
+
+// Fork has the monitor start the child.
+func (p *parent) Fork(ctx context.Context, c runtime.Child) (int, error) {
+	if len(c.Files) > runtime.MaxChildFiles {
+		return 0, fmt.Errorf("%d files: %w", len(c.Files), errors.ErrUnsupported)
+	}
+	files := append([]*os.File{c.Program, c.Null}, c.Files...)
+	if c.Cgroup != nil {
+		files = append(files, c.Cgroup)
+	}
+	m, err := p.t.conn.callWith(ctx, files, wire.Fork, func(w *wire.Writer) {
+		w.Texts(wire.TagArg, c.Args)
+		w.Texts(wire.TagEnv, c.Env)
+		w.Uint(wire.TagFlags, uint64(c.Flags))
+		w.Uint(wire.TagNumber, uint64(len(files)))
+		w.Bool(wire.TagInCgroup, c.Cgroup != nil)
+	})
+	if errdefs.IsNotImplemented(err) { // it is of an earlier version
+		return 0, errors.Join(err, errors.ErrUnsupported)
+	}
+	p.asked = true
+	return int(m.Uint(wire.TagPid)), err
+}
+
+// Terminal gives the monitor the terminal.
+func (p *parent) Terminal(ctx context.Context, f *os.File) error {
+	_, err := p.t.conn.callWith(ctx, []*os.File{f}, wire.Terminal, nil)
+	return err
+}
+
+// End has the monitor end the start, and itself.
+func (p *parent) End(ctx context.Context) (syscall.WaitStatus, error) {
+	p.once.Do(func() {
+		var m wire.Message
+		m, p.err = p.t.conn.call(ctx, wire.Fail, nil)
+		p.status = syscall.WaitStatus(m.Uint(wire.TagNumber))
+	})
+	return p.status, p.err
+}
