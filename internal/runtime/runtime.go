@@ -1,6 +1,6 @@
 // Package runtime is the boundary between the engine and whatever runs a
-// container's processes: today a monitor process (runtime/shim) that calls an
-// OCI runtime; later also a start path of our own. Callers see only the
+// container's processes: a monitor process (runtime/shim) that calls an OCI
+// runtime, or has the child of a Maker (runtime/native). Callers see only the
 // interfaces of this package.
 package runtime
 

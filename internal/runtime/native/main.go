@@ -1,7 +1,8 @@
 // Package native is an OCI runtime (github.com/opencontainers/runtime-spec,
 // runtime.md) by runc's command line. This half stays outside of the container: it
 // reads the specification, opens what it names, makes cgroups and namespaces, and has
-// the half inside (package inside) do the rest.
+// the half inside (package inside) do the rest. An engine has this half in itself, as a
+// Maker, for most of its containers.
 //
 // It needs Linux 5.12: mounts are made by descriptors (mount_setattr(2)).
 package native

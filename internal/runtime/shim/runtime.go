@@ -1,5 +1,6 @@
 // Package shim runs containers under monitors: escale-shim processes that call
-// an OCI runtime and outlive the engine. It implements runtime.Runtime.
+// an OCI runtime, or have the children of a Maker, and outlive the engine. It
+// implements runtime.Runtime.
 //
 // A monitor is told what to do over a socket in the container's run directory;
 // package wire has the protocol, package monitor the other side.

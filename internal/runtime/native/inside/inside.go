@@ -83,7 +83,7 @@ func (h *half) run() error {
 	if err := h.keyring(); err != nil {
 		return err
 	}
-	if err := h.enterSpaces(); err != nil {
+	if err := enterSpaces(h.Spaces); err != nil {
 		return err
 	}
 	if err := h.joinCgroups(); err != nil {
@@ -173,9 +173,8 @@ func (h *half) joinCgroups() error {
 
 // enterSpaces has this thread, and thus the program, go into namespaces of others that
 // threads can go into.
-func (h *half) enterSpaces() error {
-	for i := range h.Spaces {
-		s := &h.Spaces[i]
+func enterSpaces(list []plan.Space) error {
+	for _, s := range list {
 		if err := unix.Setns(s.FD, s.Kind); err != nil {
 			return fmt.Errorf("joining namespace %s: %w", s.Path, err)
 		}

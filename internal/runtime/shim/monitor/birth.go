@@ -9,15 +9,16 @@ import (
 )
 
 // birth is the start of the container's process where the engine does all but have it for
-// a child. The child is collected only when it is over.
+// a child. The child is collected only when that is over.
 type birth struct {
-	c    *conn // the engine's: nobody else sees it through
-	pid  int
-	fail *waiter // is told how the child, which was killed, has ended
+	m      *Monitor
+	pid    int     // 0: nothing is being started
+	c      *conn   // the engine's: nobody else sees it through
+	failed *waiter // is told how the child, which was killed, has ended
 }
 
 // fork starts the child. What comes along is in wire.Fork's order.
-func (m *Monitor) fork(r waiter, msg wire.Message) {
+func (b *birth) fork(r waiter, msg wire.Message) {
 	fds := r.c.fds
 	r.c.fds = nil
 	defer func() {
@@ -25,7 +26,7 @@ func (m *Monitor) fork(r waiter, msg wire.Message) {
 			_ = unix.Close(fd) // the child has its own
 		}
 	}()
-	p := m.init
+	m, p := b.m, b.m.init
 	least := 2
 	if msg.Bool(wire.TagInCgroup) {
 		least++
@@ -64,80 +65,80 @@ func (m *Monitor) fork(r waiter, msg wire.Message) {
 	}
 	p.handedOver()
 	p.state = wire.StateStarting
-	m.birth = &birth{c: r.c, pid: pid}
+	b.c, b.pid = r.c, pid
 	r.ok(func(w *wire.Writer) { w.Uint(wire.TagPid, uint64(pid)) })
 }
 
-// takeTerminal takes what came along.
-func (m *Monitor) takeTerminal(r waiter) {
+// of says whether c is the engine's that has a start under way.
+func (b *birth) of(c *conn) bool { return b.pid != 0 && b.c == c && b.failed == nil }
+
+// terminal takes what came along.
+func (b *birth) terminal(r waiter) {
 	fds := r.c.fds
 	r.c.fds = nil
-	if m.birth == nil || m.birth.c != r.c || !m.init.terminal || len(fds) != 1 {
+	if !b.of(r.c) || !b.m.init.terminal || len(fds) != 1 {
 		for _, fd := range fds {
 			_ = unix.Close(fd) // nobody's
 		}
 		r.refuse(wire.KindConflict, "no terminal is waited for")
 		return
 	}
-	m.init.setTerminal(fds[0])
+	b.m.init.setTerminal(fds[0])
 	r.ok(nil)
 }
 
-// forked is told when the child is the container's program, or has been it.
-func (m *Monitor) forked(r waiter) {
-	b := m.birth
-	if b == nil || b.c != r.c || b.fail != nil {
+// ran is told when the child is the container's program, or has been it.
+func (b *birth) ran(r waiter) {
+	if !b.of(r.c) {
 		r.refuse(wire.KindConflict, "nothing is being started")
 		return
 	}
-	m.birth = nil
-	m.runs(m.init, r, b.pid)
-	m.reaper.wait()
+	pid := b.pid
+	b.pid, b.c = 0, nil
+	b.m.runs(b.m.init, r, pid)
+	b.m.reaper.wait()
 }
 
 // fail ends a start.
-func (m *Monitor) fail(r waiter) {
-	b := m.birth
+func (b *birth) fail(r waiter) {
 	switch {
-	case b == nil && m.init.state == wire.StateConfigured:
+	case b.m.init.state == wire.StateConfigured:
 		r.ok(nil)
-		m.never(m.init)
-	case b == nil || b.c != r.c || b.fail != nil:
-		r.refuse(wire.KindConflict, "nothing is being started")
+		b.m.never(b.m.init)
+	case b.of(r.c):
+		b.kill(r)
 	default:
-		b.end(r)
-		m.reaper.wait()
+		r.refuse(wire.KindConflict, "nothing is being started")
 	}
-}
-
-func (b *birth) end(r waiter) {
-	b.fail = &r
-	_ = unix.Kill(b.pid, unix.SIGKILL) // it is our child, and not collected
 }
 
 // orphaned ends a start of which nobody will hear any more.
-func (m *Monitor) orphaned(c *conn) {
-	if m.birth != nil && m.birth.c == c && m.birth.fail == nil {
-		m.birth.end(waiter{c: c})
-		m.reaper.wait()
+func (b *birth) orphaned(c *conn) {
+	if b.of(c) {
+		b.kill(waiter{c: c})
 	}
 }
 
-// birthOver collects the child of a start that has failed. It is false as long as
-// that child must not be collected: others wait so long, too.
-func (m *Monitor) birthOver() bool {
-	b := m.birth
-	if b.fail == nil {
-		return false
+func (b *birth) kill(r waiter) {
+	b.failed = &r
+	_ = unix.Kill(b.pid, unix.SIGKILL) // it is our child, and not collected
+	b.m.reaper.wait()
+}
+
+// over collects the child of a start that has failed. It is false as long as there is
+// a child that must not be collected: others wait so long, too.
+func (b *birth) over() bool {
+	if b.pid == 0 || b.failed == nil {
+		return b.pid == 0
 	}
 	var ws unix.WaitStatus
-	pid, err := unix.Wait4(b.pid, &ws, unix.WNOHANG, nil)
-	if pid != b.pid && err != unix.ECHILD {
-		m.reaper.wait()
+	if pid, err := unix.Wait4(b.pid, &ws, unix.WNOHANG, nil); pid != b.pid && err != unix.ECHILD {
+		b.m.reaper.wait()
 		return false
 	}
-	m.birth = nil
-	b.fail.ok(func(w *wire.Writer) { w.Uint(wire.TagNumber, uint64(ws)) })
-	m.never(m.init)
+	r := *b.failed
+	b.pid, b.c, b.failed = 0, nil, nil
+	r.ok(func(w *wire.Writer) { w.Uint(wire.TagNumber, uint64(ws)) })
+	b.m.never(b.m.init)
 	return true
 }

@@ -122,7 +122,7 @@ func (c *conn) close() {
 	c.fd, c.out, c.fds = -1, nil, nil
 	m.conns--
 	m.control--
-	m.orphaned(c)
+	m.birth.orphaned(c)
 	if m.control == 0 && (m.init == nil || m.init.state == wire.StateConfigured) {
 		m.abandon()
 	}
@@ -228,16 +228,16 @@ func (c *conn) request(r waiter, msg wire.Message) {
 		m.start(r)
 		return
 	case wire.Fork:
-		m.fork(r, msg)
+		m.birth.fork(r, msg)
 		return
 	case wire.Terminal:
-		m.takeTerminal(r)
+		m.birth.terminal(r)
 		return
 	case wire.Ran:
-		m.forked(r)
+		m.birth.ran(r)
 		return
 	case wire.Fail:
-		m.fail(r)
+		m.birth.fail(r)
 		return
 	case wire.Exec:
 		m.exec(r, msg)

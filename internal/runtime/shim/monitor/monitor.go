@@ -43,7 +43,7 @@ type Monitor struct {
 	execs   []*process
 	results []result // of ended execs, oldest first
 	calls   []*call
-	birth   *birth // the engine is at it
+	birth   birth
 	ahead   *ahead
 	oom     oomWatch
 
@@ -103,6 +103,7 @@ func Main() int {
 		fatal("pipe: ", err)
 	}
 	m.grace.m, m.grace.fd = m, -1
+	m.birth.m = m
 	if err := unix.SetNonblock(controlFD, true); err != nil {
 		fatal("control connection: ", err)
 	}
@@ -340,7 +341,7 @@ func (m *Monitor) lendable() []int {
 
 // leave ends the process once everything was told to everyone.
 func (m *Monitor) leave() {
-	if m.leaving && m.birth == nil && m.clients == 0 && m.unsent == 0 && len(m.calls) == 0 && len(m.execs) == 0 {
+	if m.leaving && m.birth.pid == 0 && m.clients == 0 && m.unsent == 0 && len(m.calls) == 0 && len(m.execs) == 0 {
 		m.loop.stop = true
 	}
 }

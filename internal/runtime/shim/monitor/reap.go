@@ -69,7 +69,7 @@ func (d death) code() int {
 
 // reap collects all children that have ended.
 func (m *Monitor) reap() {
-	if m.birth != nil && !m.birthOver() {
+	if !m.birth.over() {
 		return
 	}
 	var list []death
