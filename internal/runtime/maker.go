@@ -2,9 +2,13 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"os"
 	"syscall"
 )
+
+// ErrNotDelegable: what is to be made only the OCI runtime's program can make.
+var ErrNotDelegable = errors.New("only the program can make it")
 
 // Maker does in the engine what an OCI runtime's process would do before the
 // container's own is there: it costs that process.
@@ -12,7 +16,7 @@ type Maker interface {
 	// Make makes a container and sees its first process through until that has become
 	// the program. parent is who it is a child of. Errors are an OCI runtime's words,
 	// for a *StartError; on one nothing is left but, perhaps, the child, which the caller
-	// has ended. errors.ErrUnsupported: the container is one that only the program
+	// has ended. ErrNotDelegable: the container is one that only the program
 	// can make; nothing was made, and there is no child. Blocks for some 4 ms, or until
 	// ctx ends.
 	Make(ctx context.Context, m Making, parent Parent) (pid int, err error)
@@ -28,7 +32,7 @@ type Making struct {
 
 // Parent has a child for a Maker, at most one.
 type Parent interface {
-	// Fork starts it. errors.ErrUnsupported: the parent knows nothing of it.
+	// Fork starts it. ErrNotDelegable: the parent knows nothing of it.
 	Fork(ctx context.Context, c Child) (pid int, err error)
 
 	// Terminal takes the controlling side of the process' terminal.

@@ -57,13 +57,13 @@ func (m *Maker) Close() error {
 func (m *Maker) Make(ctx context.Context, c boundary.Making, p boundary.Parent) (int, error) {
 	opts, rest, err := parse(c.Args, globals, true)
 	if err != nil || len(rest) > 0 {
-		return 0, fmt.Errorf("arguments %q: %w", c.Args, errors.ErrUnsupported)
+		return 0, fmt.Errorf("arguments %q: %w", c.Args, boundary.ErrNotDelegable)
 	}
 	pid, err := m.make(ctx, globalsOf(opts, c.Root), c, p)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		return 0, cause
 	}
-	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+	if err != nil && !errors.Is(err, boundary.ErrNotDelegable) {
 		return 0, fmt.Errorf("runc run failed: %w", err)
 	}
 	return pid, err
@@ -79,7 +79,7 @@ func (m *Maker) make(ctx context.Context, r *runtime, c boundary.Making, p bound
 		return 0, err
 	}
 	if !r.delegable(spec) {
-		return 0, errors.ErrUnsupported
+		return 0, boundary.ErrNotDelegable
 	}
 	away := &remote{ctx: ctx, maker: m, Parent: p, stop: func() bool { return true }}
 	defer func() { away.stop() }()
@@ -131,7 +131,7 @@ func (r *remote) spawn(o *outfit) (*inner, error) {
 	pid, err := r.Fork(r.ctx, boundary.Child{Program: r.maker.program, Args: insideArgs, Env: o.env(), Null: null, Files: append([]*os.File{theirs}, o.files...), Flags: o.born(), Cgroup: o.cgroup})
 	if err != nil {
 		ours.Close()
-		if errors.Is(err, errors.ErrUnsupported) {
+		if errors.Is(err, boundary.ErrNotDelegable) {
 			return nil, err
 		}
 		return nil, fmt.Errorf("starting in new namespaces: %w", err)

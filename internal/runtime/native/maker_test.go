@@ -185,7 +185,7 @@ func TestMakerRefused(t *testing.T) {
 		"parent":  {func(_ *lab, m *monitor) { m.refuse = errors.New("has enough") }, "unable to start container process: starting in new namespaces: has enough"},
 		"killed": {func(_ *lab, m *monitor) { m.forked = func() { _ = unix.Kill(m.pid, unix.SIGKILL) } },
 			"unable to start container process: container init was killed by signal 9 (memory limit too low?)"},
-		"own parent": {func(_ *lab, m *monitor) { m.refuse = errors.ErrUnsupported }, errors.ErrUnsupported.Error()},
+		"own parent": {func(_ *lab, m *monitor) { m.refuse = boundary.ErrNotDelegable }, boundary.ErrNotDelegable.Error()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l, m := newLab(t, "true"), &monitor{}
@@ -194,7 +194,7 @@ func TestMakerRefused(t *testing.T) {
 			if err == nil || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v", err)
 			}
-			if name == "own parent" != errors.Is(err, errors.ErrUnsupported) {
+			if name == "own parent" != errors.Is(err, boundary.ErrNotDelegable) {
 				t.Errorf("%v is no refusal of its own", err)
 			}
 			l.nothingLeft()
@@ -248,7 +248,7 @@ func TestNotDelegable(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			l, m := newLab(t, "true"), &monitor{}
 			change(l)
-			if _, err := engine(l, m); !errors.Is(err, errors.ErrUnsupported) || m.pid != 0 {
+			if _, err := engine(l, m); !errors.Is(err, boundary.ErrNotDelegable) || m.pid != 0 {
 				t.Errorf("%v, child %d", err, m.pid)
 			}
 			if _, err := os.Stat(filepath.Join(l.states, l.id)); err == nil {
@@ -257,7 +257,7 @@ func TestNotDelegable(t *testing.T) {
 		})
 	}
 	l := newLab(t, "true")
-	if _, err := engine(l, &monitor{}, "--nosuch"); !errors.Is(err, errors.ErrUnsupported) {
+	if _, err := engine(l, &monitor{}, "--nosuch"); !errors.Is(err, boundary.ErrNotDelegable) {
 		t.Errorf("of an argument that it does not know: %v", err)
 	}
 }

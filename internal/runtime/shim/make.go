@@ -26,7 +26,7 @@ func (t *Task) start(ctx context.Context) (wire.Message, error) {
 	}
 	p := &parent{t: t}
 	_, err := t.maker.Make(ctx, t.making, p)
-	if errors.Is(err, errors.ErrUnsupported) && !p.asked {
+	if errors.Is(err, runtime.ErrNotDelegable) && !p.asked {
 		return t.conn.call(ctx, wire.Start, nil)
 	}
 	var m wire.Message
@@ -60,7 +60,7 @@ var _ runtime.Parent = (*parent)(nil)
 // Fork has the monitor start the child.
 func (p *parent) Fork(ctx context.Context, c runtime.Child) (int, error) {
 	if len(c.Files) > runtime.MaxChildFiles {
-		return 0, fmt.Errorf("%d files: %w", len(c.Files), errors.ErrUnsupported)
+		return 0, fmt.Errorf("%d files: %w", len(c.Files), runtime.ErrNotDelegable)
 	}
 	files := append([]*os.File{c.Program, c.Null}, c.Files...)
 	if c.Cgroup != nil {
@@ -74,7 +74,7 @@ func (p *parent) Fork(ctx context.Context, c runtime.Child) (int, error) {
 		w.Bool(wire.TagInCgroup, c.Cgroup != nil)
 	})
 	if errdefs.IsNotImplemented(err) { // it is of an earlier version
-		return 0, errors.Join(err, errors.ErrUnsupported)
+		return 0, errors.Join(err, runtime.ErrNotDelegable)
 	}
 	p.asked = true
 	return int(m.Uint(wire.TagPid)), err

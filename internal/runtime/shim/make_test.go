@@ -163,7 +163,7 @@ func (r refusing) Make(context.Context, runtime.Making, runtime.Parent) (int, er
 
 // What only the program can make, it makes.
 func TestMakerCannot(t *testing.T) {
-	b := newBox(t, "exit 5", with(New(Config{ShimPath: shimPath, MakerOf: runcPath, Maker: refusing{errors.ErrUnsupported}})))
+	b := newBox(t, "exit 5", with(New(Config{ShimPath: shimPath, MakerOf: runcPath, Maker: refusing{runtime.ErrNotDelegable}})))
 	b.launchIt()
 	b.start()
 	if e := b.wait(""); e.Code != 5 {
