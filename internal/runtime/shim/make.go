@@ -15,8 +15,8 @@ import (
 	"escale.dev/escale/internal/runtime/shim/wire"
 )
 
-// failGrace is how long a monitor may take to end a start.
-const failGrace = 15 * time.Second
+// failGrace is how long a monitor may take to end a start, or to hear of its success.
+var failGrace = 15 * time.Second
 
 // start starts the container: by a Maker, where there is one that can, else the monitor
 // calls the OCI runtime.
@@ -25,24 +25,55 @@ func (t *Task) start(ctx context.Context) (wire.Message, error) {
 		return t.conn.call(ctx, wire.Start, nil)
 	}
 	p := &parent{t: t}
-	_, err := t.maker.Make(ctx, t.making, p)
+	_, err := t.make(ctx, p)
 	if errors.Is(err, runtime.ErrNotDelegable) && !p.asked {
 		return t.conn.call(ctx, wire.Start, nil)
 	}
 	var m wire.Message
-	if err == nil {
-		// The container runs: what is left is no reason to give it up.
-		if m, err = t.conn.call(context.WithoutCancel(ctx), wire.Ran, nil); err == nil {
+	runs := err == nil
+	if runs {
+		// The container runs: that ctx ends now is no reason to give it up.
+		if m, err = t.patiently(ctx, wire.Ran); err == nil {
 			return m, nil
 		}
 	}
 	patient, done := context.WithTimeout(context.WithoutCancel(ctx), failGrace)
 	defer done()
 	_, _ = p.End(patient) // the first error is the one to tell
-	if errors.Is(err, errLost) || errors.Is(err, errClosed) || ctx.Err() != nil {
+	if runs || errors.Is(err, errLost) || errors.Is(err, errClosed) || ctx.Err() != nil {
 		return m, err
 	}
 	return m, &refusal{text: err.Error(), stderr: err.Error()}
+}
+
+// make has the Maker make it, for as long as there is a monitor: the child, which the Maker
+// talks to itself, may stand still.
+func (t *Task) make(ctx context.Context, p *parent) (int, error) {
+	ctx, giveUp := context.WithCancelCause(ctx)
+	defer giveUp(nil)
+	e := t.watch("")
+	go func() {
+		select {
+		case <-e.done:
+			if errors.Is(e.err, runtime.ErrMonitorLost) { // else the start has failed, and who has failed it says why
+				giveUp(errLost)
+			}
+		case <-ctx.Done():
+		}
+	}()
+	return t.maker.Make(ctx, t.making, p)
+}
+
+// patiently asks the monitor for something that it does at once, whatever becomes of ctx: one
+// that does not answer, as it stands still, is not waited for longer than failGrace.
+func (t *Task) patiently(ctx context.Context, what wire.Type) (wire.Message, error) {
+	patient, done := context.WithTimeout(context.WithoutCancel(ctx), failGrace)
+	defer done()
+	m, err := t.conn.call(patient, what, nil)
+	if err != nil && patient.Err() != nil {
+		err = fmt.Errorf("the monitor has not answered for %s: %w", failGrace, err)
+	}
+	return m, err
 }
 
 // parent is the monitor, for a Maker.

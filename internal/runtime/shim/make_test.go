@@ -145,6 +145,41 @@ func TestMakerFails(t *testing.T) {
 	}
 }
 
+// A monitor that stands still when the container runs does not hold the start for ever.
+func TestRanUnanswered(t *testing.T) {
+	defer func(d time.Duration) { failGrace = d }(failGrace)
+	failGrace = 200 * time.Millisecond
+	var b *box
+	b = made(t, "sleep 1000", func(context.Context, runtime.Parent, int) error { return unix.Kill(b.task.Monitor(), unix.SIGSTOP) })
+	b.launchIt()
+	_, err := b.task.Start(ctxFor(t))
+	var refused *runtime.StartError
+	if err == nil || !strings.Contains(err.Error(), "has not answered") || errors.As(err, &refused) {
+		t.Errorf("%v", err)
+	}
+	if err := b.r.Cleanup(ctxFor(t), runtime.Cleanup{ID: b.launch.ID, RunDir: b.launch.RunDir, Runtime: b.launch.Runtime, CgroupPath: b.launch.CgroupPath}); err != nil {
+		t.Error(err)
+	}
+	gone(t, b.task.Monitor())
+}
+
+// A monitor that dies ends the start, whatever the child does.
+func TestMonitorGoesDuringBirth(t *testing.T) {
+	var b *box
+	b = made(t, "sleep 1000", func(ctx context.Context, _ runtime.Parent, pid int) error {
+		defer unix.Kill(pid, unix.SIGKILL)
+		if err := unix.Kill(b.task.Monitor(), unix.SIGKILL); err != nil {
+			return err
+		}
+		<-ctx.Done()
+		return context.Cause(ctx)
+	})
+	b.launchIt()
+	if _, err := b.task.Start(ctxFor(t)); !errors.Is(err, runtime.ErrMonitorLost) {
+		t.Errorf("%v", err)
+	}
+}
+
 // A start that fails before there is a child is over as well.
 func TestMakerFailsAtOnce(t *testing.T) {
 	b := newBox(t, "exit 99", with(New(Config{ShimPath: shimPath, MakerOf: runcPath, Maker: refusing{errors.New("no")}})))
@@ -270,7 +305,9 @@ func TestForkUnknown(t *testing.T) {
 				if err != nil || n == 0 {
 					break
 				}
-				asked = append(asked, m.Type)
+				if m.Type != wire.Wait { // for the end of the monitor
+					asked = append(asked, m.Type)
+				}
 				var w wire.Writer
 				w.Begin(wire.OK)
 				if m.Type == wire.Fork {
