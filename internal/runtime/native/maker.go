@@ -59,6 +59,7 @@ func (m *Maker) Make(ctx context.Context, c boundary.Making, p boundary.Parent) 
 	if err != nil || len(rest) > 0 {
 		return 0, fmt.Errorf("arguments %q: %w", c.Args, boundary.ErrNotDelegable)
 	}
+	delete(opts, "root") // the program is told c.Root after all else
 	pid, err := m.make(ctx, globalsOf(opts, c.Root), c, p)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		return 0, cause
@@ -160,3 +161,5 @@ func (r *remote) ended(int) (syscall.WaitStatus, bool) {
 }
 
 func (r *remote) end(pid int) { r.ended(pid) }
+
+func (r *remote) givenUp() error { return context.Cause(r.ctx) }

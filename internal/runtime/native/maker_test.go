@@ -16,6 +16,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	boundary "escale.dev/escale/internal/runtime"
+	"escale.dev/escale/internal/runtime/native/codec"
+	"escale.dev/escale/internal/runtime/native/plan"
 )
 
 // monitor is a parent as a monitor is one.
@@ -126,7 +128,7 @@ func TestMaker(t *testing.T) {
 	score := 321
 	l.spec.Process.OOMScoreAdj, l.spec.Hostname = &score, "inside"
 	m := &monitor{}
-	said, err := engine(l, m)
+	said, err := engine(l, m, "--root", t.TempDir()) // the program would get the right one last
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -224,6 +226,55 @@ func TestMakerGivenUp(t *testing.T) {
 		t.Error(err)
 	}
 	if !m.ended {
+		t.Error("the child was left")
+	}
+	l.nothingLeft()
+}
+
+// standing is a parent whose child, once all is said, neither becomes the program nor goes.
+type standing struct {
+	*monitor
+	said func() // called then
+}
+
+func (s standing) Fork(_ context.Context, c boundary.Child) (int, error) {
+	fd, err := unix.FcntlInt(c.Files[0].Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return 0, err
+	}
+	if s.pid, err = syscall.ForkExec("/bin/busybox", []string{"sleep", "1000"}, &syscall.ProcAttr{}); err != nil {
+		unix.Close(fd)
+		return 0, err
+	}
+	go func() {
+		socket := os.NewFile(uintptr(fd), "socket")
+		_, err := codec.ReceivePlan(socket)
+		err = errors.Join(err, plan.Send(socket, plan.KindReady, nil))
+		if _, rerr := plan.Expect(socket, plan.KindReady); rerr != nil || err != nil {
+			s.t.Error(errors.Join(err, rerr))
+		}
+		s.said()
+		_, _ = socket.Read(make([]byte, 1)) // until the other end goes
+		socket.Close()
+	}()
+	return s.pid, nil
+}
+
+// A start that is given up when nothing but the program is due has not succeeded.
+func TestMakerGivenUpAtLast(t *testing.T) {
+	l := newLab(t, "true")
+	l.write()
+	maker, err := NewMaker("/proc/self/exe")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer maker.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	p := standing{&monitor{t: t}, cancel}
+	if pid, err := maker.Make(ctx, boundary.Making{ID: l.id, Bundle: l.bundle, Root: l.states}, p); !errors.Is(err, context.Canceled) {
+		t.Errorf("pid %d, %v", pid, err)
+	}
+	if !p.ended {
 		t.Error("the child was left")
 	}
 	l.nothingLeft()

@@ -104,6 +104,9 @@ type parent interface {
 
 	// end kills the child, if it is there still, and collects it.
 	end(pid int)
+
+	// givenUp is why the connection to the child was ended from here; nil: it was not.
+	givenUp() error
 }
 
 // self is this process as the parent. console is the socket that takes a terminal.
@@ -315,6 +318,8 @@ func (self) end(pid int) {
 		}
 	}
 }
+
+func (self) givenUp() error { return nil }
 
 func (self) ended(pid int) (ws syscall.WaitStatus, ok bool) {
 	var w unix.WaitStatus

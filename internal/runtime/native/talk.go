@@ -51,7 +51,7 @@ func (i *conversation) run(outside, ready func() error, wait bool) error {
 	case err == nil:
 		return fmt.Errorf("message %q where nothing was due", kind)
 	case errors.Is(err, io.EOF):
-		return nil
+		return i.parent.givenUp() // by our own end of it nothing is said of the program
 	}
 	return err
 }
