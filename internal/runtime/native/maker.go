@@ -151,7 +151,7 @@ func (r *remote) terminal(f *os.File) error {
 }
 
 // parting is how long the end of a child is waited for that was killed.
-const parting = 10 * time.Second
+const parting = 5 * time.Second
 
 func (r *remote) ended(int) (syscall.WaitStatus, bool) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.ctx), parting)

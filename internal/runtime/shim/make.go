@@ -15,8 +15,9 @@ import (
 	"escale.dev/escale/internal/runtime/shim/wire"
 )
 
-// failGrace is how long a monitor may take to end a start, or to hear of its success.
-var failGrace = 15 * time.Second
+// failGrace is how long a monitor may take to end a start, or to hear of its success: then
+// it stands still, and is ended itself.
+var failGrace = 5 * time.Second
 
 // start starts the container: by a Maker, where there is one that can, else the monitor
 // calls the OCI runtime.
@@ -29,21 +30,18 @@ func (t *Task) start(ctx context.Context) (wire.Message, error) {
 	if errors.Is(err, runtime.ErrNotDelegable) && !p.asked {
 		return t.conn.call(ctx, wire.Start, nil)
 	}
-	var m wire.Message
-	runs := err == nil
-	if runs {
-		// The container runs: that ctx ends now is no reason to give it up.
-		if m, err = t.patiently(ctx, wire.Ran); err == nil {
-			return m, nil
-		}
+	if err == nil {
+		// The container runs: that ctx ends now is no reason to give it up. A monitor that
+		// does not hear of that does not end the start either: Cleanup ends the monitor.
+		return t.patiently(ctx, wire.Ran)
 	}
 	patient, done := context.WithTimeout(context.WithoutCancel(ctx), failGrace)
 	defer done()
 	_, _ = p.End(patient) // the first error is the one to tell
-	if runs || errors.Is(err, errLost) || errors.Is(err, errClosed) || ctx.Err() != nil {
-		return m, err
+	if errors.Is(err, errLost) || errors.Is(err, errClosed) || ctx.Err() != nil {
+		return wire.Message{}, err
 	}
-	return m, &refusal{text: err.Error(), stderr: err.Error()}
+	return wire.Message{}, &refusal{text: err.Error(), stderr: err.Error()}
 }
 
 // make has the Maker make it, for as long as there is a monitor: the child, which the Maker
