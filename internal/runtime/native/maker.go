@@ -93,10 +93,16 @@ func (m *Maker) make(ctx context.Context, r *runtime, c boundary.Making, p bound
 }
 
 // delegable says whether the half inside can be a child of somebody who knows nothing but
-// clone(2). Hooks are not for a process that has more to do.
+// clone(2). Hooks are not for a process that has more to do, and a mount's own mapping of ids
+// takes a namespace that is forked with all of our memory.
 func (r *runtime) delegable(s *specs.Spec) bool {
 	if s.Hooks != nil || !r.systemd && !filepath.IsAbs(s.Linux.CgroupsPath) { // below the parent's cgroup
 		return false
+	}
+	for i := range s.Mounts {
+		if len(s.Mounts[i].UIDMappings)+len(s.Mounts[i].GIDMappings) > 0 {
+			return false
+		}
 	}
 	flags, err := namespaceFlags(s.Linux.Namespaces)
 	return err == nil && flags&(unix.CLONE_NEWUSER|unix.CLONE_NEWTIME) == 0 && !joined(s.Linux.Namespaces, specs.PIDNamespace) && len(s.Mounts)+len(s.Linux.Devices) < boundary.MaxChildFiles/2
@@ -135,6 +141,7 @@ func (r *remote) spawn(o *outfit) (*inner, error) {
 		if errors.Is(err, boundary.ErrNotDelegable) {
 			return nil, err
 		}
+		r.end(0) // it may be forking still, and its cgroup is to go
 		return nil, fmt.Errorf("starting in new namespaces: %w", err)
 	}
 	r.stop = context.AfterFunc(r.ctx, func() {

@@ -289,6 +289,7 @@ func TestNotDelegable(t *testing.T) {
 		"clocks": func(l *lab) {
 			l.spec.Linux.Namespaces = append(l.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
 		},
+		"ids of a mount":  func(l *lab) { l.spec.Mounts[0].UIDMappings = []specs.LinuxIDMapping{{Size: 1}} },
 		"parent's cgroup": func(l *lab) { l.spec.Linux.CgroupsPath = "below" },
 		"many mounts": func(l *lab) {
 			for range boundary.MaxChildFiles {
