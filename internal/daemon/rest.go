@@ -15,7 +15,7 @@ const (
 
 	// garbage is what may lie about, in bytes and beside as much as is in use, until it is collected, or the engine rests: a start
 	// of a container leaves some 0.3 MB, and a collection for every few of them would cost 1 ms each.
-	garbage = 16 << 20
+	garbage = 8 << 20
 )
 
 // rest gives back, whenever nobody asks the engine anything, the memory that it took to
